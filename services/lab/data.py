@@ -1,0 +1,70 @@
+"""Data sets: a parquet or CSV file with `text` or `text_a`,`text_b`, `label`, and optionally `split`; or `hub:NAME`."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.csv as pcsv
+import pyarrow.parquet as pq
+
+from shared.errors import BadSetting
+
+
+@dataclass(frozen=True)
+class Example:
+    """One labelled text (or pair)."""
+
+    text: str
+    pair: str | None
+    label: int
+
+
+def load(source: str, split: str | None = None) -> list[Example]:
+    """All examples of a split, in file order; `split=None` takes every row.
+
+    Raises:
+        BadSetting: the file, its columns or the split are not there.
+    """
+    table = _table(source, split)
+    columns = set(table.column_names)
+    first = next((name for name in ("text", "text_a", "sentence") if name in columns), None)
+    if first is None or "label" not in columns:
+        raise BadSetting(f"{source}: needs columns text (or text_a, text_b) and label; it has {sorted(columns)}")
+    if split is not None and "split" in columns:
+        splits = sorted(set(table["split"].to_pylist()))
+        if split not in splits:
+            raise BadSetting(f"{source}: no split {split!r}; it has {splits}")
+        table = table.filter(pc.equal(table["split"], split))
+    pairs = table["text_b"].to_pylist() if "text_b" in columns else [None] * len(table)
+    rows = zip(table[first].to_pylist(), pairs, table["label"].to_pylist(), strict=True)
+    return [Example(text, pair, int(label)) for text, pair, label in rows]
+
+
+def _table(source: str, split: str | None):  # type: ignore[no-untyped-def]  # pyarrow has no types
+    if source.startswith("hub:"):
+        from huggingface_hub import HfFileSystem
+
+        files = [f for f in HfFileSystem().glob(f"datasets/{source[4:]}/**/*.parquet") if not split or split in f]
+        if not files:
+            raise BadSetting(f"{source}: no parquet file for split {split!r} on the hub")
+        return pq.read_table(files, filesystem=HfFileSystem())
+    if not Path(source).is_file():
+        raise BadSetting(f"{source}: no such file (a .parquet or .csv path, or hub:NAME)")
+    return pcsv.read_csv(source) if source.endswith(".csv") else pq.read_table(source)
+
+
+def digest(examples: list[Example]) -> str:
+    """sha256 over texts and labels, in order: names the data that a number was measured on."""
+    hashed = hashlib.sha256()
+    for example in examples:
+        hashed.update(f"{example.text}\x00{example.pair}\x00{example.label}\x01".encode())
+    return hashed.hexdigest()
+
+
+def without(examples: list[Example], others: list[Example]) -> list[Example]:
+    """The examples whose text does not occur among `others`: duplicates across splits leak labels."""
+    known = {(other.text, other.pair) for other in others}
+    return [example for example in examples if (example.text, example.pair) not in known]

@@ -1,0 +1,91 @@
+"""A bundle: which network each tier runs, and the model card that calibration wrote about it.
+
+    deploy/models/BUNDLE/bundle.json    tiers in order -> network folder, layers used, maximum length; labels
+    deploy/models/BUNDLE/card.json      temperatures, ensemble weights, the chosen operating point, and how good it is
+
+Nothing counts to three: any number of tiers in order, each with a model of its own or a share of a deeper one's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.ensemble import Ensemble
+from shared.errors import BadSetting
+
+MODELS = Path(__file__).resolve().parents[1] / "deploy" / "models"
+
+
+class TierModel(BaseModel):
+    """What a tier runs: the first `layers` layers of a trained network, reading `max_tokens` tokens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    network: str
+    layers: int = Field(ge=1)
+    max_tokens: int = Field(ge=8)
+
+
+class BundleFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    labels: list[str] = Field(min_length=2)
+    tiers: dict[str, TierModel] = Field(min_length=1)
+
+
+class Card(BaseModel):
+    """What `calibrate` found on validation data. `report` is for people: accuracy, ECE and the reasons for defaults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperatures: dict[str, list[float]] = {}  # per tier, one per exit
+    model_temperatures: dict[str, float] = {}  # per tier, the paper's one per model
+    accuracy: dict[str, float] = {}  # per tier, its last exit, on unpruned validation texts
+    fitted_weights: dict[str, list[float]] = {}  # by visited tiers joined with "+"
+    policies: dict[str, dict[str, Any]] = {}  # parameters in force unless a request gives its own
+    report: dict[str, Any] = {}
+
+    def ensemble(self) -> Ensemble:
+        return Ensemble(accuracy=self.accuracy, fitted=self.fitted_weights)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle as read from its folder."""
+
+    name: str
+    folder: Path
+    labels: tuple[str, ...]
+    tiers: dict[str, TierModel]
+    card: Card
+    digest: str  # of bundle.json and card.json: names what answered
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """Tier names, shallowest first."""
+        return tuple(self.tiers)
+
+
+def load_bundle(name: str) -> Bundle:
+    """Read a bundle by name (`deploy/models/NAME`) or by folder; one without a card is uncalibrated.
+
+    Raises:
+        BadSetting: no such bundle, or a file that does not say what it must.
+    """
+    folder = Path(name) if Path(name).is_dir() else MODELS / name
+    if not (folder / "bundle.json").is_file():
+        known = sorted(path.parent.name for path in MODELS.glob("*/bundle.json"))
+        raise BadSetting(f"bundle {name!r}: no bundle.json in {folder}; there are {', '.join(known) or 'none'}")
+    raw = (folder / "bundle.json").read_bytes()
+    card_raw = (folder / "card.json").read_bytes() if (folder / "card.json").is_file() else b"{}"
+    try:
+        file, card = BundleFile.model_validate_json(raw), Card.model_validate_json(card_raw)
+    except ValidationError as error:
+        raise BadSetting(f"bundle {folder}: {error}") from error
+    digest = hashlib.sha256(raw + card_raw).hexdigest()
+    return Bundle(folder.name, folder, tuple(file.labels), file.tiers, card, digest)

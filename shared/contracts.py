@@ -1,0 +1,151 @@
+"""What travels between client and tier, and between tiers. Times here are milliseconds; field names say so."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+CONTRACT_VERSION = 1
+DegradedReason = Literal[
+    "upstream_timeout", "upstream_unavailable", "upstream_refused", "upstream_invalid", "breaker_open", "deadline"
+]
+
+
+def _readable(text: str) -> str:
+    if not text.strip():
+        raise ValueError("the text is empty or blank")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"character {error.start} is a lone surrogate, not text") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_readable)]
+Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.+-]+$")]
+
+
+class Wire(BaseModel):
+    """Strict: no unknown fields, no coercion, no NaN or infinity."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class TextPair(Wire):
+    text: Text
+    text_pair: Text | None = None
+
+
+class Options(Wire):
+    policy: Name | dict[str, Any] | None = Field(None, description="a policy's name, or {name, ...parameters}")
+    max_tier: Name | None = Field(None, description="the deepest tier that may answer")
+    deadline_ms: Annotated[float, Field(gt=0, le=600_000)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | Name | None = Field(None, description="replays the draws")
+    explain: bool = Field(False, description="add each exit's probabilities and each word's importance")
+
+
+class ClassifyRequest(Wire):
+    inputs: Text | TextPair | list[Text | TextPair] = Field(description="one text, one pair, or a list of them")
+    options: Options = Options()
+
+
+class LinkUse(Wire):
+    """The link that led to a hop. `from` is a Python keyword, hence the alias."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
+    source: Name = Field(alias="from")
+    target: Name = Field(alias="to")
+    backend: Literal["netem", "simulated", "none"]
+    profile: str
+    request_bytes: int
+    response_bytes: int
+    ms: float
+
+
+class WordUse(Wire):
+    word: str
+    importance: float | None  # null: the tier did not read it
+    kept: bool
+
+
+class Hop(Wire):
+    """One tier's part in an answer."""
+
+    tier: Name
+    exit_layer: int
+    layers: int
+    label: str
+    probabilities: dict[str, float]
+    confidence: float
+    offload_probability: float
+    draw: float | None = None
+    offloaded_to: Name | None = None
+    words_in: int
+    words_kept: int | None = None
+    weight: float = 0.0
+    truncated: bool
+    link: LinkUse | None = None
+    timings_ms: dict[Literal["tokenize", "queue", "infer", "prune", "total"], float]
+    exits: list[dict[str, float]] | None = None  # with `explain`
+    words: list[WordUse] | None = None  # with `explain`
+
+
+class Result(Wire):
+    """One input's answer: the ensemble over its hops."""
+
+    index: int
+    label: str
+    probabilities: dict[str, float]
+    confidence: float
+    tier: Name
+    exit_layer: int
+    words_in: int
+    truncated: bool
+    degraded: DegradedReason | None
+    hops: list[Hop]
+
+
+class ClassifyResponse(Wire):
+    id: str
+    model: str
+    results: list[Result]
+    timings_ms: dict[Literal["ensemble", "total"], float]
+
+
+class InferRequest(Wire):
+    """Tier to tier. `target` names the tier that must answer itself; null lets the callee decide by its policy."""
+
+    version: int = CONTRACT_VERSION
+    request_id: Name
+    seed: Name
+    indices: list[int]
+    texts: list[TextPair]
+    policy: dict[str, Any]
+    target: Name | None = None
+    max_tier: Name | None = None
+    deadline_ms: float | None = None  # what remains
+    explain: bool = False
+
+
+class InferredRow(Wire):
+    hops: list[Hop]  # from the callee on; empty where it could not read the text
+    degraded: DegradedReason | None = None
+
+
+class InferResponse(Wire):
+    version: int = CONTRACT_VERSION
+    rows: list[InferredRow]
+    total_ms: float  # the callee's own time for the call, its waiting for further tiers included
+
+
+class Problem(Wire):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    errors: list[dict[str, str]] = []

@@ -1,0 +1,58 @@
+"""Every error that Tierwise raises on purpose, in one tree.
+
+    TierwiseError
+      BadInput                 the caller's text or option; has an HTTP status in `web`
+        UnreadableText         no word that the tokenizer knows
+        UnknownPolicy
+      BadSetting               a setting or a bundle that cannot be used; stops a service at start
+        WrongWeights           bytes that are not the pinned ones, or adapters that do not fit their base
+      UpstreamFailure          the next tier gave no usable answer; carries the `degraded` reason
+      DeadlinePassed           no exit was reached in time
+      QueueFull, Draining      refused at the door
+"""
+
+from __future__ import annotations
+
+
+class TierwiseError(Exception):
+    """The root; its message is one line for a person and says what to do."""
+
+
+class BadInput(TierwiseError):
+    """The request is wrong."""
+
+
+class UnreadableText(BadInput):
+    """A text has no word that the tokenizer knows."""
+
+
+class UnknownPolicy(BadInput):
+    """A policy that does not exist, or parameters it does not have."""
+
+
+class BadSetting(TierwiseError):
+    """A setting, bundle or environment that cannot be used."""
+
+
+class WrongWeights(BadSetting):
+    """Weights that are missing, not the pinned bytes, or that do not fit."""
+
+
+class UpstreamFailure(TierwiseError):
+    """The next tier gave no usable answer."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+class DeadlinePassed(TierwiseError):
+    """No exit was reached before the deadline."""
+
+
+class QueueFull(TierwiseError):
+    """The tier's queue is full."""
+
+
+class Draining(TierwiseError):
+    """The tier is shutting down."""

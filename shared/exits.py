@@ -1,0 +1,81 @@
+"""Exit rules: which exit of the encoder a text leaves by.
+
+A rule looks at the probabilities of every exit reached so far and says, row by row, whether to leave now. It is a
+pure function of that history, so the live encoder and a replay over recorded exits share it to the letter.
+
+    similarity   D_l = 1/2 * sum_c |p_l(c) - p_{l-1}(c)|;  leave once D < theta held `patience` times in a row
+                 (Zhang et al. 2025, arXiv 2412.12102, eq. 13-14; theta = 0 never leaves because the test is strict)
+    confidence   leave once max_c p_l(c) >= threshold            (BranchyNet-style; DIMEE's rule, arXiv 2410.05338)
+    entropy      leave once -sum_c p ln p < threshold            (DeeBERT, Xin et al. 2020)
+    patience     leave once the label stayed the same `patience` times in a row   (PABEE, Zhou et al. 2020)
+
+Where we differ: the history holds *calibrated* probabilities (a temperature per exit), not raw softmax outputs, so
+that one theta or threshold means the same at every depth. Left out: rules that learn online (they come as policies).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:  # policies name rules, and must not cost a torch import
+    from torch import Tensor
+
+
+class ExitRule(Protocol):
+    """Accepts or refuses the newest exit. `history` is [E, B, C], oldest exit first; the answer is bool [B]."""
+
+    def __call__(self, history: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Neighbouring exits agree: total variation below `theta`, `patience` times in a row (eq. 13-14).
+
+    `min_confidence` guards against neighbours that agree on an unsure answer; 0 is the paper's rule.
+    """
+
+    theta: float
+    patience: int = 2
+    min_confidence: float = 0.0
+
+    def __call__(self, history: Tensor) -> Tensor:
+        if history.shape[0] <= self.patience:
+            return history.new_zeros(history.shape[1]).bool()
+        recent = history[-self.patience - 1 :]
+        difference = (recent[1:] - recent[:-1]).abs().sum(-1) / 2  # [patience, B]
+        return (difference < self.theta).all(0) & (history[-1].amax(-1) >= self.min_confidence)
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """The exit's own calibrated confidence reaches `threshold`."""
+
+    threshold: float
+
+    def __call__(self, history: Tensor) -> Tensor:
+        return history[-1].amax(-1) >= self.threshold
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """The exit's entropy in nats falls below `threshold`; `xlogy` keeps p = 0 from turning into NaN."""
+
+    threshold: float
+
+    def __call__(self, history: Tensor) -> Tensor:
+        newest = history[-1]
+        return -newest.xlogy(newest).sum(-1) < self.threshold
+
+
+@dataclass(frozen=True)
+class Patience:
+    """The label of neighbouring exits stays the same `patience` times in a row."""
+
+    patience: int
+
+    def __call__(self, history: Tensor) -> Tensor:
+        if history.shape[0] <= self.patience:
+            return history.new_zeros(history.shape[1]).bool()
+        labels = history[-self.patience - 1 :].argmax(-1)
+        return (labels[1:] == labels[:-1]).all(0)

@@ -1,0 +1,122 @@
+"""Links: what stands between two tiers, and the simulated one for runs without a kernel that can shape.
+
+A profile is a small value: rates, round-trip time, jitter, loss. `a+b` is the path over both: delays and losses add
+up, the slower rate holds. With the `netem` back end the kernel enforces it and this module only reports it. The
+`simulated` back end waits inside the HTTP client, each way: half the RTT plus jitter, after the bytes have passed a
+first-in-first-out queue at the link's rate. Loss is modelled as one more RTT per lost packet (fast retransmit); 100 %
+is an outage. Left out of the simulation: TCP's slow start and handshakes, so a simulated link is a little kinder than
+a real one; every answer and table says `simulated`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import Self
+
+import yaml
+
+from shared.errors import BadSetting, UpstreamFailure
+
+PROFILES = Path(__file__).resolve().parents[1] / "deploy" / "netem" / "profiles.yaml"
+_PACKET = 1448  # bytes of payload in a full Ethernet frame
+
+
+class Backend(StrEnum):
+    """Who enforces the profile."""
+
+    NETEM = "netem"
+    SIMULATED = "simulated"
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A link's impairments: bits per second (0 is unlimited), seconds, and a ratio."""
+
+    name: str
+    rate_up: float
+    rate_down: float
+    rtt: float
+    jitter: float
+    loss: float
+
+    def then(self, other: Profile) -> Profile:
+        """The path over this link and then the other."""
+        return Profile(
+            name=f"{self.name}+{other.name}",
+            rate_up=_slower(self.rate_up, other.rate_up),
+            rate_down=_slower(self.rate_down, other.rate_down),
+            rtt=self.rtt + other.rtt,
+            jitter=(self.jitter**2 + other.jitter**2) ** 0.5,
+            loss=1 - (1 - self.loss) * (1 - other.loss),
+        )
+
+
+def _slower(a: float, b: float) -> float:
+    return min(a, b) if a and b else max(a, b)
+
+
+@cache
+def _known() -> dict[str, Profile]:
+    return {
+        name: Profile(
+            name=name,
+            rate_up=raw["rate_up"] * 1e6,
+            rate_down=raw["rate_down"] * 1e6,
+            rtt=raw["rtt"] / 1e3,
+            jitter=raw["jitter"] / 1e3,
+            loss=raw["loss"] / 100,
+        )
+        for name, raw in yaml.safe_load(PROFILES.read_text()).items()
+    }
+
+
+def profile(name: str) -> Profile:
+    """A profile by name, or a path over several: `5g-nsa+metro`.
+
+    Raises:
+        BadSetting: a name that is not in `deploy/netem/profiles.yaml`.
+    """
+    parts = name.split("+")
+    for part in parts:
+        if part not in _known():
+            raise BadSetting(f"link profile {part!r}: choose from {', '.join(_known())}, or join two with +")
+    path = _known()[parts[0]]
+    for part in parts[1:]:
+        path = path.then(_known()[part])
+    return path
+
+
+class SimulatedLink:
+    """Waits as long as the link would take. One instance per link: concurrent calls share its rate."""
+
+    def __init__(self, profile: Profile, seed: int | None = None) -> None:
+        self.profile = profile
+        self._random = random.Random(seed)
+        self._free = {"up": 0.0, "down": 0.0}  # when each direction has sent what was handed to it
+
+    @classmethod
+    def named(cls, name: str) -> Self:
+        return cls(profile(name))
+
+    async def carry(self, size: int, direction: str) -> None:
+        """Return when `size` bytes would have arrived at the other end.
+
+        Raises:
+            UpstreamFailure: the link is out.
+        """
+        if self.profile.loss >= 1:
+            raise UpstreamFailure("upstream_unavailable", f"link {self.profile.name} is out")
+        now = asyncio.get_running_loop().time()
+        rate = self.profile.rate_up if direction == "up" else self.profile.rate_down
+        sent = max(now, self._free[direction]) + (size * 8 / rate if rate else 0.0)
+        self._free[direction] = sent
+        delay = max(0.0, self._random.gauss(self.profile.rtt / 2, self.profile.jitter))
+        packets = -(-size // _PACKET)
+        lost = sum(self._random.random() < self.profile.loss for _ in range(packets)) if self.profile.loss else 0
+        await asyncio.sleep(sent - now + delay + lost * self.profile.rtt)

@@ -1,0 +1,63 @@
+"""Run one tier as a process: settings from the environment, JSON logs, one uvicorn worker, a clean stop on SIGTERM."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+import uvicorn
+
+from shared.errors import BadSetting
+from shared.settings import Settings, load_settings
+
+
+def configure_logs(level: str) -> None:
+    """One JSON object a line on standard error; never a request's text."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def serve(tier: str) -> None:
+    """Serve `tier` until SIGTERM or Ctrl-C; a bad setting is one line and exit status 2."""
+    try:
+        settings = load_settings(tier)
+        configure_logs(settings.log_level)
+        _quiet_transformers()
+        from shared.web import create_app
+
+        app = create_app(settings)
+    except BadSetting as error:
+        sys.exit(_complain(tier, error))
+    uvicorn.run(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        timeout_keep_alive=75,  # longer than the callers' pool keeps a connection: they, not we, close idle ones
+        timeout_graceful_shutdown=int(settings.drain_s) or None,
+        server_header=False,
+    )
+
+
+def _complain(tier: str, error: BadSetting) -> int:
+    print(f"tierwise {tier}: {error}", file=sys.stderr)
+    return 2
+
+
+def _quiet_transformers() -> None:
+    """Its loading report says that a pooler, which we never use, was not loaded."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+__all__ = ["Settings", "configure_logs", "serve"]

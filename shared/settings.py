@@ -1,0 +1,87 @@
+"""Settings of a tier: read once from `TIERWISE_*` variables; an unknown or bad one stops the start."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from shared.errors import BadSetting
+from shared.link import Backend
+
+PREFIX = "TIERWISE_"
+PORTS = {"end": 8080, "edge": 8081, "cloud": 8082}
+DEFAULT_UPSTREAMS = {
+    "end": {"edge": "http://127.0.0.1:8081", "cloud": "http://127.0.0.1:8082"},
+    "edge": {"cloud": "http://127.0.0.1:8082"},
+}
+DEFAULT_LINKS = {"end": {"edge": "5g-nsa", "cloud": "5g-nsa+metro"}, "edge": {"cloud": "metro"}}
+# Read elsewhere (shared/weights.py, the tierwise command), so not unknown here.
+_OTHER = {"TIERWISE_CACHE_DIR"}
+
+
+class Settings(BaseSettings):
+    """One tier's settings. Lists of pairs are written `edge=http://edge:8081,cloud=http://cloud:8082`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    tier: Annotated[str, Field(description="which tier of the bundle this is")]
+    bundle: Annotated[str, Field(description="bundle: a name in deploy/models, or a folder")] = "collaborative"
+    policy: Annotated[str, Field(description="policy when a request names none")] = "collaborative"
+    calibration: Annotated[
+        Literal["per_exit", "per_model"], Field(description="one temperature per exit, or the paper's one per model")
+    ] = "per_exit"
+    host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535, description="port to listen on")] = 8080
+    upstreams: Annotated[
+        dict[str, str], NoDecode, Field(description="tiers to offload to, nearest first: TIER=URL,...")
+    ] = {}
+    links: Annotated[Backend, Field(description="who enforces the link profiles")] = Backend.SIMULATED
+    link_profiles: Annotated[
+        dict[str, str], NoDecode, Field(description="profile of the link to each upstream: TIER=PROFILE,...")
+    ] = {}
+    upstream_timeout_ms: Annotated[float, Field(gt=0, description="limit of one call to an upstream (ms)")] = 10_000.0
+    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="where the model runs")] = "auto"
+    threads: Annotated[int, Field(ge=1, le=512, description="compute threads of the model")] = 1
+    max_inputs: Annotated[int, Field(ge=1, description="inputs in one request")] = 32
+    max_body_bytes: Annotated[int, Field(ge=1024, description="size of a request's body (bytes)")] = 2_000_000
+    queue_limit: Annotated[int, Field(ge=1, description="requests that may wait for the model")] = 64
+    drain_s: Annotated[float, Field(ge=0, description="time to finish accepted requests on shutdown (s)")] = 20.0
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="least level logged")] = "info"
+
+    @field_validator("upstreams", "link_profiles", mode="before")
+    @classmethod
+    def _pairs(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+        if not all(sep and key.strip() and rest.strip() for key, sep, rest in pairs):
+            raise ValueError("expected TIER=VALUE,TIER=VALUE")
+        return {key.strip(): rest.strip() for key, _, rest in pairs}
+
+
+def load_settings(tier: str) -> Settings:
+    """Settings of a tier from the environment; ports and upstreams default to the three tiers on this host.
+
+    Raises:
+        BadSetting: an unknown `TIERWISE_` variable or a bad value; the message names it and what was expected.
+    """
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | _OTHER
+    unknown = sorted(key for key in os.environ if key.startswith(PREFIX) and key not in known)
+    if unknown:
+        raise BadSetting(f"unknown setting {', '.join(unknown)}: see `tierwise print-config`")
+    given = {key.removeprefix(PREFIX).lower() for key in os.environ if key.startswith(PREFIX)}
+    defaults = {
+        "tier": tier,
+        "port": PORTS.get(tier, 8080),
+        "upstreams": DEFAULT_UPSTREAMS.get(tier, {}),
+        "link_profiles": DEFAULT_LINKS.get(tier, {}),
+    }
+    try:
+        return Settings(**{key: value for key, value in defaults.items() if key not in given})  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = f"{PREFIX}{'_'.join(map(str, first['loc'][:1])).upper()}"
+        raise BadSetting(f"{key}={first['input']!r}: {first['msg']}") from error

@@ -1,0 +1,392 @@
+"""A request's life on one tier: decide, infer layer by layer, decide again, prune, send on, put the hops together.
+
+    before   the policy may send a text on before any layer runs
+    infer    the model runs in its worker; each text leaves at the first exit that the policy's exit rule accepts
+    after    confidence -> offload probability -> draw -> answer here, or prune and send the kept words on
+    merge    this tier's hop, then the hops that came back; an upstream that failed leaves this tier's answer, flagged
+
+End, edge and cloud run this same code; the last tier has no upstream. The first tier of a request also ensembles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+
+from shared.bundle import Bundle
+from shared.contracts import (
+    ClassifyRequest,
+    DegradedReason,
+    Hop,
+    InferredRow,
+    InferRequest,
+    LinkUse,
+    Result,
+    TextPair,
+    WordUse,
+)
+from shared.dispatch import draw
+from shared.ensemble import combine
+from shared.errors import BadInput, DeadlinePassed, UnreadableText, UpstreamFailure
+from shared.policies import STAY, Decision, Policy, Where, build, spec_of
+from shared.pruning import kept_words
+from shared.telemetry import Telemetry
+from shared.upstream import Carried, Upstream
+from shared.worker import Answer, Batch, Worker
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class _Call:
+    """An InferRequest on its way through this tier, with what was resolved from it once."""
+
+    request: InferRequest
+    policy: Policy
+    where: Where
+    draws: list[float]
+    expires: float | None  # perf_counter time
+    headers: Mapping[str, str]
+
+    def remaining(self) -> float | None:
+        return None if self.expires is None else self.expires - time.perf_counter()
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One text after local inference."""
+
+    index: int
+    hop: Hop
+    decision: Decision
+    onward: TextPair | None  # the pruned text, if it leaves
+
+
+class Tier:
+    """The pipeline of one tier. `upstreams` are its links, nearest first."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        bundle: Bundle,
+        worker: Worker,
+        upstreams: Sequence[Upstream],
+        telemetry: Telemetry,
+        default_policy: str,
+    ) -> None:
+        self.name, self.bundle, self.worker, self.telemetry = name, bundle, worker, telemetry
+        self.upstreams = {upstream.target: upstream for upstream in upstreams}
+        self.layers = bundle.tiers[name].layers
+        self.ensemble = bundle.card.ensemble()
+        self.default_policy = self.policy(default_policy)
+
+    def policy(self, spec: str | Mapping[str, Any]) -> Policy:
+        """The policy that a spec names, with this bundle's parameters for whatever it leaves out."""
+        return build(spec, self.bundle.order, self.bundle.card.policies)
+
+    # -- the first tier of a request -------------------------------------------------------------------------------
+
+    async def classify(
+        self, request: ClassifyRequest, request_id: str, headers: Mapping[str, str]
+    ) -> tuple[list[Result], float]:
+        """Answer every input: the results, and the seconds that the ensemble took.
+
+        Raises:
+            BadInput: an unknown policy or tier, or a text that cannot be read.
+            DeadlinePassed: no exit was reached in time.
+        """
+        inputs = request.inputs if isinstance(request.inputs, list) else [request.inputs]
+        options = request.options
+        policy = self.default_policy if options.policy is None else self.policy(options.policy)
+        if options.max_tier is not None and options.max_tier not in self.bundle.order:
+            raise BadInput(f"unknown tier {options.max_tier!r}: this bundle has {', '.join(self.bundle.order)}")
+        rows = await self.infer(
+            InferRequest(
+                request_id=request_id,
+                seed=request_id if options.seed is None else str(options.seed),
+                indices=list(range(len(inputs))),
+                texts=[TextPair(text=item) if isinstance(item, str) else item for item in inputs],
+                policy=spec_of(policy),
+                max_tier=options.max_tier,
+                deadline_ms=options.deadline_ms,
+                explain=options.explain,
+            ),
+            headers,
+        )
+        unreadable = [str(index) for index, row in enumerate(rows) if not row.hops]
+        if unreadable:
+            raise UnreadableText(f"no word that the tokenizer knows in input {', '.join(unreadable)}")
+        started = time.perf_counter()
+        results = [self._result(index, row, policy) for index, row in enumerate(rows)]
+        seconds = time.perf_counter() - started
+        self.telemetry.stage("ensemble", seconds)
+        return results, seconds
+
+    def _result(self, index: int, row: InferredRow, policy: Policy) -> Result:
+        weights = self.ensemble.weights([hop.tier for hop in row.hops], policy.weighting_for())
+        probabilities = _rounded(combine([hop.probabilities for hop in row.hops], weights))
+        label = max(probabilities, key=probabilities.__getitem__)
+        self.telemetry.answers.labels(self.name, label).inc()
+        if row.degraded:
+            self.telemetry.degraded.labels(self.name, row.degraded).inc()
+        last = row.hops[-1]
+        hops = [hop.model_copy(update={"weight": round(w, 6)}) for hop, w in zip(row.hops, weights, strict=True)]
+        return Result(
+            index=index,
+            label=label,
+            probabilities=probabilities,
+            confidence=probabilities[label],
+            tier=last.tier,
+            exit_layer=last.exit_layer,
+            words_in=hops[0].words_in,
+            truncated=any(hop.truncated for hop in hops),
+            degraded=row.degraded,
+            hops=hops,
+        )
+
+    # -- every tier ------------------------------------------------------------------------------------------------
+
+    async def infer(self, request: InferRequest, headers: Mapping[str, str]) -> list[InferredRow]:
+        """The hops of every text from this tier on; a row without hops could not be read.
+
+        Raises:
+            BadInput: an unknown policy, or a target that cannot be reached from here.
+            QueueFull, DeadlinePassed: this tier could not start in time.
+        """
+        call = self._resolve(request, headers)
+        rows = range(len(request.texts))
+        before = {row: self._before(call, row) for row in rows}
+        self.telemetry.words.labels(self.name, "in").inc(sum(_count(text) for text in request.texts))
+        out: dict[int, InferredRow] = {}
+        away = {row: decision for row, decision in before.items() if decision.to is not None}
+        groups = _by_destination(away)
+        relayed = await asyncio.gather(
+            *(self._send(call, group, [request.texts[r] for r in group], to, final) for (to, final), group in groups)
+        )
+        failed: dict[int, DegradedReason] = {}
+        for (_, group), answer in zip(groups, relayed, strict=True):
+            for row, came in zip(group, answer, strict=True):
+                if came.hops:
+                    out[row] = came
+                else:
+                    failed[row] = came.degraded or "upstream_refused"
+        here = [row for row in rows if row not in out]
+        if here:
+            out |= await self._local(call, here, failed)
+        return [out[row] for row in rows]
+
+    def _resolve(self, request: InferRequest, headers: Mapping[str, str]) -> _Call:
+        order = self.bundle.order
+        depth = order.index(request.max_tier) if request.max_tier in order else len(order) - 1
+        reachable = tuple(target for target in self.upstreams if order.index(target) <= depth)
+        if request.target not in (None, self.name) and not self.upstreams:
+            raise BadInput(f"tier {request.target!r} cannot be reached from {self.name}")
+        expires = None if request.deadline_ms is None else time.perf_counter() + request.deadline_ms / 1e3
+        draws = [draw(request.seed, index, self.name) for index in request.indices]
+        return _Call(request, self.policy(request.policy), Where(self.name, reachable), draws, expires, headers)
+
+    def _before(self, call: _Call, row: int) -> Decision:
+        target = call.request.target
+        if target == self.name:
+            return STAY
+        if target is not None:  # on its way to another tier: pass it on
+            return Decision(target if target in self.upstreams else next(iter(self.upstreams)), 1.0, "policy", True)
+        decision = call.policy.before(call.where, call.draws[row])
+        if decision.to is not None:
+            self.telemetry.offloads.labels(self.name, decision.to, decision.reason).inc()
+        return decision
+
+    async def _local(
+        self, call: _Call, rows: list[int], failed: Mapping[int, DegradedReason]
+    ) -> dict[int, InferredRow]:
+        """Infer here, decide, and send on what should go on; `failed` rows were to go elsewhere and could not."""
+        started = time.perf_counter()
+        left = call.remaining()
+        if left is not None and left <= 0:
+            raise DeadlinePassed("the deadline passed before the first exit was reached")
+        final = call.request.target == self.name
+        batch = await self.worker.run(
+            [call.request.texts[row] for row in rows],
+            call.policy.exit_rule(self.name),
+            importance=(not final and call.policy.may_offload_after(call.where)) or call.request.explain,
+            explain=call.request.explain,
+        )
+        done = self._decide(call, rows, batch, failed, final=final, started=started)
+        groups = _by_destination({row: item.decision for row, item in done.items() if item.onward is not None})
+        came = await asyncio.gather(
+            *(self._send(call, g, [_onward(done[r]) for r in g], to, final) for (to, final), g in groups)
+        )
+        out = {
+            row: InferredRow(hops=[done[row].hop] if row in done else [], degraded=failed.get(row)) for row in rows
+        }
+        for (_, group), answers in zip(groups, came, strict=True):
+            for row, answer in zip(group, answers, strict=True):
+                degraded = answer.degraded if answer.hops else answer.degraded or "upstream_refused"
+                out[row] = InferredRow(hops=[done[row].hop, *answer.hops], degraded=degraded)
+        return out
+
+    def _decide(
+        self,
+        call: _Call,
+        rows: list[int],
+        batch: Batch,
+        failed: Mapping[int, DegradedReason],
+        *,
+        final: bool,
+        started: float,
+    ) -> dict[int, _Row]:
+        """What every readable text of a batch got here, and where it goes next."""
+        pruning_started = time.perf_counter()
+        done: dict[int, _Row] = {}
+        for row, answer in zip(rows, batch.answers, strict=True):
+            if answer is None:
+                continue
+            stay = final or row in failed
+            decision = STAY if stay else call.policy.after(call.where, max(answer.probabilities), call.draws[row])
+            keep = None
+            if decision.to is not None or (call.request.explain and answer.importance is not None):
+                assert answer.importance is not None
+                keep = call.policy.pruning(self.name).mask(answer.encoded, answer.importance)
+            hop = self._hop(call, row, answer, decision, keep)
+            onward = None if decision.to is None or keep is None else _pruned(call.request.texts[row], answer, keep)
+            done[row] = _Row(row, hop, decision, onward)
+        prune = time.perf_counter() - pruning_started
+        seconds = {"tokenize": batch.tokenize, "queue": batch.queue, "infer": batch.infer, "prune": prune}
+        for stage, value in seconds.items():
+            self.telemetry.stage(stage, value)
+        seconds["total"] = time.perf_counter() - started
+        times = {stage: round(value * 1e3, 3) for stage, value in seconds.items()}
+        return {row: replace(r, hop=r.hop.model_copy(update={"timings_ms": times})) for row, r in done.items()}
+
+    def _hop(self, call: _Call, row: int, answer: Answer, decision: Decision, keep: list[bool] | None) -> Hop:
+        probabilities = self._by_label(answer.probabilities)
+        label = max(probabilities, key=probabilities.__getitem__)
+        kept = sum(keep) if keep is not None and decision.to is not None else None
+        self.telemetry.exits.labels(self.name, str(answer.exit_layer)).inc()
+        self.telemetry.confidence.labels(self.name).observe(probabilities[label])
+        if decision.to is not None:
+            self.telemetry.offloads.labels(self.name, decision.to, decision.reason).inc()
+            self.telemetry.words.labels(self.name, "kept").inc(kept or 0)
+        explain = call.request.explain
+        return Hop(
+            tier=self.name,
+            exit_layer=answer.exit_layer,
+            layers=self.layers,
+            label=label,
+            probabilities=probabilities,
+            confidence=probabilities[label],
+            offload_probability=round(decision.probability, 6),
+            draw=call.draws[row],
+            offloaded_to=decision.to,
+            words_in=len(answer.encoded.words),
+            words_kept=kept,
+            truncated=answer.encoded.truncated,
+            timings_ms={},
+            exits=[self._by_label(probs) for probs in answer.exits] if explain else None,
+            words=_explained(answer, keep) if explain and keep is not None else None,
+        )
+
+    def _by_label(self, probabilities: Sequence[float]) -> dict[str, float]:
+        return _rounded(dict(zip(self.bundle.labels, probabilities, strict=True)))
+
+    async def _send(
+        self, call: _Call, rows: list[int], texts: list[TextPair], to: str, final: bool
+    ) -> list[InferredRow]:
+        """Ask another tier; a failure gives rows without hops and with the reason. Never raises for the upstream."""
+        request, left = call.request, call.remaining()
+        onward = request.model_copy(
+            update={
+                "indices": [request.indices[row] for row in rows],
+                "texts": texts,
+                "target": (request.target or to) if final else None,
+                "deadline_ms": None if left is None else max(0.0, left * 1e3),
+            }
+        )
+        upstream = self.upstreams[to]
+        try:
+            if left is not None and left <= upstream.profile.rtt:
+                raise UpstreamFailure("deadline", f"{left * 1e3:.0f} ms are left, the link to {to} takes longer")
+            carried = await upstream.infer(onward, dict(call.headers))
+        except UpstreamFailure as failure:
+            log.warning("upstream_failed", tier=self.name, to=to, reason=failure.reason, detail=str(failure))
+            return [InferredRow(hops=[], degraded=failure.reason) for _ in rows]
+        self.telemetry.stage("link", carried.link_s)
+        name = f"{self.name}-{to}"
+        self.telemetry.link_bytes.labels(self.name, name, "up").inc(carried.request_bytes)
+        self.telemetry.link_bytes.labels(self.name, name, "down").inc(carried.response_bytes)
+        return self._with_link(upstream, carried, texts)
+
+    def _with_link(self, upstream: Upstream, carried: Carried, texts: list[TextPair]) -> list[InferredRow]:
+        """Record on each row's first hop the link that led to it, with the row's own share of the bytes."""
+        sizes = [len(text.text) + len(text.text_pair or "") for text in texts]
+        up, down = _shares(carried.request_bytes, sizes), _shares(carried.response_bytes, [1] * len(texts))
+        rows = []
+        for row, up_bytes, down_bytes in zip(carried.response.rows, up, down, strict=True):
+            if row.hops and row.hops[0].link is None:
+                link = LinkUse(
+                    source=self.name,
+                    target=upstream.target,
+                    backend=upstream.backend.value,
+                    profile=upstream.profile.name,
+                    request_bytes=up_bytes,
+                    response_bytes=down_bytes,
+                    ms=round(carried.link_s * 1e3, 3),
+                )
+                row = row.model_copy(update={"hops": [row.hops[0].model_copy(update={"link": link}), *row.hops[1:]]})
+            rows.append(row)
+        return rows
+
+
+def _by_destination(decisions: Mapping[int, Decision]) -> list[tuple[tuple[str, bool], list[int]]]:
+    groups: dict[tuple[str, bool], list[int]] = {}
+    for row, decision in decisions.items():
+        assert decision.to is not None
+        groups.setdefault((decision.to, decision.final), []).append(row)
+    return list(groups.items())
+
+
+def _onward(row: _Row) -> TextPair:
+    assert row.onward is not None
+    return row.onward
+
+
+def _pruned(text: TextPair, answer: Answer, keep: list[bool]) -> TextPair:
+    first = answer.encoded.first_words
+    pair = None if text.text_pair is None else kept_words(text.text_pair, keep[first:])
+    return TextPair(text=kept_words(text.text, keep[:first]), text_pair=pair)
+
+
+def _explained(answer: Answer, keep: list[bool]) -> list[WordUse]:
+    """Each word with the most attention that one of its tokens received."""
+    best: dict[int, float] = {}
+    for word, value in zip(answer.encoded.word_of, answer.importance or [], strict=True):
+        if word >= 0:
+            best[word] = max(best.get(word, 0.0), value)
+    return [
+        WordUse(word=word, importance=round(best[i], 4) if i in best else None, kept=keep[i])
+        for i, word in enumerate(answer.encoded.words)
+    ]
+
+
+def _count(text: TextPair) -> int:
+    return len(text.text.split()) + len((text.text_pair or "").split())
+
+
+def _rounded(probabilities: Mapping[str, float]) -> dict[str, float]:
+    return {label: round(value, 6) for label, value in probabilities.items()}
+
+
+def _shares(total: int, sizes: Sequence[int]) -> list[int]:
+    """Divide `total` in proportion to `sizes`, in whole bytes that add up to it."""
+    whole, given, out = max(1, sum(sizes)), 0, []
+    for end in range(1, len(sizes) + 1):
+        upto = total * sum(sizes[:end]) // whole if end < len(sizes) else total
+        out.append(upto - given)
+        given = upto
+    return out

