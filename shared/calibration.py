@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
@@ -48,7 +47,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 def quality(probabilities: Tensor, labels: Tensor) -> Quality:
     """All four figures of probabilities [N, C] against labels [N]."""
-    assert probabilities.dim() == 2 and len(probabilities) == len(labels)
+    assert probabilities.shape == (len(labels), probabilities.shape[-1])
     truth = one_hot(labels, probabilities.shape[1])
     return Quality(
         accuracy=(probabilities.argmax(-1) == labels).double().mean().item(),
@@ -59,7 +58,7 @@ def quality(probabilities: Tensor, labels: Tensor) -> Quality:
 
 
 def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy over equal-width confidence bins, weighted by how many fall into each."""
+    """Mean gap between confidence and accuracy over equal-width confidence bins, weighted by their counts."""
     confidence, label = probabilities.max(-1)
     right = (label == labels).double()
     which = (confidence * bins).long().clamp(max=bins - 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 CONTRACT_VERSION = 1
 DegradedReason = Literal[
@@ -45,8 +45,20 @@ class Options(Wire):
     explain: bool = Field(False, description="add each exit's probabilities and each word's importance")
 
 
+def _shape(value: object) -> str:
+    """What an input is meant to be, so that an error speaks of that alone."""
+    return "list" if isinstance(value, list) else "pair" if isinstance(value, dict | TextPair) else "one"
+
+
+_One = Annotated[Text, Tag("one")]
+_Pair = Annotated[TextPair, Tag("pair")]
+_List = Annotated[list[Annotated[_One | _Pair, Discriminator(_shape)]], Tag("list")]
+
+
 class ClassifyRequest(Wire):
-    inputs: Text | TextPair | list[Text | TextPair] = Field(description="one text, one pair, or a list of them")
+    inputs: Annotated[_One | _Pair | _List, Discriminator(_shape)] = Field(
+        description="one text, one pair, or a list of them"
+    )
     options: Options = Options()
 
 

@@ -157,14 +157,14 @@ class MultiExitEncoder(nn.Module):
             self.relative_attention_bias = base.encoder.relative_attention_bias
             self.position_bias = base.encoder.compute_position_bias
             for layer in self.layers:
-                layer.attention.attn.__class__ = _MPNetAttention
+                layer.attention.attn.__class__ = _MPNetAttention  # type: ignore[union-attr]
         else:
             AttentionInterface.register("tierwise", _registered_attention)
             base.config._attn_implementation = "tierwise"
 
     @property
     def device(self) -> torch.device:
-        return self.heads[0].query.device  # type: ignore[return-value, union-attr]
+        return self.heads[0].query.device  # type: ignore[return-value]
 
     def half(self) -> MultiExitEncoder:
         """Embeddings and layers in bf16 (CUDA only); heads and temperatures stay fp32."""
@@ -248,7 +248,7 @@ class MultiExitEncoder(nn.Module):
         return self.embeddings(input_ids=ids)  # type: ignore[no-any-return]
 
     def _bias(self, hidden: Tensor, padding: Tensor | None) -> Tensor | None:
-        """What is added to the attention scores: -inf at padding [B, 1, 1, S], MPNet's relative positions [1, H, S, S]."""
+        """Added to the attention scores: -inf at padding [B, 1, 1, S], MPNet's relative positions [1, H, S, S]."""
         mask = None
         if padding is not None:
             mask = torch.zeros(padding.shape, dtype=hidden.dtype, device=hidden.device)

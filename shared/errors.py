@@ -1,14 +1,14 @@
 """Every error that Tierwise raises on purpose, in one tree.
 
-    TierwiseError
-      BadInput                 the caller's text or option; has an HTTP status in `web`
-        UnreadableText         no word that the tokenizer knows
-        UnknownPolicy
-      BadSetting               a setting or a bundle that cannot be used; stops a service at start
-        WrongWeights           bytes that are not the pinned ones, or adapters that do not fit their base
-      UpstreamFailure          the next tier gave no usable answer; carries the `degraded` reason
-      DeadlinePassed           no exit was reached in time
-      QueueFull, Draining      refused at the door
+TierwiseError
+  BadInput                 the caller's text or option; has an HTTP status in `web`
+    UnreadableText         no word that the tokenizer knows
+    UnknownPolicy
+  BadSetting               a setting or a bundle that cannot be used; stops a service at start
+    WrongWeights           bytes that are not the pinned ones, or adapters that do not fit their base
+  UpstreamFailure          the next tier gave no usable answer; carries the `degraded` reason
+  DeadlinePassed           no exit was reached in time
+  QueueFull, Draining      refused at the door
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A trained network: a base encoder, its merged adapters, its exit heads and its tokenizer.
 
-    deploy/models/BUNDLE/NETWORK/adapters.safetensors   fp16: "<linear map>.A" [R, in], "<linear map>.B" [out, R],
-                                                        "heads.<n>.query|weight|bias"
-    deploy/models/BUNDLE/NETWORK/network.json           base, layers, classes, scale, and how it was trained
+deploy/models/BUNDLE/NETWORK/adapters.safetensors   fp16: "<linear map>.A" [R, in], "<linear map>.B" [out, R],
+                                                    "heads.<n>.query|weight|bias"
+deploy/models/BUNDLE/NETWORK/network.json           base, layers, classes, scale, and how it was trained
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from shared.encoder import ExitTrace, MultiExitEncoder
 from shared.errors import WrongWeights
 from shared.exits import ExitRule
 from shared.tokens import SpecialTokens
-from shared.words import Encoded
 from shared.weights import base_folder
+from shared.words import Encoded
 
 _HEAD = {"query": "query", "weight": "classify.weight", "bias": "classify.bias"}
 

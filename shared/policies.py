@@ -54,7 +54,7 @@ class Policy(BaseModel):
     Fields are the policy's parameters: validated, JSON-able, and settable per request.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
     name: ClassVar[str]
 
     def before(self, where: Where, draw: float) -> Decision:
@@ -101,7 +101,10 @@ class Random(Policy):
     def before(self, where: Where, draw: float) -> Decision:
         choices = (where.tier, *where.reachable)
         to = choices[int(draw * len(choices))]
-        return STAY if to == where.tier else Decision(to, 1 - 1 / len(choices), "policy", final=True)
+        return Decision(None if to == where.tier else to, 1 - 1 / len(choices), "policy", final=True)
+
+    def after(self, where: Where, confidence: float, draw: float) -> Decision:
+        return Decision(None, 1 - 1 / (1 + len(where.reachable)), "policy")  # it stayed: the chance is on record
 
 
 class Collaborative(Policy):
@@ -111,12 +114,12 @@ class Collaborative(Policy):
 
     offload_threshold: Ratio | dict[str, Ratio] = 0.9
     steepness: Annotated[float, Field(gt=0, le=1000)] = 10.0
-    curve: Curve = Curve.SIGMOID
+    curve: Annotated[Curve, Field(strict=False)] = Curve.SIGMOID
     theta: Ratio | dict[str, Ratio] = Field(0.01, description="0 never exits early")
     patience: Annotated[int, Field(ge=1, le=64)] = 2
     exit_min_confidence: Ratio = 0.0
     pruning_coefficient: Annotated[float, Field(ge=0, le=10)] = 1.0
-    weighting: Weighting = Weighting.FITTED
+    weighting: Annotated[Weighting, Field(strict=False)] = Weighting.FITTED
 
     def after(self, where: Where, confidence: float, draw: float) -> Decision:
         if not where.reachable:
@@ -165,12 +168,15 @@ def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping
     """A policy from its name or from `{name, ...parameters}`; parameters not given come from `defaults[name]`.
 
     Raises:
-        UnknownPolicy: no such policy, a parameter it does not have, or a value out of range.
+        UnknownPolicy: no such policy or tier, a parameter it does not have, or a value out of range.
     """
     given = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = given.pop("name", None)
     if name not in names(tiers):
         raise UnknownPolicy(f"unknown policy {name!r}: choose one of {', '.join(names(tiers))}")
+    elsewhere = [tier for value in given.values() if isinstance(value, dict) for tier in value if tier not in tiers]
+    if elsewhere:
+        raise UnknownPolicy(f"policy {name!r}: unknown tier {elsewhere[0]!r}: this bundle has {', '.join(tiers)}")
     try:
         if name in POLICIES:
             return POLICIES[name].model_validate({**defaults.get(name, {}), **given})

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 import structlog
 import uvicorn
 
 from shared.errors import BadSetting
-from shared.settings import Settings, load_settings
+from shared.settings import load_settings
 
 
 def configure_logs(level: str) -> None:
@@ -25,8 +26,9 @@ def configure_logs(level: str) -> None:
     )
 
 
-def serve(tier: str) -> None:
-    """Serve `tier` until SIGTERM or Ctrl-C; a bad setting is one line and exit status 2."""
+def serve(tier: str | None = None) -> None:
+    """Serve `tier` (or the one that `TIERWISE_TIER` names) until SIGTERM; a bad setting is one line, exit status 2."""
+    tier = tier or os.environ.get("TIERWISE_TIER", "")
     try:
         settings = load_settings(tier)
         configure_logs(settings.log_level)
@@ -60,4 +62,5 @@ def _quiet_transformers() -> None:
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-__all__ = ["Settings", "configure_logs", "serve"]
+if __name__ == "__main__":
+    serve()

@@ -46,6 +46,8 @@ class Telemetry:
         self.info = Gauge(
             "tierwise_build_info", "Always 1.", ["tier", "version", "bundle", "device"], registry=self.registry
         )
+        for metric in (self.confidence, self.queue_depth, self.inflight):
+            metric.labels(tier)
         for outcome in ("ok", "degraded", "rejected", "error"):
             self.requests.labels(tier, outcome)
         for stage in STAGES:

@@ -104,8 +104,6 @@ class Tier:
         inputs = request.inputs if isinstance(request.inputs, list) else [request.inputs]
         options = request.options
         policy = self.default_policy if options.policy is None else self.policy(options.policy)
-        if options.max_tier is not None and options.max_tier not in self.bundle.order:
-            raise BadInput(f"unknown tier {options.max_tier!r}: this bundle has {', '.join(self.bundle.order)}")
         rows = await self.infer(
             InferRequest(
                 request_id=request_id,
@@ -156,7 +154,7 @@ class Tier:
         """The hops of every text from this tier on; a row without hops could not be read.
 
         Raises:
-            BadInput: an unknown policy, or a target that cannot be reached from here.
+            BadInput: an unknown policy or tier, or a target that cannot be reached from here.
             QueueFull, DeadlinePassed: this tier could not start in time.
         """
         call = self._resolve(request, headers)
@@ -183,9 +181,12 @@ class Tier:
 
     def _resolve(self, request: InferRequest, headers: Mapping[str, str]) -> _Call:
         order = self.bundle.order
-        depth = order.index(request.max_tier) if request.max_tier in order else len(order) - 1
-        reachable = tuple(target for target in self.upstreams if order.index(target) <= depth)
-        if request.target not in (None, self.name) and not self.upstreams:
+        if request.max_tier not in (None, *order):
+            raise BadInput(f"unknown tier {request.max_tier!r}: this bundle has {', '.join(order)}")
+        depth = order.index(request.max_tier) if request.max_tier is not None else len(order) - 1
+        deeper = order[min(map(order.index, self.upstreams), default=len(order)) :]
+        reachable = tuple(target for target in deeper if order.index(target) <= depth)
+        if request.target not in (None, self.name, *deeper):
             raise BadInput(f"tier {request.target!r} cannot be reached from {self.name}")
         expires = None if request.deadline_ms is None else time.perf_counter() + request.deadline_ms / 1e3
         draws = [draw(request.seed, index, self.name) for index in request.indices]
@@ -196,7 +197,7 @@ class Tier:
         if target == self.name:
             return STAY
         if target is not None:  # on its way to another tier: pass it on
-            return Decision(target if target in self.upstreams else next(iter(self.upstreams)), 1.0, "policy", True)
+            return Decision(target, 1.0, "policy", True)
         decision = call.policy.before(call.where, call.draws[row])
         if decision.to is not None:
             self.telemetry.offloads.labels(self.name, decision.to, decision.reason).inc()
@@ -211,20 +212,22 @@ class Tier:
         if left is not None and left <= 0:
             raise DeadlinePassed("the deadline passed before the first exit was reached")
         final = call.request.target == self.name
-        batch = await self.worker.run(
-            [call.request.texts[row] for row in rows],
-            call.policy.exit_rule(self.name),
-            importance=(not final and call.policy.may_offload_after(call.where)) or call.request.explain,
-            explain=call.request.explain,
-        )
+        try:
+            async with asyncio.timeout(left):
+                batch = await self.worker.run(
+                    [call.request.texts[row] for row in rows],
+                    call.policy.exit_rule(self.name),
+                    importance=(not final and call.policy.may_offload_after(call.where)) or call.request.explain,
+                    explain=call.request.explain,
+                )
+        except TimeoutError as error:
+            raise DeadlinePassed("the deadline passed before the first exit was reached") from error
         done = self._decide(call, rows, batch, failed, final=final, started=started)
         groups = _by_destination({row: item.decision for row, item in done.items() if item.onward is not None})
         came = await asyncio.gather(
             *(self._send(call, g, [_onward(done[r]) for r in g], to, final) for (to, final), g in groups)
         )
-        out = {
-            row: InferredRow(hops=[done[row].hop] if row in done else [], degraded=failed.get(row)) for row in rows
-        }
+        out = {row: InferredRow(hops=[done[row].hop] if row in done else [], degraded=failed.get(row)) for row in rows}
         for (_, group), answers in zip(groups, came, strict=True):
             for row, answer in zip(group, answers, strict=True):
                 degraded = answer.degraded if answer.hops else answer.degraded or "upstream_refused"
@@ -304,23 +307,31 @@ class Tier:
             update={
                 "indices": [request.indices[row] for row in rows],
                 "texts": texts,
-                "target": (request.target or to) if final else None,
+                "target": to if final else None,
                 "deadline_ms": None if left is None else max(0.0, left * 1e3),
             }
         )
-        upstream = self.upstreams[to]
+        upstream = self._toward(to)
         try:
             if left is not None and left <= upstream.profile.rtt:
                 raise UpstreamFailure("deadline", f"{left * 1e3:.0f} ms are left, the link to {to} takes longer")
             carried = await upstream.infer(onward, dict(call.headers))
+            labels = set(self.bundle.labels)
+            if any(hop.probabilities.keys() != labels for row in carried.response.rows for hop in row.hops):
+                raise UpstreamFailure("upstream_invalid", f"{to} answers with other labels")
         except UpstreamFailure as failure:
             log.warning("upstream_failed", tier=self.name, to=to, reason=failure.reason, detail=str(failure))
             return [InferredRow(hops=[], degraded=failure.reason) for _ in rows]
         self.telemetry.stage("link", carried.link_s)
-        name = f"{self.name}-{to}"
+        name = f"{self.name}-{upstream.target}"
         self.telemetry.link_bytes.labels(self.name, name, "up").inc(carried.request_bytes)
         self.telemetry.link_bytes.labels(self.name, name, "down").inc(carried.response_bytes)
         return self._with_link(upstream, carried, texts)
+
+    def _toward(self, tier: str) -> Upstream:
+        """The link that leads to a tier: its own, or that of the deepest tier before it, which passes the text on."""
+        order = self.bundle.order
+        return self.upstreams[max((u for u in self.upstreams if order.index(u) <= order.index(tier)), key=order.index)]
 
     def _with_link(self, upstream: Upstream, carried: Carried, texts: list[TextPair]) -> list[InferredRow]:
         """Record on each row's first hop the link that led to it, with the row's own share of the bytes."""

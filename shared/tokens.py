@@ -16,6 +16,7 @@ from torch import Tensor
 from shared.errors import UnreadableText
 from shared.words import Encoded, starts_of, words_of
 
+
 class SpecialTokens:
     """Where a tokenizer puts its special tokens around one text or a pair, and how a batch is padded."""
 
@@ -24,7 +25,7 @@ class SpecialTokens:
         tokenizer.no_padding()
         self.tokenizer = tokenizer
         pad = next((t for t in ("[PAD]", "<pad>") if tokenizer.token_to_id(t) is not None), None)
-        self.pad_id: int = tokenizer.token_to_id(pad) if pad else 0
+        self.pad_id = (tokenizer.token_to_id(pad) if pad else None) or 0
         unknown = next((t for t in ("[UNK]", "<unk>") if tokenizer.token_to_id(t) is not None), None)
         self.unknown_id: int | None = tokenizer.token_to_id(unknown) if unknown else None
         self.single = self._layout(tokenizer.encode("a"))
@@ -49,7 +50,9 @@ class SpecialTokens:
         sides = [text] if pair is None else [text, pair]
         layout = self.single if pair is None else self.pair
         room = max_tokens - sum(side == -1 for _, _, side in layout)
-        tokens, words, firsts = [], [], []
+        tokens: list[tuple[list[int], list[int]]] = []
+        words: list[str] = []
+        firsts: list[int] = []
         for side in sides:
             ids, word_of = self._side(side, offset=len(words))
             tokens.append((ids, word_of))

@@ -45,7 +45,7 @@ class Upstream:
         self._timeout_s = timeout_s
         self._link = SimulatedLink(self.profile) if backend is Backend.SIMULATED else None
         limits = httpx.Limits(max_connections=64, max_keepalive_connections=64, keepalive_expiry=60)
-        self._client = httpx.AsyncClient(base_url=url, transport=transport, limits=limits, timeout=None)
+        self._client = httpx.AsyncClient(base_url=url, transport=transport, limits=limits, timeout=timeout_s)
 
     async def infer(self, request: InferRequest, headers: dict[str, str]) -> Carried:
         """Send a batch on and wait for its hops.
@@ -54,15 +54,15 @@ class Upstream:
             UpstreamFailure: with the reason; a late answer is dropped with its connection.
         """
         body = request.model_dump_json().encode()
-        limit = self._timeout_s
-        if request.deadline_ms is not None:
-            limit = min(limit, request.deadline_ms / 1e3)
+        limit, late = self._timeout_s, "upstream_timeout"
+        if request.deadline_ms is not None and request.deadline_ms / 1e3 < limit:
+            limit, late = request.deadline_ms / 1e3, "deadline"
         started = time.perf_counter()
         try:
             async with asyncio.timeout(limit):
                 answer = await self._post(body, headers)
         except TimeoutError as error:
-            raise UpstreamFailure("upstream_timeout", f"{self.target} took over {limit * 1e3:.0f} ms") from error
+            raise UpstreamFailure(late, f"{self.target} took over {limit * 1e3:.0f} ms") from error
         seconds = time.perf_counter() - started
         try:
             response = InferResponse.model_validate_json(answer)

@@ -10,7 +10,7 @@ import json
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from shared import __version__
 from shared.bundle import Bundle, load_bundle
@@ -128,7 +129,7 @@ def create_app(
             await upstream.close()
         worker.close()
 
-    app = FastAPI(title=f"Tierwise {settings.tier}", version=__version__, lifespan=lifespan)
+    app = FastAPI(title=f"Tierwise {settings.tier}", version=__version__, lifespan=lifespan, redirect_slashes=False)
     app.state.draining = False
     app.state.tier = tier
     surface = _Surface(app, settings, bundle, model, tier)
@@ -171,7 +172,9 @@ class _Surface:
             ("/v1/classify", self.classify, ClassifyRequest, ClassifyResponse),
             ("/v1/infer", self.infer, InferRequest, InferResponse),
         ):
-            body = {"content": {"application/json": {"schema": takes.model_json_schema()}}, "required": True}
+            here = f"#/paths/{path.replace('/', '~1')}/post/requestBody/content/application~1json/schema"
+            schema = takes.model_json_schema(ref_template=here + "/$defs/{model}")
+            body = {"content": {"application/json": {"schema": schema}}, "required": True}
             problems = {status: {"model": Problem} for status in (400, 413, 415, 422, 429, 503, 504)}
             add(
                 path,
@@ -284,8 +287,8 @@ class _Surface:
             results=results,
             timings_ms=timings,  # type: ignore[arg-type]
         )
-        stages = results[0].hops[0].timings_ms if len(results) else {}
-        timing = ", ".join(f"{stage};dur={ms}" for stage, ms in {**stages, **timings}.items())
+        stages: dict[str, float] = {**results[0].hops[0].timings_ms, **timings}
+        timing = ", ".join(f"{stage};dur={ms}" for stage, ms in stages.items())
         return answer, "degraded" if any(result.degraded for result in results) else "ok", timing
 
     async def _infer(self, parsed: Any, request_id: str, headers: Mapping[str, str]) -> tuple[InferResponse, str, str]:
@@ -319,7 +322,7 @@ class _Surface:
             type=f"urn:tierwise:{kind}",
             title=_TITLES[status],
             status=status,
-            detail=str(error),
+            detail=str(error).encode(errors="backslashreplace").decode(),  # it may quote a lone surrogate
             request_id=request_id,
             errors=errors,
         )
@@ -348,13 +351,16 @@ async def _body(request: Request, limit: int) -> bytes:
         raise Refused(415, "unsupported-media", f"content type {media or 'missing'}; send application/json")
     too_large = Refused(413, "too-large", f"the body is over {limit} bytes")
     length = request.headers.get("content-length", "0")
-    if length.isdigit() and int(length) > limit:
+    if length.isdecimal() and int(length) > limit:
         raise too_large
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise too_large
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise too_large
+    except ClientDisconnect as error:
+        raise Refused(400, "bad-request", "the caller left before the body was read") from error
     return bytes(body)
 
 
@@ -365,15 +371,20 @@ def _parse(body: bytes) -> Any:
         raise ValueError(f"{constant} is not JSON")
 
     try:
-        text = body.decode("utf-8")
-        depth = 0
-        for bracket in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', text):
-            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(bracket[0], 0)
+        parsed = json.loads(body.decode("utf-8"), parse_constant=refuse)
+        level, depth = [parsed], 0
+        while level := [inner for outer in level for inner in _children(outer)]:
+            depth += 1
             if depth > _MAX_DEPTH:
                 raise ValueError(f"nested more than {_MAX_DEPTH} deep")
-        return json.loads(text, parse_constant=refuse)
+        return parsed
     except (ValueError, RecursionError) as error:
-        raise Refused(400, "bad-json", f"the body is not JSON: {error}") from error
+        why = f"nested more than {_MAX_DEPTH} deep" if isinstance(error, RecursionError) else error
+        raise Refused(400, "bad-json", f"the body is not JSON: {why}") from error
+
+
+def _children(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _validate(model: type[M], parsed: Any) -> M:
@@ -381,8 +392,20 @@ def _validate(model: type[M], parsed: Any) -> M:
         return model.model_validate(parsed)
     except ValidationError as error:
         problems = [
-            {"at": ".".join(str(part) for part in e["loc"]) or "body", "problem": e["msg"]}
+            {"at": _place(parsed, e["loc"], e["type"]), "problem": e["msg"]}
             for e in error.errors(include_url=False, include_input=False, include_context=False)
         ]
         first = f"{problems[0]['at']}: {problems[0]['problem']}"
         raise Refused(422, "bad-input", first[:500], problems[:20]) from error
+
+
+def _place(parsed: Any, loc: tuple[int | str, ...], kind: str) -> str:
+    """Where in the body an error is, `inputs.1.text_pair`: pydantic's `loc` without the names of union members."""
+    path = []
+    for part in loc:
+        inside = part in parsed if isinstance(parsed, dict) else isinstance(parsed, list) and isinstance(part, int)
+        if inside:
+            parsed = parsed[part]
+        if inside or (kind == "missing" and part == loc[-1]):
+            path.append(str(part))
+    return ".".join(path) or "body"

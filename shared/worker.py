@@ -65,7 +65,13 @@ class Worker:
             self.waiting -= 1
             return self._infer(texts, rule, importance=importance, explain=explain, asked=asked)
 
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        task = self._pool.submit(work)
+        try:
+            return await asyncio.wrap_future(task)
+        except asyncio.CancelledError:
+            if task.cancel():  # it never began
+                self.waiting -= 1
+            raise
 
     def _infer(
         self, texts: Sequence[TextPair], rule: ExitRule | None, *, importance: bool, explain: bool, asked: float
@@ -74,9 +80,8 @@ class Worker:
         encoded = [self._encode(text) for text in texts]
         readable = [item for item in encoded if item is not None]
         tokenized = time.perf_counter()
-        traces = iter(())
-        if readable:
-            traces = iter(self._network.run(readable, rule, importance=importance, every_exit=explain))
+        ran = self._network.run(readable, rule, importance=importance, every_exit=explain) if readable else []
+        traces = iter(ran)
         answers: list[Answer | None] = []
         for item in encoded:
             if item is None:

@@ -1,6 +1,5 @@
-"""The cloud tier: `python -m services.cloud`, or `uvicorn services.cloud.__main__:...` is not needed; see shared/service.py."""
+"""The cloud tier: `python -m services.cloud`. What differs between tiers is settings alone (shared/settings.py)."""
 
 from shared.service import serve
 
-if __name__ == "__main__":
-    serve("cloud")
+serve("cloud")

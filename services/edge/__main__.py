@@ -1,6 +1,5 @@
-"""The edge tier: `python -m services.edge`, or `uvicorn services.edge.__main__:...` is not needed; see shared/service.py."""
+"""The edge tier: `python -m services.edge`. What differs between tiers is settings alone (shared/settings.py)."""
 
 from shared.service import serve
 
-if __name__ == "__main__":
-    serve("edge")
+serve("edge")

@@ -1,6 +1,5 @@
-"""The end tier: `python -m services.end`, or `uvicorn services.end.__main__:...` is not needed; see shared/service.py."""
+"""The end tier: `python -m services.end`. What differs between tiers is settings alone (shared/settings.py)."""
 
 from shared.service import serve
 
-if __name__ == "__main__":
-    serve("end")
+serve("end")

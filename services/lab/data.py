@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.csv as pcsv
@@ -43,7 +44,7 @@ def load(source: str, split: str | None = None) -> list[Example]:
     return [Example(text, pair, int(label)) for text, pair, label in rows]
 
 
-def _table(source: str, split: str | None):  # type: ignore[no-untyped-def]  # pyarrow has no types
+def _table(source: str, split: str | None) -> Any:  # pyarrow has no types
     if source.startswith("hub:"):
         from huggingface_hub import HfFileSystem
 
@@ -68,3 +69,11 @@ def without(examples: list[Example], others: list[Example]) -> list[Example]:
     """The examples whose text does not occur among `others`: duplicates across splits leak labels."""
     known = {(other.text, other.pair) for other in others}
     return [example for example in examples if (example.text, example.pair) not in known]
+
+
+def hold_out(examples: list[Example], count: int) -> tuple[list[Example], list[Example]]:
+    """The last `count` rows as validation data, and the rest less the texts that occur among them."""
+    if not 0 < count < len(examples):
+        raise BadSetting(f"cannot hold out {count} of {len(examples)} rows")
+    validation = examples[-count:]
+    return without(examples[:-count], validation), validation

@@ -103,7 +103,7 @@ def train(
     console: Console,
     checkpoint_every_s: float = 120.0,
 ) -> None:
-    """Train on `examples` and write adapters, heads and `network.json` to `out`; checkpoints lie in `out/../.train-*`."""
+    """Train on `examples`, write adapters, heads and `network.json` to `out`; checkpoints lie in `out/../.train-*`."""
     torch.set_num_threads(threads)
     torch.manual_seed(recipe.seed)
     scratch = out.parent / f".train-{out.name}"

@@ -1,0 +1,43 @@
+# One command per intention. `make` lists them. A virtual environment is made on first use; nothing else is installed.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Tierwise needs Python 3.11 or newer; set PYTHON=") if sys.version_info < (3, 11) else 0'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+setup: $(STAMP)  ## create .venv from requirements.lock
+
+demo: $(STAMP)  ## classify a dozen reviews through three live tiers (first run: fetches about 500 MB of base weights)
+	@$(BIN)/tierwise demo
+
+serve: $(STAMP)  ## keep the three tiers up until Ctrl-C
+	@$(BIN)/tierwise serve
+
+test: $(STAMP)  ## unit, service and system tests
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## style, types, lock file
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python deploy/lock.py --check
+
+lock: $(STAMP)  ## resolve pyproject.toml into requirements.lock
+	$(BIN)/python deploy/lock.py
+
+bench: $(STAMP)  ## model and service speed against transformers' own (minutes)
+	$(BIN)/python -m tests.bench.speed
+
+clean:  ## remove the virtual environment and what tools left behind
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.PHONY: help setup demo serve test check lock bench clean

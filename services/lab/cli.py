@@ -1,0 +1,245 @@
+"""The `tierwise` command. Nothing heavy is imported until a command runs: `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from services.lab.stack import Layout
+
+app = typer.Typer(
+    help="Text classification across network tiers: early exits, calibrated offloading, pruning, ensemble.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(width=None if sys.stdout.isatty() else 170)  # tables need room in a file or a pipe too
+
+Data = Annotated[str, typer.Option(help="A .parquet or .csv with text (or text_a,text_b), label, split; or hub:NAME.")]
+Split = Annotated[str, typer.Option(help="Rows whose `split` column says this.")]
+HoldOut = Annotated[int, typer.Option(min=1, help="Validation is this many rows, the last of the split.")]
+BundleName = Annotated[str, typer.Option(help="A bundle in deploy/models, or a folder.")]
+Port = Annotated[int, typer.Option(min=1, max=65000, help="The first tier's port; the others follow.")]
+Access = Annotated[str, typer.Option("--link", help="Profile of the first tier's links (deploy/netem/profiles.yaml).")]
+Backbone = Annotated[str, typer.Option(help="Profile of the links between deeper tiers.")]
+Threads = Annotated[int, typer.Option(min=1, help="Compute threads.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+
+
+def _layout(bundle: str, port: int, access: str, backbone: str) -> Layout:
+    from services.lab.stack import Layout
+
+    return Layout(bundle=bundle, port=port, access=access, backbone=backbone)
+
+
+@app.command()
+def demo(
+    bundle: BundleName = "collaborative", port: Port = 8080, access: Access = "5g-nsa", backbone: Backbone = "metro"
+) -> None:
+    """Start the tiers, classify a dozen reviews, print what each answer cost, stop."""
+    from services.lab import demo as job
+    from services.lab.stack import running
+
+    with running(_layout(bundle, port, access, backbone), console) as url:
+        job.main(url, console)
+
+
+@app.command()
+def serve(
+    bundle: BundleName = "collaborative", port: Port = 8080, access: Access = "5g-nsa", backbone: Backbone = "metro"
+) -> None:
+    """Keep the tiers up until Ctrl-C or SIGTERM, then stop them cleanly."""
+    import signal
+    import threading
+
+    from services.lab.stack import running
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with running(_layout(bundle, port, access, backbone), console, show_logs=True) as url:
+        console.print(f"ready: {url}/docs   (Ctrl-C stops)")
+        while not stop.wait(1):
+            pass
+        console.print("stopping")
+
+
+@app.command()
+def classify(
+    text: Annotated[
+        str | None, typer.Argument(help="A text; without it, lines of --file or of standard input.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="A file with one text a line.")] = None,
+    url: Annotated[str, typer.Option(help="The first tier.")] = "http://127.0.0.1:8080",
+    policy: Annotated[str | None, typer.Option(help="NAME or NAME:key=value,key=value.")] = None,
+    json_lines: Annotated[bool, typer.Option("--json", help="Print each result as one JSON line.")] = False,
+) -> None:
+    """Ask running tiers (see `serve`) what they think of some texts."""
+    import asyncio
+
+    from services.lab.ask import ask
+
+    if text is not None:
+        texts = [text]
+    else:
+        lines = file.read_text("utf-8").split("\n") if file else sys.stdin.read().split("\n")
+        texts = [line for line in lines if line.strip()]
+    asyncio.run(ask(url, texts, policy, console, json_lines=json_lines))
+
+
+@app.command()
+def bench(
+    data: Data,
+    n: Annotated[int, typer.Option(min=1, help="Texts.")] = 200,
+    policy: Annotated[list[str] | None, typer.Option(help="NAME or NAME:key=value,...; repeat to compare.")] = None,
+    split: Split = "test",
+    exclude_split: Annotated[str | None, typer.Option(help="Leave out texts that also occur in this split.")] = None,
+    access: Access = "5g-nsa",
+    backbone: Backbone = "metro",
+    url: Annotated[str | None, typer.Option(help="Running tiers; without it they are started here.")] = None,
+    rate: Annotated[float, typer.Option(min=0, help="Open loop: arrivals per second, Poisson. 0: closed loop.")] = 0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Closed loop: requests under way at once.")] = 1,
+    out: Annotated[Path, typer.Option(help="Writes OUT.json and OUT.png.")] = Path("bench"),
+    bundle: BundleName = "collaborative",
+    port: Port = 8080,
+    seed: Seed = 0,
+) -> None:
+    """Compare policies on live tiers over HTTP: accuracy, latency, path, bytes; interleaved and paired."""
+    from services.lab import bench as job
+    from services.lab.data import load, without
+    from services.lab.stack import running
+
+    policies = policy or ["collaborative", "tabi", "end-only", "edge-only", "cloud-only", "random"]
+    examples = load(data, split)[:n]
+    if exclude_split:
+        examples = without(examples, load(data, exclude_split))
+    plan = job.Plan(examples, policies, rate=rate, concurrency=concurrency, seed=seed)
+    if url:
+        report = job.run(plan, url, console)
+    else:
+        with running(_layout(bundle, port, access, backbone), console) as started:
+            report = job.run(plan, started, console)
+    job.write(report, out, console)
+
+
+@app.command()
+def train(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder of the trained network, e.g. deploy/models/BUNDLE/NAME.")],
+    base: Annotated[str, typer.Option(help="A BERT, RoBERTa or MPNet encoder: pinned, on the hub, or a folder.")],
+    layers: Annotated[int, typer.Option(min=1, help="Layers to use; each gets an exit.")],
+    classes: Annotated[int, typer.Option(min=2, help="Labels 0 to this less 1.")] = 2,
+    n: Annotated[int | None, typer.Option(min=1, help="Use only the first rows.")] = None,
+    split: Split = "train",
+    hold_out: HoldOut = 2500,
+    max_tokens: Annotated[int, typer.Option(min=8, help="Read this many tokens, head and tail.")] = 160,
+    epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the data.")] = 1.0,
+    batch: Annotated[int, typer.Option(min=1, help="Texts in a step.")] = 16,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapters.")] = 16,
+    adapter_lr: Annotated[float, typer.Option(help="Peak learning rate of the adapters.")] = 3e-4,
+    tier_end: Annotated[list[int] | None, typer.Option(help="A layer at which a tier ends: weighs 3 times.")] = None,
+    distill: Annotated[float, typer.Option(min=0, help="Weight of learning from the deepest exit.")] = 0.0,
+    pruned_share: Annotated[float, typer.Option(min=0, max=1, help="Share of texts pruned first (upper tiers).")] = 0.0,
+    bf16: Annotated[bool, typer.Option(help="Matrix products in bf16.")] = True,
+    threads: Threads = 2,
+    seed: Seed = 0,
+) -> None:
+    """Train every exit of one network; a killed run resumes when called again."""
+    from services.lab.data import hold_out as divide
+    from services.lab.data import load
+    from services.lab.train import Recipe
+    from services.lab.train import train as job
+
+    examples, validation = divide(load(data, split), hold_out)
+    recipe = Recipe(
+        base=base,
+        layers=layers,
+        classes=classes,
+        max_tokens=max_tokens,
+        rank=rank,
+        epochs=epochs,
+        batch=batch,
+        adapter_lr=adapter_lr,
+        tier_ends=tuple(tier_end or ()),
+        distill=distill,
+        pruned_share=pruned_share,
+        bf16=bf16,
+        seed=seed,
+    )
+    job(recipe, examples[:n], validation[:600], out, threads=threads, console=console)
+
+
+@app.command()
+def calibrate(
+    data: Data,
+    bundle: BundleName = "collaborative",
+    split: Split = "train",
+    hold_out: HoldOut = 2500,
+    n: Annotated[int | None, typer.Option(min=50, help="Use only the first validation rows.")] = None,
+    offload_share: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Choose the first threshold for this share sent on.")
+    ] = None,
+    within: Annotated[float, typer.Option(help="Accuracy that may be lost against cloud-only.")] = 0.005,
+    access: Access = "5g-nsa",
+    backbone: Backbone = "metro",
+    threads: Threads = 2,
+) -> None:
+    """Fit temperatures and ensemble weights, choose the operating point, write the model card."""
+    from services.lab.calibrate import Job
+    from services.lab.data import hold_out as divide
+    from services.lab.data import load
+
+    _, validation = divide(load(data, split), hold_out)
+    job = Job(bundle, validation[:n], access=access, backbone=backbone, threads=threads, console=console)
+    job.run(within=within, offload_share=offload_share)
+
+
+@app.command()
+def evaluate(
+    data: Data,
+    bundle: BundleName = "collaborative",
+    split: Split = "test",
+    exclude_split: Annotated[str | None, typer.Option(help="Leave out texts that also occur in this split.")] = None,
+    n: Annotated[int | None, typer.Option(min=1, help="Use only the first rows.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=8, help="Read this many tokens, not the bundle's.")] = None,
+    threads: Threads = 2,
+    save: Annotated[bool, typer.Option(help="Write the figures into the model card.")] = False,
+) -> None:
+    """Accuracy and calibration of every exit of every tier on unseen texts, whole and without early exit."""
+    from services.lab.data import load, without
+    from services.lab.evaluate import evaluate as job
+
+    examples = load(data, split)[:n]
+    if exclude_split:
+        examples = without(examples, load(data, exclude_split))
+    job(bundle, examples, max_tokens=max_tokens, threads=threads, console=console, save=save)
+
+
+@app.command("print-config")
+def print_config(
+    tier: Annotated[str, typer.Argument(help="Which tier's settings.")] = "end",
+) -> None:
+    """Every setting of a tier: variable, value, where it comes from, what it means."""
+    from services.lab.config import table
+
+    console.print(table(tier))
+
+
+def main() -> None:
+    """The entry point: an error of ours is one line and exit status 2."""
+    from shared.errors import TierwiseError
+
+    try:
+        app()
+    except (TierwiseError, UnicodeDecodeError, FileNotFoundError) as error:
+        Console(stderr=True).print(f"tierwise: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Every exit of every tier on unseen texts: accuracy with its interval, ECE, and whether depth helped."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from services.lab.collect import every_exit
+from services.lab.data import Example, digest
+from services.lab.stats import wilson
+from shared.bundle import load_bundle
+from shared.calibration import quality
+
+
+def evaluate(
+    name: str, examples: list[Example], *, max_tokens: int | None, threads: int, console: Console, save: bool
+) -> dict[str, Any]:
+    """Print a table per tier; with `save`, write the figures into the card under `report.test`."""
+    torch.set_num_threads(threads)
+    bundle = load_bundle(name)
+    labels = torch.tensor([example.label for example in examples])
+    report: dict[str, Any] = {"n": len(examples), "data_sha256": digest(examples), "tiers": {}}
+    for tier, model in bundle.tiers.items():
+        logits = every_exit(bundle, tier, examples, console, max_tokens=max_tokens)
+        temperatures = bundle.card.temperatures.get(tier, [1.0] * model.layers)
+        rows: list[dict[str, Any]] = []
+        for layer, temperature in enumerate(temperatures, start=1):
+            figures = quality((logits[:, layer - 1] / temperature).softmax(-1), labels)
+            low, high = wilson(round(figures.accuracy * len(examples)), len(examples))
+            worse = bool(rows) and figures.accuracy < rows[-1]["accuracy"]
+            rows.append(
+                {
+                    "exit": layer,
+                    "accuracy": round(figures.accuracy, 4),
+                    "ci95": [round(low, 4), round(high, 4)],
+                    "ece": round(figures.ece, 4),
+                    "nll": round(figures.nll, 4),
+                    "brier": round(figures.brier, 4),
+                    "worse_than_the_exit_before": worse,
+                }
+            )
+        report["tiers"][tier] = {"max_tokens": max_tokens or model.max_tokens, "exits": rows}
+        console.print(_table(tier, rows, len(examples), max_tokens or model.max_tokens))
+    if save:
+        path = bundle.folder / "card.json"
+        card = json.loads(path.read_text())
+        card["report"]["test"] = report
+        path.write_text(json.dumps(card, indent=1) + "\n")
+    return report
+
+
+def _table(tier: str, rows: list[dict[str, Any]], n: int, tokens: int) -> Table:
+    table = Table(title=f"{tier}: {n} texts, {tokens} tokens", title_justify="left", show_edge=False, pad_edge=False)
+    for column in ("exit", "accuracy", "95 %", "ECE", "NLL", "Brier", ""):
+        table.add_column(column, justify="right")
+    for row in rows:
+        low, high = row["ci95"]
+        note = "worse than the exit before" if row["worse_than_the_exit_before"] else ""
+        figures = (f"{row[key]:.3f}" for key in ("ece", "nll", "brier"))
+        table.add_row(str(row["exit"]), f"{row['accuracy']:.3f}", f"[{low:.3f} {high:.3f}]", *figures, note)
+    return table

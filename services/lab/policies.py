@@ -1,0 +1,25 @@
+"""Policies as people write them on a command line."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def parse_policy(text: str) -> str | dict[str, Any]:
+    """`NAME`, or `NAME:key=value,key=value` with JSON values or bare words, as a policy spec.
+
+    >>> parse_policy("collaborative:theta=0,weighting=last")
+    {'name': 'collaborative', 'theta': 0, 'weighting': 'last'}
+    """
+    name, colon, rest = text.partition(":")
+    if not colon:
+        return name
+    spec: dict[str, Any] = {"name": name}
+    for part in rest.split(","):
+        key, _, value = part.partition("=")
+        try:
+            spec[key.strip()] = json.loads(value)
+        except ValueError:
+            spec[key.strip()] = value
+    return spec

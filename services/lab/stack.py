@@ -1,0 +1,143 @@
+"""The tiers of a bundle as processes of this host, without containers: start, wait until ready, stop cleanly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+from rich.console import Console
+
+from shared.bundle import Bundle, load_bundle
+from shared.errors import BadSetting
+from shared.link import Backend, profile
+from shared.weights import base_folder
+
+MEMORY_PER_TIER = 1.2e9  # bytes; a tier with MPNet needs about 1 GB
+START_S = 120.0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tiers listen (consecutive ports from `port`) and what stands between them."""
+
+    bundle: str = "collaborative"
+    port: int = 8080
+    backend: Backend = Backend.SIMULATED
+    access: str = "5g-nsa"  # profile of the first tier's links; its link to a deeper tier adds the backbone
+    backbone: str = "metro"
+    threads: Mapping[str, int] | None = None
+
+    def environment(self, bundle: Bundle, index: int) -> dict[str, str]:
+        """The settings of tier number `index`."""
+        order, cores = bundle.order, os.cpu_count() or 1
+        links = {}
+        for further in range(index + 1, len(order)):
+            hops = [self.access if at == 0 else self.backbone for at in range(index, further)]
+            links[order[further]] = "+".join(hops)
+        if index > 0:  # only the first tier has links that skip one
+            links = dict(list(links.items())[:1])
+        threads = (self.threads or {}).get(order[index], 1 if index == 0 else min(2, cores))
+        return {
+            "TIERWISE_TIER": order[index],
+            "TIERWISE_BUNDLE": self.bundle,
+            "TIERWISE_PORT": str(self.port + index),
+            "TIERWISE_UPSTREAMS": ",".join(f"{t}=http://127.0.0.1:{self.port + order.index(t)}" for t in links),
+            "TIERWISE_LINK_PROFILES": ",".join(f"{t}={name}" for t, name in links.items()),
+            "TIERWISE_LINKS": self.backend.value,
+            "TIERWISE_THREADS": str(threads),
+        }
+
+
+@contextmanager
+def running(layout: Layout, console: Console, *, show_logs: bool = False) -> Iterator[str]:
+    """Start every tier, yield the first one's URL once all are ready, and stop them on the way out.
+
+    Raises:
+        BadSetting: a port that is taken, too little memory, weights that cannot be had, or a tier that stopped.
+    """
+    bundle = load_bundle(layout.bundle)
+    with console.status("checking ports, memory and base weights (the first time they are fetched: about 500 MB)"):
+        _check(layout, bundle)
+    with tempfile.TemporaryDirectory(prefix="tierwise-") as scratch:
+        tiers: list[tuple[str, subprocess.Popen[bytes], Path]] = []
+        try:
+            for index, name in enumerate(bundle.order):
+                logs = Path(scratch) / f"{name}.log"
+                environment = {k: v for k, v in os.environ.items() if not k.startswith("TIERWISE_") or k in _PASSED}
+                environment |= layout.environment(bundle, index)
+                with logs.open("wb") as out:
+                    process = subprocess.Popen(
+                        [sys.executable, "-m", "shared.service"],
+                        env=environment,
+                        stdout=out,
+                        stderr=None if show_logs else out,
+                        start_new_session=True,  # Ctrl-C reaches us alone; we stop them in order
+                    )
+                tiers.append((name, process, logs))
+            with console.status("starting the tiers"):
+                _wait_ready(layout, tiers)
+            yield f"http://127.0.0.1:{layout.port}"
+        finally:
+            for _, process, _ in tiers:
+                process.send_signal(signal.SIGTERM)
+            for _, process, _ in tiers:
+                try:
+                    process.wait(timeout=30)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+
+_PASSED = {"TIERWISE_CACHE_DIR", "TIERWISE_LOG_LEVEL", "TIERWISE_DEVICE", "TIERWISE_CALIBRATION", "TIERWISE_POLICY"}
+
+
+def _check(layout: Layout, bundle: Bundle) -> None:
+    """Everything that would stop a tier, told in one line before anything starts."""
+    for name in (layout.access, layout.backbone):
+        profile(name)
+    for index, name in enumerate(bundle.order):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", layout.port + index))
+            except OSError as error:
+                raise BadSetting(
+                    f"port {layout.port + index} ({name}) is taken: stop what listens there, or choose --port"
+                ) from error
+    free, needed = psutil.virtual_memory().available, MEMORY_PER_TIER * len(bundle.order)
+    if free < needed:
+        raise BadSetting(f"{free / 1e9:.1f} GB of memory is free; {len(bundle.order)} tiers need {needed / 1e9:.1f} GB")
+    for model in bundle.tiers.values():
+        meta = bundle.folder / model.network / "network.json"
+        if not meta.is_file():
+            raise BadSetting(f"{meta} is missing: train the network first (`tierwise train --help`)")
+        base_folder(json.loads(meta.read_text())["base"])
+
+
+def _wait_ready(layout: Layout, tiers: list[tuple[str, subprocess.Popen[bytes], Path]]) -> None:
+    deadline = time.monotonic() + START_S
+    for index, (name, process, logs) in enumerate(tiers):
+        while True:
+            if process.poll() is not None:
+                tail = logs.read_text(errors="replace").strip().splitlines() or [f"exit status {process.returncode}"]
+                raise BadSetting(f"tier {name} stopped: {tail[-1]}")
+            try:
+                if httpx.get(f"http://127.0.0.1:{layout.port + index}/readyz", timeout=2).status_code == 200:
+                    break
+            except httpx.HTTPError:
+                pass
+            if time.monotonic() > deadline:
+                raise BadSetting(f"tier {name} was not ready after {START_S:.0f} s; its last log: {logs}")
+            time.sleep(0.1)

@@ -1,0 +1,209 @@
+"""Tiny random encoders and tokenizers, built in seconds: nothing is downloaded.
+
+tiny_tokenizer(kind)             "wordpiece" in BERT's layout, "bpe" in RoBERTa's, "mpnet": WordPiece in RoBERTa's
+tiny_base(family, layers=3)      transformers' own BERT, RoBERTa or MPNet: hidden 32, 4 heads, fresh at each call
+tiny_network(family, layers=3)   the same as a Network: exits after each layer, tokenizer, 64 tokens
+base_on_disk(family, layers=3)   a folder with config.json, tokenizer.json and model.safetensors
+tiny_bundle                      a folder for TIERWISE_BUNDLE: end (BERT, 3 layers), edge and cloud (MPNet, 2 and 4)
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoModel, BertConfig, MPNetConfig, RobertaConfig
+
+from shared.encoder import MultiExitEncoder
+from shared.network import Network, save_network
+from shared.tokens import SpecialTokens
+
+torch.set_num_threads(1)
+
+MAX_TOKENS = 64
+LABELS = ["negative", "positive"]
+SENTENCES = [
+    "a fine film with a strong cast and a quiet, unbelievably moving end",
+    "the plot is thin and the jokes are old; i left before the second act",
+    "an honest story, told slowly, about people who rarely say what they mean",
+    "it is not the worst film of the year but it is close to it",
+    "wonderful music and beautiful pictures cannot save a boring script",
+    "i laughed, i cried, and i would watch it again tomorrow",
+    "the actors try hard, yet nothing that they say is believable",
+    "one of the best comedies in years: clever, warm and never too long",
+    "a waste of time and of a good idea",
+    "some scenes are great, others are terrible, most are simply forgettable",
+    "the director knows exactly where to put the camera and when to move it",
+    "don't believe the critics, this one deserves a better audience",
+]
+_CONFIGS = {"bert": BertConfig, "roberta": RobertaConfig, "mpnet": MPNetConfig}
+_TOKENIZERS = {"bert": "wordpiece", "roberta": "bpe", "mpnet": "mpnet"}
+_FACTORS = {"bert": "encoder.layer.{}.attention.self.query", "mpnet": "encoder.layer.{}.attention.attn.q"}
+_FACTORS["roberta"] = _FACTORS["bert"]
+
+
+def _tokenizer(kind: str) -> Tokenizer:
+    if kind == "bpe":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=420,
+            special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+    else:
+        own = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        special = own if kind == "wordpiece" else ["<s>", "<pad>", "</s>", "<unk>", "[UNK]", "<mask>"]
+        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=160 if kind == "wordpiece" else 200, special_tokens=special, show_progress=False
+        )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    cls, sep = ("[CLS]", "[SEP]") if kind == "wordpiece" else ("<s>", "</s>")
+    ends = [(sep, tokenizer.token_to_id(sep)), (cls, tokenizer.token_to_id(cls))]
+    if kind == "wordpiece":
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+        )
+    else:
+        tokenizer.post_processor = processors.RobertaProcessing(*ends, trim_offsets=True, add_prefix_space=False)
+    tokenizer.enable_truncation(16)  # the real files carry both, at 128
+    pad = "[PAD]" if kind == "wordpiece" else "<pad>"
+    tokenizer.enable_padding(length=16, pad_id=tokenizer.token_to_id(pad), pad_token=pad)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def sentences():
+    """Twelve sentences that the tiny tokenizers were trained on."""
+    return list(SENTENCES)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A builder: the tokenizer of a kind, fresh at each call, with truncation and padding switched on in its file."""
+    files = {}
+
+    def build(kind):
+        if kind not in files:
+            files[kind] = _tokenizer(kind).to_str()
+        return Tokenizer.from_str(files[kind])
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tiny_tokenizer):
+    """A builder: (model, tokenizer) of a family, the same weights for the same arguments; `options` go to its config.
+
+    Weights are larger than usual (std 0.3): attention is far from uniform, so that a wrong one shows.
+    """
+
+    def build(family, layers=3, *, seed=0, **options):
+        tokenizer = tiny_tokenizer(_TOKENIZERS[family])
+        pad = "[PAD]" if family == "bert" else "<pad>"
+        config = _CONFIGS[family](
+            vocab_size=tokenizer.get_vocab_size(),
+            hidden_size=32,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=260,
+            pad_token_id=tokenizer.token_to_id(pad),
+            initializer_range=0.3,
+            **options,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModel.from_config(config, add_pooling_layer=False)
+        return model.eval(), tokenizer
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_network(tiny_base):
+    """A builder: an untrained Network whose exits are sure of some texts and unsure of others."""
+
+    def build(family, layers=3, *, classes=2, seed=0, max_tokens=MAX_TOKENS):
+        base, tokenizer = tiny_base(family, layers, seed=seed)
+        encoder = MultiExitEncoder(base, layers=layers, classes=classes).eval()
+        _random_heads(encoder, seed)
+        return Network(encoder, SpecialTokens(tokenizer), max_tokens)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def base_on_disk(tmp_path_factory, tiny_base):
+    """A builder: a folder that `load_base` reads, the same one for the same arguments."""
+    folders = {}
+
+    def build(family, layers=3):
+        if (family, layers) not in folders:
+            folder = tmp_path_factory.mktemp(f"{family}-{layers}")
+            model, tokenizer = tiny_base(family, layers)
+            model.save_pretrained(folder)
+            tokenizer.save(str(folder / "tokenizer.json"))
+            folders[family, layers] = folder
+        return folders[family, layers]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory, tiny_base, base_on_disk) -> Path:
+    """A bundle's folder: three tiers over two tiny networks, with a card; its base weights are folders on disk."""
+    folder = tmp_path_factory.mktemp("tiny-bundle")
+    for name, family, layers in (("bert-3", "bert", 3), ("mpnet-4", "mpnet", 4)):
+        encoder = MultiExitEncoder(tiny_base(family, layers)[0], layers=layers, classes=len(LABELS))
+        _random_heads(encoder, seed=layers)
+        meta = {"base": str(base_on_disk(family, layers)), "layers": layers, "classes": len(LABELS), "scale": 2.0}
+        save_network(folder / name, _random_factors(family, layers), encoder, meta)
+    tiers = {
+        "end": {"network": "bert-3", "layers": 3, "max_tokens": MAX_TOKENS},
+        "edge": {"network": "mpnet-4", "layers": 2, "max_tokens": MAX_TOKENS},
+        "cloud": {"network": "mpnet-4", "layers": 4, "max_tokens": MAX_TOKENS},
+    }
+    card = {
+        "temperatures": {"end": [1.3, 1.2, 1.1], "edge": [1.4, 1.2], "cloud": [1.4, 1.2, 1.1, 0.9]},
+        "model_temperatures": {"end": 1.2, "edge": 1.3, "cloud": 1.1},
+        "accuracy": {"end": 0.8, "edge": 0.85, "cloud": 0.9},
+        "fitted_weights": {
+            "end": [1.0],
+            "end+edge": [0.3, 0.7],
+            "end+cloud": [0.2, 0.8],
+            "end+edge+cloud": [0.1, 0.2, 0.7],
+        },
+        "policies": {
+            "collaborative": {"offload_threshold": 0.6, "theta": 0.05, "patience": 1},
+            "tabi": {"offload_threshold": 0.6},
+        },
+        "report": {"note": "random weights: these numbers mean nothing"},
+    }
+    (folder / "bundle.json").write_text(json.dumps({"labels": LABELS, "tiers": tiers}))
+    (folder / "card.json").write_text(json.dumps(card))
+    return folder
+
+
+def _random_heads(encoder, seed):
+    noise = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for head in encoder.heads:
+            head.query.normal_(0, 0.3, generator=noise)
+            head.classify.weight.normal_(0, 0.2, generator=noise)
+            head.classify.bias.zero_()
+
+
+def _random_factors(family, layers):
+    noise = torch.Generator().manual_seed(layers)
+    names = [_FACTORS[family].format(layer) for layer in range(layers)]
+    return {
+        f"{name}.{factor}": torch.randn(shape, generator=noise) * 0.1
+        for name in names
+        for factor, shape in (("A", (2, 32)), ("B", (32, 2)))
+    }

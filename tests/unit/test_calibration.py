@@ -1,0 +1,88 @@
+"""Calibration: a temperature undoes a known scaling, and the quality figures agree with a hand calculation."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
+
+from shared.calibration import T_MAX, T_MIN, expected_calibration_error, fit_temperature, quality
+
+
+def drawn(n=4000, classes=3, seed=0):
+    """Logits and labels that are drawn from them: calibrated by construction."""
+    noise = torch.Generator().manual_seed(seed)
+    logits = torch.randn(n, classes, generator=noise, dtype=torch.float64) * 2
+    return logits, torch.multinomial(logits.softmax(-1), 1, generator=noise)[:, 0]
+
+
+@pytest.mark.parametrize("scale", [0.25, 1.0, 3.0, 10.0])
+def test_the_temperature_of_scaled_logits_is_the_scale(scale):
+    logits, labels = drawn()
+    assert fit_temperature(logits * scale, labels) == pytest.approx(scale, rel=0.06)  # 4,000 draws: a few percent
+    own = fit_temperature(logits, labels)
+    assert fit_temperature(logits * scale, labels) == pytest.approx(own * scale, rel=1e-3)
+
+
+def test_it_is_the_minimum_of_the_nll():
+    logits, labels = drawn(n=300)
+    best = fit_temperature(logits * 2.5, labels)
+    at = [cross_entropy(logits * 2.5 / (best * step), labels).item() for step in (0.97, 1.0, 1.03)]
+    assert at[1] < min(at[0], at[2])
+
+
+def test_all_right_or_all_wrong_answers_reach_the_bounds():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
+    assert fit_temperature(logits, torch.tensor([0, 1])) == pytest.approx(T_MIN, rel=1e-3)
+    assert fit_temperature(logits, torch.tensor([1, 0])) == pytest.approx(T_MAX, rel=1e-3)
+
+
+@given(st.integers(0, 1000), st.floats(0.2, 8.0))
+def test_calibration_keeps_every_label_and_never_worsens_the_nll(seed, scale):
+    logits, labels = drawn(n=60, seed=seed)
+    logits = logits * scale
+    temperature = fit_temperature(logits, labels)
+    assert T_MIN <= temperature <= T_MAX
+    before, after = logits.softmax(-1), (logits / temperature).softmax(-1)
+    assert after.argmax(-1).tolist() == before.argmax(-1).tolist()
+    assert quality(after, labels).nll <= quality(before, labels).nll + 1e-6
+
+
+def test_a_fitted_temperature_mends_the_ece_of_overconfident_answers():
+    logits, labels = drawn()
+    logits = logits * 4
+    mended = logits / fit_temperature(logits, labels)
+    assert quality(logits.softmax(-1), labels).ece > 0.15
+    assert quality(mended.softmax(-1), labels).ece < 0.03
+
+
+def test_ece_of_hand_examples():
+    # bins of 1/15: .92 and .91 share [13/15, 14/15), .55 is alone in [8/15, 9/15)
+    probabilities = torch.tensor([[0.92, 0.08], [0.09, 0.91], [0.55, 0.45]], dtype=torch.float64)
+    labels = torch.tensor([0, 0, 0])  # right, wrong, right
+    by_hand = (2 * abs(0.915 - 0.5) + 1 * abs(0.55 - 1.0)) / 3
+    assert expected_calibration_error(probabilities, labels) == pytest.approx(by_hand)
+    assert expected_calibration_error(probabilities, labels, bins=1) == pytest.approx(
+        abs((0.92 + 0.91 + 0.55) / 3 - 2 / 3)
+    )
+
+
+def test_ece_of_certain_answers_is_their_error_rate():
+    certain = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    assert expected_calibration_error(certain, torch.tensor([0, 0, 1, 1])) == 0
+    assert expected_calibration_error(certain, torch.tensor([0, 1, 1, 1])) == pytest.approx(0.25)
+
+
+def test_quality_of_a_hand_example():
+    probabilities = torch.tensor([[0.8, 0.2], [0.4, 0.6]], dtype=torch.float64)
+    found = quality(probabilities, torch.tensor([0, 0]))
+    assert found.accuracy == 0.5
+    assert found.nll == pytest.approx(-(math.log(0.8) + math.log(0.4)) / 2)
+    assert found.brier == pytest.approx((2 * 0.2**2 + 2 * 0.6**2) / 2)
+    assert found.ece == pytest.approx((abs(0.8 - 1) + abs(0.6 - 0)) / 2)
+
+
+def test_a_certain_and_wrong_answer_has_a_finite_nll():
+    assert math.isfinite(quality(torch.tensor([[1.0, 0.0]]), torch.tensor([1])).nll)
