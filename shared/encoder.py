@@ -121,7 +121,7 @@ class ExitHead(nn.Module):
             if padding is not None:
                 scores = scores.masked_fill(padding, -torch.inf)
             pooled = torch.matmul(scores.softmax(-1).unsqueeze(1), hidden).squeeze(1)  # [B, D]
-            return self.classify(pooled)  # type: ignore[no-any-return]
+            return self.classify(pooled)
 
 
 @dataclass(frozen=True)
@@ -244,8 +244,8 @@ class MultiExitEncoder(nn.Module):
 
     def _embed(self, ids: Tensor, segments: Tensor) -> Tensor:
         if self.family == "bert":
-            return self.embeddings(input_ids=ids, token_type_ids=segments)  # type: ignore[no-any-return]
-        return self.embeddings(input_ids=ids)  # type: ignore[no-any-return]
+            return self.embeddings(input_ids=ids, token_type_ids=segments)
+        return self.embeddings(input_ids=ids)
 
     def _bias(self, hidden: Tensor, padding: Tensor | None) -> Tensor | None:
         """Added to the attention scores: -inf at padding [B, 1, 1, S], MPNet's relative positions [1, H, S, S]."""
@@ -260,5 +260,5 @@ class MultiExitEncoder(nn.Module):
 
     def _layer(self, layer: nn.Module, hidden: Tensor, bias: Tensor | None, received: Received | None) -> Tensor:
         if self.family == "mpnet":
-            return layer(hidden, bias, output_attentions=received or False)[0]  # type: ignore[no-any-return]
-        return layer(hidden, bias, received=received)  # type: ignore[no-any-return]
+            return layer(hidden, bias, output_attentions=received or False)[0]
+        return layer(hidden, bias, received=received)

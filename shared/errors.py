@@ -13,6 +13,11 @@ TierwiseError
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shared.contracts import DegradedReason
+
 
 class TierwiseError(Exception):
     """The root; its message is one line for a person and says what to do."""
@@ -41,7 +46,7 @@ class WrongWeights(BadSetting):
 class UpstreamFailure(TierwiseError):
     """The next tier gave no usable answer."""
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: DegradedReason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -20,7 +21,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
 from shared.encoder import ExitTrace, MultiExitEncoder
-from shared.errors import WrongWeights
+from shared.errors import BadSetting, WrongWeights
 from shared.exits import ExitRule
 from shared.tokens import SpecialTokens
 from shared.weights import base_folder
@@ -47,9 +48,18 @@ class Network:
 
 
 def load_base(name: str) -> tuple[PreTrainedModel, Tokenizer]:
-    """transformers' own encoder in fp32 and its fast tokenizer."""
+    """transformers' own encoder in fp32 and its fast tokenizer.
+
+    Raises:
+        WrongWeights: the base cannot be had, or is no encoder.
+    """
+    transformers.logging.set_verbosity_error()  # its report says that a pooler, which we never use, was not loaded
+    transformers.logging.disable_progress_bar()
     folder = base_folder(name)
-    model = AutoModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True, dtype=torch.float32)
+    try:
+        model = AutoModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True, dtype=torch.float32)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise WrongWeights(f"{folder}: transformers cannot load an encoder from it: {error}") from error
     if (folder / "tokenizer.json").exists():
         return model, Tokenizer.from_file(str(folder / "tokenizer.json"))
     from transformers import AutoTokenizer
@@ -62,15 +72,23 @@ def load_network(folder: Path, *, layers: int, max_tokens: int, device: str = "c
 
     Raises:
         WrongWeights: files missing or unreadable, or adapters whose names do not fit the base.
+        BadSetting: more tokens than the encoder has positions for.
     """
     try:
         meta = json.loads((folder / "network.json").read_text())
+        name, classes, scale = meta["base"], meta["classes"], meta["scale"]
         trained = load_file(folder / "adapters.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise WrongWeights(f"{folder}: cannot read the trained network: {error}") from error
-    base, tokenizer = load_base(meta["base"])
-    merge_adapters(base, {k: v for k, v in trained.items() if not k.startswith("heads.")}, meta["scale"])
-    encoder = MultiExitEncoder(base, layers=layers, classes=meta["classes"])
+    base, tokenizer = load_base(name)
+    positions = base.config.max_position_embeddings - (0 if base.config.model_type == "bert" else 2)
+    if max_tokens > positions:
+        raise BadSetting(f"{name} reads at most {positions} tokens, the bundle says {max_tokens}")
+    merge_adapters(base, {k: v for k, v in trained.items() if not k.startswith("heads.")}, scale)
+    try:
+        encoder = MultiExitEncoder(base, layers=layers, classes=classes)
+    except ValueError as error:
+        raise WrongWeights(f"{folder}: {error}") from error
     try:
         for n, head in enumerate(encoder.heads):
             head.load_state_dict({own: trained[f"heads.{n}.{key}"].float() for key, own in _HEAD.items()})
@@ -98,10 +116,10 @@ def merge_adapters(base: PreTrainedModel, factors: dict[str, Tensor], scale: flo
             weight = base.get_submodule(name).weight
         except AttributeError as error:
             raise WrongWeights(f"adapters: the base has no linear map {name!r}") from error
-        delta = factors[f"{name}.B"].float() @ factors[f"{name}.A"].float()
-        if not isinstance(weight, Tensor) or weight.shape != delta.shape:
+        a, b = factors[f"{name}.A"].float(), factors[f"{name}.B"].float()  # [R, in], [out, R]
+        if not isinstance(weight, Tensor) or len(a) != b.shape[1] or weight.shape != (len(b), a.shape[1]):
             raise WrongWeights(f"adapters: {name!r} does not fit the base")
-        weight += scale * delta
+        weight += scale * b @ a
 
 
 def save_network(folder: Path, factors: dict[str, Tensor], encoder: MultiExitEncoder, meta: dict[str, Any]) -> None:

@@ -122,15 +122,16 @@ class Collaborative(Policy):
     weighting: Annotated[Weighting, Field(strict=False)] = Weighting.FITTED
 
     def after(self, where: Where, confidence: float, draw: float) -> Decision:
-        if not where.reachable:
-            return Decision(None, 0.0, "no_link")
+        if not self.may_offload_after(where):
+            return Decision(None, 0.0, "policy" if where.reachable else "no_link")
         threshold = _at(self.offload_threshold, where.tier)
         probability = Dispatcher(threshold, self.steepness, self.curve).probability(confidence)
         reason: Literal["confidence", "curve"] = "confidence" if confidence < threshold else "curve"
         return Decision(where.reachable[0] if draw < probability else None, probability, reason)
 
     def may_offload_after(self, where: Where) -> bool:
-        return bool(where.reachable)
+        named = not isinstance(self.offload_threshold, Mapping) or where.tier in self.offload_threshold
+        return named and bool(where.reachable)
 
     def exit_rule(self, tier: str) -> ExitRule | None:
         theta = _at(self.theta, tier)
@@ -148,7 +149,7 @@ class Tabi(Collaborative):
 
     name = "tabi"
 
-    theta: Literal[0] = 0  # type: ignore[assignment]
+    theta: Literal[0] = 0
 
 
 POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in (Collaborative, Tabi, Random)}

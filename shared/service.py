@@ -32,7 +32,6 @@ def serve(tier: str | None = None) -> None:
     try:
         settings = load_settings(tier)
         configure_logs(settings.log_level)
-        _quiet_transformers()
         from shared.web import create_app
 
         app = create_app(settings)
@@ -52,14 +51,6 @@ def serve(tier: str | None = None) -> None:
 def _complain(tier: str, error: BadSetting) -> int:
     print(f"tierwise {tier}: {error}", file=sys.stderr)
     return 2
-
-
-def _quiet_transformers() -> None:
-    """Its loading report says that a pooler, which we never use, was not loaded."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

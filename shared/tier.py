@@ -61,7 +61,6 @@ class _Call:
 class _Row:
     """One text after local inference."""
 
-    index: int
     hop: Hop
     decision: Decision
     onward: TextPair | None  # the pruned text, if it leaves
@@ -258,7 +257,7 @@ class Tier:
                 keep = call.policy.pruning(self.name).mask(answer.encoded, answer.importance)
             hop = self._hop(call, row, answer, decision, keep)
             onward = None if decision.to is None or keep is None else _pruned(call.request.texts[row], answer, keep)
-            done[row] = _Row(row, hop, decision, onward)
+            done[row] = _Row(hop, decision, onward)
         prune = time.perf_counter() - pruning_started
         seconds = {"tokenize": batch.tokenize, "queue": batch.queue, "infer": batch.infer, "prune": prune}
         for stage, value in seconds.items():

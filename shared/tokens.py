@@ -77,9 +77,9 @@ class SpecialTokens:
         starts = starts_of(text)
         ids, word_of = [], []
         for id_, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            if end > start and starts:  # the last character: byte-level BPE counts the space before a word in
+            if starts:  # the last character: byte-level BPE counts the space before a word in, or makes it a token
                 ids.append(id_)
-                word_of.append(offset + max(0, bisect_right(starts, end - 1) - 1))
+                word_of.append(offset + max(0, bisect_right(starts, max(start, end - 1)) - 1))
         return ids, word_of
 
     def batch(self, texts: list[Encoded], device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:

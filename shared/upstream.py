@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import httpx
 from pydantic import ValidationError
 
-from shared.contracts import CONTRACT_VERSION, InferRequest, InferResponse
+from shared.contracts import CONTRACT_VERSION, DegradedReason, InferRequest, InferResponse
 from shared.errors import UpstreamFailure
 from shared.link import Backend, SimulatedLink, profile
 
@@ -54,7 +54,8 @@ class Upstream:
             UpstreamFailure: with the reason; a late answer is dropped with its connection.
         """
         body = request.model_dump_json().encode()
-        limit, late = self._timeout_s, "upstream_timeout"
+        late: DegradedReason = "upstream_timeout"
+        limit = self._timeout_s
         if request.deadline_ms is not None and request.deadline_ms / 1e3 < limit:
             limit, late = request.deadline_ms / 1e3, "deadline"
         started = time.perf_counter()
@@ -80,6 +81,8 @@ class Upstream:
             answer = await self._client.post("/v1/infer", content=body, headers=headers)
             if self._link:
                 await self._link.carry(len(answer.content), "down")
+        except httpx.TimeoutException as error:
+            raise TimeoutError from error
         except httpx.HTTPError as error:
             raise UpstreamFailure("upstream_unavailable", f"{self.target}: {type(error).__name__} {error}") from error
         if answer.status_code in _REFUSALS:

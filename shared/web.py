@@ -287,7 +287,7 @@ class _Surface:
             results=results,
             timings_ms=timings,  # type: ignore[arg-type]
         )
-        stages: dict[str, float] = {**results[0].hops[0].timings_ms, **timings}
+        stages: Mapping[str, float] = dict(results[0].hops[0].timings_ms) | timings
         timing = ", ".join(f"{stage};dur={ms}" for stage, ms in stages.items())
         return answer, "degraded" if any(result.degraded for result in results) else "ok", timing
 

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,7 +119,11 @@ def _fetch(name: str, pinned: BaseWeights, folder: Path) -> None:
             if wrong:
                 refusals.append(f"{source}: {', '.join(wrong)} not the pinned bytes, refused")
                 continue
-            found.replace(folder)
+            try:
+                found.replace(folder)
+            except OSError:  # another process was faster: its bytes are checked like ours
+                if not folder.exists():
+                    raise
             log.info("base_weights_fetched", name=name, source=source, folder=str(folder))
             return
     raise WrongWeights(f"cannot get {name}: {'; '.join(refusals)}. Put its files into {folder}, or name a folder.")
@@ -173,8 +178,13 @@ def _members(path: Path, part: str) -> Iterator[tuple[str, zipfile.ZipFile]]:
 def _unpinned(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
+    wanted = ["*.json", "*.safetensors"]
     try:
         _hub_answers()
-    except (OSError, httpx.HTTPError) as error:
-        raise WrongWeights(f"{name} is neither a folder nor pinned, and the hub cannot be reached: {error}") from error
-    return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        with suppress(OSError, ValueError):  # an earlier start has left it in the hub's own cache
+            return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+        raise WrongWeights(
+            f"{name} is neither a folder nor pinned, and the hub does not give it: {_last_line(error)}"
+        ) from error

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModel, BertConfig, MPNetConfig, RobertaConfig
 
@@ -20,6 +21,8 @@ from shared.network import Network, save_network
 from shared.tokens import SpecialTokens
 
 torch.set_num_threads(1)
+settings.register_profile("tierwise", deadline=None, derandomize=True)  # a busy machine is no failure
+settings.load_profile("tierwise")
 
 MAX_TOKENS = 64
 LABELS = ["negative", "positive"]

@@ -45,8 +45,8 @@ def demo(
     from services.lab import demo as job
     from services.lab.stack import running
 
-    with running(_layout(bundle, port, access, backbone), console) as url:
-        job.main(url, console)
+    with running(_layout(bundle, port, access, backbone), console) as stack:
+        job.main(stack.url, console)
 
 
 @app.command()
@@ -62,10 +62,10 @@ def serve(
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with running(_layout(bundle, port, access, backbone), console, show_logs=True) as url:
-        console.print(f"ready: {url}/docs   (Ctrl-C stops)")
+    with running(_layout(bundle, port, access, backbone), console, show_logs=True) as stack:
+        console.print(f"ready: {stack.url}/docs   (Ctrl-C stops)")
         while not stop.wait(1):
-            pass
+            stack.check()
         console.print("stopping")
 
 
@@ -115,15 +115,15 @@ def bench(
     from services.lab.stack import running
 
     policies = policy or ["collaborative", "tabi", "end-only", "edge-only", "cloud-only", "random"]
-    examples = load(data, split)[:n]
+    examples = load(data, split)
     if exclude_split:
         examples = without(examples, load(data, exclude_split))
-    plan = job.Plan(examples, policies, rate=rate, concurrency=concurrency, seed=seed)
+    plan = job.Plan(examples[:n], policies, rate=rate, concurrency=concurrency, seed=seed)
     if url:
         report = job.run(plan, url, console)
     else:
-        with running(_layout(bundle, port, access, backbone), console) as started:
-            report = job.run(plan, started, console)
+        with running(_layout(bundle, port, access, backbone), console) as stack:
+            report = job.run(plan, stack.url, console)
     job.write(report, out, console)
 
 

@@ -90,13 +90,16 @@ def fastest(points: Sequence[Point], accuracy: float) -> Point:
 def fitted(stages: Sequence[Stage], labels: Tensor, stop: Tensor) -> dict[str, list[float]]:
     """Ensemble weights with the least NLL for each set of visited tiers, texts weighted by their chance of that path.
 
-    Expectation-maximisation of mixture weights: each round can only lower the NLL.
+    Expectation-maximisation of mixture weights: each round can only lower the NLL. Paths that no text takes are left
+    out; the deepest tier then answers alone.
     """
     out: dict[str, list[float]] = {}
     for depth in range(1, len(stages) + 1):
         right = torch.stack([stage.probabilities.gather(1, labels[:, None])[:, 0] for stage in stages[:depth]])
         right = right.clamp_min(1e-9)  # [tiers, N]: what each tier gives the true label
-        chance = stop[depth - 1] / stop[depth - 1].sum().clamp_min(1e-9)
+        if stop[depth - 1].sum() < 1:  # less than one text is expected to end here: nothing to fit on
+            continue
+        chance = stop[depth - 1] / stop[depth - 1].sum()
         weights = torch.full((depth,), 1 / depth)
         for _ in range(300):
             share = weights[:, None] * right

@@ -60,9 +60,43 @@ class Layout:
         }
 
 
+@dataclass(frozen=True)
+class Process:
+    """One tier's process; its logs are read only to say why it stopped."""
+
+    tier: str
+    url: str
+    child: subprocess.Popen[bytes]
+    logs: Path
+
+    def check(self) -> None:
+        """Raises `BadSetting` with the last line it logged if it has stopped."""
+        if self.child.poll() is not None:
+            lines = self.logs.read_text(errors="replace").strip().splitlines()
+            why = lines[-1] if lines else f"exit status {self.child.returncode}"
+            raise BadSetting(f"tier {self.tier} stopped: {why.removeprefix(f'tierwise {self.tier}: ')}")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The running tiers, first one first."""
+
+    processes: list[Process]
+
+    @property
+    def url(self) -> str:
+        """Where clients ask."""
+        return self.processes[0].url
+
+    def check(self) -> None:
+        """Raises `BadSetting` if a tier has stopped."""
+        for process in self.processes:
+            process.check()
+
+
 @contextmanager
-def running(layout: Layout, console: Console, *, show_logs: bool = False) -> Iterator[str]:
-    """Start every tier, yield the first one's URL once all are ready, and stop them on the way out.
+def running(layout: Layout, console: Console, *, show_logs: bool = False) -> Iterator[Stack]:
+    """Start every tier, yield them once all are ready, and stop them on the way out.
 
     Raises:
         BadSetting: a port that is taken, too little memory, weights that cannot be had, or a tier that stopped.
@@ -71,33 +105,26 @@ def running(layout: Layout, console: Console, *, show_logs: bool = False) -> Ite
     with console.status("checking ports, memory and base weights (the first time they are fetched: about 500 MB)"):
         _check(layout, bundle)
     with tempfile.TemporaryDirectory(prefix="tierwise-") as scratch:
-        tiers: list[tuple[str, subprocess.Popen[bytes], Path]] = []
+        stack = Stack([])
         try:
             for index, name in enumerate(bundle.order):
                 logs = Path(scratch) / f"{name}.log"
                 environment = {k: v for k, v in os.environ.items() if not k.startswith("TIERWISE_") or k in _PASSED}
                 environment |= layout.environment(bundle, index)
                 with logs.open("wb") as out:
-                    process = subprocess.Popen(
+                    child = subprocess.Popen(
                         [sys.executable, "-m", "shared.service"],
                         env=environment,
                         stdout=out,
                         stderr=None if show_logs else out,
                         start_new_session=True,  # Ctrl-C reaches us alone; we stop them in order
                     )
-                tiers.append((name, process, logs))
+                stack.processes.append(Process(name, f"http://127.0.0.1:{layout.port + index}", child, logs))
             with console.status("starting the tiers"):
-                _wait_ready(layout, tiers)
-            yield f"http://127.0.0.1:{layout.port}"
+                _wait_ready(stack)
+            yield stack
         finally:
-            for _, process, _ in tiers:
-                process.send_signal(signal.SIGTERM)
-            for _, process, _ in tiers:
-                try:
-                    process.wait(timeout=30)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+            _stop(stack)
 
 
 _PASSED = {"TIERWISE_CACHE_DIR", "TIERWISE_LOG_LEVEL", "TIERWISE_DEVICE", "TIERWISE_CALIBRATION", "TIERWISE_POLICY"}
@@ -126,18 +153,30 @@ def _check(layout: Layout, bundle: Bundle) -> None:
         base_folder(json.loads(meta.read_text())["base"])
 
 
-def _wait_ready(layout: Layout, tiers: list[tuple[str, subprocess.Popen[bytes], Path]]) -> None:
+def _wait_ready(stack: Stack) -> None:
     deadline = time.monotonic() + START_S
-    for index, (name, process, logs) in enumerate(tiers):
-        while True:
-            if process.poll() is not None:
-                tail = logs.read_text(errors="replace").strip().splitlines() or [f"exit status {process.returncode}"]
-                raise BadSetting(f"tier {name} stopped: {tail[-1]}")
-            try:
-                if httpx.get(f"http://127.0.0.1:{layout.port + index}/readyz", timeout=2).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                pass
+    for process in stack.processes:
+        while not _ready(process.url):
+            process.check()
             if time.monotonic() > deadline:
-                raise BadSetting(f"tier {name} was not ready after {START_S:.0f} s; its last log: {logs}")
+                raise BadSetting(f"tier {process.tier} was not ready after {START_S:.0f} s")
             time.sleep(0.1)
+
+
+def _ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=2).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _stop(stack: Stack) -> None:
+    """SIGTERM lets a tier finish what it has accepted; one that does not is killed."""
+    for process in stack.processes:
+        process.child.send_signal(signal.SIGTERM)
+    for process in stack.processes:
+        try:
+            process.child.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.child.kill()
+            process.child.wait()

@@ -74,15 +74,14 @@ def _time(work: Callable[[], None]) -> float:
     return time.perf_counter() - started
 
 
-async def overhead(url: str, requests: int) -> Table:
+async def overhead(urls: list[str], requests: int) -> Table:
     """What a tier adds to its model on loopback, and what memory the tiers hold after `requests` of each policy."""
     table = Table(title=f"each tier alone, {requests} requests on loopback, one at a time", title_justify="left")
     for column in ("tier", "client less model, p50 ms", "server less model, p50 ms"):
         table.add_column(column, justify="right")
-    port = int(url.rpartition(":")[2])
-    for index, tier in enumerate(("end", "edge", "cloud")):
+    for tier, url in zip(("end", "edge", "cloud"), urls, strict=True):
         seen, server = [], []
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port + index}", timeout=60) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             for at in track(range(requests), description=tier, console=console):
                 timed = await classify(client, REVIEWS[at % 6], {"policy": f"{tier}-only"})
                 model = timed.answer.results[0].hops[0].timings_ms["infer"]
@@ -110,8 +109,8 @@ def main(
 ) -> None:
     """Measure, and print one table per claim."""
     console.print(f"{os.cpu_count()} cores, torch {torch.__version__}")
-    with running(Layout(port=port), console) as url:
-        console.print(asyncio.run(overhead(url, requests)))
+    with running(Layout(port=port), console) as stack:
+        console.print(asyncio.run(overhead([process.url for process in stack.processes], requests)))
         console.print(memory())
     for base in BASES:
         console.print(encoder_speed(base, threads, pairs))

@@ -1,0 +1,181 @@
+"""One tier with its neighbours faked: nothing listens, nothing is downloaded.
+
+serve(tier="end", edge=..., cloud=..., **settings)   a tier as a Caller; a neighbour is a function of the request
+Caller                                               post(body), get(path): one event loop a call
+Neighbour                                            a faked tier that answers well and remembers what it was asked
+held_network                                         a model that waits until the test lets it go
+"""
+
+import asyncio
+import inspect
+import json
+import threading
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from shared.network import load_network
+from shared.settings import Settings
+from shared.web import create_app
+
+JSON = {"content-type": "application/json"}
+
+
+class Caller:
+    """Talks to an app in this process; an exception that the app lets out is a 500, as a real server makes it."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def send(self, method, path, **kwargs):
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://tier") as client:
+            return await client.request(method, path, **kwargs)
+
+    async def ask(self, inputs, headers=None, **options):
+        body = json.dumps({"inputs": inputs, "options": options})
+        return await self.send("POST", "/v1/classify", content=body, headers={**JSON, **(headers or {})})
+
+    def classify(self, inputs, headers=None, **options):
+        return asyncio.run(self.ask(inputs, headers, **options))
+
+    def results(self, inputs, **options):
+        response = self.classify(inputs, **options)
+        assert response.status_code == 200, response.text
+        return response.json()["results"]
+
+    def post(self, content, path="/v1/classify", headers=JSON):
+        return asyncio.run(self.send("POST", path, content=content, headers=headers))
+
+    def get(self, path):
+        return asyncio.run(self.send("GET", path))
+
+    def samples(self):
+        """Every sample of /metrics: {(name, label values...): value}, labels by name, without the tier."""
+        families = text_string_to_metric_families(self.get("/metrics").text)
+        return {
+            (s.name, *(value for label, value in sorted(s.labels.items()) if label != "tier")): s.value
+            for family in families
+            for s in family.samples
+        }
+
+
+class Neighbour:
+    """Answers every text of /v1/infer with one hop; keeps what it got and gave."""
+
+    def __init__(self, tier="edge", positive=0.9):
+        self.tier, self.positive = tier, positive
+        self.requests, self.bodies, self.answers = [], [], []
+
+    def hop(self, text, index):
+        return {
+            "tier": self.tier,
+            "exit_layer": 2,
+            "layers": 2,
+            "label": "positive",
+            "probabilities": {"negative": round(1 - self.positive, 6), "positive": self.positive},
+            "confidence": self.positive,
+            "offload_probability": 0.0,
+            "words_in": len(text["text"].split()),
+            "truncated": False,
+            "timings_ms": {"tokenize": 0.0, "queue": 0.0, "infer": 0.0, "prune": 0.0, "total": 0.0},
+        }
+
+    def answer(self, asked):
+        rows = [{"hops": [self.hop(*row)]} for row in zip(asked["texts"], asked["indices"], strict=True)]
+        return {"version": 1, "rows": rows, "total_ms": 0.0}
+
+    def __call__(self, request):
+        asked = json.loads(request.content)
+        self.requests.append(request)
+        self.bodies.append(asked)
+        self.answers.append(httpx.Response(200, json=self.answer(asked)))
+        return self.answers[-1]
+
+
+class HeldNetwork:
+    """A network whose `run` waits for `go`; `running` says that it does."""
+
+    def __init__(self, network):
+        self._network = network
+        self.encoder, self.encode = network.encoder, network.encode
+        self.go, self.running = threading.Event(), threading.Event()
+
+    def run(self, *args, **kwargs):
+        self.running.set()
+        assert self.go.wait(10), "the test never let the model go"
+        return self._network.run(*args, **kwargs)
+
+
+@pytest.fixture(scope="session")
+def serve(tiny_bundle):
+    """A builder of callers; their workers are closed at the end."""
+    callers = []
+
+    def start(*, tier="end", edge=None, cloud=None, network=None, **settings):
+        neighbours = {name: fake for name, fake in (("edge", edge), ("cloud", cloud)) if fake is not None}
+
+        async def answer(request):
+            given = neighbours[request.url.host](request)
+            return await given if inspect.isawaitable(given) else given
+
+        chosen = {"upstreams": {name: f"http://{name}" for name in neighbours}, **settings}
+        app = create_app(
+            Settings(tier=tier, bundle=str(tiny_bundle), **chosen),
+            network=network,
+            transport=httpx.MockTransport(answer),
+        )
+        callers.append(Caller(app))
+        return callers[-1]
+
+    yield start
+    for caller in callers:
+        caller.app.state.tier.worker.close()
+
+
+@pytest.fixture(scope="session")
+def alone(serve):
+    """The end tier without links; shared, so no test may count its metrics."""
+    return serve(tier="end")
+
+
+@pytest.fixture
+def edge():
+    return Neighbour("edge")
+
+
+@pytest.fixture
+def cloud():
+    return Neighbour("cloud")
+
+
+@pytest.fixture
+def held_network(tiny_bundle):
+    held = HeldNetwork(load_network(tiny_bundle / "bert-3", layers=3, max_tokens=64))
+    yield held
+    held.go.set()
+
+
+@pytest.fixture(scope="session")
+def long_text(sentences):
+    """Over 60 words: long enough to be pruned, and cut by a tier that reads 64 tokens."""
+    return " ".join(sentences[:6])
+
+
+@pytest.fixture(scope="session")
+def card(tiny_bundle):
+    """The bundle's model card, as calibration wrote it."""
+    return json.loads((tiny_bundle / "card.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def always():
+    """A policy that sends every text on."""
+    return {"name": "collaborative", "offload_threshold": 1.0}
+
+
+@pytest.fixture(scope="module")
+def serve_edge(serve, always):
+    """The end tier with an edge that takes every text."""
+    return serve(edge=Neighbour("edge"), policy="collaborative")

@@ -1,0 +1,336 @@
+"""The contract's error table, row by row: bad input has its own status and says what was wrong; nothing gives a 500."""
+
+import asyncio
+import json
+
+import pytest
+
+JSON = {"content-type": "application/json"}
+NO_WORD = "\u200b"
+
+
+def body(inputs="a fine film", **options):
+    return json.dumps({"inputs": inputs, "options": options}).encode()
+
+
+def policy(name="collaborative", **parameters):
+    return body(policy={"name": name, **parameters})
+
+
+def assert_problem(response, status, kind, named):
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
+    assert problem["type"] == f"urn:tierwise:{kind}"
+    assert problem["status"] == status
+    assert problem["title"]
+    assert problem["request_id"] == response.headers["x-request-id"]
+    assert named in problem["detail"]
+
+
+def nested(levels):
+    return b'{"inputs": ' + b"[" * levels + b"]" * levels + b"}"
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        pytest.param(b"", "not JSON", id="nothing"),
+        pytest.param(b'{"inputs": "a"', "delimiter", id="cut off"),
+        pytest.param(b'{"inputs": "a"} more', "Extra data", id="more after it"),
+        pytest.param(b"inputs=a", "not JSON", id="a form"),
+        pytest.param(b'{"inputs": "a\nb"}', "control character", id="raw line feed in a string"),
+        pytest.param(b'{"inputs": "caf\xe9"}', "utf-8", id="latin-1"),
+        pytest.param('{"inputs": "a"}'.encode("utf-16"), "utf-8", id="utf-16"),
+        pytest.param(b'\xef\xbb\xbf{"inputs": "a"}', "BOM", id="BOM before the body"),
+        pytest.param(b'{"inputs": "\xed\xa0\x80"}', "utf-8", id="surrogate as bytes"),
+        pytest.param(b'{"inputs": "a", "options": {"deadline_ms": NaN}}', "NaN", id="NaN"),
+        pytest.param(b'{"inputs": Infinity}', "Infinity", id="Infinity"),
+        pytest.param(b'{"inputs": -Infinity}', "-Infinity", id="minus Infinity"),
+        pytest.param(nested(40), "32 deep", id="40 levels"),
+        pytest.param(nested(900_000), "32 deep", id="900,000 levels"),
+        pytest.param(b"1" * 5000, "4300 digits", id="an integer of 5,000 digits"),
+    ],
+)
+def test_what_is_not_json_is_a_400(alone, content, named):
+    assert_problem(alone.post(content), 400, "bad-json", named)
+
+
+def test_a_string_of_quotes_that_never_ends_is_refused_at_once(alone):
+    """A pattern that looks for the end of each string from each quote takes hours here."""
+    response = asyncio.run(
+        asyncio.wait_for(alone.send("POST", "/v1/classify", content=b'"' + b'\\"' * 900_000, headers=JSON), 5)
+    )
+    assert_problem(response, 400, "bad-json", "not JSON")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "kind"),
+    [
+        ("GET", "/", 404, "no-such-path"),
+        ("POST", "/v1/predict", 404, "no-such-path"),
+        ("POST", "/v1/classify/", 404, "no-such-path"),
+        ("GET", "/v1/%ff%00", 404, "no-such-path"),
+        ("GET", "/v1/classify", 405, "method-not-allowed"),
+        ("PUT", "/v1/infer", 405, "method-not-allowed"),
+        ("POST", "/livez", 405, "method-not-allowed"),
+    ],
+)
+def test_unknown_paths_and_methods(alone, method, path, status, kind):
+    response = asyncio.run(alone.send(method, path, content=body() if method != "GET" else None, headers=JSON))
+    assert_problem(response, status, kind, method)
+    assert ("allow" in response.headers) == (status == 405)
+
+
+@pytest.mark.parametrize(
+    ("headers", "named"),
+    [
+        ({}, "missing"),
+        ({"content-type": "text/plain"}, "text/plain"),
+        ({"content-type": "application/x-www-form-urlencoded"}, "x-www-form-urlencoded"),
+        ({"content-type": "multipart/form-data; boundary=x"}, "multipart/form-data"),
+        ({"content-type": "application/jsonp"}, "application/jsonp"),
+    ],
+)
+def test_other_content_types_are_a_415(alone, headers, named):
+    assert_problem(alone.post(body(), headers=headers), 415, "unsupported-media", named)
+
+
+def test_json_with_a_charset_is_json(alone):
+    assert alone.post(body(), headers={"content-type": "Application/JSON; charset=utf-8"}).status_code == 200
+
+
+def test_a_body_declared_too_large_is_refused_before_it_is_read(alone):
+    assert_problem(alone.post(body(), headers={**JSON, "content-length": "2000001"}), 413, "too-large", "2000000 bytes")
+
+
+def test_a_body_streamed_without_a_length_is_cut_off_at_the_limit(alone):
+    sent = []
+
+    async def stream():
+        for _ in range(40):
+            sent.append(100_000)
+            yield b" " * 100_000
+
+    assert_problem(alone.post(stream()), 413, "too-large", "2000000 bytes")
+    assert sum(sent) <= 2_100_000
+
+
+def test_a_body_of_exactly_the_limit_is_read(alone):
+    content = body()
+    assert alone.post(content + b" " * (2_000_000 - len(content))).status_code == 200
+
+
+def test_a_content_length_that_is_no_number_is_not_a_500(alone):
+    assert alone.post(body(), headers={**JSON, "content-length": b"\xb2"}).status_code in (200, 400)
+
+
+def test_the_33rd_input_is_too_many(alone):
+    assert len(alone.results(["a film"] * 32)) == 32
+    assert_problem(alone.post(body(["a film"] * 33)), 413, "too-large", "33 inputs")
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        pytest.param(b"{}", "inputs: Field required", id="no inputs"),
+        pytest.param(b"null", "body", id="null"),
+        pytest.param(b'"a fine film"', "body", id="a bare string"),
+        pytest.param(b'["a fine film"]', "body", id="a bare list"),
+        pytest.param(body(None), "inputs", id="inputs null"),
+        pytest.param(body(5), "inputs", id="inputs a number"),
+        pytest.param(body([]), "empty", id="no input"),
+        pytest.param(body(["a", 5]), "inputs.1", id="one input a number"),
+        pytest.param(body([["a", "b"]]), "inputs.0", id="a list in a list"),
+        pytest.param(body({"text_pair": "a"}), "inputs.text: Field required", id="a pair without its text"),
+        pytest.param(body([{"text": "a", "label": 1}]), "inputs.0.label", id="unknown field of a pair"),
+        pytest.param(body(""), "inputs: Value error, the text is empty", id="empty"),
+        pytest.param(body(" \t\n\u3000"), "empty or blank", id="blank"),
+        pytest.param(body(["a film", " "]), "inputs.1: Value error, the text is empty or blank", id="one is blank"),
+        pytest.param(body([{"text": "a", "text_pair": ""}]), "inputs.0.text_pair", id="second side empty"),
+        pytest.param(body("\u200b"), "no word that the tokenizer knows in input 0", id="zero-width space only"),
+        pytest.param(body("\ufeff"), "no word that the tokenizer knows in input 0", id="BOM only"),
+        pytest.param(body("\u0000"), "no word that the tokenizer knows in input 0", id="NUL only"),
+        pytest.param(body(["a film", NO_WORD, "a plot", NO_WORD]), "input 1, 3", id="two of four have no word"),
+        pytest.param(body("a \ud800 film"), "character 2 is a lone surrogate", id="lone surrogate"),
+        pytest.param(body(["a film", "\udfff"]), "inputs.1", id="lone surrogate in a list"),
+        pytest.param(b'{"inputs": "a", "option": {}}', "option", id="unknown field"),
+        pytest.param(b'{"inputs": "a", "\\ud800": 1}', "unicode", id="lone surrogate as a field"),
+        pytest.param(b'{"inputs": "a", "options": null}', "options", id="options null"),
+        pytest.param(body(threshold=0.5), "options.threshold", id="unknown option"),
+        pytest.param(body(explain="yes"), "options.explain", id="explain a string"),
+        pytest.param(body(explain=1), "options.explain", id="explain a number"),
+        pytest.param(body(seed=0.5), "options.seed", id="seed a fraction"),
+        pytest.param(body(seed=10**400), "options.seed", id="seed of 400 digits"),
+        pytest.param(body(seed="a b"), "options.seed", id="seed with a space"),
+        pytest.param(body(seed="\ud800"), "options.seed", id="seed a lone surrogate"),
+        pytest.param(body(max_tier="moon"), "'moon'", id="unknown tier"),
+        pytest.param(body(max_tier=2), "options.max_tier", id="tier a number"),
+        pytest.param(body(max_tier="\ud800"), "options.max_tier", id="tier a lone surrogate"),
+        pytest.param(body(policy="best"), "'best'", id="unknown policy"),
+        pytest.param(body(policy="moon-only"), "'moon-only'", id="unknown tier's policy"),
+        pytest.param(body(policy=""), "options.policy", id="empty policy"),
+        pytest.param(body(policy=5), "options.policy", id="policy a number"),
+        pytest.param(body(policy={}), "None", id="policy without a name"),
+        pytest.param(policy(name=["tabi"]), "['tabi']", id="policy's name a list"),
+        pytest.param(policy(name="\ud800"), "\\ud800", id="policy's name a lone surrogate"),
+        pytest.param(policy(steepnes=5), "steepnes", id="unknown parameter"),
+        pytest.param(policy(**{"\ud800": 5}), "collaborative", id="parameter a lone surrogate"),
+        pytest.param(policy("end-only", theta=0.1), "theta", id="end-only has no parameters"),
+        pytest.param(policy("end-only", **{"\ud800": 5}), "\\ud800", id="end-only, a lone surrogate"),
+        pytest.param(policy("tabi", theta=0.1), "theta", id="tabi's theta is 0"),
+        pytest.param(policy(offload_threshold=1.1), "offload_threshold", id="threshold over 1"),
+        pytest.param(policy(offload_threshold=-0.1), "offload_threshold", id="threshold below 0"),
+        pytest.param(
+            policy(offload_threshold={"end": 2}), ".end: Input should be less", id="one tier's threshold over 1"
+        ),
+        pytest.param(policy(offload_threshold={"moon": 0.5}), "'moon'", id="threshold of an unknown tier"),
+        pytest.param(policy(theta={"\ud800": 0.5}), "\\ud800", id="theta of a lone surrogate"),
+        pytest.param(policy(steepness=0), "steepness", id="steepness 0"),
+        pytest.param(policy(steepness="10"), "steepness", id="steepness a string"),
+        pytest.param(policy(steepness=10**400), "steepness", id="steepness of 400 digits"),
+        pytest.param(
+            b'{"inputs": "a", "options": {"policy": {"name": "tabi", "steepness": 1e999}}}', "steepness", id="1e999"
+        ),
+        pytest.param(policy(patience=2.5), "patience", id="patience a fraction"),
+        pytest.param(policy(patience=True), "patience", id="patience a boolean"),
+        pytest.param(policy(curve="round"), "curve", id="unknown curve"),
+        pytest.param(policy(weighting=1), "weighting", id="weighting a number"),
+        pytest.param(body(deadline_ms=0), "options.deadline_ms", id="deadline 0"),
+        pytest.param(body(deadline_ms=-5), "options.deadline_ms", id="deadline negative"),
+        pytest.param(body(deadline_ms="100"), "options.deadline_ms", id="deadline a string"),
+        pytest.param(body(deadline_ms=True), "options.deadline_ms", id="deadline a boolean"),
+        pytest.param(body(deadline_ms=10**400), "options.deadline_ms", id="deadline of 400 digits"),
+        pytest.param(b'{"inputs": "a", "options": {"deadline_ms": 1e999}}', "options.deadline_ms", id="deadline 1e999"),
+    ],
+)
+def test_what_cannot_be_classified_is_a_422(alone, content, named):
+    assert_problem(alone.post(content), 422, "bad-input", named)
+
+
+def test_a_caller_who_leaves_in_the_middle_of_the_body_breaks_nothing(serve):
+    caller = serve()
+
+    async def leave():
+        said = iter([{"type": "http.request", "body": b'{"inputs"', "more_body": True}, {"type": "http.disconnect"}])
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/classify",
+            "raw_path": b"/v1/classify",
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+        }
+
+        async def receive():
+            return next(said)
+
+        async def send(message):
+            pass
+
+        await caller.app(scope, receive, send)
+
+    asyncio.run(leave())
+    assert caller.samples()["tierwise_request_duration_seconds_count", "error"] == 0
+    assert caller.samples()["tierwise_inflight",] == 0
+
+
+# -- refused at the door, or too late -------------------------------------------------------------------------------
+
+
+async def until(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def test_a_full_queue_is_a_429_and_those_inside_are_answered(serve, held_network):
+    caller = serve(network=held_network, queue_limit=1)
+
+    async def crowd():
+        running = asyncio.create_task(caller.ask("a fine film"))
+        await until(held_network.running.is_set)
+        waiting = asyncio.create_task(caller.ask("a fine film"))
+        await until(lambda: caller.app.state.tier.worker.waiting == 1)
+        refused = await caller.ask("a fine film")
+        held_network.go.set()
+        return refused, [(await task).status_code for task in (running, waiting)]
+
+    refused, served = asyncio.run(crowd())
+    assert_problem(refused, 429, "queue-full", "1 requests wait")
+    assert refused.headers["retry-after"] == "1"
+    assert served == [200, 200]
+
+
+def test_a_draining_tier_answers_503_and_stays_alive(serve):
+    caller = serve()
+    caller.app.state.draining = True
+    for response in (caller.classify("a fine film"), caller.get("/readyz")):
+        assert_problem(response, 503, "draining", "shutting down")
+        assert response.headers["retry-after"] == "1"
+    assert caller.get("/livez").status_code == 200
+
+
+def test_the_end_of_the_lifespan_drains(serve):
+    caller = serve()
+
+    async def live():
+        async with caller.app.router.lifespan_context(caller.app):
+            return (await caller.ask("a fine film")).status_code
+
+    assert asyncio.run(live()) == 200
+    assert caller.classify("a fine film").status_code == 503
+
+
+def test_a_deadline_that_passed_before_the_first_exit_is_a_504(alone):
+    assert_problem(alone.classify("a fine film", deadline_ms=1e-6), 504, "deadline-passed", "deadline passed")
+
+
+@pytest.mark.parametrize("place", ["in the queue", "in the model"])
+def test_a_deadline_holds_while_the_model_is_busy(serve, held_network, place):
+    caller = serve(network=held_network)
+
+    async def late():
+        first = None
+        if place == "in the queue":
+            first = asyncio.create_task(caller.ask("a fine film"))
+            await until(held_network.running.is_set)
+        async with asyncio.timeout(5):
+            refused = await caller.ask("a fine film", deadline_ms=100)
+        held_network.go.set()
+        return refused, first and (await first).status_code, (await caller.ask("a fine film")).status_code
+
+    refused, first, after = asyncio.run(late())
+    assert_problem(refused, 504, "deadline-passed", "deadline passed")
+    assert first in (None, 200)
+    assert after == 200
+    assert caller.app.state.tier.worker.waiting == 0
+
+
+# -- odd, and fine --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("a fine\u0000 film", id="NUL"),
+        pytest.param("a \u0000 film", id="NUL as a word"),
+        pytest.param("\ufeffa fine\ufeff film", id="BOM"),
+        pytest.param("a \u202efine\u202c \u200ffilm", id="right-to-left marks"),
+        pytest.param("a fine film \U0001f600 \U0001f44d\U0001f3fd", id="emoji"),
+        pytest.param("... , ; :", id="punctuation only"),
+        pytest.param("a\u2028fine\u0085film\x1c", id="odd white space"),
+        pytest.param("a film " + "a" * 5000, id="a word of 5,000 letters"),
+    ],
+)
+def test_odd_text_is_classified(alone, text):
+    (result,) = alone.results(text)
+    assert result["words_in"] == len(text.split())
+    assert result["degraded"] is None
+
+
+def test_100_000_words_are_truncated_and_say_so(alone):
+    (result,) = alone.results("film " * 100_000)
+    assert result["words_in"] == 100_000
+    assert result["truncated"] is True
+    assert alone.results("film")[0]["truncated"] is False

@@ -1,0 +1,101 @@
+"""/v1/infer, the call between tiers: rows of hops, for exactly the texts that were asked about."""
+
+import json
+
+import pytest
+
+
+def ask(caller, given, **changes):
+    body = {
+        "version": 1,
+        "request_id": "r-1",
+        "seed": "r-1",
+        "indices": list(range(len(given))),
+        "texts": [{"text": text} for text in given],
+        "policy": {"name": "collaborative"},
+        **changes,
+    }
+    return caller.post(json.dumps(body), "/v1/infer")
+
+
+@pytest.fixture(scope="module")
+def last(serve):
+    """The cloud tier, which has no link."""
+    return serve(tier="cloud")
+
+
+def test_the_last_tier_answers_with_its_own_hop(last):
+    answer = ask(last, ["a fine film", "the plot is thin"]).json()
+    assert set(answer) == {"version", "rows", "total_ms"}
+    assert answer["total_ms"] > 0
+    for row in answer["rows"]:
+        (hop,) = row["hops"]
+        assert (hop["tier"], hop["layers"], hop["offloaded_to"], hop["link"]) == ("cloud", 4, None, None)
+        assert row["degraded"] is None
+
+
+def test_draws_follow_the_indices_of_the_whole_request(last):
+    whole = ask(last, ["a film", "a plot", "a story"]).json()["rows"]
+    part = ask(last, ["a story"], indices=[2]).json()["rows"]
+    assert part[0]["hops"][0]["draw"] == whole[2]["hops"][0]["draw"] != whole[0]["hops"][0]["draw"]
+
+
+def test_an_unreadable_text_is_a_row_without_hops(last):
+    rows = ask(last, ["a fine film", "\u200b", "a plot"]).json()["rows"]
+    assert [len(row["hops"]) for row in rows] == [1, 0, 1]
+
+
+def test_an_unreadable_text_does_not_travel_and_its_neighbours_do(serve, edge, always):
+    rows = ask(serve(edge=edge), ["a fine film", "\u200b", "a plot"], policy=always).json()["rows"]
+    assert [[hop["tier"] for hop in row["hops"]] for row in rows] == [["end", "edge"], [], ["end", "edge"]]
+    assert [text["text"] for text in edge.bodies[0]["texts"]] == ["a fine film", "a plot"]
+    assert edge.bodies[0]["indices"] == [0, 2]
+
+
+@pytest.mark.parametrize("policy", ["collaborative", "tabi", "random", "cloud-only"])
+def test_a_tier_that_must_answer_does(serve, cloud, policy):
+    rows = ask(serve(tier="edge", cloud=cloud), ["a fine film"] * 8, policy={"name": policy}, target="edge").json()[
+        "rows"
+    ]
+    assert all([hop["tier"] for hop in row["hops"]] == ["edge"] for row in rows)
+    assert cloud.requests == []
+
+
+def test_a_text_for_a_further_tier_is_passed_on_without_a_hop(serve, cloud):
+    caller = serve(tier="edge", cloud=cloud)
+    (row,) = ask(caller, ["a fine film"], policy={"name": "cloud-only"}, target="cloud").json()["rows"]
+    assert [hop["tier"] for hop in row["hops"]] == ["cloud"]
+    assert cloud.bodies[0]["target"] == "cloud"
+    assert caller.samples()["tierwise_exits_total", "2"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        pytest.param({"version": 2}, "contract 1", id="another contract version"),
+        pytest.param({"indices": [0, 1]}, "one index per text", id="more indices than texts"),
+        pytest.param({"texts": []}, "empty", id="no text"),
+        pytest.param({"texts": [{"text": " "}]}, "texts.0.text", id="a blank text"),
+        pytest.param({"texts": ["a fine film"]}, "texts.0", id="a bare string"),
+        pytest.param({"target": "end"}, "'end'", id="a target behind this tier"),
+        pytest.param({"target": "moon"}, "'moon'", id="an unknown target"),
+        pytest.param({"max_tier": "moon"}, "'moon'", id="an unknown max_tier"),
+        pytest.param({"policy": {}}, "policy", id="no policy"),
+        pytest.param({"seed": None}, "seed", id="no seed"),
+        pytest.param({"more": 1}, "more", id="an unknown field"),
+    ],
+)
+def test_what_breaks_the_contract_is_a_422(serve, cloud, changes, named):
+    response = ask(serve(tier="edge", cloud=cloud), ["a fine film"], **changes)
+    assert response.status_code == 422
+    assert response.headers["content-type"] == "application/problem+json"
+    assert named in response.json()["detail"]
+
+
+def test_over_32_texts_are_a_413(last):
+    assert ask(last, ["a film"] * 33).status_code == 413
+
+
+@pytest.mark.parametrize("deadline_ms", [0, -5, 1e-6])
+def test_a_deadline_that_has_passed_is_a_504(last, deadline_ms):
+    assert ask(last, ["a fine film"], deadline_ms=deadline_ms).status_code == 504

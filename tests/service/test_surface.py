@@ -1,0 +1,191 @@
+"""What a tier offers beside answers: health, facts about itself, metrics that count once, and its own description."""
+
+import re
+
+import httpx
+import pytest
+
+from shared import __version__
+
+REASONS = {
+    "upstream_timeout",
+    "upstream_unavailable",
+    "upstream_refused",
+    "upstream_invalid",
+    "breaker_open",
+    "deadline",
+}
+STAGES = {"tokenize", "queue", "infer", "prune", "link", "ensemble"}
+
+
+def values(samples, name):
+    """The values of a metric by its label values (the one label's value, or a tuple of them)."""
+    return {key[1] if len(key) == 2 else key[1:]: value for key, value in samples.items() if key[0] == name}
+
+
+def test_a_started_tier_is_alive_and_ready_whatever_its_neighbours_do(serve):
+    def down(request):
+        raise AssertionError("health asks no neighbour")
+
+    caller = serve(edge=down)
+    assert caller.get("/livez").json() == {"status": "alive"}
+    assert caller.get("/readyz").json() == {"status": "ready"}
+
+
+def test_info_says_what_answers(serve, edge, cloud, card):
+    info = serve(edge=edge, cloud=cloud, link_profiles={"edge": "lte"}, policy="tabi").get("/info").json()
+    assert (info["tier"], info["layers"], info["exits"], info["labels"]) == ("end", 3, 3, ["negative", "positive"])
+    assert re.fullmatch("[0-9a-f]{64}", info["card_sha256"])
+    assert info["policy"]["name"] == "tabi"
+    assert info["policy"]["offload_threshold"] == card["policies"]["tabi"]["offload_threshold"]
+    assert info["limits"]["max_inputs"] == 32
+    assert info["limits"]["max_body_bytes"] == 2_000_000
+    assert [(link["to"], link["backend"], link["profile"]) for link in info["links"]] == [
+        ("edge", "simulated", "lte"),
+        ("cloud", "simulated", "ideal"),
+    ]
+    assert (info["device"], info["dtype"], info["threads"]) == ("cpu", "float32", 1)
+    assert info["versions"]["tierwise"] == __version__
+    assert set(info["versions"]) == {"tierwise", "contract", "torch", "transformers"}
+
+
+def test_an_answer_names_the_model_that_info_describes(alone):
+    bundle, _, digest = alone.classify("a fine film").json()["model"].partition("@")
+    info = alone.get("/info").json()
+    assert info["bundle"] == bundle
+    assert info["card_sha256"].startswith(digest)
+
+
+# -- the description ------------------------------------------------------------------------------------------------
+
+
+def references(node):
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        for value in node.values():
+            yield from references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from references(value)
+
+
+def test_every_reference_in_the_openapi_document_leads_somewhere(alone):
+    document = alone.get("/openapi.json").json()
+    found = set(references(document))
+    assert found
+    for reference in found:
+        node = document
+        for part in reference.removeprefix("#/").split("/"):
+            node = node[part.replace("~1", "/").replace("~0", "~")]
+
+
+def test_the_openapi_document_describes_both_calls(alone):
+    paths = alone.get("/openapi.json").json()["paths"]
+    assert {"/v1/classify", "/v1/infer", "/livez", "/readyz", "/info", "/metrics"} <= set(paths)
+    for path in ("/v1/classify", "/v1/infer"):
+        assert {"200", "400", "413", "415", "422", "429", "503", "504"} <= set(paths[path]["post"]["responses"])
+        assert paths[path]["post"]["requestBody"]["required"] is True
+
+
+def test_the_docs_are_served(alone):
+    response = alone.get("/docs")
+    assert response.status_code == 200
+    assert "openapi.json" in response.text
+
+
+# -- metrics --------------------------------------------------------------------------------------------------------
+
+
+def test_counters_with_closed_labels_start_at_zero(serve, edge):
+    samples = serve(edge=edge).samples()
+    reasons = {"policy", "confidence", "curve"}
+    refusals = {"bad_request", "too_large", "unsupported_media", "invalid", "queue_full", "draining", "deadline"}
+    for name, labels in (
+        ("exits", {"1", "2", "3"}),
+        ("offloads", {(reason, "edge") for reason in reasons}),
+        ("link_bytes", {("up", "end-edge"), ("down", "end-edge")}),
+        ("words", {"in", "kept"}),
+        ("answers", {"negative", "positive"}),
+        ("degraded", REASONS),
+        ("rejected", refusals),
+    ):
+        assert values(samples, f"tierwise_{name}_total") == dict.fromkeys(labels, 0.0), name
+    assert values(samples, "tierwise_stage_duration_seconds_count") == dict.fromkeys(STAGES, 0.0)
+    outcomes = {"ok", "degraded", "rejected", "error"}
+    assert values(samples, "tierwise_request_duration_seconds_count") == dict.fromkeys(outcomes, 0.0)
+    for gauge in ("tierwise_inflight", "tierwise_queue_depth", "tierwise_confidence_count"):
+        assert samples[gauge,] == 0.0
+    assert [key for key in samples if key[0] == "tierwise_build_info"]
+
+
+def test_every_sample_says_which_tier_it_is_from(alone):
+    lines = [line for line in alone.get("/metrics").text.splitlines() if line.startswith("tierwise_")]
+    assert lines
+    assert all('tier="end"' in line for line in lines)
+
+
+def test_an_offloaded_batch_is_counted_once(serve, edge, always, long_text):
+    caller = serve(edge=edge)
+    results = caller.results(["a fine film", long_text], policy={**always, "theta": 0})
+    samples = caller.samples()
+    hops = [result["hops"][0] for result in results]
+    assert values(samples, "tierwise_exits_total") == {"1": 0, "2": 0, "3": 2}
+    assert samples["tierwise_offloads_total", "confidence", "edge"] == 2
+    assert sum(values(samples, "tierwise_offloads_total").values()) == 2
+    assert samples["tierwise_words_total", "in"] == sum(hop["words_in"] for hop in hops)
+    assert samples["tierwise_words_total", "kept"] == sum(hop["words_kept"] for hop in hops)
+    assert samples["tierwise_link_bytes_total", "up", "end-edge"] == len(edge.requests[0].content)
+    assert samples["tierwise_link_bytes_total", "down", "end-edge"] == len(edge.answers[0].content)
+    assert sum(values(samples, "tierwise_answers_total").values()) == 2
+    assert sum(values(samples, "tierwise_degraded_total").values()) == 0
+    assert values(samples, "tierwise_request_duration_seconds_count") == {
+        "ok": 1,
+        "degraded": 0,
+        "rejected": 0,
+        "error": 0,
+    }
+    assert values(samples, "tierwise_stage_duration_seconds_count") == dict.fromkeys(STAGES, 1)
+    assert samples["tierwise_confidence_count",] == 2
+    assert samples["tierwise_inflight",] == 0
+
+
+def test_a_policy_that_decides_before_inference_is_counted_as_that(serve, edge):
+    caller = serve(edge=edge)
+    caller.results(["a fine film"] * 3, policy="edge-only")
+    samples = caller.samples()
+    assert samples["tierwise_offloads_total", "policy", "edge"] == 3
+    assert sum(values(samples, "tierwise_exits_total").values()) == 0
+    assert samples["tierwise_words_total", "in"] == 9
+    assert samples["tierwise_words_total", "kept"] == 0
+    assert sum(values(samples, "tierwise_answers_total").values()) == 3
+
+
+def test_degraded_answers_are_counted_by_reason(serve, always):
+    caller = serve(edge=lambda request: httpx.Response(503))
+    caller.results(["a fine film"] * 2, policy=always)
+    samples = caller.samples()
+    assert values(samples, "tierwise_degraded_total") == {**dict.fromkeys(REASONS, 0), "upstream_refused": 2}
+    assert samples["tierwise_request_duration_seconds_count", "degraded"] == 1
+    assert samples["tierwise_stage_duration_seconds_count", "link"] == 0
+
+
+@pytest.mark.parametrize(
+    ("reason", "content", "media"),
+    [
+        ("bad_request", b"{", "application/json"),
+        ("too_large", b'{"inputs": [' + b'"a",' * 40 + b'"a"]}', "application/json"),
+        ("unsupported_media", b'{"inputs": "a"}', "text/plain"),
+        ("invalid", b'{"inputs": ""}', "application/json"),
+        ("invalid", '{"inputs": "\u200b"}'.encode(), "application/json"),
+        ("deadline", b'{"inputs": "a", "options": {"deadline_ms": 1e-6}}', "application/json"),
+    ],
+)
+def test_refusals_are_counted_once_by_reason(serve, reason, content, media):
+    caller = serve()
+    before = values(caller.samples(), "tierwise_rejected_total")
+    caller.post(content, headers={"content-type": media})
+    samples = caller.samples()
+    assert values(samples, "tierwise_rejected_total") == {**before, reason: 1}
+    assert samples["tierwise_request_duration_seconds_count", "rejected"] == 1
+    assert sum(values(samples, "tierwise_answers_total").values()) == 0

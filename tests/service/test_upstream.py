@@ -1,0 +1,175 @@
+"""A missing, late or broken next tier is never an error: the answer at hand, and why it is less than planned."""
+
+import asyncio
+import json
+import time
+
+import httpx
+import pytest
+
+GOOD = {"version": 1, "rows": [], "total_ms": 0.0}
+POLICIES = [
+    pytest.param({"name": "collaborative", "offload_threshold": 1.0}, id="after inference"),
+    pytest.param("edge-only", id="before inference"),
+]
+
+
+def breaks(error):
+    def fail(request):
+        raise error("gone", request=request)
+
+    return fail
+
+
+def answers(status=200, content=b"", **headers):
+    return lambda request: httpx.Response(status, content=content, headers=headers)
+
+
+def altered(edge, change):
+    """A good answer, changed."""
+
+    def answer(request):
+        edge(request)
+        return httpx.Response(200, content=json.dumps(change(edge.answer(edge.bodies[-1]))))
+
+    return answer
+
+
+async def sleeps(request):
+    await asyncio.sleep(30)
+
+
+def assert_answered_here(caller, policy, reason):
+    asked = time.perf_counter()
+    (result,) = caller.results("a fine film", policy=policy)
+    assert time.perf_counter() - asked < 5
+    assert result["degraded"] == reason
+    assert result["tier"] == "end"
+    assert [hop["tier"] for hop in result["hops"]] == ["end"]
+    assert result["hops"][0]["weight"] == 1.0
+    (alone,) = caller.results("a fine film", policy="end-only")
+    assert alone["degraded"] is None
+    if isinstance(policy, str):  # at full depth, as end-only
+        assert result["probabilities"] == alone["probabilities"]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    ("edge", "reason"),
+    [
+        pytest.param(breaks(httpx.ConnectError), "upstream_unavailable", id="refuses the connection"),
+        pytest.param(breaks(httpx.ReadError), "upstream_unavailable", id="resets the connection"),
+        pytest.param(breaks(httpx.RemoteProtocolError), "upstream_unavailable", id="hangs up in the middle"),
+        pytest.param(sleeps, "upstream_timeout", id="never answers"),
+        pytest.param(answers(429), "upstream_refused", id="429"),
+        pytest.param(answers(503), "upstream_refused", id="503"),
+        pytest.param(answers(413), "upstream_refused", id="413"),
+        pytest.param(answers(422), "upstream_refused", id="422"),
+        pytest.param(answers(404), "upstream_refused", id="404"),
+        pytest.param(answers(500), "upstream_invalid", id="500"),
+        pytest.param(answers(302, location="http://elsewhere"), "upstream_invalid", id="302"),
+        pytest.param(answers(200, b"<html>"), "upstream_invalid", id="a web page"),
+        pytest.param(answers(200, b""), "upstream_invalid", id="nothing"),
+        pytest.param(answers(200, b"\xff\xfe"), "upstream_invalid", id="bytes"),
+        pytest.param(answers(200, b'{"rows": []}'), "upstream_invalid", id="a field is missing"),
+        pytest.param(answers(200, json.dumps({**GOOD, "more": 1}).encode()), "upstream_invalid", id="a field too many"),
+        pytest.param(answers(200, json.dumps(GOOD).encode()), "upstream_invalid", id="a row is missing"),
+    ],
+)
+def test_a_broken_edge_leaves_the_ends_answer(serve, edge, reason, policy):
+    assert_answered_here(serve(edge=edge, upstream_timeout_ms=100), policy, reason)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        pytest.param(lambda a: {**a, "version": 2}, "upstream_invalid", id="another contract version"),
+        pytest.param(lambda a: {**a, "rows": a["rows"] * 2}, "upstream_invalid", id="a row too many"),
+        pytest.param(lambda a: {**a, "rows": [{"hops": "none"}]}, "upstream_invalid", id="hops of a wrong type"),
+        pytest.param(lambda a: {**a, "total_ms": float("nan")}, "upstream_invalid", id="NaN"),
+        pytest.param(
+            lambda a: {**a, "rows": [{"hops": [{**a["rows"][0]["hops"][0], "probabilities": {"good": 1.0}}]}]},
+            "upstream_invalid",
+            id="other labels",
+        ),
+        pytest.param(lambda a: {**a, "rows": [{"hops": []}]}, "upstream_refused", id="it could not read the text"),
+        pytest.param(
+            lambda a: {**a, "rows": [{"hops": [], "degraded": "upstream_timeout"}]},
+            "upstream_timeout",
+            id="it only relays, and its own next tier was late",
+        ),
+    ],
+)
+def test_a_wrong_answer_leaves_the_ends_own(serve, edge, change, reason, policy):
+    assert_answered_here(serve(edge=altered(edge, change)), policy, reason)
+
+
+def test_cloud_only_with_the_cloud_down_is_answered_by_the_end(serve, edge):
+    caller = serve(edge=edge, cloud=breaks(httpx.ConnectError))
+    assert_answered_here(caller, "cloud-only", "upstream_unavailable")
+    assert edge.requests == []
+
+
+def test_random_with_every_neighbour_down_loses_no_text(serve):
+    caller = serve(edge=breaks(httpx.ConnectError), cloud=answers(500))
+    results = caller.results(["a fine film"] * 32, policy="random", seed=1)
+    assert {result["degraded"] for result in results} == {None, "upstream_unavailable", "upstream_invalid"}
+    assert {result["tier"] for result in results} == {"end"}
+
+
+def test_an_answer_degraded_further_on_keeps_its_reason(serve, edge, always):
+    def degrade(answer):
+        return {**answer, "rows": [{**row, "degraded": "upstream_refused"} for row in answer["rows"]]}
+
+    (result,) = serve(edge=altered(edge, degrade)).results("a fine film", policy=always)
+    assert [hop["tier"] for hop in result["hops"]] == ["end", "edge"]
+    assert result["degraded"] == "upstream_refused"
+
+
+def test_a_text_that_the_edge_cannot_read_leaves_the_others_alone(serve, edge, always):
+    def skip_second(answer):
+        return {**answer, "rows": [row if i != 1 else {"hops": []} for i, row in enumerate(answer["rows"])]}
+
+    results = serve(edge=altered(edge, skip_second)).results(["a film", "a plot", "a story"], policy=always)
+    assert [result["degraded"] for result in results] == [None, "upstream_refused", None]
+    assert [result["tier"] for result in results] == ["edge", "end", "edge"]
+
+
+# -- deadline and timeout -------------------------------------------------------------------------------------------
+
+
+def test_a_deadline_cuts_the_call_short_and_the_answer_at_hand_goes_out(serve, always):
+    caller = serve(edge=sleeps)
+    asked = time.perf_counter()
+    (result,) = caller.results("a fine film", policy=always, deadline_ms=500)
+    assert 0.45 < time.perf_counter() - asked < 3  # 500 ms, and a busy machine's share
+    assert result["degraded"] == "deadline"
+    assert result["tier"] == "end"
+
+
+def test_nothing_is_sent_over_a_link_that_takes_longer_than_the_deadline_leaves(serve, edge, always):
+    caller = serve(edge=edge, link_profiles={"edge": "nbiot"})  # 1.5 s there and back
+    (result,) = caller.results("a fine film", policy=always, deadline_ms=1000)
+    assert result["degraded"] == "deadline"
+    assert edge.requests == []
+
+
+def test_the_deadline_passes_while_a_policy_waits_for_a_tier_before_any_inference(serve):
+    """No exit was reached, so there is no answer at hand."""
+    response = serve(edge=sleeps).classify("a fine film", policy="edge-only", deadline_ms=100)
+    assert response.status_code == 504
+
+
+def test_what_is_left_of_the_deadline_travels(serve, edge, always):
+    caller = serve(edge=edge)
+    caller.results("a fine film", policy=always, deadline_ms=5000)
+    assert 0 < edge.bodies[0]["deadline_ms"] < 5000
+    caller.results("a fine film", policy=always)
+    assert edge.bodies[1]["deadline_ms"] is None
+
+
+def test_an_outage_of_the_simulated_link_is_an_unavailable_tier(serve, edge, always):
+    caller = serve(edge=edge, link_profiles={"edge": "offline"})
+    assert_answered_here(caller, always, "upstream_unavailable")
+    assert edge.requests == []

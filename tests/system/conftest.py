@@ -1,0 +1,129 @@
+"""End, edge and cloud in one process, joined by a transport that hands each call to the app of its host.
+
+triangle, chain   three tiers; in the chain the end has no direct link to the cloud
+build_tiers       the builder of both
+"""
+
+import asyncio
+import json
+from types import SimpleNamespace
+
+import httpx
+import pytest
+
+from shared.settings import Settings
+from shared.web import create_app
+
+TRIANGLE = {"end": ("edge", "cloud"), "edge": ("cloud",), "cloud": ()}
+CHAIN = {"end": ("edge",), "edge": ("cloud",), "cloud": ()}
+
+
+class Joined(httpx.AsyncBaseTransport):
+    """Hands a call to the app of its host; remembers each, and breaks where a test says so."""
+
+    def __init__(self):
+        self.apps, self.calls = {}, []
+        self.down = set()  # tiers that refuse connections
+        self.dies_after = {}  # tier -> calls that it still answers; the next one is cut off
+
+    async def handle_async_request(self, request):
+        tier = request.url.host
+        if tier in self.down:
+            raise httpx.ConnectError(f"{tier} is down", request=request)
+        answer = await httpx.ASGITransport(self.apps[tier]).handle_async_request(request)
+        body = await answer.aread()
+        left = self.dies_after.get(tier)
+        if left is not None:
+            self.dies_after[tier] = left - 1
+            if left <= 0:
+                self.down.add(tier)
+                raise httpx.ReadError(f"{tier} died", request=request)
+        self.calls.append(SimpleNamespace(to=tier, asked=json.loads(request.content), sent=request.content, got=body))
+        return httpx.Response(answer.status_code, headers=answer.headers, content=body)
+
+    def to(self, tier):
+        return [call for call in self.calls if call.to == tier]
+
+
+class Tiers:
+    """The three apps; `classify` asks one of them over the same transport."""
+
+    def __init__(self, apps, joined):
+        self.apps, self.joined = apps, joined
+
+    async def ask(self, inputs, tier="end", headers=None, **options):
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(self.apps[tier]), base_url="http://client"
+        ) as client:
+            return await client.post("/v1/classify", json={"inputs": inputs, "options": options}, headers=headers)
+
+    def classify(self, inputs, **options):
+        response = asyncio.run(self.ask(inputs, **options))
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def results(self, inputs, **options):
+        return self.classify(inputs, **options)["results"]
+
+    def metrics(self, tier):
+        async def scrape():
+            async with httpx.AsyncClient(
+                transport=httpx.ASGITransport(self.apps[tier]), base_url="http://scraper"
+            ) as client:
+                return (await client.get("/metrics")).text
+
+        lines = [line for line in asyncio.run(scrape()).splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+@pytest.fixture
+def build_tiers(tiny_bundle):
+    """A builder: `links` names each tier's upstreams, `profiles` each link's profile by (from, to)."""
+    built = []
+
+    def build(links, profiles=None, **settings):
+        joined = Joined()
+        for tier, upstreams in links.items():
+            own = Settings(
+                tier=tier,
+                bundle=str(tiny_bundle),
+                upstreams={to: f"http://{to}" for to in upstreams},
+                link_profiles={to: profiles[tier, to] for to in upstreams if (tier, to) in (profiles or {})},
+                **settings,
+            )
+            joined.apps[tier] = create_app(own, transport=joined)
+        built.append(Tiers(joined.apps, joined))
+        return built[-1]
+
+    yield build
+    for tiers in built:
+        for app in tiers.apps.values():
+            app.state.tier.worker.close()
+
+
+@pytest.fixture
+def triangle(build_tiers):
+    return build_tiers(TRIANGLE)
+
+
+@pytest.fixture
+def chain(build_tiers):
+    return build_tiers(CHAIN)
+
+
+@pytest.fixture(params=["triangle", "chain"])
+def either(request, build_tiers):
+    """Both topologies, one after the other."""
+    return build_tiers(TRIANGLE if request.param == "triangle" else CHAIN)
+
+
+@pytest.fixture(scope="session")
+def always():
+    """A policy that sends every text on."""
+    return {"name": "collaborative", "offload_threshold": 1.0}
+
+
+@pytest.fixture(scope="session")
+def long_text(sentences):
+    """Over 60 words: long enough to be pruned, and cut by a tier that reads 64 tokens."""
+    return " ".join(sentences[:6])

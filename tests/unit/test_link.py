@@ -1,0 +1,146 @@
+"""Links: the arithmetic of a path, and simulated waits. Clock tolerance: never early, at most 60 ms late."""
+
+import asyncio
+import time
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.errors import BadSetting, UpstreamFailure
+from shared.link import Profile, SimulatedLink, profile
+
+LATE = 0.06  # seconds: a busy machine wakes sleepers late
+PLAIN = Profile("plain", rate_up=8e5, rate_down=8e6, rtt=0.1, jitter=0.0, loss=0.0)  # 100 kB/s up, 1 MB/s down
+PROFILES = st.builds(Profile, st.just("x"), *[st.floats(0, 1e9)] * 2, *[st.floats(0, 2)] * 2, st.floats(0, 1))
+
+
+def seconds(link, *sends):
+    """Run all sends at once; when each one arrived, in seconds from the start."""
+
+    async def timed(size, direction, started):
+        await link.carry(size, direction)
+        return time.perf_counter() - started
+
+    async def all_of_them():
+        started = time.perf_counter()
+        return await asyncio.gather(*(timed(size, direction, started) for size, direction in sends))
+
+    return asyncio.run(all_of_them())
+
+
+def test_a_profile_is_read_into_bits_and_seconds():
+    lte = profile("lte-weak")
+    assert (lte.rate_up, lte.rate_down, lte.rtt, lte.jitter, lte.loss) == pytest.approx(
+        (1e6, 5.4e6, 0.07, 0.015, 0.003)
+    )
+
+
+def test_a_path_adds_delays_takes_the_slower_rate_and_joins_jitter_and_loss():
+    path = profile("5g-nsa+metro")
+    assert path.name == "5g-nsa+metro"
+    assert (path.rate_up, path.rate_down) == (67e6, 127e6)
+    assert path.rtt == pytest.approx(0.018)
+    assert path.jitter == pytest.approx((0.004**2 + 0.0002**2) ** 0.5)
+    weak = profile("lte-weak+lte-weak")
+    assert weak.loss == pytest.approx(1 - 0.997**2)
+
+
+def test_an_unlimited_rate_never_wins_over_a_limited_one():
+    assert profile("ideal+lte").rate_up == profile("lte+ideal").rate_up == 14e6
+    assert profile("ideal+ideal").rate_up == 0
+
+
+def test_a_path_over_an_outage_is_out():
+    assert profile("metro+offline").loss == 1
+
+
+@given(PROFILES, PROFILES, PROFILES)
+def test_joining_links_does_not_depend_on_how_they_are_grouped(a, b, c):
+    left, right = a.then(b).then(c), a.then(b.then(c))
+    assert (left.rate_up, left.rate_down) == (right.rate_up, right.rate_down)
+    assert (left.rtt, left.jitter, left.loss) == pytest.approx((right.rtt, right.jitter, right.loss), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["6g", "lte+6g", "", "lte+"])
+def test_an_unknown_profile_is_refused_with_the_known_ones(name):
+    with pytest.raises(BadSetting, match=r"choose from ideal, offline, 5g-nsa.*or join two with"):
+        profile(name)
+
+
+def test_a_message_takes_its_bytes_at_the_rate_plus_half_the_rtt():
+    (up,) = seconds(SimulatedLink(PLAIN), (10_000, "up"))
+    assert 0.15 <= up <= 0.15 + LATE
+    (down,) = seconds(SimulatedLink(PLAIN), (10_000, "down"))
+    assert 0.06 <= down <= 0.06 + LATE
+
+
+def test_an_ideal_link_costs_nothing():
+    (took,) = seconds(SimulatedLink.named("ideal"), (10_000_000, "up"))
+    assert took <= LATE
+
+
+def test_two_sends_at_once_share_the_rate_in_order():
+    first, second = seconds(SimulatedLink(PLAIN), (10_000, "up"), (10_000, "up"))
+    assert 0.15 <= first <= 0.15 + LATE
+    assert 0.25 <= second <= 0.25 + LATE  # behind the first one's bytes, but not behind its delay
+
+
+def test_directions_do_not_share():
+    up, down = seconds(SimulatedLink(PLAIN), (10_000, "up"), (10_000, "down"))
+    assert up <= 0.15 + LATE
+    assert down <= 0.06 + LATE
+
+
+def test_an_idle_link_has_no_memory():
+    link = SimulatedLink(PLAIN)
+
+    async def two_in_turn():
+        await link.carry(1000, "up")
+        started = time.perf_counter()
+        await link.carry(1000, "up")
+        return time.perf_counter() - started
+
+    assert 0.06 <= asyncio.run(two_in_turn()) <= 0.06 + LATE
+
+
+def waits(monkeypatch, link, sizes):
+    """What the link would sleep for each size, without sleeping."""
+    slept = []
+
+    async def note(delay):
+        slept.append(delay)
+
+    async def one_by_one():
+        for size in sizes:
+            await link.carry(size, "up")
+
+    monkeypatch.setattr("shared.link.asyncio.sleep", note)
+    asyncio.run(one_by_one())
+    return slept
+
+
+def test_jitter_spreads_around_half_the_rtt_replays_by_seed_and_is_never_negative(monkeypatch):
+    jittery = replace(PLAIN, rate_up=0, jitter=0.04)
+    slept = waits(monkeypatch, SimulatedLink(jittery, seed=7), [1] * 2000)
+    assert sum(slept) / 2000 == pytest.approx(0.05, abs=0.005)
+    assert min(slept) == 0
+    assert max(slept) > 0.13
+    assert waits(monkeypatch, SimulatedLink(jittery, seed=7), [1] * 20) == slept[:20]
+
+
+def test_a_lost_packet_costs_one_more_rtt(monkeypatch):
+    lossy = replace(PLAIN, rate_up=0, loss=0.25)
+    slept = waits(monkeypatch, SimulatedLink(lossy, seed=1), [1448] * 2000)
+    lost = [round((delay - 0.05) / 0.1) for delay in slept]
+    assert set(lost) == {0, 1}
+    assert sum(lost) / 2000 == pytest.approx(0.25, abs=0.04)
+    (many,) = waits(monkeypatch, SimulatedLink(lossy, seed=1), [1448 * 1000])
+    assert (many - 0.05) / 0.1 == pytest.approx(250, abs=55)
+
+
+def test_an_outage_raises_at_once():
+    with pytest.raises(UpstreamFailure, match="link offline is out") as caught:
+        seconds(SimulatedLink.named("offline"), (1, "up"))
+    assert caught.value.reason == "upstream_unavailable"

@@ -1,0 +1,191 @@
+"""Policies: each one's decisions for hand-picked draws, and what is refused."""
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.dispatch import Curve
+from shared.ensemble import Weighting
+from shared.errors import UnknownPolicy
+from shared.exits import Similarity
+from shared.policies import STAY, Collaborative, Decision, Random, Tabi, Where, build, names, spec_of
+from shared.pruning import Pruning
+
+TIERS = ("end", "edge", "cloud")
+END, EDGE, CLOUD = Where("end", ("edge", "cloud")), Where("edge", ("cloud",)), Where("cloud", ())
+
+
+def made(spec, **defaults):
+    return build(spec, TIERS, defaults)
+
+
+def test_every_name_builds_and_is_offered():
+    assert names(TIERS) == ["collaborative", "tabi", "random", "end-only", "edge-only", "cloud-only"]
+    for name in names(TIERS):
+        assert spec_of(made(name))["name"] == name
+
+
+def test_collaborative_infers_first_and_then_asks_the_next_tier():
+    policy = made({"name": "collaborative", "offload_threshold": 0.8, "steepness": 10})
+    assert policy.before(END, draw=0.0) == STAY
+    assert policy.after(END, 0.79, draw=0.999) == Decision("edge", 1.0, "confidence")
+    assert policy.after(EDGE, 0.79, draw=0.0) == Decision("cloud", 1.0, "confidence")
+    assert policy.may_offload_after(END)
+
+
+def test_above_the_threshold_the_draw_decides_by_the_curve():
+    policy = made({"name": "collaborative", "offload_threshold": 0.8, "steepness": 10})
+    leaves, stays = policy.after(END, 0.9, draw=0.49), policy.after(END, 0.9, draw=0.51)
+    assert (leaves.to, leaves.reason, leaves.final) == ("edge", "curve", False)
+    assert stays.to is None
+    assert leaves.probability == stays.probability == pytest.approx(0.5)
+    assert policy.after(END, 1.0, draw=0.0).to is None
+
+
+def test_the_last_tier_keeps_what_it_has():
+    policy = made("collaborative")
+    assert policy.after(CLOUD, 0.5, draw=0.0) == Decision(None, 0.0, "no_link")
+    assert not policy.may_offload_after(CLOUD)
+
+
+def test_collaborative_names_its_exit_rule_pruning_and_weights():
+    spec = {"name": "collaborative", "theta": 0.02, "patience": 3, "exit_min_confidence": 0.7}
+    policy = made({**spec, "pruning_coefficient": 0.9, "weighting": "accuracy"})
+    assert policy.exit_rule("end") == Similarity(0.02, 3, 0.7)
+    assert policy.pruning("end") == Pruning(0.9)
+    assert policy.weighting_for() is Weighting.ACCURACY
+    assert made({"name": "collaborative", "theta": 0}).exit_rule("end") is None
+
+
+def test_thresholds_and_theta_may_differ_by_tier():
+    policy = made(
+        {"name": "collaborative", "offload_threshold": {"end": 0.9}, "theta": {"edge": 0.01}, "curve": "step"}
+    )
+    assert policy.after(END, 0.85, draw=0.5).to == "edge"
+    assert policy.after(EDGE, 0.0, draw=0.0) == Decision(None, 0.0, "policy")  # not named: never offloads
+    assert not policy.may_offload_after(EDGE)
+    assert policy.exit_rule("end") is None
+    assert policy.exit_rule("edge") == Similarity(0.01, 2)
+
+
+def test_tabi_is_collaborative_without_early_exits():
+    policy = made({"name": "tabi", "offload_threshold": 0.8})
+    assert isinstance(policy, Collaborative)
+    assert policy.exit_rule("end") is None
+    assert policy.after(END, 0.5, draw=0.9) == made({"name": "collaborative", "offload_threshold": 0.8}).after(
+        END, 0.5, 0.9
+    )
+    with pytest.raises(UnknownPolicy, match="theta"):
+        made({"name": "tabi", "theta": 0.01})
+
+
+def test_random_gives_each_reachable_tier_an_equal_share_before_inference():
+    policy = made("random")
+    third = pytest.approx(2 / 3)
+    assert policy.before(END, draw=0.33) == Decision(None, third, "policy", final=True)
+    assert policy.after(END, 0.5, draw=0.33) == Decision(None, third, "policy")  # on record: the chance of leaving
+    assert policy.before(END, draw=0.34) == Decision("edge", third, "policy", final=True)
+    assert policy.before(END, draw=0.67) == Decision("cloud", third, "policy", final=True)
+    assert policy.before(EDGE, draw=0.5) == Decision("cloud", 0.5, "policy", final=True)
+    assert policy.before(CLOUD, draw=0.999999) == Decision(None, 0.0, "policy", final=True)
+
+
+@given(st.floats(0, 1, exclude_max=True), st.sampled_from([END, EDGE, CLOUD]))
+def test_random_always_names_a_tier_that_can_be_reached(draw, where):
+    assert Random().before(where, draw).to in (None, *where.reachable)
+
+
+def test_a_single_tier_answers_every_text():
+    assert made("end-only").before(END, draw=0.0) == STAY
+    assert made("edge-only").before(END, draw=0.9) == Decision("edge", 1.0, "policy", final=True)
+    assert made("cloud-only").before(END, draw=0.0) == Decision("cloud", 1.0, "policy", final=True)
+    assert made("cloud-only").before(CLOUD, draw=0.0) == STAY
+
+
+def test_a_capped_request_is_answered_by_the_deepest_tier_it_may_reach():
+    assert made("cloud-only").before(Where("end", ("edge",)), draw=0.0).to == "edge"
+    assert made("cloud-only").before(Where("end", ()), draw=0.0) == STAY
+
+
+def test_policies_that_decide_before_change_nothing_afterwards():
+    for name in ("random", "end-only"):
+        policy = made(name)
+        assert policy.after(END, 0.5, draw=0.0).to is None
+        assert not policy.may_offload_after(END)
+        assert policy.exit_rule("end") is None
+        assert policy.pruning("end").coefficient == 0
+        assert policy.weighting_for() is Weighting.LAST
+
+
+def test_parameters_not_given_come_from_the_card():
+    card = {"collaborative": {"offload_threshold": 0.7, "theta": 0.5}}
+    policy = build({"name": "collaborative", "theta": 0.25}, TIERS, card)
+    assert (policy.offload_threshold, policy.theta) == (0.7, 0.25)
+    assert made("collaborative").offload_threshold == Collaborative().offload_threshold
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("collaborativ", "unknown policy 'collaborativ': choose one of collaborative, tabi, random, end-only"),
+        ("fog-only", "unknown policy 'fog-only'"),
+        ({"theta": 0.1}, "unknown policy None"),
+        ({"name": ["collaborative"]}, "unknown policy"),
+        ({"name": "collaborative", "tau": 0.9}, "tau: Extra inputs"),
+        ({"name": "collaborative", "offload_threshold": 1.01}, "offload_threshold"),
+        ({"name": "collaborative", "offload_threshold": {"end": -0.1}}, "offload_threshold"),
+        (
+            {"name": "collaborative", "offload_threshold": {"emd": 0.9}},
+            "unknown tier 'emd': this bundle has end, edge, cloud",
+        ),
+        ({"name": "collaborative", "theta": {"fog": 0.1}}, "unknown tier 'fog'"),
+        ({"name": "collaborative", "steepness": 0}, "steepness"),
+        ({"name": "collaborative", "steepness": float("nan")}, "steepness"),
+        ({"name": "collaborative", "patience": 0}, "patience"),
+        ({"name": "collaborative", "curve": "cubic"}, "curve"),
+        ({"name": "collaborative", "pruning_coefficient": float("inf")}, "pruning_coefficient"),
+        ({"name": "random", "share": 0.5}, "share"),
+        ({"name": "end-only", "theta": 0.1}, "policy 'end-only' has no parameters; got theta"),
+    ],
+)
+def test_what_does_not_exist_or_is_out_of_range_is_refused(spec, says):
+    with pytest.raises(UnknownPolicy, match=says):
+        made(spec)
+
+
+SPECS = st.one_of(
+    st.sampled_from(names(TIERS)),
+    st.fixed_dictionaries(
+        {"name": st.just("collaborative")},
+        optional={
+            "offload_threshold": st.one_of(st.floats(0, 1), st.dictionaries(st.sampled_from(TIERS), st.floats(0, 1))),
+            "steepness": st.floats(0.1, 1000),
+            "curve": st.sampled_from([curve.value for curve in Curve]),
+            "theta": st.floats(0, 1),
+            "patience": st.integers(1, 64),
+            "pruning_coefficient": st.floats(0, 10),
+            "weighting": st.sampled_from([weighting.value for weighting in Weighting]),
+        },
+    ),
+)
+
+
+@given(SPECS)
+def test_a_spec_builds_the_very_same_policy_on_another_tier(spec):
+    policy = build(spec, TIERS, {"collaborative": {"theta": 0.125}, "tabi": {"steepness": 3.0}})
+    elsewhere = build(spec_of(policy), TIERS, {"collaborative": {"theta": 0.5, "patience": 9}})
+    assert elsewhere == policy
+    assert type(elsewhere) is type(policy)
+    assert spec_of(elsewhere) == spec_of(policy)
+
+
+def test_tabi_travels_as_itself():
+    assert isinstance(made(spec_of(Tabi())), Tabi)
+
+
+def test_naming_policies_costs_no_torch_import():
+    code = "import sys, shared.policies; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,88 @@
+"""Settings: read from `TIERWISE_*`, and one line that says which variable is wrong and what was expected."""
+
+import os
+
+import pytest
+
+from shared.errors import BadSetting
+from shared.link import Backend
+from shared.settings import DEFAULT_LINKS, DEFAULT_UPSTREAMS, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_ours(monkeypatch):
+    for key in [key for key in os.environ if key.startswith("TIERWISE_")]:
+        monkeypatch.delenv(key)
+
+
+def test_three_tiers_on_one_host_need_no_setting_at_all():
+    end, edge, cloud = (load_settings(tier) for tier in ("end", "edge", "cloud"))
+    assert [s.port for s in (end, edge, cloud)] == [8080, 8081, 8082]
+    assert end.upstreams == DEFAULT_UPSTREAMS["end"]
+    assert list(end.upstreams) == ["edge", "cloud"]  # nearest first
+    assert end.link_profiles == DEFAULT_LINKS["end"]
+    assert edge.upstreams == {"cloud": "http://127.0.0.1:8082"}
+    assert cloud.upstreams == {}
+    assert (end.tier, end.links, end.threads) == ("end", Backend.SIMULATED, 1)
+
+
+def test_variables_win_over_defaults(monkeypatch):
+    monkeypatch.setenv("TIERWISE_PORT", "9000")
+    monkeypatch.setenv("TIERWISE_LINKS", "netem")
+    monkeypatch.setenv("TIERWISE_UPSTREAMS", " cloud=http://cloud:8082/?a=b , edge=http://edge:8081,")
+    monkeypatch.setenv("TIERWISE_UPSTREAM_TIMEOUT_MS", "250.5")
+    settings = load_settings("end")
+    assert (settings.port, settings.links, settings.upstream_timeout_ms) == (9000, Backend.NETEM, 250.5)
+    assert list(settings.upstreams.items()) == [("cloud", "http://cloud:8082/?a=b"), ("edge", "http://edge:8081")]
+
+
+def test_an_empty_list_cuts_a_tier_off(monkeypatch):
+    monkeypatch.setenv("TIERWISE_UPSTREAMS", "")
+    assert load_settings("end").upstreams == {}
+
+
+def test_a_tier_of_another_name_has_no_links_by_default():
+    fog = load_settings("fog")
+    assert (fog.tier, fog.port, fog.upstreams) == ("fog", 8080, {})
+
+
+def test_the_cache_folder_is_not_ours_to_refuse(monkeypatch):
+    monkeypatch.setenv("TIERWISE_CACHE_DIR", "/nowhere")
+    assert load_settings("end").tier == "end"
+
+
+def test_an_unknown_variable_stops_the_start(monkeypatch):
+    monkeypatch.setenv("TIERWISE_TREADS", "4")
+    monkeypatch.setenv("TIERWISE_ZEAL", "1")
+    with pytest.raises(BadSetting, match="unknown setting TIERWISE_TREADS, TIERWISE_ZEAL: see `tierwise print-config`"):
+        load_settings("end")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expectation"),
+    [
+        ("TIERWISE_PORT", "many", "valid integer"),
+        ("TIERWISE_PORT", "0", "greater than or equal to 1"),
+        ("TIERWISE_PORT", "65536", "less than or equal to 65535"),
+        ("TIERWISE_THREADS", "0", "greater than or equal to 1"),
+        ("TIERWISE_LINKS", "carrier-pigeon", "'netem', 'simulated' or 'none'"),
+        ("TIERWISE_DEVICE", "tpu", "'auto', 'cpu' or 'cuda'"),
+        ("TIERWISE_CALIBRATION", "off", "'per_exit' or 'per_model'"),
+        ("TIERWISE_UPSTREAM_TIMEOUT_MS", "-1", "greater than 0"),
+        ("TIERWISE_UPSTREAMS", "edge", "expected TIER=VALUE,TIER=VALUE"),
+        ("TIERWISE_UPSTREAMS", "edge=", "expected TIER=VALUE,TIER=VALUE"),
+        ("TIERWISE_LINK_PROFILES", "=lte", "expected TIER=VALUE,TIER=VALUE"),
+        ("TIERWISE_LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_key_and_what_was_expected(monkeypatch, key, value, expectation):
+    monkeypatch.setenv(key, value)
+    with pytest.raises(BadSetting) as caught:
+        load_settings("end")
+    assert str(caught.value).startswith(f"{key}={value!r}: ")
+    assert expectation in str(caught.value)
+
+
+def test_settings_do_not_change_once_read():
+    with pytest.raises(ValueError, match="frozen"):
+        load_settings("end").port = 1

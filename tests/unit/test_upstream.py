@@ -1,0 +1,177 @@
+"""Calls to the next tier: what a good answer carries, and the reason of every bad one."""
+
+import asyncio
+import json
+import time
+
+import httpx
+import pytest
+
+from shared.contracts import Hop, InferredRow, InferRequest, InferResponse, TextPair
+from shared.errors import UpstreamFailure
+from shared.link import Backend
+from shared.upstream import Upstream
+
+TEXTS = [TextPair(text="a fine film"), TextPair(text="a claim", text_pair="its ground")]
+REQUEST = InferRequest(request_id="r1", seed="s", indices=[0, 1], texts=TEXTS, policy={"name": "collaborative"})
+HOP = Hop(
+    tier="edge",
+    exit_layer=2,
+    layers=2,
+    label="positive",
+    probabilities={"negative": 0.25, "positive": 0.75},
+    confidence=0.75,
+    offload_probability=0.0,
+    words_in=3,
+    truncated=False,
+    timings_ms={"total": 1.5},
+)
+GOOD = InferResponse(rows=[InferredRow(hops=[HOP])] * 2, total_ms=0.0)
+
+
+def call(handler, *, request=REQUEST, timeout_s=5.0, backend=Backend.NONE, profile="ideal", headers=None):
+    async def once():
+        upstream = Upstream(
+            source="end",
+            target="edge",
+            url="http://edge:8081",
+            backend=backend,
+            profile_name=profile,
+            timeout_s=timeout_s,
+            transport=httpx.MockTransport(handler),
+        )
+        try:
+            return await upstream.infer(request, headers or {})
+        finally:
+            await upstream.close()
+
+    return asyncio.run(once())
+
+
+def good(_request):
+    return httpx.Response(200, content=GOOD.model_dump_json())
+
+
+def altered(**changes):
+    return json.dumps({**GOOD.model_dump(mode="json"), **changes})
+
+
+def test_an_answer_comes_back_with_its_bytes_and_its_time_on_the_link():
+    seen = []
+
+    def handler(request):
+        seen.append(request)
+        return good(request)
+
+    carried = call(handler, headers={"x-request-id": "r1"})
+    assert carried.response == GOOD
+    assert (seen[0].method, seen[0].url) == ("POST", "http://edge:8081/v1/infer")
+    assert seen[0].headers["content-type"] == "application/json"
+    assert seen[0].headers["x-request-id"] == "r1"
+    assert InferRequest.model_validate_json(seen[0].content) == REQUEST
+    assert carried.request_bytes == len(seen[0].content)
+    assert carried.response_bytes == len(GOOD.model_dump_json())
+    assert 0 <= carried.link_s < 1
+
+
+def test_link_time_is_the_wait_less_what_the_callee_reports():
+    async def slow(_request):
+        await asyncio.sleep(0.1)
+        return httpx.Response(200, content=altered(total_ms=80.0))
+
+    assert 0.02 <= call(slow).link_s <= 0.02 + 0.06  # never early, at most 60 ms late
+    assert call(lambda _: httpx.Response(200, content=altered(total_ms=1e6))).link_s == 0  # a lying clock: never < 0
+
+
+def test_a_simulated_link_waits_both_ways():
+    started = time.perf_counter()
+    carried = call(good, backend=Backend.SIMULATED, profile="continental")  # 60 +- 2 ms each way, rtt 60
+    assert 0.045 <= carried.link_s <= 0.075 + 0.06
+    assert time.perf_counter() - started >= 0.045
+    assert call(good, backend=Backend.NETEM, profile="continental").link_s < 0.045  # the kernel would wait, not we
+
+
+def raising(error):
+    def handler(request):
+        raise error("no", request=request)
+
+    return handler
+
+
+async def never(_request):
+    await asyncio.sleep(30)
+
+
+def answering(status, body="{}"):
+    return lambda _request: httpx.Response(status, content=body)
+
+
+REASONS = {
+    "connect error": (raising(httpx.ConnectError), "upstream_unavailable"),
+    "broken connection": (raising(httpx.RemoteProtocolError), "upstream_unavailable"),
+    "reset while reading": (raising(httpx.ReadError), "upstream_unavailable"),
+    "no answer in time": (never, "upstream_timeout"),
+    "no connection in time": (raising(httpx.ConnectTimeout), "upstream_timeout"),
+    "no bytes in time": (raising(httpx.ReadTimeout), "upstream_timeout"),
+    "status 429": (answering(429), "upstream_refused"),
+    "status 422": (answering(422), "upstream_refused"),
+    "status 503": (answering(503), "upstream_refused"),
+    "status 504": (answering(504), "upstream_refused"),
+    "status 500": (answering(500), "upstream_invalid"),
+    "status 204": (answering(204, ""), "upstream_invalid"),
+    "a redirect": (answering(302), "upstream_invalid"),
+    "garbage": (answering(200, "<html>"), "upstream_invalid"),
+    "no bytes": (answering(200, ""), "upstream_invalid"),
+    "not UTF-8": (answering(200, b"\xff\xfe"), "upstream_invalid"),
+    "another schema": (answering(200, '{"rows": "two"}'), "upstream_invalid"),
+    "an unknown field": (answering(200, altered(extra=1)), "upstream_invalid"),
+    "NaN": (answering(200, altered(total_ms=float("nan"))), "upstream_invalid"),
+    "too few rows": (answering(200, altered(rows=[])), "upstream_invalid"),
+    "too many rows": (answering(200, altered(rows=[{"hops": []}] * 3)), "upstream_invalid"),
+    "another contract": (answering(200, altered(version=2)), "upstream_invalid"),
+}
+
+
+@pytest.mark.parametrize("failure", REASONS)
+def test_every_failure_has_its_reason(failure):
+    handler, reason = REASONS[failure]
+    with pytest.raises(UpstreamFailure) as caught:
+        call(handler, timeout_s=0.2 if handler is never else 5.0)
+    assert caught.value.reason == reason
+    assert str(caught.value).startswith(f"{reason}: edge ") or str(caught.value).startswith(f"{reason}: edge: ")
+
+
+def test_an_outage_of_the_link_makes_the_tier_unavailable():
+    with pytest.raises(UpstreamFailure) as caught:
+        call(good, backend=Backend.SIMULATED, profile="offline")
+    assert caught.value.reason == "upstream_unavailable"
+
+
+def test_the_request_s_deadline_cuts_a_longer_timeout():
+    request = REQUEST.model_copy(update={"deadline_ms": 100.0})
+    started = time.perf_counter()
+    with pytest.raises(UpstreamFailure, match="edge took over 100 ms") as caught:
+        call(never, request=request, timeout_s=20.0)
+    assert caught.value.reason == "deadline"
+    assert 0.1 <= time.perf_counter() - started <= 0.1 + 0.2  # the client is built and closed inside, too
+
+
+def test_a_row_that_the_next_tier_could_not_read_is_a_good_answer():
+    rows = [{"hops": []}, {"hops": [HOP.model_dump(mode="json")], "degraded": "breaker_open"}]
+    carried = call(answering(200, altered(rows=rows)))
+    assert [len(row.hops) for row in carried.response.rows] == [0, 1]
+    assert carried.response.rows[1].degraded == "breaker_open"
+
+
+def test_the_link_that_a_hop_came_by_survives_the_wire():
+    link = {
+        "from": "edge",
+        "to": "cloud",
+        "backend": "none",
+        "profile": "metro",
+        "request_bytes": 1,
+        "response_bytes": 2,
+    }
+    hop = {**HOP.model_dump(mode="json"), "link": {**link, "ms": 0.5}}
+    rows = call(answering(200, altered(rows=[{"hops": [hop]}] * 2))).response.rows
+    assert json.loads(rows[0].model_dump_json())["hops"][0]["link"] == {**link, "ms": 0.5}
