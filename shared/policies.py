@@ -82,12 +82,13 @@ class Policy(BaseModel):
 
 
 class Only(Policy):
-    """One tier answers every text."""
+    """One tier answers every text; asked of a deeper one, that one does."""
 
     tier: str
+    shallower: frozenset[str]  # the tiers before it in the bundle's order
 
     def before(self, where: Where, draw: float) -> Decision:
-        if self.tier == where.tier or not where.reachable:
+        if where.tier not in self.shallower or not where.reachable:
             return STAY
         to = self.tier if self.tier in where.reachable else where.reachable[-1]  # max_tier caps the depth
         return Decision(to, 1.0, "policy", final=True)
@@ -183,7 +184,8 @@ def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping
             return POLICIES[name].model_validate({**defaults.get(name, {}), **given})
         if given:
             raise UnknownPolicy(f"policy {name!r} has no parameters; got {', '.join(sorted(given))}")
-        return Only(tier=name.removesuffix("-only"))
+        tier = name.removesuffix("-only")
+        return Only(tier=tier, shallower=frozenset(tiers[: list(tiers).index(tier)]))
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise UnknownPolicy(f"policy {name!r}: {problems}") from error

@@ -27,13 +27,13 @@ class Telemetry:
         PlatformCollector(registry=self.registry)
         self.requests = self._histogram("request_duration_seconds", "Time of a request.", "outcome")
         self.stages = self._histogram("stage_duration_seconds", "Time of a stage of a request.", "stage")
-        self.exits = self._counter("exits", "Texts that left at a layer.", "layer")
-        self.offloads = self._counter("offloads", "Texts sent to another tier.", "to", "reason")
+        self.exits = self._counter("exits", "Texts that left at a layer.", "tier", "layer")
+        self.offloads = self._counter("offloads", "Texts sent to another tier.", "from", "to", "reason")
         self.link_bytes = self._counter("link_bytes", "Body bytes over a link.", "link", "direction")
-        self.words = self._counter("words", "Words that came in, and that were kept when sent on.", "kind")
-        self.answers = self._counter("answers", "Answers by label.", "label")
-        self.degraded = self._counter("degraded", "Answers with less than planned.", "reason")
-        self.rejected = self._counter("rejected", "Requests refused.", "reason")
+        self.words = self._counter("words", "Words that came in, and that were kept when sent on.", "tier", "kind")
+        self.answers = self._counter("answers", "Answers by label.", "tier", "label")
+        self.degraded = self._counter("degraded", "Answers with less than planned.", "tier", "reason")
+        self.rejected = self._counter("rejected", "Requests refused.", "tier", "reason")
         self.confidence = Histogram(
             "tierwise_confidence",
             "Calibrated confidence of this tier's own answers.",
@@ -58,7 +58,7 @@ class Telemetry:
             for reason in OFFLOAD_REASONS:
                 self.offloads.labels(tier, upstream, reason)
             for direction in ("up", "down"):
-                self.link_bytes.labels(tier, f"{tier}-{upstream}", direction)
+                self.link_bytes.labels(f"{tier}-{upstream}", direction)
         for counter, values in (
             (self.words, ("in", "kept")),
             (self.answers, labels),
@@ -72,7 +72,7 @@ class Telemetry:
         self.stages.labels(self.tier, name).observe(seconds)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"tierwise_{name}", text, ["tier", *labels], registry=self.registry)
+        return Counter(f"tierwise_{name}", text, labels, registry=self.registry)
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"tierwise_{name}", text, ["tier"], registry=self.registry)

@@ -323,8 +323,8 @@ class Tier:
             return [InferredRow(hops=[], degraded=failure.reason) for _ in rows]
         self.telemetry.stage("link", carried.link_s)
         name = f"{self.name}-{upstream.target}"
-        self.telemetry.link_bytes.labels(self.name, name, "up").inc(carried.request_bytes)
-        self.telemetry.link_bytes.labels(self.name, name, "down").inc(carried.response_bytes)
+        self.telemetry.link_bytes.labels(name, "up").inc(carried.request_bytes)
+        self.telemetry.link_bytes.labels(name, "down").inc(carried.response_bytes)
         return self._with_link(upstream, carried, texts)
 
     def _toward(self, tier: str) -> Upstream:

@@ -1,4 +1,4 @@
-"""The HTTP surface of a tier: the same on every one. Parsing is ours, so that bad input gets the contract's status.
+"""The HTTP surface of a tier: the same on every one.
 
 `create_app(settings, network=..., transport=...)`: the model and the way to the upstreams are passed in by tests.
 Pure ASGI only: `BaseHTTPMiddleware` breaks disconnect detection.
@@ -6,23 +6,22 @@ Pure ASGI only: `BaseHTTPMiddleware` breaks disconnect detection.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import structlog
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from shared import __version__
+from shared.body import Refused, parse, read, validate
 from shared.bundle import Bundle, load_bundle
 from shared.contracts import (
     CONTRACT_VERSION,
@@ -43,16 +42,6 @@ from shared.worker import Worker
 log = structlog.get_logger()
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TRACE = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-_MAX_DEPTH = 32
-M = TypeVar("M", bound=BaseModel)
-
-
-class Refused(TierwiseError):
-    """A request that the surface refuses before the pipeline sees it."""
-
-    def __init__(self, status: int, kind: str, detail: str, errors: list[dict[str, str]] | None = None) -> None:
-        super().__init__(detail)
-        self.status, self.kind, self.errors = status, kind, errors or []
 
 
 # class -> (status, problem type, label of rejected_total): the one table
@@ -260,7 +249,7 @@ class _Surface:
         try:
             if self.app.state.draining:
                 raise Draining("this tier is shutting down")
-            parsed = _parse(await _body(request, self.settings.max_body_bytes))
+            parsed = parse(await read(request, self.settings.max_body_bytes))
             answer, outcome, timing = await work(parsed, request_id, headers)
             headers["server-timing"] = timing
             return Response(answer.model_dump_json(by_alias=True), media_type="application/json", headers=headers)
@@ -277,7 +266,7 @@ class _Surface:
         started = time.perf_counter()
         if isinstance(parsed, dict) and isinstance(inputs := parsed.get("inputs"), list):
             self._check_count(inputs)
-        request = _validate(ClassifyRequest, parsed)
+        request = validate(ClassifyRequest, parsed)
         results, ensemble_s = await self.tier.classify(request, request_id, headers)
         total = (time.perf_counter() - started) * 1e3
         timings = {"ensemble": round(ensemble_s * 1e3, 3), "total": round(total, 3)}
@@ -293,7 +282,7 @@ class _Surface:
 
     async def _infer(self, parsed: Any, request_id: str, headers: Mapping[str, str]) -> tuple[InferResponse, str, str]:
         started = time.perf_counter()
-        request = _validate(InferRequest, parsed)
+        request = validate(InferRequest, parsed)
         self._check_count(request.texts)
         if request.version != CONTRACT_VERSION or len(request.indices) != len(request.texts):
             raise Refused(422, "bad-input", f"this tier speaks contract {CONTRACT_VERSION}, one index per text")
@@ -342,70 +331,3 @@ class _Surface:
 def _request_id(request: Request) -> str:
     given = request.headers.get("x-request-id", "")
     return given if _ID.fullmatch(given) else uuid.uuid4().hex
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    """The body, refused by its type first and by its size before it is read to the end."""
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media != "application/json":
-        raise Refused(415, "unsupported-media", f"content type {media or 'missing'}; send application/json")
-    too_large = Refused(413, "too-large", f"the body is over {limit} bytes")
-    length = request.headers.get("content-length", "0")
-    if length.isdecimal() and int(length) > limit:
-        raise too_large
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise too_large
-    except ClientDisconnect as error:
-        raise Refused(400, "bad-request", "the caller left before the body was read") from error
-    return bytes(body)
-
-
-def _parse(body: bytes) -> Any:
-    """Strict JSON: UTF-8, no NaN or Infinity, at most 32 levels deep."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        parsed = json.loads(body.decode("utf-8"), parse_constant=refuse)
-        level, depth = [parsed], 0
-        while level := [inner for outer in level for inner in _children(outer)]:
-            depth += 1
-            if depth > _MAX_DEPTH:
-                raise ValueError(f"nested more than {_MAX_DEPTH} deep")
-        return parsed
-    except (ValueError, RecursionError) as error:
-        why = f"nested more than {_MAX_DEPTH} deep" if isinstance(error, RecursionError) else error
-        raise Refused(400, "bad-json", f"the body is not JSON: {why}") from error
-
-
-def _children(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-
-
-def _validate(model: type[M], parsed: Any) -> M:
-    try:
-        return model.model_validate(parsed)
-    except ValidationError as error:
-        problems = [
-            {"at": _place(parsed, e["loc"], e["type"]), "problem": e["msg"]}
-            for e in error.errors(include_url=False, include_input=False, include_context=False)
-        ]
-        first = f"{problems[0]['at']}: {problems[0]['problem']}"
-        raise Refused(422, "bad-input", first[:500], problems[:20]) from error
-
-
-def _place(parsed: Any, loc: tuple[int | str, ...], kind: str) -> str:
-    """Where in the body an error is, `inputs.1.text_pair`: pydantic's `loc` without the names of union members."""
-    path = []
-    for part in loc:
-        inside = part in parsed if isinstance(parsed, dict) else isinstance(parsed, list) and isinstance(part, int)
-        if inside:
-            parsed = parsed[part]
-        if inside or (kind == "missing" and part == loc[-1]):
-            path.append(str(part))
-    return ".".join(path) or "body"

@@ -37,9 +37,9 @@ from shared.pruning import Pruning, kept_words
 THETAS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
 PATIENCES = (1, 2, 3)
 EXIT_COST = 0.0025  # accuracy that early exit may cost a tier
-COEFFICIENTS = (0.5, 0.75, 0.9, 1.0, 1.1, 1.25)
+COEFFICIENTS = (0.75, 0.9, 1.0, 1.1, 1.25)
 PRUNING_COST = 0.005  # accuracy that pruning may cost the next tier
-PRUNING_TEXTS = 400
+PRUNING_TEXTS = 300
 ENVELOPE = 420  # bytes of an infer request besides its text, measured
 ANSWER = 450  # bytes of an infer answer with one hop, measured
 
@@ -78,8 +78,9 @@ class Job:
         networks = {tier: network_of(self.bundle, tier) for tier in order}
         for tier, network in networks.items():
             network.encoder.temperatures.copy_(torch.tensor(card.temperatures[tier]))
-        coefficient, pruning_report = self._choose_pruning(networks, exits)
-        stages, stage_report = self._stages(networks, exits, coefficient)
+        first = self._under_rule(networks, exits, order[0], [(text.text, text.pair) for text in self.texts])
+        coefficient, pruning_report = self._choose_pruning(networks, first)
+        stages, stage_report = self._stages(networks, exits, coefficient, first)
         target = accuracy[order[-1]] - within
         chosen = self._operating_point(stages, accuracy, target, offload_share)
         parameters = {
@@ -134,14 +135,17 @@ class Job:
                 )
         return Card(temperatures=per_exit, model_temperatures=per_model), report
 
-    def _choose_pruning(self, networks: dict[str, Network], exits: Exits) -> tuple[float, dict[str, Any]]:
+    def _under_rule(
+        self, networks: dict[str, Network], exits: Exits, tier: str, texts: list[tuple[str, str | None]]
+    ) -> list[Left]:
+        return under_rule(networks[tier], texts, exits.rule(tier), f"{tier}, as in service", self.console)
+
+    def _choose_pruning(self, networks: dict[str, Network], left: list[Left]) -> tuple[float, dict[str, Any]]:
         """The strongest coefficient that costs the second tier at most `PRUNING_COST` on the first's unsure texts."""
         order = self.bundle.order
         if len(order) == 1:
             return 0.0, {}
         first, second = networks[order[0]], networks[order[1]]
-        whole = [(text.text, text.pair) for text in self.texts]
-        left = under_rule(first, whole, exits.rule(order[0]), f"{order[0]}, with importance", self.console)
         confidence = torch.tensor([_probabilities(first, item).max().item() for item in left])
         unsure = confidence.argsort()[:PRUNING_TEXTS].tolist()
         labels = self.labels[unsure]
@@ -159,15 +163,16 @@ class Job:
         return best, {**report, "may_cost": PRUNING_COST, "chosen": best}
 
     def _stages(
-        self, networks: dict[str, Network], exits: Exits, coefficient: float
+        self, networks: dict[str, Network], exits: Exits, coefficient: float, left: list[Left]
     ) -> tuple[list[Stage], dict[str, Any]]:
         """Every tier on every text as it would arrive there; compute is timed at batch 1 on a sample."""
         texts = [(text.text, text.pair) for text in self.texts]
         stages, report = [], {}
         for index, (tier, network) in enumerate(networks.items()):
             rule = exits.rule(tier)
-            torch.set_num_threads(self.threads)
-            left = under_rule(network, texts, rule, f"{tier}, as in service", self.console)
+            if index:
+                torch.set_num_threads(self.threads)
+                left = self._under_rule(networks, exits, tier, texts)
             torch.set_num_threads(1 if index == 0 else self.threads)
             seconds = _modelled(network, texts, rule, left)
             if index:

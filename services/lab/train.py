@@ -79,6 +79,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "losses": self.losses[-200:],
+            "random": torch.get_rng_state(),  # dropout draws from it
         }
         torch.save(state, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
@@ -91,6 +92,8 @@ class _Run:
         self.encoder.heads.load_state_dict(state["heads"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.losses = state["step"], state["losses"]
+        if "random" in state:  # not in checkpoints of older runs
+            torch.set_rng_state(state["random"])
 
 
 def train(

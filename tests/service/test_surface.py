@@ -103,7 +103,7 @@ def test_counters_with_closed_labels_start_at_zero(serve, edge):
     refusals = {"bad_request", "too_large", "unsupported_media", "invalid", "queue_full", "draining", "deadline"}
     for name, labels in (
         ("exits", {"1", "2", "3"}),
-        ("offloads", {(reason, "edge") for reason in reasons}),
+        ("offloads", {("end", reason, "edge") for reason in reasons}),
         ("link_bytes", {("up", "end-edge"), ("down", "end-edge")}),
         ("words", {"in", "kept"}),
         ("answers", {"negative", "positive"}),
@@ -131,7 +131,7 @@ def test_an_offloaded_batch_is_counted_once(serve, edge, always, long_text):
     samples = caller.samples()
     hops = [result["hops"][0] for result in results]
     assert values(samples, "tierwise_exits_total") == {"1": 0, "2": 0, "3": 2}
-    assert samples["tierwise_offloads_total", "confidence", "edge"] == 2
+    assert samples["tierwise_offloads_total", "end", "confidence", "edge"] == 2
     assert sum(values(samples, "tierwise_offloads_total").values()) == 2
     assert samples["tierwise_words_total", "in"] == sum(hop["words_in"] for hop in hops)
     assert samples["tierwise_words_total", "kept"] == sum(hop["words_kept"] for hop in hops)
@@ -154,7 +154,7 @@ def test_a_policy_that_decides_before_inference_is_counted_as_that(serve, edge):
     caller = serve(edge=edge)
     caller.results(["a fine film"] * 3, policy="edge-only")
     samples = caller.samples()
-    assert samples["tierwise_offloads_total", "policy", "edge"] == 3
+    assert samples["tierwise_offloads_total", "end", "policy", "edge"] == 3
     assert sum(values(samples, "tierwise_exits_total").values()) == 0
     assert samples["tierwise_words_total", "in"] == 9
     assert samples["tierwise_words_total", "kept"] == 0

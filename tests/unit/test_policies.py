@@ -107,6 +107,7 @@ def test_a_single_tier_answers_every_text():
 
 def test_a_capped_request_is_answered_by_the_deepest_tier_it_may_reach():
     assert made("cloud-only").before(Where("end", ("edge",)), draw=0.0).to == "edge"
+    assert made("cloud-only").before(Where("end", ("edge", "fog")), draw=0.0).to == "fog"
     assert made("cloud-only").before(Where("end", ()), draw=0.0) == STAY
 
 

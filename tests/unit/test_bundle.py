@@ -1,0 +1,76 @@
+"""Bundles: which network each tier runs, and files that say too little or too much."""
+
+import json
+import shutil
+
+import pytest
+
+from shared.bundle import MODELS, load_bundle
+from shared.ensemble import Weighting
+from shared.errors import BadSetting
+
+
+@pytest.fixture
+def folder(tiny_bundle, tmp_path):
+    """A copy of the tiny bundle that a test may spoil."""
+    return shutil.copytree(tiny_bundle, tmp_path / "mine")
+
+
+def test_a_bundle_says_what_each_tier_runs_shallowest_first(tiny_bundle):
+    bundle = load_bundle(str(tiny_bundle))
+    assert bundle.order == ("end", "edge", "cloud")
+    assert [bundle.tiers[tier].layers for tier in bundle.order] == [3, 2, 4]
+    assert bundle.tiers["edge"].network == bundle.tiers["cloud"].network
+    assert bundle.labels == ("negative", "positive")
+    assert bundle.card.temperatures["edge"] == [1.4, 1.2]
+    assert bundle.card.ensemble().weights(["end", "edge"], Weighting.FITTED) == [0.3, 0.7]
+
+
+def test_every_bundle_that_is_shipped_can_be_read_by_name():
+    for path in MODELS.glob("*/bundle.json"):
+        bundle = load_bundle(path.parent.name)
+        assert all((bundle.folder / tier.network / "network.json").is_file() for tier in bundle.tiers.values())
+
+
+def test_a_bundle_without_a_card_is_uncalibrated(folder):
+    (folder / "card.json").unlink()
+    card = load_bundle(str(folder)).card
+    assert (card.temperatures, card.policies, card.accuracy) == ({}, {}, {})
+
+
+def test_the_digest_names_what_answers_so_it_changes_with_the_card(folder):
+    before = load_bundle(str(folder)).digest
+    assert load_bundle(str(folder)).digest == before
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps({**card, "accuracy": {}}))
+    assert load_bundle(str(folder)).digest != before
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones():
+    with pytest.raises(BadSetting, match=r"bundle 'colaborative': no bundle.json in .*; there are .*collaborative"):
+        load_bundle("colaborative")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "says"),
+    [
+        ("bundle.json", {"labels": ["only"]}, "labels"),
+        ("bundle.json", {"tiers": {}}, "tiers"),
+        ("bundle.json", {"tiers": {"end": {"network": "n", "layers": 0, "max_tokens": 64}}}, "layers"),
+        ("bundle.json", {"tiers": {"end": {"network": "n", "layers": 1, "max_tokens": 7}}}, "max_tokens"),
+        ("bundle.json", {"tier": {}}, "Extra inputs"),
+        ("card.json", {"temperature": {}}, "Extra inputs"),
+        ("card.json", {"accuracy": {"end": "good"}}, "accuracy"),
+    ],
+)
+def test_a_file_that_does_not_say_what_it_must_is_refused(folder, file, change, says):
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**content, **change}))
+    with pytest.raises(BadSetting, match=says):
+        load_bundle(str(folder))
+
+
+def test_what_is_not_json_is_refused(folder):
+    (folder / "card.json").write_text("{")
+    with pytest.raises(BadSetting, match="JSON"):
+        load_bundle(str(folder))

@@ -1,0 +1,158 @@
+"""Training: the loss by hand, and a tiny run that learns, resumes and can be loaded."""
+
+import io
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from services.lab import train as module
+from services.lab.data import Example
+from services.lab.train import Recipe, joint_loss, train
+from shared.network import load_network
+
+PLAIN = Recipe(base="unused", layers=2, classes=2)
+FILLERS = ("the", "it", "of")
+EXAMPLES = [  # 18 texts of one length; the label hangs on one word
+    Example(f"a {x} is {word} and {y}", None, label)
+    for label, word in ((0, "not"), (1, "film"))
+    for x in FILLERS
+    for y in FILLERS
+]
+LONG = " ".join(["some scenes are great, others are terrible, most are simply forgettable"] * 4)  # 44 words
+
+
+def ce(margin):
+    """Cross-entropy of the right label at this logit margin."""
+    return math.log(1 + math.exp(-margin))
+
+
+def logits_of(*margins):
+    """One text of label 0 per column, exits as rows: [E, B, 2]."""
+    return torch.stack([torch.stack([torch.tensor(row), torch.zeros(len(row))], -1) for row in margins])
+
+
+def test_the_loss_weighs_each_exit_by_its_layer():
+    loss = joint_loss(logits_of([1.0], [2.0]), torch.tensor([0]), PLAIN)
+    assert loss.item() == pytest.approx((1 * ce(1) + 2 * ce(2)) / 3, rel=1e-5)
+
+
+def test_an_exit_that_ends_a_tier_counts_more():
+    recipe = replace(PLAIN, tier_ends=(2,), tier_end_weight=3.0)
+    loss = joint_loss(logits_of([1.0], [2.0], [0.5]), torch.tensor([0]), recipe)
+    assert loss.item() == pytest.approx((1 * ce(1) + 6 * ce(2) + 3 * ce(0.5)) / 10, rel=1e-5)
+
+
+def test_the_loss_is_the_mean_over_the_batch():
+    loss = joint_loss(logits_of([1.0, 3.0]), torch.tensor([0, 1]), PLAIN)
+    assert loss.item() == pytest.approx((ce(1) + ce(-3)) / 2, rel=1e-5)
+
+
+def test_distilling_adds_the_divergence_from_the_deepest_exit_which_learns_nothing_from_it():
+    logits = logits_of([0.0], [math.log(3)]).requires_grad_()  # (1/2, 1/2) and (3/4, 1/4)
+    divergence = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    labels = torch.tensor([0])
+    plain, distilled = joint_loss(logits, labels, PLAIN), joint_loss(logits, labels, replace(PLAIN, distill=0.5))
+    assert (distilled - plain).item() == pytest.approx(0.5 * divergence / 3, rel=1e-5)
+    (gradient,) = torch.autograd.grad(distilled - plain, logits)
+    assert gradient[1].abs().max() < 1e-7
+    assert gradient[0].abs().max() > 0.01
+
+
+@pytest.fixture(params=["bert", "roberta", "mpnet"])
+def recipe(request, base_on_disk):
+    base, rates = str(base_on_disk(request.param, 3)), {"adapter_lr": 1e-2, "head_lr": 3e-2}
+    return Recipe(base=base, layers=2, classes=2, max_tokens=32, rank=4, epochs=4, batch=9, bf16=False, **rates)
+
+
+def run(recipe, out, **options):
+    """Train quietly; the losses of the run, step by step."""
+    train(recipe, EXAMPLES, EXAMPLES[6:12], out, threads=1, console=Console(file=io.StringIO()), **options)
+    return torch.load(out.parent / f".train-{out.name}" / "checkpoint.pt", weights_only=True)["losses"]
+
+
+def test_a_short_run_lowers_the_loss_and_leaves_a_network_that_has_learned(recipe, tmp_path):
+    losses = run(replace(recipe, epochs=24), tmp_path / "net")
+    assert len(losses) == 24 * 18 // 9
+    assert sum(losses[-12:]) < sum(losses[:12]) / 2
+    told = json.loads((tmp_path / "net" / "network.json").read_text())
+    assert (told["layers"], told["classes"], told["scale"], told["training"]["steps"]) == (2, 2, 2.0, 48)
+    assert told["recipe"]["seed"] == 0
+    network = load_network(tmp_path / "net", layers=2, max_tokens=32)  # merged, no peft
+    traces = network.run([network.encode(example.text) for example in EXAMPLES[6:12]], None, every_exit=True)
+    found = torch.stack([trace.logits.argmax(-1) for trace in traces], 1)  # [E, B]
+    right = (found == torch.tensor([example.label for example in EXAMPLES[6:12]])).float().mean(1)
+    assert right.tolist() == told["training"]["validation_accuracy_per_exit"] == [1.0, 1.0]
+
+
+class Killed(Exception):
+    """The machine went away."""
+
+
+def killed_after(monkeypatch, steps):
+    step, done = module._step, []
+
+    def dying(*args):
+        if len(done) == steps:
+            raise Killed
+        done.append(None)
+        return step(*args)
+
+    monkeypatch.setattr(module, "_step", dying)
+
+
+def test_a_killed_run_resumes_to_the_same_result(recipe, tmp_path, monkeypatch):
+    whole = run(recipe, tmp_path / "whole")
+    killed_after(monkeypatch, 5)
+    with pytest.raises(Killed):
+        run(recipe, tmp_path / "cut", checkpoint_every_s=0.0)
+    assert not (tmp_path / "cut").exists()
+    monkeypatch.undo()
+    assert run(recipe, tmp_path / "cut") == pytest.approx(whole, abs=1e-6)
+    expected, found = (load_file(tmp_path / name / "adapters.safetensors") for name in ("whole", "cut"))
+    assert expected.keys() == found.keys()
+    for key, tensor in expected.items():
+        assert torch.equal(tensor, found[key]), key
+
+
+def test_the_same_recipe_trains_the_same_network_and_another_seed_another(recipe, tmp_path):
+    assert run(recipe, tmp_path / "a") == run(recipe, tmp_path / "b")
+    assert run(replace(recipe, seed=1), tmp_path / "c") != run(recipe, tmp_path / "a")
+
+
+def test_a_share_of_the_texts_is_pruned_once_and_read_again_on_resuming(base_on_disk, tmp_path):
+    base = str(base_on_disk("bert", 3))
+    recipe = Recipe(base=base, layers=1, classes=2, pruned_share=0.5, prune_with=base, prune_coefficients=(1.0,))
+    examples, console = [Example(LONG, LONG if i < 2 else None, 0) for i in range(4)], Console(file=io.StringIO())
+    texts = module._augment(recipe, examples, tmp_path, console)
+    changed = [i for i, (text, _) in enumerate(texts) if text != LONG]
+    assert len(changed) == 2
+    for i in changed:
+        words = iter(LONG.split())
+        assert all(word in words for word in texts[i][0].split())
+        assert len(texts[i][0].split()) < 44
+        assert (texts[i][1] is None) == (examples[i].pair is None)
+    assert module._augment(replace(recipe, prune_with="not needed again"), examples, tmp_path, console) == texts
+
+
+def test_every_epoch_reads_every_text_once_in_batches_of_like_length():
+    recipe = replace(PLAIN, epochs=2, batch=4)
+    lengths = [7 * i % 23 for i in range(40)]
+    batches = module._batches(recipe, lengths)
+    assert sorted(row for batch in batches for row in batch) == sorted([*range(40), *range(40)])
+    assert max(map(len, batches)) == 4
+    spread = [max(lengths[row] for row in batch) - min(lengths[row] for row in batch) for batch in batches]
+    assert sum(spread) / len(spread) < 3  # 22 at most; about 14 in random batches
+    assert batches == module._batches(recipe, lengths)
+    assert sum(map(len, module._batches(replace(recipe, epochs=0.5), lengths))) == 20
+
+
+def test_the_learning_rate_rises_then_falls_to_zero():
+    factor = module._triangle(steps=10, warmup=0.2)
+    assert [factor(step) for step in (0, 1, 2)] == [0.5, 1.0, 1.0]
+    assert [factor(step) for step in (6, 9, 10)] == [0.5, 0.125, 0.0]
+    assert module._triangle(steps=1, warmup=0.06)(0) == 1
