@@ -57,6 +57,12 @@ class Pruning:
         return keep
 
 
+def keep_words(text: str, pair: str | None, encoded: Encoded, keep: Sequence[bool]) -> tuple[str, str | None]:
+    """Both sides of a text that was encoded as `encoded`, with the kept words alone."""
+    first = encoded.first_words
+    return kept_words(text, keep[:first]), None if pair is None else kept_words(pair, keep[first:])
+
+
 def kept_words(text: str, keep: Sequence[bool]) -> str:
     """The kept words as written, in order, joined by one space."""
     return " ".join(word for word, kept in zip(words_of(text), keep, strict=True) if kept)

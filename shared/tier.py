@@ -25,7 +25,6 @@ from shared.contracts import (
     Hop,
     InferredRow,
     InferRequest,
-    LinkUse,
     Result,
     TextPair,
     WordUse,
@@ -34,9 +33,9 @@ from shared.dispatch import draw
 from shared.ensemble import combine
 from shared.errors import BadInput, DeadlinePassed, UnreadableText, UpstreamFailure
 from shared.policies import STAY, Decision, Policy, Where, build, spec_of
-from shared.pruning import kept_words
+from shared.pruning import keep_words
 from shared.telemetry import Telemetry
-from shared.upstream import Carried, Upstream
+from shared.upstream import Upstream
 from shared.worker import Answer, Batch, Worker
 
 log = structlog.get_logger()
@@ -256,7 +255,9 @@ class Tier:
                 assert answer.importance is not None
                 keep = call.policy.pruning(self.name).mask(answer.encoded, answer.importance)
             hop = self._hop(call, row, answer, decision, keep)
-            onward = None if decision.to is None or keep is None else _pruned(call.request.texts[row], answer, keep)
+            onward = (
+                None if decision.to is None or keep is None else _onward_text(call.request.texts[row], answer, keep)
+            )
             done[row] = _Row(hop, decision, onward)
         prune = time.perf_counter() - pruning_started
         seconds = {"tokenize": batch.tokenize, "queue": batch.queue, "infer": batch.infer, "prune": prune}
@@ -325,32 +326,12 @@ class Tier:
         name = f"{self.name}-{upstream.target}"
         self.telemetry.link_bytes.labels(name, "up").inc(carried.request_bytes)
         self.telemetry.link_bytes.labels(name, "down").inc(carried.response_bytes)
-        return self._with_link(upstream, carried, texts)
+        return upstream.with_link(carried, texts)
 
     def _toward(self, tier: str) -> Upstream:
         """The link that leads to a tier: its own, or that of the deepest tier before it, which passes the text on."""
         order = self.bundle.order
         return self.upstreams[max((u for u in self.upstreams if order.index(u) <= order.index(tier)), key=order.index)]
-
-    def _with_link(self, upstream: Upstream, carried: Carried, texts: list[TextPair]) -> list[InferredRow]:
-        """Record on each row's first hop the link that led to it, with the row's own share of the bytes."""
-        sizes = [len(text.text) + len(text.text_pair or "") for text in texts]
-        up, down = _shares(carried.request_bytes, sizes), _shares(carried.response_bytes, [1] * len(texts))
-        rows = []
-        for row, up_bytes, down_bytes in zip(carried.response.rows, up, down, strict=True):
-            if row.hops and row.hops[0].link is None:
-                link = LinkUse(
-                    source=self.name,
-                    target=upstream.target,
-                    backend=upstream.backend.value,
-                    profile=upstream.profile.name,
-                    request_bytes=up_bytes,
-                    response_bytes=down_bytes,
-                    ms=round(carried.link_s * 1e3, 3),
-                )
-                row = row.model_copy(update={"hops": [row.hops[0].model_copy(update={"link": link}), *row.hops[1:]]})
-            rows.append(row)
-        return rows
 
 
 def _by_destination(decisions: Mapping[int, Decision]) -> list[tuple[tuple[str, bool], list[int]]]:
@@ -366,10 +347,9 @@ def _onward(row: _Row) -> TextPair:
     return row.onward
 
 
-def _pruned(text: TextPair, answer: Answer, keep: list[bool]) -> TextPair:
-    first = answer.encoded.first_words
-    pair = None if text.text_pair is None else kept_words(text.text_pair, keep[first:])
-    return TextPair(text=kept_words(text.text, keep[:first]), text_pair=pair)
+def _onward_text(text: TextPair, answer: Answer, keep: list[bool]) -> TextPair:
+    kept, pair = keep_words(text.text, text.text_pair, answer.encoded, keep)
+    return TextPair(text=kept, text_pair=pair)
 
 
 def _explained(answer: Answer, keep: list[bool]) -> list[WordUse]:
@@ -390,13 +370,3 @@ def _count(text: TextPair) -> int:
 
 def _rounded(probabilities: Mapping[str, float]) -> dict[str, float]:
     return {label: round(value, 6) for label, value in probabilities.items()}
-
-
-def _shares(total: int, sizes: Sequence[int]) -> list[int]:
-    """Divide `total` in proportion to `sizes`, in whole bytes that add up to it."""
-    whole, given, out = max(1, sum(sizes)), 0, []
-    for end in range(1, len(sizes) + 1):
-        upto = total * sum(sizes[:end]) // whole if end < len(sizes) else total
-        out.append(upto - given)
-        given = upto
-    return out

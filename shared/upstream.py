@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import httpx
 from pydantic import ValidationError
 
-from shared.contracts import CONTRACT_VERSION, DegradedReason, InferRequest, InferResponse
+from shared.contracts import (
+    CONTRACT_VERSION,
+    DegradedReason,
+    InferredRow,
+    InferRequest,
+    InferResponse,
+    LinkUse,
+    TextPair,
+)
 from shared.errors import UpstreamFailure
 from shared.link import Backend, SimulatedLink, profile
 
@@ -91,5 +100,35 @@ class Upstream:
             raise UpstreamFailure("upstream_invalid", f"{self.target} answered {answer.status_code}")
         return answer.content
 
+    def with_link(self, carried: Carried, texts: Sequence[TextPair]) -> list[InferredRow]:
+        """The callee's rows, each first hop with this link on record and the row's own share of the bytes."""
+        up = _shares(carried.request_bytes, [len(text.text) + len(text.text_pair or "") for text in texts])
+        down = _shares(carried.response_bytes, [1] * len(texts))
+        rows = []
+        for row, up_bytes, down_bytes in zip(carried.response.rows, up, down, strict=True):
+            if row.hops and row.hops[0].link is None:
+                link = LinkUse(
+                    source=self.source,
+                    target=self.target,
+                    backend=self.backend.value,
+                    profile=self.profile.name,
+                    request_bytes=up_bytes,
+                    response_bytes=down_bytes,
+                    ms=round(carried.link_s * 1e3, 3),
+                )
+                row = row.model_copy(update={"hops": [row.hops[0].model_copy(update={"link": link}), *row.hops[1:]]})
+            rows.append(row)
+        return rows
+
     async def close(self) -> None:
         await self._client.aclose()
+
+
+def _shares(total: int, sizes: Sequence[int]) -> list[int]:
+    """Divide `total` in proportion to `sizes`, in whole bytes that add up to it."""
+    whole, given, out = max(1, sum(sizes)), 0, []
+    for end in range(1, len(sizes) + 1):
+        upto = total * sum(sizes[:end]) // whole if end < len(sizes) else total
+        out.append(upto - given)
+        given = upto
+    return out

@@ -52,6 +52,7 @@ class Sample:
     policy: str
     seconds: float
     right: bool
+    last_right: bool  # what the deepest tier alone would have answered
     result: Result
 
 
@@ -90,8 +91,9 @@ async def _measure(plan: Plan, client: httpx.AsyncClient, labels: list[str], con
             inputs = example.text if example.pair is None else {"text": example.text, "text_pair": example.pair}
             timed = await classify(client, inputs, {"policy": parse_policy(policy), "seed": f"{plan.seed}-{row}"})
             result = timed.answer.results[0]
-            right = result.label == labels[example.label]
-            samples.append(Sample(row, policy, time.perf_counter() - planned, right, result))
+            truth, seconds = labels[example.label], time.perf_counter() - planned
+            right, last_right = result.label == truth, result.hops[-1].label == truth
+            samples.append(Sample(row, policy, seconds, right, last_right, result))
             progress.advance(task)
 
         if plan.rate:
@@ -149,6 +151,7 @@ def _summary(samples: list[Sample], reference: list[Sample]) -> dict[str, Any]:
         "accuracy": right.mean(),
         "accuracy_ci95": [low, high],
         "accuracy_minus_first": paired_difference(right, np.array([s.right for s in reference], float)),
+        "ensemble_minus_last_tier": paired_difference(right, np.array([s.last_right for s in samples], float)),
         "latency_ms": {
             "mean": ms.mean(),
             **{f"p{q}": float(np.percentile(ms, q)) for q in (50, 95, 99)},

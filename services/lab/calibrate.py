@@ -32,7 +32,7 @@ from shared.ensemble import Ensemble, Weighting
 from shared.exits import ExitRule, Similarity
 from shared.link import profile
 from shared.network import Network
-from shared.pruning import Pruning, kept_words
+from shared.pruning import Pruning, keep_words
 
 THETAS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
 PATIENCES = (1, 2, 3)
@@ -273,8 +273,7 @@ def _accuracy(network: Network, answers: list[Left], labels: Tensor) -> float:
 
 def _prune(text: Example, item: Left, coefficient: float) -> tuple[str, str | None]:
     keep = Pruning(coefficient).mask(item.encoded, item.importance)
-    first = item.encoded.first_words
-    return kept_words(text.text, keep[:first]), None if text.pair is None else kept_words(text.pair, keep[first:])
+    return keep_words(text.text, text.pair, item.encoded, keep)
 
 
 def _words(text: tuple[str, str | None]) -> int:

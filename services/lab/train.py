@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 from services.lab.data import Example, digest
 from shared.encoder import MultiExitEncoder
 from shared.network import load_base, save_network
-from shared.pruning import Pruning, kept_words
+from shared.pruning import Pruning, keep_words
 from shared.tokens import SpecialTokens
 from shared.words import Encoded
 
@@ -261,8 +261,7 @@ def _pruned(recipe: Recipe, texts: list[tuple[str, str | None]], console: Consol
             trace = encoder.run([item], tokens, None, importance=True)[0]
             assert trace.importance is not None
             keep = Pruning(chooser.choice(recipe.prune_coefficients)).mask(item, trace.importance.tolist())
-            first = item.first_words
-            out[row] = [kept_words(text, keep[:first]), None if pair is None else kept_words(pair, keep[first:])]
+            out[row] = list(keep_words(text, pair, item, keep))
     return out
 
 
