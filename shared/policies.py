@@ -66,8 +66,12 @@ class Policy(BaseModel):
         return STAY
 
     def may_offload_after(self, where: Where) -> bool:
-        """Whether `after` can ever leave this tier: only then is importance computed."""
+        """Whether `after` can ever leave this tier."""
         return False
+
+    def prunes_at(self, where: Where) -> bool:
+        """Whether a text that leaves here is pruned: only then is importance computed."""
+        return self.may_offload_after(where) and self.pruning(where.tier).coefficient > 0
 
     def exit_rule(self, tier: str) -> ExitRule | None:
         """Where texts may leave a tier's encoder; null runs all layers."""

@@ -215,7 +215,7 @@ class Tier:
                 batch = await self.worker.run(
                     [call.request.texts[row] for row in rows],
                     call.policy.exit_rule(self.name),
-                    importance=(not final and call.policy.may_offload_after(call.where)) or call.request.explain,
+                    importance=(not final and call.policy.prunes_at(call.where)) or call.request.explain,
                     explain=call.request.explain,
                 )
         except TimeoutError as error:
@@ -251,13 +251,10 @@ class Tier:
             stay = final or row in failed
             decision = STAY if stay else call.policy.after(call.where, max(answer.probabilities), call.draws[row])
             keep = None
-            if decision.to is not None or (call.request.explain and answer.importance is not None):
-                assert answer.importance is not None
+            if answer.importance is not None and (decision.to is not None or call.request.explain):
                 keep = call.policy.pruning(self.name).mask(answer.encoded, answer.importance)
             hop = self._hop(call, row, answer, decision, keep)
-            onward = (
-                None if decision.to is None or keep is None else _onward_text(call.request.texts[row], answer, keep)
-            )
+            onward = None if decision.to is None else _onward_text(call.request.texts[row], answer, keep)
             done[row] = _Row(hop, decision, onward)
         prune = time.perf_counter() - pruning_started
         seconds = {"tokenize": batch.tokenize, "queue": batch.queue, "infer": batch.infer, "prune": prune}
@@ -270,7 +267,8 @@ class Tier:
     def _hop(self, call: _Call, row: int, answer: Answer, decision: Decision, keep: list[bool] | None) -> Hop:
         probabilities = self._by_label(answer.probabilities)
         label = max(probabilities, key=probabilities.__getitem__)
-        kept = sum(keep) if keep is not None and decision.to is not None else None
+        words = len(answer.encoded.words)
+        kept = None if decision.to is None else words if keep is None else sum(keep)
         self.telemetry.exits.labels(self.name, str(answer.exit_layer)).inc()
         self.telemetry.confidence.labels(self.name).observe(probabilities[label])
         if decision.to is not None:
@@ -287,7 +285,7 @@ class Tier:
             offload_probability=round(decision.probability, 6),
             draw=call.draws[row],
             offloaded_to=decision.to,
-            words_in=len(answer.encoded.words),
+            words_in=words,
             words_kept=kept,
             truncated=answer.encoded.truncated,
             timings_ms={},
@@ -347,7 +345,9 @@ def _onward(row: _Row) -> TextPair:
     return row.onward
 
 
-def _onward_text(text: TextPair, answer: Answer, keep: list[bool]) -> TextPair:
+def _onward_text(text: TextPair, answer: Answer, keep: list[bool] | None) -> TextPair:
+    if keep is None:
+        return text
     kept, pair = keep_words(text.text, text.text_pair, answer.encoded, keep)
     return TextPair(text=kept, text_pair=pair)
 

@@ -78,9 +78,8 @@ class Job:
         networks = {tier: network_of(self.bundle, tier) for tier in order}
         for tier, network in networks.items():
             network.encoder.temperatures.copy_(torch.tensor(card.temperatures[tier]))
-        first = self._under_rule(networks, exits, order[0], [(text.text, text.pair) for text in self.texts])
-        coefficient, pruning_report = self._choose_pruning(networks, first)
-        stages, stage_report = self._stages(networks, exits, coefficient, first)
+        coefficient, pruning_report = self._choose_pruning(networks, exits, logits)
+        stages, stage_report = self._stages(networks, exits, coefficient, logits)
         target = accuracy[order[-1]] - within
         chosen = self._operating_point(stages, accuracy, target, offload_share)
         parameters = {
@@ -135,27 +134,27 @@ class Job:
                 )
         return Card(temperatures=per_exit, model_temperatures=per_model), report
 
-    def _under_rule(
-        self, networks: dict[str, Network], exits: Exits, tier: str, texts: list[tuple[str, str | None]]
-    ) -> list[Left]:
-        return under_rule(networks[tier], texts, exits.rule(tier), f"{tier}, as in service", self.console)
-
-    def _choose_pruning(self, networks: dict[str, Network], left: list[Left]) -> tuple[float, dict[str, Any]]:
+    def _choose_pruning(
+        self, networks: dict[str, Network], exits: Exits, logits: dict[str, Tensor]
+    ) -> tuple[float, dict[str, Any]]:
         """The strongest coefficient that costs the second tier at most `PRUNING_COST` on the first's unsure texts."""
         order = self.bundle.order
         if len(order) == 1:
             return 0.0, {}
         first, second = networks[order[0]], networks[order[1]]
-        confidence = torch.tensor([_probabilities(first, item).max().item() for item in left])
-        unsure = confidence.argsort()[:PRUNING_TEXTS].tolist()
+        whole = [(text.text, text.pair) for text in self.texts]
+        rule = exits.rule(order[0])
+        confidence = [_probabilities(first, item).max() for item in recorded(first, whole, rule, logits[order[0]])]
+        unsure = torch.stack(confidence).argsort()[:PRUNING_TEXTS].tolist()
         labels = self.labels[unsure]
+        left = under_rule(first, [whole[row] for row in unsure], rule, f"{order[0]}, unsure texts", self.console)
         report: dict[str, Any] = {"n": len(unsure), "texts": f"those that {order[0]} is least sure of", "by": []}
         best = 0.0
         for coefficient in (0.0, *COEFFICIENTS):
-            texts = [_prune(self.texts[row], left[row], coefficient) for row in unsure]
+            texts = [_prune(whole[row], item, coefficient) for row, item in zip(unsure, left, strict=True)]
             answers = under_rule(second, texts, None, f"{order[1]}, pruned at {coefficient}", self.console)
             accuracy = _accuracy(second, answers, labels)
-            kept = sum(_words(t) for t in texts) / sum(_words((self.texts[r].text, self.texts[r].pair)) for r in unsure)
+            kept = sum(_words(t) for t in texts) / sum(_words(whole[row]) for row in unsure)
             report["by"].append({"coefficient": coefficient, "accuracy": accuracy, "words_kept": round(kept, 4)})
             if accuracy >= report["by"][0]["accuracy"] - PRUNING_COST:
                 best = coefficient
@@ -163,18 +162,20 @@ class Job:
         return best, {**report, "may_cost": PRUNING_COST, "chosen": best}
 
     def _stages(
-        self, networks: dict[str, Network], exits: Exits, coefficient: float, left: list[Left]
+        self, networks: dict[str, Network], exits: Exits, coefficient: float, logits: dict[str, Tensor]
     ) -> tuple[list[Stage], dict[str, Any]]:
         """Every tier on every text as it would arrive there; compute is timed at batch 1 on a sample."""
         texts = [(text.text, text.pair) for text in self.texts]
         stages, report = [], {}
         for index, (tier, network) in enumerate(networks.items()):
             rule = exits.rule(tier)
-            if index:
-                torch.set_num_threads(self.threads)
-                left = self._under_rule(networks, exits, tier, texts)
+            torch.set_num_threads(self.threads)
+            if coefficient:
+                left = under_rule(network, texts, rule, f"{tier}, as in service", self.console)
+            else:  # whole texts: every exit is on record already
+                left = recorded(network, texts, rule, logits[tier])
             torch.set_num_threads(1 if index == 0 else self.threads)
-            seconds = _modelled(network, texts, rule, left)
+            seconds = _modelled(network, texts, rule, left, importance=coefficient > 0)
             if index:
                 link = profile(self.access if index == 1 else self.backbone)
                 sizes = torch.tensor([_bytes(text) + ENVELOPE for text in texts])
@@ -188,10 +189,8 @@ class Job:
                 "mean_modelled_ms": round(seconds.mean().item() * 1e3, 2),
                 "ece_of_those_that_left_there": _ece_by_exit(probabilities, left, self.labels),
             }
-            texts = [
-                _prune(Example(text, pair, 0), item, coefficient)
-                for (text, pair), item in zip(texts, left, strict=True)
-            ]
+            if coefficient:
+                texts = [_prune(text, item, coefficient) for text, item in zip(texts, left, strict=True)]
         return stages, report
 
     def _operating_point(
@@ -257,6 +256,18 @@ def leaving_layers(exits: Tensor, rule: ExitRule) -> Tensor:
     return layer
 
 
+def recorded(
+    network: Network, texts: Sequence[tuple[str, str | None]], rule: ExitRule | None, logits: Tensor
+) -> list[Left]:
+    """What `under_rule` gives for whole texts, less the importance, from the logits of every exit [N, E, C]."""
+    exits = network.encoder.calibrate(logits.transpose(0, 1)).transpose(0, 1)
+    layers = [exits.shape[1]] * len(texts) if rule is None else leaving_layers(exits, rule).tolist()
+    return [
+        Left(network.encode(*text), layer, own[:layer], [])
+        for text, layer, own in zip(texts, layers, logits, strict=True)
+    ]
+
+
 def _calibrated(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
     return (logits / torch.tensor(temperatures)[:, None]).softmax(-1)
 
@@ -271,9 +282,9 @@ def _accuracy(network: Network, answers: list[Left], labels: Tensor) -> float:
     return round((said == labels).double().mean().item(), 4)
 
 
-def _prune(text: Example, item: Left, coefficient: float) -> tuple[str, str | None]:
+def _prune(text: tuple[str, str | None], item: Left, coefficient: float) -> tuple[str, str | None]:
     keep = Pruning(coefficient).mask(item.encoded, item.importance)
-    return keep_words(text.text, text.pair, item.encoded, keep)
+    return keep_words(text[0], text[1], item.encoded, keep)
 
 
 def _words(text: tuple[str, str | None]) -> int:
@@ -284,7 +295,14 @@ def _bytes(text: tuple[str, str | None]) -> int:
     return len(text[0].encode()) + len((text[1] or "").encode())
 
 
-def _modelled(network: Network, texts: list[tuple[str, str | None]], rule: ExitRule | None, left: list[Left]) -> Tensor:
+def _modelled(
+    network: Network,
+    texts: list[tuple[str, str | None]],
+    rule: ExitRule | None,
+    left: list[Left],
+    *,
+    importance: bool,
+) -> Tensor:
     """Seconds of each text alone: a least-squares fit of time over layers run and layers x tokens, from 60 texts."""
     sample = torch.linspace(0, len(texts) - 1, 60).long().tolist()
     rows, times = [], []
@@ -293,7 +311,7 @@ def _modelled(network: Network, texts: list[tuple[str, str | None]], rule: ExitR
         for _ in range(2):
             started = time.perf_counter()
             item = network.encode(*texts[row])
-            network.run([item], rule, importance=True)
+            network.run([item], rule, importance=importance)
             best = min(best, time.perf_counter() - started)
         rows.append(_work(left[row]))
         times.append(best)
