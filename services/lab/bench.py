@@ -240,13 +240,10 @@ def draw(report: dict[str, Any], path: Path) -> None:
         mean, accuracy = f["latency_ms"]["mean"], f["accuracy"]
         error = [[100 * (accuracy - low)], [100 * (high - accuracy)]]
         axes.errorbar(mean, 100 * accuracy, yerr=error, fmt="o", capsize=3)
-        axes.annotate(policy, (mean, 100 * accuracy), xytext=(6, 5), textcoords="offset points", fontsize=8)
+        axes.annotate(policy, (mean, 100 * accuracy), xytext=(7, 6), textcoords="offset points", fontsize=8)
     links = sorted({link for f in report["policies"].values() for link in f["links"]})
-    axes.set(
-        xlabel="mean latency seen by the client (ms)",
-        ylabel="accuracy (%), 95 % interval",
-        title=f"{report['n']} texts, {report['loop']}\n{'; '.join(links)}",
-    )
+    axes.set(xlabel="mean latency seen by the client (ms)", ylabel="accuracy (%), 95 % interval")
+    axes.set_title(f"{report['n']} texts, {report['loop']}\n{'; '.join(links)}", fontsize=9)
     axes.margins(x=0.15)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
