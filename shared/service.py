@@ -9,7 +9,7 @@ import sys
 import structlog
 import uvicorn
 
-from shared.errors import BadSetting
+from shared.errors import TierwiseError
 from shared.settings import load_settings
 
 
@@ -35,7 +35,7 @@ def serve(tier: str | None = None) -> None:
         from shared.web import create_app
 
         app = create_app(settings)
-    except BadSetting as error:
+    except TierwiseError as error:
         sys.exit(_complain(tier, error))
     uvicorn.run(
         app,
@@ -48,7 +48,7 @@ def serve(tier: str | None = None) -> None:
     )
 
 
-def _complain(tier: str, error: BadSetting) -> int:
+def _complain(tier: str, error: TierwiseError) -> int:
     print(f"tierwise {tier}: {error}", file=sys.stderr)
     return 2
 

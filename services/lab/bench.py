@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from services.lab.client import classify
+from services.lab.client import NoAnswer, classify
 from services.lab.data import Example, digest
 from services.lab.policies import parse_policy
 from services.lab.stats import paired_difference, wilson
@@ -68,7 +68,10 @@ def run(plan: Plan, url: str, console: Console) -> dict[str, Any]:
 async def _run(plan: Plan, url: str, console: Console) -> dict[str, Any]:
     limits = httpx.Limits(max_connections=256, max_keepalive_connections=256, keepalive_expiry=60)
     async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
-        info = (await client.get("/info")).json()
+        try:
+            info = (await client.get("/info")).json()
+        except httpx.HTTPError as error:
+            raise NoAnswer(f"no tier answers at {url}: {error}") from error
         for policy in plan.policies:
             await classify(client, plan.examples[0].text, {"policy": parse_policy(policy)})
         samples = await _measure(plan, client, info["labels"], console)

@@ -54,19 +54,18 @@ def serve(
     bundle: BundleName = "collaborative", port: Port = 8080, access: Access = "5g-nsa", backbone: Backbone = "metro"
 ) -> None:
     """Keep the tiers up until Ctrl-C or SIGTERM, then stop them cleanly."""
-    import signal
-    import threading
+    import time
 
     from services.lab.stack import running
 
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     with running(_layout(bundle, port, access, backbone), console, show_logs=True) as stack:
         console.print(f"ready: {stack.url}/docs   (Ctrl-C stops)")
-        while not stop.wait(1):
-            stack.check()
-        console.print("stopping")
+        try:
+            while True:
+                time.sleep(1)
+                stack.check()
+        except (KeyboardInterrupt, SystemExit):
+            console.print("stopping")
 
 
 @app.command()
@@ -231,12 +230,19 @@ def print_config(
 
 
 def main() -> None:
-    """The entry point: an error of ours is one line and exit status 2."""
+    """The entry point: an error of ours is one line and exit status 2; TERM and HUP unwind and stop the tiers."""
+    import signal
+
     from shared.errors import TierwiseError
 
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
     try:
         app()
-    except (TierwiseError, UnicodeDecodeError, FileNotFoundError) as error:
+    except* (TierwiseError, UnicodeError, OSError) as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
         Console(stderr=True).print(f"tierwise: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
 

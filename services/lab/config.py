@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from rich.table import Table
+from rich.text import Text
 
 from shared.settings import PREFIX, Settings, load_settings
 
@@ -17,5 +18,5 @@ def table(tier: str) -> Table:
         value, variable = getattr(settings, name), f"{PREFIX}{name.upper()}"
         shown = ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
         source = "environment" if variable in os.environ else "default"
-        out.add_row(variable, shown, source, field.description)
+        out.add_row(variable, Text(shown), source, field.description)
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 
@@ -16,7 +17,7 @@ def parse_policy(text: str) -> str | dict[str, Any]:
     if not colon:
         return name
     spec: dict[str, Any] = {"name": name}
-    for part in rest.split(","):
+    for part in re.split(r",(?![^{]*\})", rest):  # a comma inside {} belongs to a value
         key, _, value = part.partition("=")
         try:
             spec[key.strip()] = json.loads(value)

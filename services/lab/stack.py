@@ -109,8 +109,9 @@ def running(layout: Layout, console: Console, *, show_logs: bool = False) -> Ite
         try:
             for index, name in enumerate(bundle.order):
                 logs = Path(scratch) / f"{name}.log"
-                environment = {k: v for k, v in os.environ.items() if not k.startswith("TIERWISE_") or k in _PASSED}
-                environment |= layout.environment(bundle, index)
+                own = layout.environment(bundle, index)
+                threads = {"TIERWISE_THREADS": os.environ.get("TIERWISE_THREADS", own["TIERWISE_THREADS"])}
+                environment = {**os.environ, **own, **threads}  # other settings reach every tier, which checks them
                 with logs.open("wb") as out:
                     child = subprocess.Popen(
                         [sys.executable, "-m", "shared.service"],
@@ -125,9 +126,6 @@ def running(layout: Layout, console: Console, *, show_logs: bool = False) -> Ite
             yield stack
         finally:
             _stop(stack)
-
-
-_PASSED = {"TIERWISE_CACHE_DIR", "TIERWISE_LOG_LEVEL", "TIERWISE_DEVICE", "TIERWISE_CALIBRATION", "TIERWISE_POLICY"}
 
 
 def _check(layout: Layout, bundle: Bundle) -> None:

@@ -10,6 +10,7 @@ order. Left out: full fine-tuning (adapters reached the same accuracy in our tri
 
 from __future__ import annotations
 
+import hashlib
 import random
 import time
 import warnings
@@ -109,7 +110,8 @@ def train(
     """Train on `examples`, write adapters, heads and `network.json` to `out`; checkpoints lie in `out/../.train-*`."""
     torch.set_num_threads(threads)
     torch.manual_seed(recipe.seed)
-    scratch = out.parent / f".train-{out.name}"
+    made_of = hashlib.sha256(f"{recipe} {digest(examples)}".encode()).hexdigest()[:12]
+    scratch = out.parent / f".train-{out.name}-{made_of}"  # another recipe or data set starts afresh
     scratch.mkdir(parents=True, exist_ok=True)
     run, tokens = _start(recipe)
     texts = _augment(recipe, examples, scratch, console)
