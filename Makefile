@@ -10,7 +10,8 @@ help:  ## this list
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Tierwise needs Python 3.11 or newer; set PYTHON=") if sys.version_info < (3, 11) else 0'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
@@ -37,7 +38,16 @@ lock: $(STAMP)  ## resolve pyproject.toml into requirements.lock
 bench: $(STAMP)  ## model and service speed against transformers' own (minutes)
 	$(BIN)/python -m tests.bench.speed
 
+readme: $(STAMP)  ## write the README's tables from the measured figures
+	@$(BIN)/python -m services.lab.readme
+
+up:  ## containers with shaped links, Prometheus, Grafana (TIERWISE_DASHBOARDS=0: without Grafana)
+	@deploy/up.sh
+
+down:  ## stop the containers and remove what they left
+	docker compose down --volumes --remove-orphans
+
 clean:  ## remove the virtual environment and what tools left behind
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo serve test check lock bench clean
+.PHONY: help setup demo serve test check lock bench readme up down clean

@@ -23,6 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 
+from shared.errors import BadSetting
 from shared.exits import ExitRule
 from shared.tokens import SpecialTokens
 from shared.words import Encoded
@@ -137,16 +138,16 @@ class MultiExitEncoder(nn.Module):
     """The first `layers` layers of `base`, with an exit head after each.
 
     Raises:
-        ValueError: a family other than BERT, RoBERTa and MPNet, or more layers than the base has.
+        BadSetting: a family other than BERT, RoBERTa and MPNet, or more layers than the base has.
     """
 
     def __init__(self, base: PreTrainedModel, *, layers: int, classes: int) -> None:
         super().__init__()
         family = base.config.model_type
         if family not in SUPPORTED:
-            raise ValueError(f"cannot read a {family!r} encoder: supported families are {', '.join(SUPPORTED)}")
+            raise BadSetting(f"cannot read a {family!r} encoder: supported families are {', '.join(SUPPORTED)}")
         if not 1 <= layers <= base.config.num_hidden_layers:
-            raise ValueError(f"asked for {layers} layers of an encoder that has {base.config.num_hidden_layers}")
+            raise BadSetting(f"asked for {layers} layers of an encoder that has {base.config.num_hidden_layers}")
         self.family: str = family
         self.embeddings: nn.Module = base.embeddings
         self.layers = nn.ModuleList(base.encoder.layer[:layers])

@@ -1,7 +1,8 @@
 """Links: what stands between two tiers, and the simulated one for runs without a kernel that can shape.
 
 A profile is a small value: rates, round-trip time, jitter, loss. `a+b` is the path over both: delays and losses add
-up, the slower rate holds. With the `netem` back end the kernel enforces it and this module only reports it. The
+up, the slower rate holds. With the `netem` back end the kernel enforces it; the shaper that owns the tier's network
+namespace writes what is in force to a file, and `ShapedLinks` reads it: a link can change while the tier runs. The
 `simulated` back end waits inside the HTTP client, each way: half the RTT plus jitter, after the bytes have passed a
 first-in-first-out queue at the link's rate. Loss is modelled as one more RTT per lost packet (fast retransmit); 100 %
 is an outage. Left out of the simulation: TCP's slow start and handshakes, so a simulated link is a little kinder than
@@ -11,12 +12,13 @@ a real one; every answer and table says `simulated`.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import yaml
 
@@ -57,6 +59,9 @@ class Profile:
         )
 
 
+UNSHAPED = Profile("unshaped", 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
 def _slower(a: float, b: float) -> float:
     return min(a, b) if a and b else max(a, b)
 
@@ -90,6 +95,32 @@ def profile(name: str) -> Profile:
     for part in parts[1:]:
         path = path.then(_known()[part])
     return path
+
+
+class ShapedLinks:
+    """What the shaper says is in force on this tier's links, read anew whenever its file has changed."""
+
+    FILE = "links.json"
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / self.FILE
+        self._stamp, self._links = 0, dict[str, Profile]()
+
+    def in_force(self, link: str) -> Profile | None:
+        """The profile on a link, `end-edge`; null if nothing shapes it (yet)."""
+        try:
+            stamp = self._path.stat().st_mtime_ns
+            if stamp != self._stamp:
+                said = json.loads(self._path.read_text())["links"]
+                self._links = {name: _shaped(raw) for name, raw in said.items() if raw["mode"] != "waiting"}
+                self._stamp = stamp
+        except FileNotFoundError:
+            return None
+        return self._links.get(link)
+
+
+def _shaped(raw: dict[str, Any]) -> Profile:
+    return Profile(raw["profile"], raw["rate"], raw["rate"], raw["rtt"], raw["jitter"], raw["loss"])
 
 
 class SimulatedLink:

@@ -72,7 +72,7 @@ def load_network(folder: Path, *, layers: int, max_tokens: int, device: str = "c
 
     Raises:
         WrongWeights: files missing or unreadable, or adapters whose names do not fit the base.
-        BadSetting: more tokens than the encoder has positions for.
+        BadSetting: a family, a number of layers or of tokens that the encoder does not have.
     """
     try:
         meta = json.loads((folder / "network.json").read_text())
@@ -85,10 +85,7 @@ def load_network(folder: Path, *, layers: int, max_tokens: int, device: str = "c
     if max_tokens > positions:
         raise BadSetting(f"{name} reads at most {positions} tokens, the bundle says {max_tokens}")
     merge_adapters(base, {k: v for k, v in trained.items() if not k.startswith("heads.")}, scale)
-    try:
-        encoder = MultiExitEncoder(base, layers=layers, classes=classes)
-    except ValueError as error:
-        raise WrongWeights(f"{folder}: {error}") from error
+    encoder = MultiExitEncoder(base, layers=layers, classes=classes)
     try:
         for n, head in enumerate(encoder.heads):
             head.load_state_dict({own: trained[f"heads.{n}.{key}"].float() for key, own in _HEAD.items()})

@@ -195,8 +195,12 @@ def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping
         raise UnknownPolicy(f"policy {name!r}: {problems}") from error
 
 
+def name_of(policy: Policy) -> str:
+    """One of `names`: what `build` knows this policy by."""
+    return f"{policy.tier}-only" if isinstance(policy, Only) else policy.name
+
+
 def spec_of(policy: Policy) -> dict[str, Any]:
     """The spec that builds this very policy on another tier: every parameter spelled out."""
-    if isinstance(policy, Only):
-        return {"name": f"{policy.tier}-only"}
-    return {"name": policy.name, **policy.model_dump(mode="json")}
+    parameters = {} if isinstance(policy, Only) else policy.model_dump(mode="json")
+    return {"name": name_of(policy), **parameters}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 
@@ -43,7 +44,7 @@ def serve(tier: str | None = None) -> None:
         port=settings.port,
         log_level="warning",
         timeout_keep_alive=75,  # longer than the callers' pool keeps a connection: they, not we, close idle ones
-        timeout_graceful_shutdown=int(settings.drain_s) or None,
+        timeout_graceful_shutdown=math.ceil(settings.drain_s),
         server_header=False,
     )
 

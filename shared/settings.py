@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.errors import BadSetting
-from shared.link import Backend
+from shared.link import Backend, profile
 
 PREFIX = "TIERWISE_"
 PORTS = {"end": 8080, "edge": 8081, "cloud": 8082}
@@ -42,6 +44,9 @@ class Settings(BaseSettings):
     link_profiles: Annotated[
         dict[str, str], NoDecode, Field(description="profile of the link to each upstream: TIER=PROFILE,...")
     ] = {}
+    link_state_dir: Annotated[Path, Field(description="with netem: where the shaper says what is in force")] = Path(
+        "/run/tierwise"
+    )
     upstream_timeout_ms: Annotated[float, Field(gt=0, description="limit of one call to an upstream (ms)")] = 10_000.0
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="where the model runs")] = "auto"
     threads: Annotated[int, Field(ge=1, le=512, description="compute threads of the model")] = 1
@@ -61,6 +66,30 @@ class Settings(BaseSettings):
             raise ValueError("expected TIER=VALUE,TIER=VALUE")
         return {key.strip(): rest.strip() for key, _, rest in pairs}
 
+    def check(self, order: Sequence[str]) -> None:
+        """Whether tier and links fit the tiers of a bundle, shallowest first.
+
+        Raises:
+            BadSetting: a tier that the bundle does not have, an upstream that is not deeper, or a link without profile.
+        """
+        if self.tier not in order:
+            raise BadSetting(f"{PREFIX}TIER={self.tier!r}: the bundle's tiers are {', '.join(order)}")
+        deeper = order[order.index(self.tier) + 1 :]
+        for target in self.upstreams:
+            if target not in deeper:
+                raise BadSetting(f"{PREFIX}UPSTREAMS: {target!r} is not deeper than {self.tier}: {_listed(deeper)}")
+        if self.upstreams.keys() != self.link_profiles.keys():
+            raise BadSetting(
+                f"{PREFIX}LINK_PROFILES must name a profile for each of {PREFIX}UPSTREAMS ({_listed(self.upstreams)}) "
+                f"and for nothing else; it names {_listed(self.link_profiles)}"
+            )
+        for name in self.link_profiles.values():
+            profile(name)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
+
 
 def load_settings(tier: str) -> Settings:
     """Settings of a tier from the environment; ports and upstreams default to the three tiers on this host.
@@ -77,11 +106,16 @@ def load_settings(tier: str) -> Settings:
         "tier": tier,
         "port": PORTS.get(tier, 8080),
         "upstreams": DEFAULT_UPSTREAMS.get(tier, {}),
-        "link_profiles": DEFAULT_LINKS.get(tier, {}),
     }
     try:
-        return Settings(**{key: value for key, value in defaults.items() if key not in given})  # type: ignore[arg-type]
+        settings = Settings(**{key: value for key, value in defaults.items() if key not in given})  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
         key = f"{PREFIX}{'_'.join(map(str, first['loc'][:1])).upper()}"
         raise BadSetting(f"{key}={first['input']!r}: {first['msg']}") from error
+    if "link_profiles" in given:
+        return settings
+    usual = DEFAULT_LINKS.get(tier, {})
+    return settings.model_copy(
+        update={"link_profiles": {target: usual.get(target, "ideal") for target in settings.upstreams}}
+    )

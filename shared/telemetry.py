@@ -12,51 +12,66 @@ from prometheus_client.process_collector import ProcessCollector
 from shared.contracts import DegradedReason
 
 BUCKETS = tuple(round(0.0005 * (30 / 0.0005) ** (i / 21), 6) for i in range(22))  # 22, geometric, 0.5 ms to 30 s
+RATIOS = tuple(i / 20 for i in range(21))  # 0 is a bucket of its own: a chance of 0 is common
 STAGES = ("tokenize", "queue", "infer", "prune", "link", "ensemble")
 OFFLOAD_REASONS = ("policy", "confidence", "curve")
+NO_POLICY = "none"  # requests that were refused or failed, whatever policy they asked for
 REJECTIONS = ("bad_request", "too_large", "unsupported_media", "invalid", "queue_full", "draining", "deadline")
 
 
 class Telemetry:
     """The metrics of one tier. Closed-label counters start at zero explicitly, else their panels are empty."""
 
-    def __init__(self, *, tier: str, layers: int, labels: Sequence[str], upstreams: Sequence[str]) -> None:
-        self.tier = tier
+    def __init__(
+        self,
+        *,
+        tier: str,
+        tiers: Sequence[str],
+        policies: Sequence[str],
+        layers: int,
+        labels: Sequence[str],
+        upstreams: Sequence[str],
+    ) -> None:
+        self.tier, self.policies = tier, frozenset(policies)
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        self.requests = self._histogram("request_duration_seconds", "Time of a request.", "outcome")
+        self.requests = self._histogram("request_duration_seconds", "Time of a request.", "outcome", "policy")
         self.stages = self._histogram("stage_duration_seconds", "Time of a stage of a request.", "stage")
         self.exits = self._counter("exits", "Texts that left at a layer.", "tier", "layer")
-        self.offloads = self._counter("offloads", "Texts sent to another tier.", "from", "to", "reason")
+        self.offloads = self._counter("offloads", "Texts sent to another tier.", "from", "to", "reason", "policy")
         self.link_bytes = self._counter("link_bytes", "Body bytes over a link.", "link", "direction")
         self.words = self._counter("words", "Words that came in, and that were kept when sent on.", "tier", "kind")
         self.answers = self._counter("answers", "Answers by label.", "tier", "label")
+        self.answered = self._counter(
+            "answered", "Answers by the tier that ran last, counted where they were asked for.", "tier", "by", "policy"
+        )
         self.degraded = self._counter("degraded", "Answers with less than planned.", "tier", "reason")
         self.rejected = self._counter("rejected", "Requests refused.", "tier", "reason")
-        self.confidence = Histogram(
-            "tierwise_confidence",
-            "Calibrated confidence of this tier's own answers.",
-            ["tier"],
-            buckets=tuple(i / 20 for i in range(1, 21)),
-            registry=self.registry,
-        )
+        self.confidence = self._ratio("confidence", "Calibrated confidence of this tier's own answers.")
+        self.offload_probability = self._ratio("offload_probability", "Chance of sending a text on, once inferred.")
         self.queue_depth = self._gauge("queue_depth", "Requests waiting for the model.")
         self.inflight = self._gauge("inflight", "Requests being answered.")
         self.info = Gauge(
             "tierwise_build_info", "Always 1.", ["tier", "version", "bundle", "device"], registry=self.registry
         )
-        for metric in (self.confidence, self.queue_depth, self.inflight):
+        for metric in (self.confidence, self.offload_probability, self.queue_depth, self.inflight):
             metric.labels(tier)
-        for outcome in ("ok", "degraded", "rejected", "error"):
-            self.requests.labels(tier, outcome)
+        for policy in policies:
+            for outcome in ("ok", "degraded"):
+                self.requests.labels(tier, outcome, policy)
+            for by in tiers:
+                self.answered.labels(tier, by, policy)
+        for outcome in ("rejected", "error"):
+            self.requests.labels(tier, outcome, NO_POLICY)
         for stage in STAGES:
             self.stages.labels(tier, stage)
         for layer in range(1, layers + 1):
             self.exits.labels(tier, str(layer))
         for upstream in upstreams:
             for reason in OFFLOAD_REASONS:
-                self.offloads.labels(tier, upstream, reason)
+                for policy in policies:
+                    self.offloads.labels(tier, upstream, reason, policy)
             for direction in ("up", "down"):
                 self.link_bytes.labels(f"{tier}-{upstream}", direction)
         for counter, values in (
@@ -71,11 +86,19 @@ class Telemetry:
     def stage(self, name: str, seconds: float) -> None:
         self.stages.labels(self.tier, name).observe(seconds)
 
+    def request(self, outcome: str, policy: str, seconds: float) -> None:
+        """Count a request; a policy that this tier does not offer is never a label."""
+        known = policy if policy in self.policies else NO_POLICY
+        self.requests.labels(self.tier, outcome, known).observe(seconds)
+
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"tierwise_{name}", text, labels, registry=self.registry)
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"tierwise_{name}", text, ["tier"], registry=self.registry)
 
-    def _histogram(self, name: str, text: str, label: str) -> Histogram:
-        return Histogram(f"tierwise_{name}", text, ["tier", label], buckets=BUCKETS, registry=self.registry)
+    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(f"tierwise_{name}", text, ["tier", *labels], buckets=BUCKETS, registry=self.registry)
+
+    def _ratio(self, name: str, text: str) -> Histogram:
+        return Histogram(f"tierwise_{name}", text, ["tier"], buckets=RATIOS, registry=self.registry)

@@ -32,7 +32,7 @@ from shared.contracts import (
 from shared.dispatch import draw
 from shared.ensemble import combine
 from shared.errors import BadInput, DeadlinePassed, UnreadableText, UpstreamFailure
-from shared.policies import STAY, Decision, Policy, Where, build, spec_of
+from shared.policies import STAY, Decision, Policy, Where, build, name_of, spec_of
 from shared.pruning import keep_words
 from shared.telemetry import Telemetry
 from shared.upstream import Upstream
@@ -128,10 +128,11 @@ class Tier:
         weights = self.ensemble.weights([hop.tier for hop in row.hops], policy.weighting_for())
         probabilities = _rounded(combine([hop.probabilities for hop in row.hops], weights))
         label = max(probabilities, key=probabilities.__getitem__)
+        last = row.hops[-1]
         self.telemetry.answers.labels(self.name, label).inc()
+        self.telemetry.answered.labels(self.name, last.tier, name_of(policy)).inc()
         if row.degraded:
             self.telemetry.degraded.labels(self.name, row.degraded).inc()
-        last = row.hops[-1]
         hops = [hop.model_copy(update={"weight": round(w, 6)}) for hop, w in zip(row.hops, weights, strict=True)]
         return Result(
             index=index,
@@ -198,7 +199,7 @@ class Tier:
             return Decision(target, 1.0, "policy", True)
         decision = call.policy.before(call.where, call.draws[row])
         if decision.to is not None:
-            self.telemetry.offloads.labels(self.name, decision.to, decision.reason).inc()
+            self.telemetry.offloads.labels(self.name, decision.to, decision.reason, name_of(call.policy)).inc()
         return decision
 
     async def _local(
@@ -250,6 +251,8 @@ class Tier:
                 continue
             stay = final or row in failed
             decision = STAY if stay else call.policy.after(call.where, max(answer.probabilities), call.draws[row])
+            if not stay:
+                self.telemetry.offload_probability.labels(self.name).observe(decision.probability)
             keep = None
             if answer.importance is not None and (decision.to is not None or call.request.explain):
                 keep = call.policy.pruning(self.name).mask(answer.encoded, answer.importance)
@@ -272,7 +275,7 @@ class Tier:
         self.telemetry.exits.labels(self.name, str(answer.exit_layer)).inc()
         self.telemetry.confidence.labels(self.name).observe(probabilities[label])
         if decision.to is not None:
-            self.telemetry.offloads.labels(self.name, decision.to, decision.reason).inc()
+            self.telemetry.offloads.labels(self.name, decision.to, decision.reason, name_of(call.policy)).inc()
             self.telemetry.words.labels(self.name, "kept").inc(kept or 0)
         explain = call.request.explain
         return Hop(
@@ -311,12 +314,13 @@ class Tier:
         )
         upstream = self._toward(to)
         try:
-            if left is not None and left <= upstream.profile.rtt:
+            if left is not None and left <= upstream.link[1].rtt:
                 raise UpstreamFailure("deadline", f"{left * 1e3:.0f} ms are left, the link to {to} takes longer")
             carried = await upstream.infer(onward, dict(call.headers))
-            labels = set(self.bundle.labels)
-            if any(hop.probabilities.keys() != labels for row in carried.response.rows for hop in row.hops):
-                raise UpstreamFailure("upstream_invalid", f"{to} answers with other labels")
+            labels, tiers = set(self.bundle.labels), self.bundle.order
+            hops = [hop for row in carried.response.rows for hop in row.hops]
+            if any(hop.probabilities.keys() != labels or hop.tier not in tiers for hop in hops):
+                raise UpstreamFailure("upstream_invalid", f"{to} answers with other labels, or for other tiers")
         except UpstreamFailure as failure:
             log.warning("upstream_failed", tier=self.name, to=to, reason=failure.reason, detail=str(failure))
             return [InferredRow(hops=[], degraded=failure.reason) for _ in rows]

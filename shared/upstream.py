@@ -20,7 +20,7 @@ from shared.contracts import (
     TextPair,
 )
 from shared.errors import UpstreamFailure
-from shared.link import Backend, SimulatedLink, profile
+from shared.link import UNSHAPED, Backend, Profile, ShapedLinks, SimulatedLink, profile
 
 _REFUSALS = {400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 503, 504}
 
@@ -47,14 +47,23 @@ class Upstream:
         backend: Backend,
         profile_name: str,
         timeout_s: float,
+        shaped: ShapedLinks | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.source, self.target, self.url = source, target, url
-        self.backend, self.profile = backend, profile(profile_name)
+        self._backend, self._profile, self._shaped = backend, profile(profile_name), shaped
         self._timeout_s = timeout_s
-        self._link = SimulatedLink(self.profile) if backend is Backend.SIMULATED else None
+        self._link = SimulatedLink(self._profile) if backend is Backend.SIMULATED else None
         limits = httpx.Limits(max_connections=64, max_keepalive_connections=64, keepalive_expiry=60)
         self._client = httpx.AsyncClient(base_url=url, transport=transport, limits=limits, timeout=timeout_s)
+
+    @property
+    def link(self) -> tuple[Backend, Profile]:
+        """Who enforces what on this link now; a link that should be shaped and is not says `none`, `unshaped`."""
+        if self._backend is not Backend.NETEM or self._shaped is None:
+            return self._backend, self._profile
+        shaped = self._shaped.in_force(f"{self.source}-{self.target}")
+        return (Backend.NETEM, shaped) if shaped else (Backend.NONE, UNSHAPED)
 
     async def infer(self, request: InferRequest, headers: dict[str, str]) -> Carried:
         """Send a batch on and wait for its hops.
@@ -104,14 +113,15 @@ class Upstream:
         """The callee's rows, each first hop with this link on record and the row's own share of the bytes."""
         up = _shares(carried.request_bytes, [len(text.text) + len(text.text_pair or "") for text in texts])
         down = _shares(carried.response_bytes, [1] * len(texts))
+        backend, on_link = self.link
         rows = []
         for row, up_bytes, down_bytes in zip(carried.response.rows, up, down, strict=True):
             if row.hops and row.hops[0].link is None:
                 link = LinkUse(
                     source=self.source,
                     target=self.target,
-                    backend=self.backend.value,
-                    profile=self.profile.name,
+                    backend=backend.value,
+                    profile=on_link.name,
                     request_bytes=up_bytes,
                     response_bytes=down_bytes,
                     ms=round(carried.link_s * 1e3, 3),

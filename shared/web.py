@@ -32,9 +32,11 @@ from shared.contracts import (
     Problem,
 )
 from shared.errors import BadInput, BadSetting, DeadlinePassed, Draining, QueueFull, TierwiseError
+from shared.link import Backend, ShapedLinks
 from shared.network import Network, load_network
+from shared.policies import names
 from shared.settings import Settings
-from shared.telemetry import Telemetry
+from shared.telemetry import NO_POLICY, Telemetry
 from shared.tier import Tier
 from shared.upstream import Upstream
 from shared.worker import Worker
@@ -74,27 +76,27 @@ def create_app(
         BadSetting: a bundle, tier, link or policy that does not exist, or weights that do not fit.
     """
     bundle = load_bundle(settings.bundle)
-    if settings.tier not in bundle.tiers:
-        raise BadSetting(f"bundle {bundle.name} has no tier {settings.tier!r}: it has {', '.join(bundle.order)}")
-    unknown = [target for target in settings.upstreams if target not in bundle.order]
-    if unknown:
-        raise BadSetting(f"TIERWISE_UPSTREAMS names {', '.join(unknown)}, not a tier of bundle {bundle.name}")
+    settings.check(bundle.order)
     model = network or _load(settings, bundle)
     telemetry = Telemetry(
         tier=settings.tier,
+        tiers=bundle.order,
+        policies=names(bundle.order),
         layers=bundle.tiers[settings.tier].layers,
         labels=bundle.labels,
         upstreams=list(settings.upstreams),
     )
     worker = Worker(model, threads=settings.threads, limit=settings.queue_limit)
+    shaped = _shaped_links(settings)
     upstreams = [
         Upstream(
             source=settings.tier,
             target=target,
             url=url,
             backend=settings.links,
-            profile_name=settings.link_profiles.get(target, "ideal"),
+            profile_name=settings.link_profiles[target],
             timeout_s=settings.upstream_timeout_ms / 1e3,
+            shaped=shaped,
             transport=transport,
         )
         for target, url in settings.upstreams.items()
@@ -124,6 +126,20 @@ def create_app(
     surface = _Surface(app, settings, bundle, model, tier)
     surface.add_routes()
     return app
+
+
+def _shaped_links(settings: Settings) -> ShapedLinks | None:
+    """The shaper's word on this tier's links: without it, a run on netem would only look shaped."""
+    if settings.links is not Backend.NETEM:
+        return None
+    shaped = ShapedLinks(settings.link_state_dir)
+    missing = [target for target in settings.upstreams if not shaped.in_force(f"{settings.tier}-{target}")]
+    if missing:
+        raise BadSetting(
+            f"TIERWISE_LINKS=netem, but {settings.link_state_dir / ShapedLinks.FILE} names no shaped link to "
+            f"{', '.join(missing)}: start this tier's shaper, or set TIERWISE_LINKS=simulated"
+        )
+    return shaped
 
 
 def _load(settings: Settings, bundle: Bundle) -> Network:
@@ -215,7 +231,7 @@ class _Surface:
                 "upstream_timeout_ms": self.settings.upstream_timeout_ms,
             },
             "links": [
-                {"to": u.target, "url": u.url, "backend": u.backend.value, "profile": u.profile.name}
+                {"to": u.target, "url": u.url, "backend": u.link[0].value, "profile": u.link[1].name}
                 for u in self.tier.upstreams.values()
             ],
             "device": str(self.network.encoder.device),
@@ -236,21 +252,26 @@ class _Surface:
     # -- one request -----------------------------------------------------------------------------------------------
 
     async def _answer(
-        self, request: Request, work: Callable[[Any, str, Mapping[str, str]], Awaitable[tuple[BaseModel, str, str]]]
+        self,
+        request: Request,
+        work: Callable[[Any, str, Mapping[str, str]], Awaitable[tuple[BaseModel, str, str, str]]],
     ) -> Response:
-        """Parse, run `work`, and turn every error of ours into its problem document; counted once, here."""
+        """Parse, run `work`, and turn every error of ours into its problem document; counted once, here.
+
+        `work` gives the answer, its outcome, the name of its policy, and the value of `Server-Timing`.
+        """
         started, request_id = time.perf_counter(), _request_id(request)
         inflight = self.telemetry.inflight.labels(self.tier.name)
         headers = {"x-request-id": request_id}
         if _TRACE.fullmatch(trace := request.headers.get("traceparent", "")):
             headers["traceparent"] = trace
-        outcome = "error"
+        outcome, policy = "error", NO_POLICY
         inflight.inc()
         try:
             if self.app.state.draining:
                 raise Draining("this tier is shutting down")
             parsed = parse(await read(request, self.settings.max_body_bytes))
-            answer, outcome, timing = await work(parsed, request_id, headers)
+            answer, outcome, policy, timing = await work(parsed, request_id, headers)
             headers["server-timing"] = timing
             return Response(answer.model_dump_json(by_alias=True), media_type="application/json", headers=headers)
         except TierwiseError as error:
@@ -258,11 +279,11 @@ class _Surface:
             return self._problem(error, request_id, headers)
         finally:
             inflight.dec()
-            self.telemetry.requests.labels(self.tier.name, outcome).observe(time.perf_counter() - started)
+            self.telemetry.request(outcome, policy, time.perf_counter() - started)
 
     async def _classify(
         self, parsed: Any, request_id: str, headers: Mapping[str, str]
-    ) -> tuple[ClassifyResponse, str, str]:
+    ) -> tuple[ClassifyResponse, str, str, str]:
         started = time.perf_counter()
         if isinstance(parsed, dict) and isinstance(inputs := parsed.get("inputs"), list):
             self._check_count(inputs)
@@ -278,9 +299,13 @@ class _Surface:
         )
         stages: Mapping[str, float] = dict(results[0].hops[0].timings_ms) | timings
         timing = ", ".join(f"{stage};dur={ms}" for stage, ms in stages.items())
-        return answer, "degraded" if any(result.degraded for result in results) else "ok", timing
+        spec = request.options.policy or self.settings.policy
+        policy = spec if isinstance(spec, str) else spec["name"]
+        return answer, "degraded" if any(result.degraded for result in results) else "ok", policy, timing
 
-    async def _infer(self, parsed: Any, request_id: str, headers: Mapping[str, str]) -> tuple[InferResponse, str, str]:
+    async def _infer(
+        self, parsed: Any, request_id: str, headers: Mapping[str, str]
+    ) -> tuple[InferResponse, str, str, str]:
         started = time.perf_counter()
         request = validate(InferRequest, parsed)
         self._check_count(request.texts)
@@ -288,8 +313,8 @@ class _Surface:
             raise Refused(422, "bad-input", f"this tier speaks contract {CONTRACT_VERSION}, one index per text")
         rows = await self.tier.infer(request, headers)
         total = round((time.perf_counter() - started) * 1e3, 3)
-        degraded = any(row.degraded for row in rows)
-        return InferResponse(rows=rows, total_ms=total), "degraded" if degraded else "ok", f"total;dur={total}"
+        outcome = "degraded" if any(row.degraded for row in rows) else "ok"
+        return InferResponse(rows=rows, total_ms=total), outcome, request.policy["name"], f"total;dur={total}"
 
     def _check_count(self, inputs: list[Any]) -> None:
         if not inputs:

@@ -27,8 +27,31 @@ BundleName = Annotated[str, typer.Option(help="A bundle in deploy/models, or a f
 Port = Annotated[int, typer.Option(min=1, max=65000, help="The first tier's port; the others follow.")]
 Access = Annotated[str, typer.Option("--link", help="Profile of the first tier's links (deploy/netem/profiles.yaml).")]
 Backbone = Annotated[str, typer.Option(help="Profile of the links between deeper tiers.")]
+
+
+def _address(value: str | None) -> str | None:
+    """A usable http address, or one clear line."""
+    from urllib.parse import urlsplit
+
+    if value is None:
+        return None
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise typer.BadParameter(f"{value!r} is no address like http://127.0.0.1:8080")
+    return value
+
+
 Threads = Annotated[int, typer.Option(min=1, help="Compute threads.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _layout(bundle: str, port: int, access: str, backbone: str) -> Layout:
@@ -74,7 +97,7 @@ def classify(
         str | None, typer.Argument(help="A text; without it, lines of --file or of standard input.")
     ] = None,
     file: Annotated[Path | None, typer.Option(help="A file with one text a line.")] = None,
-    url: Annotated[str, typer.Option(help="The first tier.")] = "http://127.0.0.1:8080",
+    url: Annotated[str, typer.Option(help="The first tier.", callback=_address)] = "http://127.0.0.1:8080",
     policy: Annotated[str | None, typer.Option(help="NAME or NAME:key=value,key=value.")] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="Print each result as one JSON line.")] = False,
 ) -> None:
@@ -93,37 +116,61 @@ def classify(
 
 @app.command()
 def bench(
+    context: typer.Context,
     data: Data,
-    n: Annotated[int, typer.Option(min=1, help="Texts.")] = 200,
+    n: Annotated[int, typer.Option(min=1, help="Texts, after any are left out.")] = 200,
     policy: Annotated[list[str] | None, typer.Option(help="NAME or NAME:key=value,...; repeat to compare.")] = None,
     split: Split = "test",
     exclude_split: Annotated[str | None, typer.Option(help="Leave out texts that also occur in this split.")] = None,
     access: Access = "5g-nsa",
     backbone: Backbone = "metro",
-    url: Annotated[str | None, typer.Option(help="Running tiers; without it they are started here.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Running tiers; without it they are started here.", callback=_address)
+    ] = None,
+    cell: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Running containers, with these links: ACCESS/BACKBONE; repeat. Each is verified, resumable."
+        ),
+    ] = None,
     rate: Annotated[float, typer.Option(min=0, help="Open loop: arrivals per second, Poisson. 0: closed loop.")] = 0,
     concurrency: Annotated[int, typer.Option(min=1, help="Closed loop: requests under way at once.")] = 1,
-    out: Annotated[Path, typer.Option(help="Writes OUT.json and OUT.png.")] = Path("bench"),
+    out: Annotated[Path, typer.Option(help="Writes OUT.json and OUT.png; OUT.jsonl until done.")] = Path("bench"),
     bundle: BundleName = "collaborative",
     port: Port = 8080,
     seed: Seed = 0,
 ) -> None:
     """Compare policies on live tiers over HTTP: accuracy, latency, path, bytes; interleaved and paired."""
     from services.lab import bench as job
+    from services.lab.bench_report import report, write
     from services.lab.data import load, without
     from services.lab.stack import running
+    from shared.errors import BadSetting
 
+    named = [name for name in ("access", "backbone", "bundle", "port") if _given(context, name)]
+    if (url or cell) and named:
+        raise typer.BadParameter("tiers that run already keep their links, bundle and port", param_hint=named)
     policies = policy or ["collaborative", "tabi", "end-only", "edge-only", "cloud-only", "random"]
     examples = load(data, split)
     if exclude_split:
         examples = without(examples, load(data, exclude_split))
+        if not examples:
+            raise BadSetting(f"every text of {split} occurs in {exclude_split}: nothing remains")
     plan = job.Plan(examples[:n], policies, rate=rate, concurrency=concurrency, seed=seed)
+    ledger = None if rate else out.with_name(f"{out.name}.jsonl")
+    if cell:
+        from services.lab import cells
+
+        cells.run(plan, cell, url or "http://127.0.0.1:8080", out, console)
+        return
     if url:
-        report = job.run(plan, url, console)
+        figures = report(plan, *job.run(plan, url, console, ledger))
     else:
         with running(_layout(bundle, port, access, backbone), console) as stack:
-            report = job.run(plan, stack.url, console)
-    job.write(report, out, console)
+            figures = report(plan, *job.run(plan, stack.url, console, ledger))
+    write(figures, out, console)
+    if ledger:
+        ledger.unlink()
 
 
 @app.command()
@@ -204,7 +251,7 @@ def evaluate(
     bundle: BundleName = "collaborative",
     split: Split = "test",
     exclude_split: Annotated[str | None, typer.Option(help="Leave out texts that also occur in this split.")] = None,
-    n: Annotated[int | None, typer.Option(min=1, help="Use only the first rows.")] = None,
+    n: Annotated[int | None, typer.Option(min=1, help="Use the first rows only, before texts are left out.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=8, help="Read this many tokens, not the bundle's.")] = None,
     threads: Threads = 2,
     save: Annotated[bool, typer.Option(help="Write the figures into the model card.")] = False,

@@ -40,8 +40,13 @@ def load(source: str, split: str | None = None) -> list[Example]:
             raise BadSetting(f"{source}: no split {split!r}; it has {splits}")
         table = table.filter(pc.equal(table["split"], split))
     pairs = table["text_b"].to_pylist() if "text_b" in columns else [None] * len(table)
-    rows = zip(table[first].to_pylist(), pairs, table["label"].to_pylist(), strict=True)
-    return [Example(text, pair, int(label)) for text, pair, label in rows]
+    if not len(table):
+        raise BadSetting(f"{source}: no rows")
+    try:
+        labels = [int(label) for label in table["label"].to_pylist()]
+    except (TypeError, ValueError) as error:
+        raise BadSetting(f"{source}: labels must be integers from 0, in the order of the bundle's: {error}") from error
+    return [Example(*row) for row in zip(table[first].to_pylist(), pairs, labels, strict=True)]
 
 
 def _table(source: str, split: str | None) -> Any:  # pyarrow has no types

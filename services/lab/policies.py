@@ -20,7 +20,7 @@ def parse_policy(text: str) -> str | dict[str, Any]:
     for part in re.split(r",(?![^{]*\})", rest):  # a comma inside {} belongs to a value
         key, _, value = part.partition("=")
         try:
-            spec[key.strip()] = json.loads(value)
+            spec[key.strip()] = json.loads(value, parse_constant=str)  # NaN and Infinity are not JSON
         except ValueError:
             spec[key.strip()] = value
     return spec

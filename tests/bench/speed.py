@@ -9,11 +9,13 @@ of the per-pair ratios. transformers' fastest attention is SDPA for BERT and eag
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import statistics
 import time
 from collections.abc import Callable
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import httpx
 import psutil
@@ -23,9 +25,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from services.lab.bench_report import cpu
 from services.lab.client import classify
 from services.lab.demo import REVIEWS
-from services.lab.stack import Layout, running
+from services.lab.stack import Layout, Process, running
 from shared.encoder import MultiExitEncoder
 from shared.network import load_base
 from shared.tokens import SpecialTokens
@@ -35,37 +38,43 @@ BASES = ("sentence-transformers/all-MiniLM-L6-v2", "sentence-transformers/all-mp
 console = Console(width=120)
 
 
-def encoder_speed(base_name: str, threads: int, pairs: int) -> Table:
-    """Full depth without and with importance, over transformers' own forward."""
+def encoder_speed(base_name: str, threads: int, pairs: int) -> list[dict[str, Any]]:
+    """Full depth without and with importance, over transformers' own forward: ratios, one row per shape."""
     torch.set_num_threads(threads)
     theirs, tokenizer = load_base(base_name)
     theirs.eval()
     base, _ = load_base(base_name)
     ours = MultiExitEncoder(base, layers=base.config.num_hidden_layers, classes=2).eval()
     specials = SpecialTokens(tokenizer)
-    table = Table(title=f"{base_name}, {threads} threads, median of {pairs} pairs", title_justify="left")
-    for column in ("tokens", "batch", "transformers ms", "ours / transformers", "with importance / transformers"):
-        table.add_column(column, justify="right")
-    for S in (64, 128, 256):
-        for B in (1, 8):
-            ids = torch.randint(1000, 20000, (B, S))
-            texts = [Encoded(row, [0] * S, list(range(S)), [], 0, False) for row in ids.tolist()]
+    rows = []
+    for S, B in track([(S, B) for S in (64, 128, 256) for B in (1, 8)], description=base_name, console=console):
+        ids = torch.randint(1000, 20000, (B, S))
+        texts = [Encoded(row, [0] * S, list(range(S)), [], 0, False) for row in ids.tolist()]
 
-            def forward(ids: torch.Tensor = ids) -> None:
-                with torch.inference_mode():
-                    theirs(input_ids=ids, attention_mask=torch.ones_like(ids))
+        def forward(ids: torch.Tensor = ids) -> None:
+            with torch.inference_mode():
+                theirs(input_ids=ids, attention_mask=torch.ones_like(ids))
 
-            def plain(texts: list[Encoded] = texts) -> None:
-                ours.run(texts, specials, None)
+        def plain(texts: list[Encoded] = texts) -> None:
+            ours.run(texts, specials, None)
 
-            def counted(texts: list[Encoded] = texts) -> None:
-                ours.run(texts, specials, None, importance=True)
+        def counted(texts: list[Encoded] = texts) -> None:
+            ours.run(texts, specials, None, importance=True)
 
-            times = [[_time(side) for side in (forward, plain, counted)] for _ in range(pairs)][2:]
-            ratios = [statistics.median(t[side] / t[0] for t in times) for side in (1, 2)]
-            milliseconds = statistics.median(t[0] for t in times) * 1e3
-            table.add_row(str(S), str(B), f"{milliseconds:.1f}", f"{ratios[0]:.3f}", f"{ratios[1]:.3f}")
-    return table
+        times = [[_time(side) for side in (forward, plain, counted)] for _ in range(pairs + 2)][2:]
+        ratio = [statistics.median(t[side] / t[0] for t in times) for side in (1, 2)]
+        ms = statistics.median(t[0] for t in times) * 1e3
+        rows.append(
+            {
+                "base": base_name,
+                "tokens": S,
+                "batch": B,
+                "transformers_ms": ms,
+                "plain": ratio[0],
+                "importance": ratio[1],
+            }
+        )
+    return rows
 
 
 def _time(work: Callable[[], None]) -> float:
@@ -74,46 +83,56 @@ def _time(work: Callable[[], None]) -> float:
     return time.perf_counter() - started
 
 
-async def overhead(urls: list[str], requests: int) -> Table:
-    """What a tier adds to its model on loopback, and what memory the tiers hold after `requests` of each policy."""
-    table = Table(title=f"each tier alone, {requests} requests on loopback, one at a time", title_justify="left")
-    for column in ("tier", "client less model, p50 ms", "server less model, p50 ms"):
-        table.add_column(column, justify="right")
-    for tier, url in zip(("end", "edge", "cloud"), urls, strict=True):
-        seen, server = [], []
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-            for at in track(range(requests), description=tier, console=console):
-                timed = await classify(client, REVIEWS[at % 6], {"policy": f"{tier}-only"})
+async def overhead(processes: list[Process], requests: int) -> list[dict[str, Any]]:
+    """What a tier adds to its model on loopback, and its resident memory after half of the requests and after all."""
+    rows = []
+    for process in processes:
+        seen, server, resident = [], [], []
+        async with httpx.AsyncClient(base_url=process.url, timeout=60) as client:
+            for at in track(range(requests), description=process.tier, console=console):
+                timed = await classify(client, REVIEWS[at % 6], {"policy": f"{process.tier}-only"})
                 model = timed.answer.results[0].hops[0].timings_ms["infer"]
                 seen.append(timed.seconds * 1e3 - model)
                 server.append(timed.answer.timings_ms["total"] - model)
-        table.add_row(tier, f"{statistics.median(seen):.2f}", f"{statistics.median(server):.2f}")
-    return table
+                if at + 1 in (requests // 2, requests):
+                    resident.append(psutil.Process(process.child.pid).memory_info().rss / 1e6)
+        rows.append(
+            {
+                "tier": process.tier,
+                "client_ms": statistics.median(seen),
+                "server_ms": statistics.median(server),
+                "resident_mb": resident,
+            }
+        )
+    return rows
 
 
-def memory() -> Table:
-    """Resident memory of every tier that is a child of this process."""
-    table = Table("tier", "resident MB", title="after those requests", title_justify="left")
-    for child in psutil.Process().children():
-        name = child.environ().get("TIERWISE_TIER")
-        if name:
-            table.add_row(name, f"{child.memory_info().rss / 1e6:.0f}")
-    return table
+def show(title: str, rows: list[dict[str, Any]]) -> None:
+    """Rows of one shape as a table."""
+    table = Table(*rows[0], title=title, title_justify="left", show_edge=False)
+    for row in rows:
+        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
+    console.print(table)
 
 
 def main(
     threads: Annotated[int, typer.Option(help="Compute threads.")] = 1,
     pairs: Annotated[int, typer.Option(help="Pairs per setting.")] = 21,
-    requests: Annotated[int, typer.Option(help="Requests per tier.")] = 1000,
+    requests: Annotated[int, typer.Option(min=2, help="Requests per tier.")] = 1000,
     port: Annotated[int, typer.Option(help="First port of the tiers.")] = 8090,
+    out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("services/lab/results/speed.json"),
 ) -> None:
-    """Measure, and print one table per claim."""
-    console.print(f"{os.cpu_count()} cores, torch {torch.__version__}")
+    """Measure, print one table per claim, and write the figures."""
+    hardware = f"{cpu()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    console.print(hardware)
     with running(Layout(port=port), console) as stack:
-        console.print(asyncio.run(overhead([process.url for process in stack.processes], requests)))
-        console.print(memory())
-    for base in BASES:
-        console.print(encoder_speed(base, threads, pairs))
+        tiers = asyncio.run(overhead(stack.processes, requests))
+    show(f"each tier alone, {requests} requests on loopback, one at a time", tiers)
+    encoders = [row for base in BASES for row in encoder_speed(base, threads, pairs)]
+    show(f"{threads} threads, median of {pairs} pairs", encoders)
+    figures = {"hardware": hardware, "threads": threads, "pairs": pairs, "requests": requests}
+    out.write_text(json.dumps({**figures, "encoders": encoders, "tiers": tiers}, indent=1) + "\n")
+    console.print(f"written: {out}")
 
 
 if __name__ == "__main__":

@@ -121,8 +121,9 @@ def serve(tiny_bundle):
             return await given if inspect.isawaitable(given) else given
 
         chosen = {"upstreams": {name: f"http://{name}" for name in neighbours}, **settings}
+        profiles = dict.fromkeys(chosen["upstreams"], "ideal") | chosen.pop("link_profiles", {})
         app = create_app(
-            Settings(tier=tier, bundle=str(tiny_bundle), **chosen),
+            Settings(tier=tier, bundle=str(tiny_bundle), link_profiles=profiles, **chosen),
             network=network,
             transport=httpx.MockTransport(answer),
         )

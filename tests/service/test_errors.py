@@ -231,7 +231,7 @@ def test_a_caller_who_leaves_in_the_middle_of_the_body_breaks_nothing(serve):
         await caller.app(scope, receive, send)
 
     asyncio.run(leave())
-    assert caller.samples()["tierwise_request_duration_seconds_count", "error"] == 0
+    assert caller.samples()["tierwise_request_duration_seconds_count", "error", "none"] == 0
     assert caller.samples()["tierwise_inflight",] == 0
 
 

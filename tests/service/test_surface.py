@@ -15,6 +15,7 @@ REASONS = {
     "breaker_open",
     "deadline",
 }
+POLICIES = {"collaborative", "tabi", "random", "end-only", "edge-only", "cloud-only"}
 STAGES = {"tokenize", "queue", "infer", "prune", "link", "ensemble"}
 
 
@@ -103,19 +104,21 @@ def test_counters_with_closed_labels_start_at_zero(serve, edge):
     refusals = {"bad_request", "too_large", "unsupported_media", "invalid", "queue_full", "draining", "deadline"}
     for name, labels in (
         ("exits", {"1", "2", "3"}),
-        ("offloads", {("end", reason, "edge") for reason in reasons}),
+        ("offloads", {("end", policy, reason, "edge") for policy in POLICIES for reason in reasons}),
         ("link_bytes", {("up", "end-edge"), ("down", "end-edge")}),
         ("words", {"in", "kept"}),
         ("answers", {"negative", "positive"}),
+        ("answered", {(by, policy) for policy in POLICIES for by in ("end", "edge", "cloud")}),
         ("degraded", REASONS),
         ("rejected", refusals),
     ):
         assert values(samples, f"tierwise_{name}_total") == dict.fromkeys(labels, 0.0), name
     assert values(samples, "tierwise_stage_duration_seconds_count") == dict.fromkeys(STAGES, 0.0)
-    outcomes = {"ok", "degraded", "rejected", "error"}
+    outcomes = {(outcome, policy) for policy in POLICIES for outcome in ("ok", "degraded")}
+    outcomes |= {("rejected", "none"), ("error", "none")}
     assert values(samples, "tierwise_request_duration_seconds_count") == dict.fromkeys(outcomes, 0.0)
-    for gauge in ("tierwise_inflight", "tierwise_queue_depth", "tierwise_confidence_count"):
-        assert samples[gauge,] == 0.0
+    for name in ("inflight", "queue_depth", "confidence_count", "offload_probability_count"):
+        assert samples[f"tierwise_{name}",] == 0.0
     assert [key for key in samples if key[0] == "tierwise_build_info"]
 
 
@@ -131,7 +134,7 @@ def test_an_offloaded_batch_is_counted_once(serve, edge, always, long_text):
     samples = caller.samples()
     hops = [result["hops"][0] for result in results]
     assert values(samples, "tierwise_exits_total") == {"1": 0, "2": 0, "3": 2}
-    assert samples["tierwise_offloads_total", "end", "confidence", "edge"] == 2
+    assert samples["tierwise_offloads_total", "end", "collaborative", "confidence", "edge"] == 2
     assert sum(values(samples, "tierwise_offloads_total").values()) == 2
     assert samples["tierwise_words_total", "in"] == sum(hop["words_in"] for hop in hops)
     assert samples["tierwise_words_total", "kept"] == sum(hop["words_kept"] for hop in hops)
@@ -139,14 +142,13 @@ def test_an_offloaded_batch_is_counted_once(serve, edge, always, long_text):
     assert samples["tierwise_link_bytes_total", "down", "end-edge"] == len(edge.answers[0].content)
     assert sum(values(samples, "tierwise_answers_total").values()) == 2
     assert sum(values(samples, "tierwise_degraded_total").values()) == 0
-    assert values(samples, "tierwise_request_duration_seconds_count") == {
-        "ok": 1,
-        "degraded": 0,
-        "rejected": 0,
-        "error": 0,
-    }
+    requests = values(samples, "tierwise_request_duration_seconds_count")
+    assert {key: count for key, count in requests.items() if count} == {("ok", "collaborative"): 1}
+    answered = values(samples, "tierwise_answered_total")
+    assert {key: count for key, count in answered.items() if count} == {("edge", "collaborative"): 2}
     assert values(samples, "tierwise_stage_duration_seconds_count") == dict.fromkeys(STAGES, 1)
     assert samples["tierwise_confidence_count",] == 2
+    assert samples["tierwise_offload_probability_count",] == 2
     assert samples["tierwise_inflight",] == 0
 
 
@@ -154,7 +156,9 @@ def test_a_policy_that_decides_before_inference_is_counted_as_that(serve, edge):
     caller = serve(edge=edge)
     caller.results(["a fine film"] * 3, policy="edge-only")
     samples = caller.samples()
-    assert samples["tierwise_offloads_total", "end", "policy", "edge"] == 3
+    assert samples["tierwise_offloads_total", "end", "edge-only", "policy", "edge"] == 3
+    assert samples["tierwise_answered_total", "edge", "edge-only"] == 3
+    assert samples["tierwise_offload_probability_count",] == 0  # nothing was inferred here
     assert sum(values(samples, "tierwise_exits_total").values()) == 0
     assert samples["tierwise_words_total", "in"] == 9
     assert samples["tierwise_words_total", "kept"] == 0
@@ -166,7 +170,7 @@ def test_degraded_answers_are_counted_by_reason(serve, always):
     caller.results(["a fine film"] * 2, policy=always)
     samples = caller.samples()
     assert values(samples, "tierwise_degraded_total") == {**dict.fromkeys(REASONS, 0), "upstream_refused": 2}
-    assert samples["tierwise_request_duration_seconds_count", "degraded"] == 1
+    assert samples["tierwise_request_duration_seconds_count", "degraded", "collaborative"] == 1
     assert samples["tierwise_stage_duration_seconds_count", "link"] == 0
 
 
@@ -187,5 +191,5 @@ def test_refusals_are_counted_once_by_reason(serve, reason, content, media):
     caller.post(content, headers={"content-type": media})
     samples = caller.samples()
     assert values(samples, "tierwise_rejected_total") == {**before, reason: 1}
-    assert samples["tierwise_request_duration_seconds_count", "rejected"] == 1
+    assert samples["tierwise_request_duration_seconds_count", "rejected", "none"] == 1
     assert sum(values(samples, "tierwise_answers_total").values()) == 0

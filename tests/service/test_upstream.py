@@ -142,8 +142,8 @@ def test_a_text_that_the_edge_cannot_read_leaves_the_others_alone(serve, edge, a
 def test_a_deadline_cuts_the_call_short_and_the_answer_at_hand_goes_out(serve, always):
     caller = serve(edge=sleeps)
     asked = time.perf_counter()
-    (result,) = caller.results("a fine film", policy=always, deadline_ms=500)
-    assert 0.45 < time.perf_counter() - asked < 3  # 500 ms, and a busy machine's share
+    (result,) = caller.results("a fine film", policy=always, deadline_ms=2000)
+    assert 1.9 < time.perf_counter() - asked < 5  # 2 s, and a busy machine's share
     assert result["degraded"] == "deadline"
     assert result["tier"] == "end"
 

@@ -88,7 +88,7 @@ def build_tiers(tiny_bundle):
                 tier=tier,
                 bundle=str(tiny_bundle),
                 upstreams={to: f"http://{to}" for to in upstreams},
-                link_profiles={to: profiles[tier, to] for to in upstreams if (tier, to) in (profiles or {})},
+                link_profiles={to: (profiles or {}).get((tier, to), "ideal") for to in upstreams},
                 **settings,
             )
             joined.apps[tier] = create_app(own, transport=joined)

@@ -264,8 +264,10 @@ def test_each_tier_counts_its_own_part_once(chain, always, sentences):
     assert end['tierwise_exits_total{layer="3",tier="end"}'] == count
     assert edge['tierwise_exits_total{layer="2",tier="edge"}'] == count
     assert cloud['tierwise_exits_total{layer="4",tier="cloud"}'] == count
-    assert end['tierwise_offloads_total{from="end",reason="confidence",to="edge"}'] == count
-    assert edge['tierwise_offloads_total{from="edge",reason="confidence",to="cloud"}'] == count
+    sent = 'tierwise_offloads_total{{from="{}",policy="collaborative",reason="confidence",to="{}"}}'
+    assert (end[sent.format("end", "edge")], edge[sent.format("edge", "cloud")]) == (count, count)
+    assert end['tierwise_answered_total{by="cloud",policy="collaborative",tier="end"}'] == count
+    assert end['tierwise_offload_probability_bucket{le="1.0",tier="end"}'] == count
     answered = [sum(v for k, v in m.items() if k.startswith("tierwise_answers_total")) for m in (end, edge, cloud)]
     assert answered == [count, 0, 0]  # only the first tier of a request answers it
 

@@ -6,6 +6,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModel, DistilBertConfig
 
 from shared.encoder import MultiExitEncoder
+from shared.errors import BadSetting
 from shared.exits import Confidence, Entropy, Patience, Similarity
 from shared.tokens import SpecialTokens
 
@@ -243,12 +244,12 @@ def test_a_gpu_in_bf16_agrees_with_the_cpu_within_a_tolerance(tiny_network, sent
 def test_a_family_that_it_cannot_read_is_refused():
     base = AutoModel.from_config(DistilBertConfig(vocab_size=9, dim=8, hidden_dim=8, n_layers=1, n_heads=1))
     with pytest.raises(
-        ValueError, match="cannot read a 'distilbert' encoder: supported families are bert, roberta, mpnet"
+        BadSetting, match="cannot read a 'distilbert' encoder: supported families are bert, roberta, mpnet"
     ):
         MultiExitEncoder(base, layers=1, classes=2)
 
 
 @pytest.mark.parametrize("layers", [0, 4])
 def test_layers_that_the_base_does_not_have_are_refused(tiny_base, layers):
-    with pytest.raises(ValueError, match=f"asked for {layers} layers of an encoder that has 3"):
+    with pytest.raises(BadSetting, match=f"asked for {layers} layers of an encoder that has 3"):
         MultiExitEncoder(tiny_base("bert", 3)[0], layers=layers, classes=2)

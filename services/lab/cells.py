@@ -1,0 +1,58 @@
+"""The same bench over several pairs of shaped links of running containers: set, verify, measure, verify again.
+
+A cell that is already on disk is not measured again, and one that was killed goes on where it stopped. A run whose
+links did not hold is refused: its samples are deleted.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from services.lab import links
+from services.lab.bench import Plan
+from services.lab.bench import run as measure
+from services.lab.bench_report import report, table, write
+from services.lab.data import digest
+from shared.errors import BadSetting
+
+
+def run(plan: Plan, cells: list[str], url: str, out: Path, console: Console) -> None:
+    """Measure each `ACCESS/BACKBONE` into OUT-ACCESS-BACKBONE.json and .png.
+
+    Raises:
+        BadSetting: no containers, an unknown profile, or links that did not hold.
+    """
+    for cell in cells:
+        access, slash, backbone = cell.partition("/")
+        if not slash:
+            raise BadSetting(f"cell {cell!r}: expected ACCESS/BACKBONE, such as lte/regional")
+        own = out.with_name(f"{out.name}-{access}-{backbone}")
+        done = own.with_name(f"{own.name}.json")
+        if done.exists() and (was := json.loads(done.read_text()))["data_sha256"] == digest(plan.examples):
+            console.print(f"{done}: already measured")
+            console.print(table(was))
+            continue
+        ledger = own.with_name(f"{own.name}.jsonl")
+        for link, profile in (("end-edge", access), ("edge-cloud", backbone), ("end-cloud", f"{access}+{backbone}")):
+            links.set_profile(link, profile)
+        before = _verified(console)
+        info, samples = measure(plan, url, console, ledger)
+        try:
+            after = _verified(console)
+        except BadSetting:
+            ledger.unlink()
+            raise
+        write(report(plan, info, samples) | {"links_verified": {"before": before, "after": after}}, own, console)
+        ledger.unlink()
+
+
+def _verified(console: Console) -> list[dict[str, object]]:
+    with console.status("verifying the links"):
+        reports = links.verify()
+    failed = [f"{r.link}: {r.reason}" for r in reports if not r.ok]
+    if failed:
+        raise BadSetting(f"the links do not hold what their profiles say: {'; '.join(failed)}")
+    return [r.as_dict() for r in reports]

@@ -1,0 +1,179 @@
+"""The README's figures and tables, from the files that the measuring commands wrote: `make readme`.
+
+A block in the README is everything between `<!-- made: NAME -->` and `<!-- end -->`; prose stands outside of blocks.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from services.lab.config import rows
+from shared.bundle import MODELS
+from shared.errors import BadSetting
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).resolve().parent / "results"
+PRUNED = "collaborative:pruning_coefficient=1"
+_BLOCK = re.compile(r"(<!-- made: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def _points(estimate: list[float]) -> str:
+    value, low, high = (100 * part for part in estimate)
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _table(head: str, lines: list[str]) -> str:
+    columns = head.count("|") - 1
+    return "\n".join([head, "|" + "---|" * columns, *lines])
+
+
+def bench() -> str:
+    """Every policy of the committed bench: one row each."""
+    report = _read(RESULTS / "bench.json")
+    hardware = report["hardware"]
+    links = sorted({link for figures in report["policies"].values() for link in figures["links"]})
+    lines = []
+    for policy, f in report["policies"].items():
+        low, high = f["accuracy_ci95"]
+        ran = ", ".join(f"{tier} {share:.0%}" for tier, share in f["ran_by_tier"].items())
+        latency = " | ".join(f"{f['latency_ms'][key]:.0f}" for key in ("mean", "p50", "p95", "p99"))
+        lines.append(
+            f"| `{policy}` | {f['accuracy']:.3f} [{low:.3f}, {high:.3f}] | {_points(f['accuracy_minus_first'])} | "
+            f"{latency} | {ran} | {f['bytes_per_request']['up']:.0f} | {f['stages_ms']['infer']:.0f} | "
+            f"{f['stages_ms']['link']:.0f} |"
+        )
+    head = (
+        "| policy | accuracy [95 %] | against the first, points [95 %] | mean ms | p50 | p95 | p99 | tiers that ran |"
+    )
+    return (
+        f"n = {report['n']}, {report['loop']}, policies interleaved and paired; {hardware['cpu']}, "
+        f"{hardware['cores']} cores, {hardware['device']}; links: {', '.join(links)}.\n\n"
+        + _table(f"{head} bytes up | infer ms | link ms |", lines)
+    )
+
+
+def parts() -> str:
+    """What each part of the default policy gains or costs, from the same run."""
+    p = _read(RESULTS / "bench.json")["policies"]
+    report = _read(MODELS / "collaborative" / "card.json")["report"]
+    own, tabi, cloud, edge, pruned = (p[n] for n in ("collaborative", "tabi", "cloud-only", "edge-only", PRUNED))
+    mean, p95 = (lambda f: f["latency_ms"]["mean"]), (lambda f: f["latency_ms"]["p95"])
+    slower, faster = tabi["latency_minus_first_ms"], pruned["latency_minus_first_ms"]
+    by = report["pruning"]["by"]
+    why = report["operating_point"]["why_this_weighting"]
+    return "\n".join(
+        [
+            f"- *Offloading*: {1 - mean(own) / mean(cloud):.0%} less mean latency than cloud-only, which is "
+            f"{_points(cloud['accuracy_minus_first'])} points better; {own['answered_by_tier']['end']:.0%} of the "
+            "texts never left the device.",
+            f"- *Early exit*: without it (tabi) a request takes "
+            f"{slower[0]:+.0f} ms [{slower[1]:+.0f}, {slower[2]:+.0f}] and accuracy is "
+            f"{_points(tabi['accuracy_minus_first'])} points; early exit saves "
+            f"{1 - mean(own) / mean(tabi):.0%} of the mean.",
+            f"- *Pruning* at 1.0: {pruned['words_kept_of_words_at_pruning']:.0%} of the words are sent, "
+            f"{pruned['bytes_per_request']['up']:.0f} instead of {own['bytes_per_request']['up']:.0f} bytes a request, "
+            f"latency {faster[0]:+.0f} ms [{faster[1]:+.0f}, {faster[2]:+.0f}], accuracy "
+            f"{_points(pruned['accuracy_minus_first'])} points. On the {report['pruning']['n']} validation texts that "
+            f"the end is least sure of, the edge has {by[0]['accuracy']:.3f} on whole texts and "
+            + ", ".join(f"{row['accuracy']:.3f} at {row['coefficient']}" for row in by[1:])
+            + f"; calibration chose {report['pruning']['chosen']}.",
+            f"- *Ensemble* against the deepest tier's answer alone: {_points(own['ensemble_minus_last_tier'])} points. "
+            "Expected NLL on validation: "
+            + ", ".join(f"{name} {row['nll']:.4f}" for name, row in why.items())
+            + f"; calibration chose {report['operating_point']['weighting']}.",
+            f"- *The tail pays*: a text that is sent on is computed up to three times; p95 is {p95(own):.0f} ms, "
+            f"cloud-only's {p95(cloud):.0f}, edge-only's {p95(edge):.0f} (at a mean of {mean(edge):.0f} and "
+            f"{_points(edge['accuracy_minus_first'])} points).",
+        ]
+    )
+
+
+def exits() -> str:
+    """The trained exits on test texts, from the model card."""
+    test = _read(MODELS / "collaborative" / "card.json")["report"]["test"]
+    lines, worse = [], []
+    for tier, measured in test["tiers"].items():
+        every, last = measured["exits"], measured["exits"][-1]
+        low, high = last["ci95"]
+        curve = " ".join(f"{e['accuracy']:.3f}"[1:] for e in every)
+        worse += [f"{tier} exit {e['exit']}" for e in every if e["worse_than_the_exit_before"]]
+        lines.append(
+            f"| {tier} ({measured['max_tokens']} tokens) | {last['accuracy']:.3f} [{low:.3f}, {high:.3f}] | "
+            f"{last['ece']:.3f} | {curve} |"
+        )
+    head = f"| tier, n = {test['n']} | final exit: accuracy [95 %] | ECE | accuracy of every exit |"
+    return _table(head, lines) + f"\n\nWorse than the exit before it: {', '.join(worse) or 'none'}."
+
+
+def speed() -> str:
+    """`make bench`: our encoder against transformers' own, and what a tier adds to its model."""
+    measured = _read(RESULTS / "speed.json")
+    models = [
+        f"| {row['base'].partition('/')[2]} | {row['tokens']} | {row['batch']} | {row['transformers_ms']:.0f} | "
+        f"{row['plain']:.3f} | {row['importance']:.3f} |"
+        for row in measured["encoders"]
+    ]
+    tiers = [
+        f"| {row['tier']} | {row['client_ms']:.1f} | {row['server_ms']:.1f} | {row['resident_mb'][0]:.0f} | "
+        f"{row['resident_mb'][1]:.0f} |"
+        for row in measured["tiers"]
+    ]
+    head = "| base | tokens | batch | transformers ms | ours / transformers | with importance / transformers |"
+    half, whole = measured["requests"] // 2, measured["requests"]
+    tier_head = f"| tier | client less model, p50 ms | server less model, p50 ms | MB after {half} | after {whole} |"
+    return (
+        f"{measured['hardware']}; {measured['threads']} thread, median of {measured['pairs']} pairs.\n\n"
+        f"{_table(head, models)}\n\n{_table(tier_head, tiers)}"
+    )
+
+
+def settings() -> str:
+    """Every setting of the first tier."""
+    return _table(
+        "| variable | default (end tier) | meaning |",
+        [f"| `{row.variable}` | {f'`{row.value}`' if row.value else 'none'} | {row.meaning} |" for row in rows("end")],
+    )
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "bench": bench,
+    "parts": parts,
+    "exits": exits,
+    "speed": speed,
+    "settings": settings,
+}
+
+
+def filled(text: str) -> str:
+    """The README with every block made anew.
+
+    Raises:
+        BadSetting: a block that nothing here makes.
+    """
+
+    def made(block: re.Match[str]) -> str:
+        if block[2] not in BLOCKS:
+            raise BadSetting(f"README.md has a block {block[2]!r}; there are {', '.join(BLOCKS)}")
+        return f"{block[1]}{BLOCKS[block[2]]()}\n{block[3]}"
+
+    return _BLOCK.sub(made, text)
+
+
+def main() -> None:
+    """Write the README's blocks."""
+    path = ROOT / "README.md"
+    path.write_text(filled(path.read_text()))
+    sys.stdout.write("README.md: tables written\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""The shaper's process: finds each link's interface, keeps it shaped, answers commands, writes `links.json`.
+
+Every link has one task that looks for its peer, applies the shape that its state asks for, and looks once a second
+whether the kernel still has it. Everything runs on one event loop; probes and name lookups block, so they run in
+threads, which never touch the kernel's settings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from prometheus_client import start_http_server
+
+from services.shaper.config import Config
+from services.shaper.metrics import Metrics
+from services.shaper.probe import Peer, Responder, measure
+from services.shaper.shape import Direction, Reading, Shape, shape_of
+from services.shaper.state import Link, Mode, link_between
+from services.shaper.trace import parse, unpack
+from shared.errors import BadSetting, TierwiseError
+
+TICK = 0.05  # seconds: how often a trace is followed
+LOOK = 1.0  # seconds: how often the kernel is asked
+EXCHANGE = 5.0  # seconds between exchanges that measure the RTT
+STALE = 0.5  # seconds: packets that would wait longer by an old shape are dropped with it
+
+
+class Shaping(Protocol):
+    """What the daemon needs of the kernel."""
+
+    def route(self, address: str) -> int: ...
+    def prepare(self, interface: int) -> list[str]: ...
+    def apply(self, interface: int, shape: Shape, *, flush: bool = False) -> None: ...
+    def read(self, interface: int) -> Reading | None: ...
+
+
+class Shaper:
+    """All links of one tier."""
+
+    def __init__(self, config: Config, kernel: Shaping, clock: Callable[[], float] = time.time) -> None:
+        self.config, self.kernel = config, kernel
+        self.links = {name: link_between(name, config.tier, path, clock) for name, path in config.links.items()}
+        self.metrics = Metrics(self.links.values())
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        start_http_server(self.config.metrics_port, registry=self.metrics.registry)
+        responder = Responder(self.config.probe_port)
+        threading.Thread(target=responder.serve_forever, daemon=True).start()
+        self.config.control.parent.mkdir(parents=True, exist_ok=True)
+        self.config.control.unlink(missing_ok=True)
+        self.publish()
+        server = await asyncio.start_unix_server(self._converse, self.config.control, limit=1 << 24)
+        async with server, asyncio.TaskGroup() as tasks:
+            for link in self.links.values():
+                tasks.create_task(self._keep(link))
+                if link.direction is Direction.UP:
+                    tasks.create_task(self._exchange(link))
+
+    # -- keeping the links shaped
+
+    async def _keep(self, link: Link) -> None:
+        loop, looked = asyncio.get_running_loop(), 0.0
+        while True:
+            if link.interface is None:
+                with suppress(OSError):  # no such host yet, or no route: stay `waiting`
+                    self.attach(link, await self._address(link))
+            elif loop.time() - looked >= LOOK:
+                looked = loop.time()
+                self.look(link)
+            if link.trace and link.interface is not None:
+                self.apply(link)
+            await asyncio.sleep(TICK if link.interface is not None else 4 * TICK)
+
+    async def _address(self, link: Link) -> str:
+        host = self.config.peers.get(link.peer, link.peer)
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, None, family=socket.AF_INET, type=socket.SOCK_DGRAM)
+        return str(found[0][4][0])
+
+    def attach(self, link: Link, address: str) -> None:
+        """Shape the interface over which the peer is reached.
+
+        Raises:
+            BadSetting: another link has that interface; one of the two would not be shaped as it says.
+            OSError: no route, or the interface is gone.
+        """
+        interface = self.kernel.route(address)
+        for other in self.links.values():
+            if other is not link and other.interface == interface:
+                raise BadSetting(f"links {other.name} and {link.name} share an interface: give each its own network")
+        if left := self.kernel.prepare(interface):
+            log(f"link {link.name}: offloads that cannot be turned off: {', '.join(left)}")
+        link.interface = interface
+        self.apply(link)
+        log(f"link {link.name}: {link.profile.name} towards {address}")
+
+    def apply(self, link: Link, *, command: bool = False) -> None:
+        """Bring the kernel to the link's shape, if it is not there; a lost interface is looked for again."""
+        shape = link.shape()
+        if link.interface is None or shape == link.applied:
+            return
+        try:
+            self.kernel.apply(link.interface, shape, flush=command and self._stale(link))
+        except OSError as error:
+            log(f"link {link.name}: lost its interface ({error})")
+            link.interface = link.applied = None
+        else:
+            link.applied = shape
+        self.metrics.settings(link)
+        self.publish()
+
+    def _stale(self, link: Link) -> bool:
+        reading = self.kernel.read(link.interface) if link.interface is not None else None
+        if not reading or not reading.backlog:
+            return False
+        queued = reading.backlog / reading.rate if reading.rate else 0.0
+        return queued + reading.delay + reading.jitter > STALE
+
+    def look(self, link: Link) -> Reading | None:
+        """Read the kernel's settings and counters; a shape that somebody took away is applied again."""
+        reading = self.kernel.read(link.interface) if link.interface is not None else None
+        if link.applied and (reading is None or not reading.holds(link.applied)):
+            log(f"link {link.name}: the kernel's settings were changed; applying them again")
+            link.applied = None
+            self.apply(link)
+        if reading:
+            self.metrics.counted(link, reading)
+        return reading
+
+    def publish(self) -> None:
+        """Write `links.json` whole: the tier reads it to say which profile is in force."""
+        state = json.dumps({"links": {name: link.status() for name, link in self.links.items()}})
+        draft = self.config.state_dir / ".links.json"
+        draft.write_text(state)
+        draft.replace(self.config.state_dir / "links.json")
+
+    async def _exchange(self, link: Link) -> None:
+        peer: Peer | None = None
+        while True:
+            await asyncio.sleep(EXCHANGE)
+            rtt = math.nan
+            if link.interface is not None:
+                try:
+                    if peer is None:
+                        address = await self._address(link)  # a peer that started again may have another
+                        peer = await asyncio.to_thread(Peer, (address, self.config.probe_port), EXCHANGE)
+                    rtt = await asyncio.to_thread(peer.rtt)
+                except OSError:
+                    if peer:
+                        peer.close()
+                    peer = None
+            self.metrics.rtt.labels(link.name).set(rtt)
+
+    # -- commands
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async for line in reader:
+            try:
+                request = json.loads(line)
+                answer = await self.answer(request if isinstance(request, dict) else {})
+            except (TierwiseError, ValueError, OSError) as error:
+                answer = {"error": str(error)}
+            writer.write(json.dumps(answer).encode() + b"\n")
+            await writer.drain()
+        writer.close()
+
+    async def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Carry one command out. Raises BadSetting where it makes no sense."""
+        command = request.get("do")
+        if command == "show":
+            return {"tier": self.config.tier, "links": {link.name: self._show(link) for link in self.links.values()}}
+        if command == "ready":
+            waiting = [link.name for link in self.links.values() if link.mode is Mode.WAITING]
+            if waiting:
+                raise BadSetting(f"not shaped yet: {', '.join(waiting)}")
+            return {"ready": True}
+        link = self.links.get(str(request.get("link")))
+        if link is None:
+            raise BadSetting(f"link {request.get('link')!r}: this end shapes {', '.join(self.links) or 'none'}")
+        if command == "probe":
+            return await self._probe(link)
+        if command == "counters":
+            return self._show(link)["counters"] or {}
+        kind, changed = self._change(link, str(command), request)
+        self.apply(link, command=True)
+        if changed:
+            self.metrics.changed(link, kind)
+            self.publish()
+        return link.status()
+
+    def _change(self, link: Link, command: str, request: dict[str, Any]) -> tuple[str, bool]:
+        if command == "set":
+            return "profile", link.set(str(request.get("profile")))
+        if command == "trace":
+            name = str(request.get("name") or request.get("path"))
+            if "packed" in request:
+                return "trace", link.play(unpack(name, str(request["packed"])))
+            text = request["text"] if "text" in request else Path(str(request.get("path"))).read_text()
+            return "trace", link.play(parse(name, str(text)))
+        if command == "cut":
+            return "cut", link.cut()
+        if command == "heal":
+            return "heal", link.heal()
+        raise BadSetting(f"unknown command {command!r}: show, ready, set, trace, cut, heal, counters, probe")
+
+    def _show(self, link: Link) -> dict[str, Any]:
+        reading = self.look(link)
+        held = bool(reading and link.applied and reading.holds(link.applied))
+        state = link.status() | {"peer": link.peer, "direction": link.direction.value, "held": held}
+        if reading is None:
+            return state | {"kernel": None, "counters": None}
+        values = vars(reading)
+        counters = {key: values[key] for key in ("sent_bytes", "sent_packets", "drops", "backlog")}
+        return state | {"kernel": {k: v for k, v in values.items() if k not in counters}, "counters": counters}
+
+    async def _probe(self, link: Link) -> dict[str, Any]:
+        if link.interface is None:
+            raise BadSetting(f"link {link.name} waits for {link.peer}")
+        up, down = (shape_of(link.profile, direction) for direction in Direction)
+        if link.direction is Direction.DOWN:
+            raise BadSetting(f"probe {link.name} from its source, {link.peer}")
+        return await asyncio.to_thread(measure, (await self._address(link), self.config.probe_port), up, down)
+
+
+def log(message: str) -> None:
+    """One line on standard error, as a JSON object."""
+    print(json.dumps({"event": message, "at": time.time(), "pid": os.getpid()}), file=sys.stderr, flush=True)

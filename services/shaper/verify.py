@@ -1,0 +1,131 @@
+"""Does a link do what its profile says? Settings are read back from the kernel at both ends; RTT and rate are measured.
+
+RTT: |mean - expected| within max(1 ms, 5 %, 3 sd / sqrt(n)), sd of both directions' jitter; expected is the profile's,
+plus the time that the exchange's own bytes take at the link's rates. Rate: 85 to 101 % of the profile's, up to
+200 Mbit/s. Loss: what the packets lost show, within 3 standard deviations of the profile's (and half a percent).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from services.shaper.probe import ECHO_FRAME
+from services.shaper.shape import Direction, Reading, Shape, shape_of
+from shared.link import Profile
+
+LEAST, MOST = 0.85, 1.01  # of the rate
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was compared: SI units or a ratio, words for settings."""
+
+    name: str
+    expected: str
+    measured: str
+    held: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """Every check of one link, and the figures behind them."""
+
+    link: str
+    profile: str
+    mode: str
+    checks: tuple[Check, ...]
+    measured: Mapping[str, Any]
+
+    @property
+    def ok(self) -> bool:
+        return all(check.held for check in self.checks)
+
+    @property
+    def reason(self) -> str:
+        """What did not hold; empty if everything did."""
+        failed = [check for check in self.checks if not check.held]
+        return "; ".join(f"{check.name}: expected {check.expected}, found {check.measured}" for check in failed)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "ok": self.ok}
+
+
+def judge_settings(profile: Profile, direction: Direction, shown: Mapping[str, Any]) -> Check:
+    """One end: the kernel's settings against the profile's (or against the trace's, as its shaper sees them)."""
+    shape = shape_of(profile, direction)
+    if shown["mode"] == "cut":
+        shape = replace(shape, loss=1.0)
+    name, reading = f"settings {direction}", shown["kernel"] and Reading(**shown["kernel"])
+    if not reading:
+        return Check(name, profile.name, "not shaped", held=False)
+    if shown["trace"]:
+        return Check(name, f"trace {shown['trace']}", reading_text(reading), bool(shown["held"]))
+    return Check(name, _words(shape), reading_text(reading), reading.holds(shape))
+
+
+def judge_probe(profile: Profile, mode: str, measured: Mapping[str, Any]) -> list[Check]:
+    """What a probe from the source found, against the profile."""
+    up, down = (shape_of(profile, direction) for direction in Direction)
+    out = bool(measured.get("out"))
+    if mode == "cut" or profile.loss >= 1 or out:
+        nothing = mode == "cut" or profile.loss >= 1
+        return [
+            Check(
+                "outage", "nothing gets through" if nothing else "a way", "nothing" if out else "a way", out == nothing
+            )
+        ]
+    rtt = measured["rtt"]
+    expected = profile.rtt + sum(8 * ECHO_FRAME / shape.rate for shape in (up, down) if shape.rate)
+    deviation = (up.jitter**2 + down.jitter**2) ** 0.5
+    room = max(1e-3, 0.05 * profile.rtt, 3 * deviation / rtt["n"] ** 0.5)
+    checks = [
+        Check(
+            "rtt",
+            f"{1e3 * expected:.2f} ± {1e3 * room:.2f} ms",
+            f"{1e3 * rtt['mean']:.2f} ms (sd {1e3 * rtt['sd']:.2f}, n {rtt['n']})",
+            abs(rtt["mean"] - expected) <= room,
+        )
+    ]
+    for direction, shape in zip(Direction, (up, down), strict=True):
+        if direction.value in measured:
+            checks += _judge_train(direction, shape, measured[direction.value])
+    return checks
+
+
+def _judge_train(direction: Direction, shape: Shape, measured: Mapping[str, Any]) -> list[Check]:
+    share = measured["rate"] / shape.rate
+    lost = 1 - measured["received"] / measured["sent"]
+    room = 3 * (shape.loss * (1 - shape.loss) / measured["sent"]) ** 0.5 + 0.005
+    return [
+        Check(
+            f"rate {direction}",
+            f"{rate_text(shape.rate)}, {LEAST:.0%} to {MOST:.0%}",
+            f"{rate_text(measured['rate'])}, {share:.1%}",
+            LEAST <= share <= MOST,
+        ),
+        Check(
+            f"loss {direction}",
+            f"{shape.loss:.2%} ± {room:.2%}",
+            f"{lost:.2%} of {measured['sent']}",
+            abs(lost - shape.loss) <= room,
+        ),
+    ]
+
+
+def rate_text(rate: float) -> str:
+    """Bits per second for people: `67 Mbit/s`."""
+    if not rate:
+        return "unlimited"
+    return f"{rate / 1e6:.4g} Mbit/s" if rate >= 1e6 else f"{rate / 1e3:.4g} kbit/s"
+
+
+def _words(shape: Shape) -> str:
+    return reading_text(Reading(shape.delay, shape.jitter, shape.loss, shape.kernel_rate, shape.limit))
+
+
+def reading_text(reading: Reading) -> str:
+    """Settings in one line."""
+    delay = f"{1e3 * reading.delay:g} ± {1e3 * reading.jitter:g} ms"
+    return f"{delay}, {rate_text(8 * reading.rate)}, loss {100 * reading.loss:.4g} %, limit {reading.limit}"

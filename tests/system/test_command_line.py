@@ -1,0 +1,175 @@
+"""The `tierwise` command as its users run it: real processes, a tiny random bundle, real signals."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import psutil
+import pytest
+
+TIERWISE = [sys.executable, "-m", "services.lab.cli"]
+CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("TIERWISE_")}
+
+
+def free_ports(count):
+    """A first port that `count` consecutive ones follow, all free."""
+    for first in range(21000, 29000, 10):
+        probes = [socket.socket() for _ in range(count)]
+        try:
+            for at, probe in enumerate(probes):
+                probe.bind(("127.0.0.1", first + at))
+        except OSError:
+            continue
+        else:
+            return first
+        finally:
+            for probe in probes:
+                probe.close()
+    raise AssertionError("no free ports")
+
+
+def tierwise(*arguments, stdin="", **environment):
+    return subprocess.run(
+        [*TIERWISE, *arguments], input=stdin, capture_output=True, text=True, env={**CLEAN, **environment}, timeout=120
+    )
+
+
+def wait_until(condition, what, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def answers(url):
+    try:
+        return httpx.get(f"{url}/readyz").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def tiers(tiny_bundle, tmp_path_factory):
+    """`tierwise serve`, running: its address and its process."""
+    port = free_ports(3)
+    command = [*TIERWISE, "serve", "--bundle", str(tiny_bundle), "--port", str(port), "--link", "ideal"]
+    log = (tmp_path_factory.mktemp("serve") / "log").open("w+")
+    child = subprocess.Popen(
+        command, env={**CLEAN, "TIERWISE_MAX_INPUTS": "20"}, stdout=log, stderr=log, start_new_session=True
+    )
+    url = f"http://127.0.0.1:{port}"
+    wait_until(lambda: answers(url) or child.poll() is not None, "the tiers did not start")
+    assert child.poll() is None, log.seek(0) or log.read()
+    yield url, child
+    child.terminate()
+    child.wait(30)
+    log.close()
+
+
+def test_settings_in_the_environment_reach_the_tiers(tiers):
+    assert httpx.get(f"{tiers[0]}/info").json()["limits"]["max_inputs"] == 20
+
+
+def test_text_is_never_read_as_markup_and_rows_keep_their_index(tiers):
+    text = "a [bold]fine[/bold] film [/nonsense]"
+    assert "[bold]fine[/bold]" in tierwise("classify", text, "--url", tiers[0]).stdout
+    done = tierwise("classify", "--json", "--url", tiers[0], stdin="\n".join([text] * 18))
+    assert [json.loads(line)["index"] for line in done.stdout.splitlines()] == list(range(18))
+
+
+def test_a_parameter_may_differ_by_tier(tiers):
+    policy = 'collaborative:offload_threshold={"end":1.0,"edge":0.0},theta=0'
+    done = tierwise("classify", "a fine film", "--url", tiers[0], "--policy", policy, "--json")
+    hops = json.loads(done.stdout)["hops"]
+    assert hops[0]["offload_probability"] == 1.0
+    assert hops[1]["offload_probability"] < 1.0
+
+
+@pytest.mark.parametrize(
+    ("policy", "complaint"),
+    [
+        ("collaborative:theta=NaN", "theta"),
+        ("collaborative:zeal=1", "zeal"),
+        ("nonsense", "unknown policy 'nonsense'"),
+    ],
+)
+def test_a_policy_that_makes_no_sense_is_one_line(tiers, policy, complaint):
+    done = tierwise("classify", "a fine film", "--url", tiers[0], "--policy", policy)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert complaint in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_bench_writes_the_files_that_it_was_told_to(tiers, tmp_path):
+    data = tmp_path / "data.csv"
+    data.write_text("text,label,split\na fine film,1,test\na waste of time,0,test\n")
+    out = tmp_path / "x0.95"
+    arguments = ["bench", "--data", str(data), "--n", "2", "--policy", "end-only", "--policy", "cloud-only"]
+    done = tierwise(*arguments, "--url", tiers[0], "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "x0.95.json").read_text())
+    assert (report["n"], list(report["policies"])) == (2, ["end-only", "cloud-only"])
+    assert (tmp_path / "x0.95.png").stat().st_size > 1000
+    done = tierwise(*arguments, "--url", tiers[0], "--link", "lte")
+    assert done.returncode == 2
+    assert "already keep their links" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_whatever_stops_serve_stops_the_tiers(tiny_bundle, number):
+    port = free_ports(3)
+    command = [*TIERWISE, "serve", "--bundle", str(tiny_bundle), "--port", str(port), "--link", "ideal"]
+    child = subprocess.Popen(command, env=CLEAN, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    wait_until(lambda: answers(f"http://127.0.0.1:{port}") or child.poll() is not None, "the tiers did not start")
+    tiers = psutil.Process(child.pid).children()
+    assert len(tiers) == 3
+    child.send_signal(number)
+    child.communicate(timeout=40)
+    assert not [tier for tier in tiers if tier.is_running() and tier.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize(
+    ("environment", "complaint"),
+    [
+        ({"TIERWISE_POLICY": "nonsense"}, "unknown policy 'nonsense'"),
+        ({"TIERWISE_LINK_PROFILES": "edge=lte,could=lte"}, "TIERWISE_LINK_PROFILES must name a profile for each"),
+        ({"TIERWISE_LINK_PROFILES": "edge=lte,cloud=lite"}, "'lite': choose from"),
+        ({"TIERWISE_UPSTREAMS": "end=http://127.0.0.1:1"}, "'end' is not deeper than end: edge, cloud"),
+        ({"TIERWISE_PORT": "0"}, "TIERWISE_PORT='0'"),
+        ({"TIERWISE_LINKS": "netem", "TIERWISE_LINK_STATE_DIR": "/nowhere"}, "start this tier's shaper"),
+    ],
+)
+def test_a_bad_setting_stops_the_tier_with_one_line(tiny_bundle, environment, complaint):
+    done = subprocess.run(
+        [sys.executable, "-m", "services.end"],
+        env={**CLEAN, "TIERWISE_BUNDLE": str(tiny_bundle), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["print-config", "foo"], "TIERWISE_TIER='foo': the bundle's tiers are end, edge, cloud"),
+        (["classify", "hello", "--url", "http://127.0.0.1:99999"], "is no address"),
+        (["classify"], "nothing to classify"),
+        (["bench", "--data", "nowhere.csv"], "no such file"),
+        (["demo", "--port", "80000"], "65000"),
+        (["demo", "--link", "warp"], "'warp': choose from"),
+    ],
+)
+def test_a_wrong_argument_is_told_and_exits_with_2(arguments, complaint):
+    done = tierwise(*arguments)
+    assert done.returncode == 2
+    assert complaint in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
