@@ -26,11 +26,15 @@ serve: $(STAMP)  ## keep the three tiers up until Ctrl-C
 test: $(STAMP)  ## unit, service and system tests
 	$(BIN)/python -m pytest
 
+e2e: $(STAMP)  ## the containers over netem: needs Docker and sch_netem, else skipped with the reason
+	$(BIN)/python -m pytest tests/netns tests/e2e -rs
+
 check: $(STAMP)  ## style, types, lock file
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python deploy/lock.py --check
+	$(BIN)/python deploy/grafana/make_dashboards.py --check
 
 lock: $(STAMP)  ## resolve pyproject.toml into requirements.lock
 	$(BIN)/python deploy/lock.py
@@ -50,4 +54,4 @@ down:  ## stop the containers and remove what they left
 clean:  ## remove the virtual environment and what tools left behind
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo serve test check lock bench readme up down clean
+.PHONY: help setup demo serve test e2e check lock bench readme up down clean

@@ -147,7 +147,8 @@ class SimulatedLink:
         rate = self.profile.rate_up if direction == "up" else self.profile.rate_down
         sent = max(now, self._free[direction]) + (size * 8 / rate if rate else 0.0)
         self._free[direction] = sent
-        delay = max(0.0, self._random.gauss(self.profile.rtt / 2, self.profile.jitter))
+        delay = self._random.gauss(self.profile.rtt / 2, self.profile.jitter)
+        delay = min(max(0.0, delay), self.profile.rtt)  # cut off on both sides, as the shaper does: the mean stays
         packets = -(-size // _PACKET)
         lost = sum(self._random.random() < self.profile.loss for _ in range(packets)) if self.profile.loss else 0
         await asyncio.sleep(sent - now + delay + lost * self.profile.rtt)

@@ -127,4 +127,5 @@ def save_network(folder: Path, factors: dict[str, Tensor], encoder: MultiExitEnc
         state = head.state_dict()
         tensors |= {f"heads.{n}.{key}": state[own].half().contiguous() for key, own in _HEAD.items()}
     save_file(tensors, folder / "adapters.safetensors")
+    (folder / "adapters.safetensors").chmod(0o644)  # safetensors: the owner alone; tiers may run as another
     (folder / "network.json").write_text(json.dumps(meta, indent=2) + "\n")

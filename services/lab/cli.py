@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from services.lab.link_cli import app as links
+
 if TYPE_CHECKING:
     from services.lab.stack import Layout
 
@@ -18,6 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(links, name="link", help="The links of running containers: show, set, cut, heal, replay a trace, verify.")
 console = Console(width=None if sys.stdout.isatty() else 170)  # tables need room in a file or a pipe too
 
 Data = Annotated[str, typer.Option(help="A .parquet or .csv with text (or text_a,text_b), label, split; or hub:NAME.")]

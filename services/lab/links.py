@@ -6,7 +6,7 @@ Every change is made at both ends of a link. Shapers are containers whose Compos
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,7 @@ class ContainerShaper:
         return dict(answer)
 
 
-def running_shapers(project: str | None = None) -> dict[str, Shaper]:
+def running_shapers(project: str | None = None) -> dict[str, ContainerShaper]:
     """Tier -> shaper of the running stack.
 
     Raises:
@@ -86,7 +86,7 @@ def running_shapers(project: str | None = None) -> dict[str, Shaper]:
 class Links:
     """The links between the tiers of these shapers."""
 
-    def __init__(self, shapers: dict[str, Shaper]) -> None:
+    def __init__(self, shapers: Mapping[str, Shaper]) -> None:
         self._shapers = shapers
 
     def show(self) -> dict[str, Ends]:
@@ -141,7 +141,10 @@ class Links:
         checks.append(Check("both ends", in_force[0], in_force[-1], held=len(set(in_force)) == 1))
         source = ends.get(Direction.UP)
         if source and mode in ("profile", "cut"):
-            measured = self._shapers[source["tier"]].ask({"do": "probe", "link": link})
+            probe, request = self._shapers[source["tier"]], {"do": "probe", "link": link}
+            measured = probe.ask(request)
+            if not all(check.held for check in judge_probe(path, mode, measured)):
+                measured = probe.ask(request) | {"first": measured}  # 3 deviations refuse 1 in 370 links that hold
             checks += judge_probe(path, mode, measured)
         return Report(link, path.name, mode, tuple(checks), measured)
 
@@ -176,6 +179,16 @@ def heal(link: str, *, project: str | None = None, one_end: bool = False) -> End
 def counters(link: str, *, project: str | None = None) -> Ends:
     """What the kernel counted since the queue was made, by direction: sent_bytes, sent_packets, drops, backlog."""
     return Links(running_shapers(project)).change(link, {"do": "counters"})
+
+
+def address(tier: str, link: str, *, project: str | None = None) -> str:
+    """IP address of a tier on a link's network; Compose names the network after the link."""
+    shaper = running_shapers(project).get(tier)
+    networks = shaper.container.attrs["NetworkSettings"]["Networks"] if shaper else {}
+    for name, network in networks.items():
+        if name == link or name.endswith(f"_{link}"):
+            return str(network["IPAddress"])
+    raise BadSetting(f"the {tier} tier has no address on a network {link}")
 
 
 def show(project: str | None = None) -> dict[str, Ends]:

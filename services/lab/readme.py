@@ -38,7 +38,10 @@ def _table(head: str, lines: list[str]) -> str:
 
 def bench() -> str:
     """Every policy of the committed bench: one row each."""
-    report = _read(RESULTS / "bench.json")
+    return _bench(_read(RESULTS / "bench.json"))
+
+
+def _bench(report: dict[str, Any]) -> str:
     hardware = report["hardware"]
     links = sorted({link for figures in report["policies"].values() for link in figures["links"]})
     lines = []
@@ -136,6 +139,29 @@ def speed() -> str:
     )
 
 
+def links() -> str:
+    """Simulated links against netem (`tierwise link compare`)."""
+    report = _read(RESULTS / "links.json")
+    lines = []
+    for row in report["profiles"]:
+        low, high = row["difference_ci95"]
+        sides = " | ".join(f"{row[side][key]:.1f}" for side in ("netem_ms", "simulated_ms") for key in ("mean", "p95"))
+        lines.append(f"| `{row['profile']}` | {sides} | {row['difference']:+.0%} [{low:+.0%}, {high:+.0%}] |")
+    head = "| profile | netem: mean ms | p95 | simulated: mean ms | p95 | difference of means [95 %] |"
+    return f"{report['link']}, n = {report['n']} a cell, one request at a time; {report['cpu']}.\n\n" + _table(
+        head, lines
+    )
+
+
+def cells() -> str:
+    """The bench over netem links, one table a pair of links."""
+    out = []
+    for cell in sorted(RESULTS.glob("netem-*.json")):
+        report = _read(cell)
+        out.append(f"**{cell.stem.removeprefix('netem-')}**\n\n{_bench(report)}")
+    return "\n\n".join(out)
+
+
 def settings() -> str:
     """Every setting of the first tier."""
     return _table(
@@ -149,6 +175,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "parts": parts,
     "exits": exits,
     "speed": speed,
+    "links": links,
+    "cells": cells,
     "settings": settings,
 }
 

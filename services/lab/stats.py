@@ -24,3 +24,10 @@ def paired_difference(a: np.ndarray, b: np.ndarray, *, draws: int = 2000, seed: 
     rows = np.random.default_rng(seed).integers(0, len(difference), (draws, len(difference)))
     low, high = np.percentile(difference[rows].mean(1), [2.5, 97.5])
     return float(difference.mean()), float(low), float(high)
+
+
+def difference_of_means(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """95 % interval of mean(a) - mean(b), independent samples (Welch, normal approximation)."""
+    centre = float(a.mean() - b.mean())
+    half = Z * math.sqrt(a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b))
+    return centre - half, centre + half

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,6 +67,7 @@ class Shaper:
                 tasks.create_task(self._keep(link))
                 if link.direction is Direction.UP:
                     tasks.create_task(self._exchange(link))
+            await server.serve_forever()
 
     # -- keeping the links shaped
 
@@ -81,7 +82,7 @@ class Shaper:
                 self.look(link)
             if link.trace and link.interface is not None:
                 self.apply(link)
-            await asyncio.sleep(TICK if link.interface is not None else 4 * TICK)
+            await asyncio.sleep(TICK if link.trace else 2 * TICK)
 
     async def _address(self, link: Link) -> str:
         host = self.config.peers.get(link.peer, link.peer)
@@ -104,20 +105,24 @@ class Shaper:
             log(f"link {link.name}: offloads that cannot be turned off: {', '.join(left)}")
         link.interface = interface
         self.apply(link)
-        log(f"link {link.name}: {link.profile.name} towards {address}")
+        if link.applied:
+            log(f"link {link.name}: {link.profile.name} towards {address}")
 
     def apply(self, link: Link, *, command: bool = False) -> None:
         """Bring the kernel to the link's shape, if it is not there; a lost interface is looked for again."""
         shape = link.shape()
         if link.interface is None or shape == link.applied:
             return
+        flush = command and self._stale(link)
         try:
-            self.kernel.apply(link.interface, shape, flush=command and self._stale(link))
+            self.kernel.apply(link.interface, shape, flush=flush)
         except OSError as error:
-            log(f"link {link.name}: lost its interface ({error})")
+            log(f"link {link.name}: cannot be shaped ({error}); looking for it again")
             link.interface = link.applied = None
         else:
             link.applied = shape
+            if flush:
+                log(f"link {link.name}: dropped the packets that waited by its old shape")
         self.metrics.settings(link)
         self.publish()
 
@@ -166,15 +171,15 @@ class Shaper:
     # -- commands
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        async for line in reader:
-            try:
-                request = json.loads(line)
-                answer = await self.answer(request if isinstance(request, dict) else {})
-            except (TierwiseError, ValueError, OSError) as error:
-                answer = {"error": str(error)}
-            writer.write(json.dumps(answer).encode() + b"\n")
-            await writer.drain()
-        writer.close()
+        with closing(writer), suppress(OSError):  # the caller may leave before its answer
+            async for line in reader:
+                try:
+                    request = json.loads(line)
+                    answer = await self.answer(request if isinstance(request, dict) else {})
+                except (TierwiseError, ValueError, OSError) as error:
+                    answer = {"error": str(error)}
+                writer.write(json.dumps(answer).encode() + b"\n")
+                await writer.drain()
 
     async def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Carry one command out. Raises BadSetting where it makes no sense."""
@@ -236,4 +241,5 @@ class Shaper:
 
 def log(message: str) -> None:
     """One line on standard error, as a JSON object."""
-    print(json.dumps({"event": message, "at": time.time(), "pid": os.getpid()}), file=sys.stderr, flush=True)
+    stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
+    print(json.dumps({"event": message, "level": "info", "timestamp": stamp}), file=sys.stderr, flush=True)

@@ -20,7 +20,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         both = ["link", "direction"]
         self._settings = {
-            "rate": self._gauge("config_rate_bits_per_second", "Configured rate; 0 is unlimited.", both),
+            "rate": self._gauge("config_rate_bytes_per_second", "Configured rate; 0 is unlimited.", both),
             "delay": self._gauge("config_delay_seconds", "Configured one-way delay.", both),
             "jitter": self._gauge("config_jitter_seconds", "Standard deviation of the one-way delay.", both),
             "loss": self._gauge("config_loss_ratio", "Configured share of packets lost.", both),
@@ -42,6 +42,8 @@ class Metrics:
         """Publish what is applied."""
         for key, gauge in self._settings.items():
             value = getattr(link.applied, key) if link.applied else math.nan
+            if key == "rate":
+                value /= 8
             gauge.labels(link.name, link.direction).set(value)
 
     def counted(self, link: Link, reading: Reading) -> None:

@@ -95,17 +95,26 @@ class Kernel:
         options += _attribute(RATE, struct.pack("=IiIi", shape.kernel_rate, 0, 0, 0))
         options += _attribute(LATENCY64, struct.pack("=q", nanoseconds[0]))
         options += _attribute(JITTER64, struct.pack("=q", nanoseconds[1]))
-        body = _tcmsg(interface, ROOT) + _attribute(KIND, b"netem\0") + _attribute(OPTIONS, options)
-        self._ask(NEWQDISC, ACK | CREATE | REPLACE | (EXCL if flush else 0), body)
+        handle = 0  # the queue that is there, or a new one; another handle than the present one's makes a new one
+        if flush:
+            handle = next(other for other in (1 << 16, 2 << 16) if other != self._root(interface)[0])
+        body = _tcmsg(interface, ROOT, handle) + _attribute(KIND, b"netem\0") + _attribute(OPTIONS, options)
+        self._ask(NEWQDISC, ACK | CREATE | REPLACE, body)
 
     def read(self, interface: int) -> Reading | None:
         """Settings and counters of an interface; None where netem is not its root."""
+        _, attributes = self._root(interface)
+        if attributes.get(KIND) != b"netem\0":
+            return None
+        return _reading(attributes[OPTIONS], dict(_attributes(attributes[STATS2])))
+
+    def _root(self, interface: int) -> tuple[int, dict[int, bytes]]:
+        """Handle and attributes of an interface's root queue."""
         for reply in self._ask(GETQDISC, DUMP, _tcmsg(0, 0)):
-            index, _, parent = struct.unpack_from("=iII", reply, 4)
-            attributes = dict(_attributes(reply[20:]))
-            if (index, parent, attributes[KIND]) == (interface, ROOT, b"netem\0"):
-                return _reading(attributes[OPTIONS], dict(_attributes(attributes[STATS2])))
-        return None
+            index, handle, parent = struct.unpack_from("=iII", reply, 4)
+            if (index, parent) == (interface, ROOT):
+                return handle, dict(_attributes(reply[20:]))
+        return 0, {}
 
     def _ask(self, kind: int, flags: int, body: bytes) -> list[bytes]:
         """Send one message; the replies' payloads. Raises OSError with the kernel's error number."""
@@ -150,8 +159,8 @@ def _quantiles() -> tuple[float, ...]:
     return tuple(NormalDist().inv_cdf((i + 0.5) / _POINTS) for i in range(_POINTS))
 
 
-def _tcmsg(interface: int, parent: int) -> bytes:
-    return struct.pack("=BxxxiIII", 0, interface, 0, parent, 0)
+def _tcmsg(interface: int, parent: int, handle: int = 0) -> bytes:
+    return struct.pack("=BxxxiIII", 0, interface, handle, parent, 0)
 
 
 def _aligned(size: int) -> int:

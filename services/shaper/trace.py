@@ -60,8 +60,8 @@ class Trace:
 
     def pack(self) -> str:
         """As one short word for a command line: CSV, compressed; `unpack` reads it. Times to 1 ms, rates to 1 bit/s."""
-        last = self.steps[-1]
-        rows = [*self.steps, replace(last, start=self.duration)]
+        end = [] if math.isinf(self.duration) else [replace(self.steps[-1], start=self.duration)]
+        rows = [*self.steps, *end]
         lines = ["{:.3f},{:.0f},{},{}".format(*_cells(row)) for row in rows]
         return base64.b64encode(zlib.compress("\n".join(lines).encode(), 9)).decode()
 
@@ -136,7 +136,7 @@ def _mahimahi(name: str, lines: list[tuple[int, str]]) -> Trace:
     count = max(1, round(duration / STEP))
     packets = [0] * count
     for time in times:
-        packets[min(count - 1, int(time / 1e3 / duration * count))] += 1
+        packets[min(count - 1, time * count // times[-1])] += 1
     filled = [at for at, number in enumerate(packets) if number]
     steps: list[Step] = []
     for before, after in pairwise([-1, *filled]):  # steps before+1 ... after, with packets only in the last

@@ -3,6 +3,7 @@
 RTT: |mean - expected| within max(1 ms, 5 %, 3 sd / sqrt(n)), sd of both directions' jitter; expected is the profile's,
 plus the time that the exchange's own bytes take at the link's rates. Rate: 85 to 101 % of the profile's, up to
 200 Mbit/s. Loss: what the packets lost show, within 3 standard deviations of the profile's (and half a percent).
+A probe that does not hold is made once more, and the second one counts.
 """
 
 from __future__ import annotations
@@ -118,7 +119,8 @@ def rate_text(rate: float) -> str:
     """Bits per second for people: `67 Mbit/s`."""
     if not rate:
         return "unlimited"
-    return f"{rate / 1e6:.4g} Mbit/s" if rate >= 1e6 else f"{rate / 1e3:.4g} kbit/s"
+    scale, unit = next((scale, unit) for scale, unit in ((1e9, "G"), (1e6, "M"), (0, "k")) if rate >= scale)
+    return f"{rate / (scale or 1e3):.4g} {unit}bit/s"
 
 
 def _words(shape: Shape) -> str:

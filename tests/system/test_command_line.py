@@ -124,13 +124,25 @@ def test_bench_writes_the_files_that_it_was_told_to(tiers, tmp_path):
 def test_whatever_stops_serve_stops_the_tiers(tiny_bundle, number):
     port = free_ports(3)
     command = [*TIERWISE, "serve", "--bundle", str(tiny_bundle), "--port", str(port), "--link", "ideal"]
-    child = subprocess.Popen(command, env=CLEAN, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    wait_until(lambda: answers(f"http://127.0.0.1:{port}") or child.poll() is not None, "the tiers did not start")
-    tiers = psutil.Process(child.pid).children()
-    assert len(tiers) == 3
-    child.send_signal(number)
-    child.communicate(timeout=40)
-    assert not [tier for tier in tiers if tier.is_running() and tier.status() != psutil.STATUS_ZOMBIE]
+    child = subprocess.Popen(
+        command,
+        env=CLEAN,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        ),  # a job in the background ignores it
+    )
+    try:
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}") or child.poll() is not None, "the tiers did not start")
+        tiers = psutil.Process(child.pid).children()
+        assert len(tiers) == 3
+        child.send_signal(number)
+        child.wait(timeout=40)
+        assert not [tier for tier in tiers if tier.is_running() and tier.status() != psutil.STATUS_ZOMBIE]
+    finally:
+        child.kill()
+        child.wait()
 
 
 @pytest.mark.parametrize(

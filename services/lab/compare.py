@@ -1,0 +1,118 @@
+"""Simulated links against netem: the same requests, the same profile, one after the other on running containers.
+
+For every profile: `n` requests over end-edge with netem shaping it; then the same link unshaped, and the same requests
+to the same edge through the simulated link of the HTTP client. Compared is the link's time as every answer reports it.
+Requests go one at a time over a warm connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import yaml
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from services.lab import links
+from services.lab.bench_report import cpu
+from services.lab.client import classify
+from services.lab.demo import REVIEWS
+from services.lab.stats import difference_of_means
+from shared.contracts import InferRequest, TextPair
+from shared.link import PROFILES, Backend
+from shared.upstream import Upstream
+
+LINK, EDGE_PORT = "end-edge", 8081
+ALIKE = 0.10  # a difference of means within this share needs no explanation
+
+
+def run(url: str, n: int, out: Path, project: str | None, console: Console) -> None:
+    """Measure every profile that carries traffic; print the table and write OUT.
+
+    Raises:
+        BadSetting: no containers are running.
+    """
+    names = [name for name, raw in yaml.safe_load(PROFILES.read_text()).items() if raw["loss"] < 100]
+    before = next(iter(links.show(project)[LINK].values()))["profile"]
+    rows = []
+    try:
+        with Progress(console=console) as progress:
+            for name in progress.track(names, description="profiles"):
+                links.set_profile(LINK, name, project=project)
+                real = asyncio.run(_netem(url, n))
+                links.set_profile(LINK, "ideal", project=project)
+                time.sleep(0.2)
+                played = asyncio.run(_simulated(f"http://{_edge_address(project)}:{EDGE_PORT}", name, n))
+                rows.append(_row(name, np.array(real), np.array(played)))
+    finally:
+        links.set_profile(LINK, before, project=project)
+    report = {"n": n, "link": LINK, "cpu": cpu(), "profiles": rows}
+    out.write_text(json.dumps(report, indent=1) + "\n")
+    console.print(_table(report))
+    console.print(f"written: {out}")
+
+
+async def _netem(url: str, n: int) -> list[float]:
+    """Link times (ms) of requests that the end only passes on."""
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        answers = [await classify(client, REVIEWS[at % 12], {"policy": "edge-only"}) for at in range(n + 3)]
+    used = [answer.answer.results[0].hops[0].link for answer in answers[3:]]
+    return [link.ms for link in used if link is not None and link.backend == "netem"]
+
+
+async def _simulated(url: str, name: str, n: int) -> list[float]:
+    """The same calls from here, over a simulated link."""
+    upstream = Upstream(
+        source="end", target="edge", url=url, backend=Backend.SIMULATED, profile_name=name, timeout_s=60
+    )
+    seen = []
+    for at in range(n + 3):
+        text = TextPair(text=REVIEWS[at % 12])
+        request = InferRequest(
+            request_id=f"compare-{at}",
+            seed=f"compare-{at}",
+            indices=[0],
+            texts=[text],
+            policy={"name": "edge-only"},
+            target="edge",
+        )
+        seen.append((await upstream.infer(request, {})).link_s * 1e3)
+    await upstream.close()
+    return seen[3:]
+
+
+def _edge_address(project: str | None) -> str:
+    return links.address("edge", LINK, project=project)
+
+
+def _row(name: str, real: np.ndarray, played: np.ndarray) -> dict[str, Any]:
+    low, high = difference_of_means(played, real)
+    mean = float(real.mean())
+    return {
+        "profile": name,
+        "netem_ms": {"mean": mean, "p95": float(np.percentile(real, 95)), "n": len(real)},
+        "simulated_ms": {"mean": float(played.mean()), "p95": float(np.percentile(played, 95)), "n": len(played)},
+        "difference": float(played.mean()) / mean - 1,
+        "difference_ci95": [low / mean, high / mean],
+    }
+
+
+def _table(report: dict[str, Any]) -> Table:
+    table = Table(title=f"{report['link']}, n = {report['n']} a cell, one at a time", title_justify="left")
+    for column in ("profile", "netem mean ms", "p95", "simulated mean ms", "p95", "difference [95 %]"):
+        table.add_column(column, justify="left" if column == "profile" else "right")
+    for row in report["profiles"]:
+        low, high = row["difference_ci95"]
+        table.add_row(
+            row["profile"],
+            *(f"{row[side][key]:.1f}" for side in ("netem_ms", "simulated_ms") for key in ("mean", "p95")),
+            f"{row['difference']:+.0%} [{low:+.0%}, {high:+.0%}]",
+        )
+    return table
