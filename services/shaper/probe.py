@@ -17,7 +17,7 @@ import socketserver
 import struct
 import time
 from dataclasses import asdict, dataclass
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 from services.shaper.shape import Shape
@@ -158,7 +158,8 @@ def measure(address: tuple[str, int], up: Shape, down: Shape) -> dict[str, Any]:
         for _ in range(3):  # warm up: slow start, neighbour tables, delayed acknowledgements
             peer.rtt()
         rtts = [peer.rtt() for _ in range(max(20, min(40, int(3 / max(rtt, 0.001)))))]
-        answer: dict[str, Any] = {"rtt": {"mean": fmean(rtts), "sd": stdev(rtts), "n": len(rtts)}}
+        seen = {"median": median(rtts), "mean": fmean(rtts), "sd": stdev(rtts), "n": len(rtts)}
+        answer: dict[str, Any] = {"rtt": seen}
         for direction, train in (("up", train_for(up)), ("down", train_for(down))):
             for _ in range(TRIES if train else 0):
                 assert train
