@@ -34,7 +34,7 @@ from shared.contracts import (
 from shared.errors import BadInput, BadSetting, DeadlinePassed, Draining, QueueFull, TierwiseError
 from shared.link import Backend, ShapedLinks
 from shared.network import Network, load_network
-from shared.policies import names
+from shared.policies import names, spec_of
 from shared.settings import Settings
 from shared.telemetry import NO_POLICY, Telemetry
 from shared.tier import Tier
@@ -108,6 +108,7 @@ def create_app(
         upstreams=upstreams,
         telemetry=telemetry,
         default_policy=settings.policy,
+        state_dir=settings.state_dir,
     )
     telemetry.info.labels(settings.tier, __version__, bundle.name, model.encoder.device.type).set(1)
 
@@ -119,6 +120,7 @@ def create_app(
         for upstream in upstreams:
             await upstream.close()
         worker.close()
+        await tier.states.close()
 
     app = FastAPI(title=f"Tierwise {settings.tier}", version=__version__, lifespan=lifespan, redirect_slashes=False)
     app.state.draining = False
@@ -223,7 +225,8 @@ class _Surface:
             "layers": model.layers,
             "exits": model.layers,
             "max_tokens": model.max_tokens,
-            "policy": {"name": getattr(policy, "name", self.settings.policy), **policy.model_dump(mode="json")},
+            "policy": spec_of(policy),
+            "learned": self.tier.states.described(),
             "limits": {
                 "max_inputs": self.settings.max_inputs,
                 "max_body_bytes": self.settings.max_body_bytes,
