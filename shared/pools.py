@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load, save_file
+from safetensors.numpy import load, save
 
 from shared.errors import BadSetting
 
@@ -46,7 +46,7 @@ class Pools:
     def save(self, folder: Path) -> None:
         """Write `pools.safetensors`."""
         arrays = {kind.value: np.array(means, dtype=np.float32) for kind, means in self.means.items()}
-        save_file({"sizes": np.array(self.sizes, dtype=np.int64), **arrays}, folder / FILE)
+        (folder / FILE).write_bytes(save({"sizes": np.array(self.sizes, dtype=np.int64), **arrays}))
 
 
 def read_pools(raw: bytes, name: str) -> Pools:

@@ -231,6 +231,12 @@ def calibrate(
         float | None, typer.Option(min=0, max=1, help="Choose the first threshold for this share sent on.")
     ] = None,
     within: Annotated[float, typer.Option(help="Accuracy that may be lost against cloud-only.")] = 0.005,
+    pruning: Annotated[
+        bool, typer.Option(help="Choose a pruning coefficient (slow); without it, pruning is off.")
+    ] = True,
+    only_others: Annotated[
+        bool, typer.Option(help="Keep the card; choose only what policies other than collaborative and tabi need.")
+    ] = False,
     access: Access = "5g-nsa",
     backbone: Backbone = "metro",
     threads: Threads = 2,
@@ -242,7 +248,10 @@ def calibrate(
 
     _, validation = divide(load(data, split), hold_out)
     job = Job(bundle, validation[:n], access=access, backbone=backbone, threads=threads, console=console)
-    job.run(within=within, offload_share=offload_share)
+    if only_others:
+        job.others(within=within)
+    else:
+        job.run(within=within, offload_share=offload_share, pruning=pruning)
 
 
 @app.command()
