@@ -19,14 +19,25 @@ class Collaborative(Policy):
 
     name = "collaborative"
 
-    offload_threshold: Ratio | dict[str, Ratio] = 0.9
-    steepness: Annotated[float, Field(gt=0, le=1000)] = 10.0
-    curve: Annotated[Curve, Field(strict=False)] = Curve.SIGMOID
-    theta: Ratio | dict[str, Ratio] = Field(0.01, description="0 never exits early")
-    patience: Annotated[int, Field(ge=1, le=64)] = 2
-    exit_min_confidence: Ratio = 0.0
-    pruning_coefficient: Annotated[float, Field(ge=0, le=10)] = 1.0
-    weighting: Annotated[Weighting, Field(strict=False)] = Weighting.FITTED
+    offload_threshold: Ratio | dict[str, Ratio] = Field(
+        0.9, description="confidence below which a text is always sent on; a number, or one per tier"
+    )
+    steepness: Annotated[float, Field(gt=0, le=1000)] = Field(10.0, description="of the S curve above it (k)")
+    curve: Annotated[Curve, Field(strict=False)] = Field(
+        Curve.SIGMOID, description="how the chance falls above the threshold: sigmoid, linear, step"
+    )
+    theta: Ratio | dict[str, Ratio] = Field(
+        0.01,
+        description="difference of neighbouring exits below which they agree, a number or one per tier; 0: no exit",
+    )
+    patience: Annotated[int, Field(ge=1, le=64)] = Field(2, description="agreements in a row after which a text leaves")
+    exit_min_confidence: Ratio = Field(0.0, description="confidence that leaving needs besides")
+    pruning_coefficient: Annotated[float, Field(ge=0, le=10)] = Field(
+        1.0, description="words below this many times the mean importance stay behind; 0: none"
+    )
+    weighting: Annotated[Weighting, Field(strict=False)] = Field(
+        Weighting.FITTED, description="of the ensemble: fitted, accuracy, last, surest"
+    )
 
     def after(self, where: Where, confidence: float, draw: float) -> Decision:
         if not self.may_offload_after(where):
@@ -56,7 +67,7 @@ class Tabi(Collaborative):
 
     name = "tabi"
 
-    theta: Literal[0] = 0
+    theta: Literal[0] = Field(0, description="always 0: no early exit")
 
 
 def by_tier(value: float | Mapping[str, float], tier: str) -> float:

@@ -29,7 +29,9 @@ class Dimee(Pooled):
 
     adaptive: bool = Field(False, description="DIMEE-D: the means follow the texts that arrive")
     signature_kind: Annotated[Signature, Field(strict=False)] = Field(
-        Signature.MEAN_WORD, alias="signature", description="what stands for a text"
+        Signature.MEAN_WORD,
+        alias="signature",
+        description="what stands for a text: mean_word, layernorm_mean, token_norms",
     )
     half_life: Annotated[float, Field(gt=0, le=1e9)] | None = Field(
         None, description="adaptive: texts after which an old one counts half; null: every text counts the same"
