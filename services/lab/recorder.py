@@ -23,7 +23,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
+from pydantic_core import to_json
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
@@ -56,6 +58,7 @@ class Library:
         self.texts: list[tuple[str, str | None]] = []
         self.keys: list[str] = []
         self._numbers: dict[str, int] = {}
+        self._counts = np.zeros((0, 2), dtype=np.int64)  # [texts, (words, bytes)]
 
     def number(self, text: str, pair: str | None) -> int:
         """A text's number, the same for the same text."""
@@ -66,6 +69,23 @@ class Library:
             self.texts.append((text, pair))
             self.keys.append(key)
         return known
+
+    @property
+    def words(self) -> np.ndarray:
+        """[texts] words of each text, both sides of a pair."""
+        return self._counted()[:, 0]
+
+    @property
+    def json_bytes(self) -> np.ndarray:
+        """[texts] bytes of each text as JSON, and of its pair or null."""
+        return self._counted()[:, 1]
+
+    def _counted(self) -> np.ndarray:
+        new = self.texts[len(self._counts) :]
+        if new:
+            counts = [(len(words_of(t)) + len(words_of(p or "")), len(to_json(t)) + len(to_json(p))) for t, p in new]
+            self._counts = np.concatenate([self._counts, np.array(counts)])
+        return self._counts
 
 
 @dataclass(frozen=True)
@@ -206,6 +226,33 @@ class Recorder:
             return self.network().encode(*self.library.texts[number])
         except UnreadableText:
             return None
+
+
+class Recorders:
+    """Every recorder of a replay, over one library: bundles that run the same network share its recording."""
+
+    def __init__(self, console: Console, *, threads: int = 1) -> None:
+        self.library, self.console = Library(), console
+        self._threads = threads
+        self._by_digest: dict[str, Recorder] = {}
+        self._by_source: dict[Source, Recorder] = {}
+
+    def of(self, source: Source, classes: int) -> Recorder:
+        """The recorder of a source."""
+        if source not in self._by_source:
+            new = Recorder(source, self.library, classes, self.console, threads=self._threads)
+            self._by_source[source] = self._by_digest.setdefault(new.digest, new)
+        return self._by_source[source]
+
+    @property
+    def ran(self) -> int:
+        """Texts that were run through a network."""
+        return sum(recorder.ran for recorder in self._by_digest.values())
+
+    def save(self) -> None:
+        """Put what was recorded on disk."""
+        for recorder in self._by_digest.values():
+            recorder.save()
 
 
 def _packed(records: list[Record]) -> dict[str, Tensor]:

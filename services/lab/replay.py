@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
 
 from services.lab.data import Example
-from services.lab.recorder import Kernel, Library, Recorder, source_of
+from services.lab.recorder import Kernel, Library, Recorders, source_of
 from services.lab.replay_station import Numbers, Station
 from shared.bundle import Bundle
 from shared.dispatch import draw
@@ -38,6 +37,7 @@ class Run:
     """What a policy did to every text. T tiers, N texts; zeros or NONE where a tier did not run."""
 
     policy: Policy
+    bound: Policy  # the plain policy that it was; of one that learns, the last
     tiers: tuple[str, ...]
     layers: tuple[int, ...]  # that each tier holds
     replay_only: bool
@@ -48,9 +48,21 @@ class Run:
     probability: np.ndarray  # [T, N] of leaving
     sent_to: np.ndarray  # [T, N] the tier that `after` chose
     carried: dict[tuple[int, int], np.ndarray]  # per link that was crossed: [N] the text on it
+    target: dict[tuple[int, int], np.ndarray]  # the same links: [N] the tier that must answer, NONE if it may decide
     label: np.ndarray  # [N]; NONE where no tier could read the text
     last_label: np.ndarray  # [N] what the last tier alone says
     probabilities: np.ndarray  # [N, C]
+    library: Library
+
+    @property
+    def words(self) -> np.ndarray:
+        """Words of every text, by its number."""
+        return self.library.words
+
+    @property
+    def json_bytes(self) -> np.ndarray:
+        """Bytes of every text as JSON, by its number."""
+        return self.library.json_bytes
 
     @property
     def ran(self) -> np.ndarray:
@@ -73,24 +85,16 @@ class Replay:
         self,
         bundle: Bundle,
         examples: Sequence[Example],
-        console: Console,
+        recorders: Recorders,
         *,
         seed: int | str = 0,
         links: Mapping[str, Sequence[str]] | None = None,
         max_tier: str | None = None,
-        threads: int = 1,
-        library: Library | None = None,
     ) -> None:
-        self.bundle, self.examples, self.console = bundle, examples, console
-        self.order = bundle.order
-        self.library = library or Library()
-        recorders: dict[str, Recorder] = {}
-        for tier in self.order:
-            source = source_of(bundle, tier)
-            recorders.setdefault(
-                f"{source}", Recorder(source, self.library, len(bundle.labels), console, threads=threads)
-            )
-        self._recorders = [recorders[f"{source_of(bundle, tier)}"] for tier in self.order]
+        self.bundle, self.examples, self.library = bundle, examples, recorders.library
+        self.order, self.seed = bundle.order, seed
+        self._console = recorders.console
+        self._recorders = [recorders.of(source_of(bundle, tier), len(bundle.labels)) for tier in self.order]
         self.stations = [self._station(tier, tier) for tier in self.order]
         self.numbers = np.array([self.library.number(e.text, e.pair) for e in examples])
         self.labels = np.array([example.label for example in examples])
@@ -110,16 +114,6 @@ class Replay:
     @cached_property
     def _whole_at_first(self) -> list[Station]:
         return [self._station(self.order[0], self.order[-1]), *self.stations[1:]]
-
-    @property
-    def ran(self) -> int:
-        """Texts that were run through a network so far."""
-        return sum(recorder.ran for recorder in {id(r): r for r in self._recorders}.values())
-
-    def save(self) -> None:
-        """Put what was recorded on disk."""
-        for recorder in self._recorders:
-            recorder.save()
 
     def policy(self, spec: str | Mapping[str, object]) -> Policy:
         """The policy that a spec names, with this bundle's parameters for whatever it leaves out."""
@@ -141,13 +135,14 @@ class Replay:
         state = policy.initial_state(Where(self.order[0], self.order[1:], sizes), self.bundle.pools)
         everything = np.arange(len(self.numbers))
         if not policy.learns:
-            bound = policy.bound(state)
+            out.bound = bound = policy.bound(state)
             self._walk(out, bound, stations, everything)
             self._answer(out, bound, stations, everything)
             return out
-        with Progress(console=self.console, transient=True, disable=len(everything) < 50) as progress:
+        with Progress(console=self._console, transient=True, disable=len(everything) < 50) as progress:
             for row in progress.track(everything.tolist(), description=policy.name):
                 rows, bound = np.array([row]), policy.bound(state)
+                out.bound = bound
                 self._walk(out, bound, stations, rows)
                 self._answer(out, bound, stations, rows)
                 if self._depth == len(self.order) - 1 and out.label[row] != NONE:
@@ -163,10 +158,15 @@ class Replay:
             return whole, True
         return self.stations, False
 
+    def stations_of(self, run: Run) -> list[Station]:
+        """The tiers as they were in a run."""
+        return self._whole_at_first if run.replay_only and run.layers[0] != self.stations[0].layers else self.stations
+
     def _empty(self, policy: Policy, stations: Sequence[Station], replay_only: bool) -> Run:
         T, N, C = len(stations), len(self.numbers), len(self.bundle.labels)
         return Run(
             policy=policy,
+            bound=policy,
             tiers=self.order,
             layers=tuple(station.layers for station in stations),
             replay_only=replay_only,
@@ -177,9 +177,11 @@ class Replay:
             probability=np.zeros((T, N)),
             sent_to=np.full((T, N), NONE),
             carried={},
+            target={},
             label=np.full(N, NONE),
             last_label=np.full(N, NONE),
             probabilities=np.zeros((N, C)),
+            library=self.library,
         )
 
     def _walk(self, out: Run, policy: Policy, stations: Sequence[Station], rows: np.ndarray) -> None:
@@ -244,9 +246,9 @@ class Replay:
             to = code if code >= 0 else -2 - code
             via = self._toward(at, to)
             own = further == code
-            link = out.carried.setdefault((at, via), np.full(len(self.numbers), NONE))
-            link[rows[own]] = numbers[own]
             target = np.full(int(own.sum()), code if code >= 0 else NONE)
+            for noted, values in ((out.carried, numbers[own]), (out.target, target)):
+                noted.setdefault((at, via), np.full(len(self.numbers), NONE))[rows[own]] = values
             waiting[via].append((rows[own], numbers[own], target))
 
     def _local(
@@ -357,7 +359,8 @@ class Replay:
             at = 0
             while at != to:
                 via = self._toward(at, to)
-                out.carried.setdefault((at, via), np.full(len(rows), NONE))[pick == to] = self.numbers[pick == to]
+                for noted, values in ((out.carried, self.numbers[pick == to]), (out.target, to)):
+                    noted.setdefault((at, via), np.full(len(rows), NONE))[pick == to] = values
                 at = via
         self._answer(out, policy, self.stations, rows)
         return out
@@ -377,13 +380,8 @@ class Replay:
         if missing:
             signs = [None] * len(missing) if kind is None else self._recorders[at].signatures(missing, kind)
             for number, sign in zip(missing, signs, strict=True):
-                self._clues[number, kind] = Clues(self.words(number), sign)
+                self._clues[number, kind] = Clues(int(self.library.words[number]), sign)
         return [self._clues[number, kind] for number in numbers.tolist()]
-
-    def words(self, number: int) -> int:
-        """Words of a text, both sides of a pair."""
-        text, pair = self.library.texts[number]
-        return len(text.split()) + len((pair or "").split())
 
 
 def _all_then_next(order: Sequence[str]) -> dict[str, list[str]]:

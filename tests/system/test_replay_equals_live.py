@@ -16,6 +16,7 @@ from rich.console import Console
 
 from services.lab.data import Example, load
 from services.lab.policies import parse_policy
+from services.lab.recorder import Recorders
 from services.lab.replay import NONE, Replay
 from shared.bundle import load_bundle
 
@@ -82,7 +83,8 @@ def ask(tiers, texts, policy, **options):
 
 
 def replay(bundle, texts, **options):
-    return Replay(load_bundle(str(bundle)), [Example(text, None, 0) for text in texts], Console(quiet=True), **options)
+    recorders = Recorders(Console(quiet=True))
+    return Replay(load_bundle(str(bundle)), [Example(text, None, 0) for text in texts], recorders, **options)
 
 
 def seen(live, labels):
@@ -117,7 +119,7 @@ def replayed(replay, run, row):
         kept = None
         if to != NONE:
             (carried,) = (numbers[row] for (source, _), numbers in run.carried.items() if source == at)
-            kept = replay.words(carried)
+            kept = replay.library.words[carried]
         hops.append(
             (
                 tier,
@@ -126,7 +128,7 @@ def replayed(replay, run, row):
                 round(run.probability[at, row], 6),
                 replay.draws[at][row],
                 None if to == NONE else run.tiers[to],
-                replay.words(run.numbers[at, row]),
+                replay.library.words[run.numbers[at, row]],
                 kept,
             )
         )
@@ -155,7 +157,7 @@ def test_a_replay_equals_the_live_tiers(triangle, tiny_bundle, texts, policy):
 def test_the_comparison_compares_something(triangle, tiny_bundle, texts):
     own = replay(tiny_bundle, texts)
     run = own.run(own.policy({**ALWAYS, "theta": 0.2, "patience": 1}))
-    words = [[own.words(number) for number in numbers] for numbers in run.numbers]
+    words = own.library.words[run.numbers]
     assert run.ran.all()
     assert any(there < here for here, there in zip(words[0], words[1], strict=True))  # pruned
     assert len(set(run.exit_layer[0].tolist())) > 1
@@ -189,13 +191,15 @@ def test_a_real_bundle_too(build_tiers):
     bundle = os.environ.get("REAL_BUNDLE", "collaborative")
     examples = load(os.environ["REAL_DATA"], os.environ.get("REAL_SPLIT", "test"))
     examples = examples[: int(os.environ.get("REAL_N", "200"))]
-    links = {"end": ("edge", "cloud"), "edge": ("cloud",), "cloud": ()}
-    tiers = build_tiers(links, bundle=bundle, links="none", upstream_timeout_ms=600_000)
-    own = Replay(load_bundle(bundle), examples, Console(width=120))
+    order = load_bundle(bundle).order
+    upstreams = {tier: order[1:] if at == 0 else order[at + 1 : at + 2] for at, tier in enumerate(order)}
+    tiers = build_tiers(upstreams, bundle=bundle, upstream_timeout_ms=600_000)
+    recorders = Recorders(Console(width=120))
+    own = Replay(load_bundle(bundle), examples, recorders)
     texts = [e.text if e.pair is None else {"text": e.text, "text_pair": e.pair} for e in examples]
     found = {}
     for policy in os.environ.get("REAL_POLICIES", "collaborative tabi cloud-only random").split():
         found[policy] = differing(tiers, own, texts, parse_policy(policy))
-        own.save()
+        recorders.save()
         print(f"{policy}: {len(found[policy])} of {len(texts)} differ", *found[policy], sep="\n  ")
     assert not any(found.values())
