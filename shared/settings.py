@@ -57,6 +57,12 @@ class Settings(BaseSettings):
     state_dir: Annotated[
         Path | None, Field(description="where policies that learn keep what they learned; none: lost on restart")
     ] = None
+    ledger: Annotated[
+        Path | None, Field(description="file that every decision is appended to, a JSON line per text; none: not kept")
+    ] = None
+    ledger_texts: Annotated[bool, Field(description="put the texts into the ledger too, not their sha256 alone")] = (
+        False
+    )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="least level logged")] = "info"
 
     @field_validator("upstreams", "link_profiles", mode="before")

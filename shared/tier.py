@@ -83,6 +83,15 @@ class _Row:
     onward: TextPair | None  # the pruned text, if it leaves
 
 
+@dataclass(frozen=True)
+class Answered:
+    """A request's results, the seconds that the ensemble took, and the plain policy that decided."""
+
+    results: list[Result]
+    ensemble_s: float
+    policy: Policy
+
+
 class Tier:
     """The pipeline of one tier. `upstreams` are its links, nearest first."""
 
@@ -127,10 +136,8 @@ class Tier:
 
     # -- the first tier of a request -------------------------------------------------------------------------------
 
-    async def classify(
-        self, request: ClassifyRequest, request_id: str, headers: Mapping[str, str]
-    ) -> tuple[list[Result], float]:
-        """Answer every input: the results, and the seconds that the ensemble took.
+    async def classify(self, request: ClassifyRequest, request_id: str, headers: Mapping[str, str]) -> Answered:
+        """Answer every input.
 
         Raises:
             BadInput: an unknown policy or tier, or a text that cannot be read.
@@ -166,7 +173,7 @@ class Tier:
             self.states.learn(
                 policy, bound, [self._outcome(call, r, row) for r, row in enumerate(rows) if not row.degraded]
             )
-        return results, seconds
+        return Answered(results, seconds, bound)
 
     def _outcome(self, call: _Call, row: int, answer: InferredRow) -> Outcome:
         """What was seen on a text's way."""
