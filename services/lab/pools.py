@@ -132,12 +132,6 @@ def choose(
     routes["length_quantile"] = sum((words > edge).long() for edge in edges)  # type: ignore[assignment]
     routes["known_pools"] = pool
     chosen.report["pools"]["routing"] = {name: _route(exited, tier, count) for name, tier in routes.items()}
-    shares = sizes.double() / len(pool)
-    chosen.report["pools"]["routing"]["at_random"] = {
-        "agrees_with_pools": round(shares.square().sum().item(), 4),
-        "accuracy": round((exited.right.double().mean(1) @ shares).item(), 4),
-        "mean_cost": round((exited.cost.mean(1) @ shares).item(), 4),
-    }
     return chosen
 
 
@@ -149,6 +143,21 @@ def choose_alpha(
     grid = [round(alpha, 6) for alpha in torch.linspace(1 / classes, 1, 10).tolist()]
     by_alpha = {alpha: _exited(exits, labels, alpha, costs) for alpha in grid}
     target = by_alpha[grid[0]].right[-1].double().mean().item() - within
+
+    def step(alpha: float, mu: float | None) -> dict[str, Any]:
+        exited = by_alpha[alpha]
+        return {
+            "mu": mu,
+            "alpha": alpha,
+            "pools": torch.bincount(exited.pool, minlength=len(exits)).tolist(),
+            "accuracy": round(exited.at(exited.pool, exited.right).double().mean().item(), 4),
+            "mean_cost": round(exited.at(exited.pool, exited.cost).mean().item(), 4),
+        }
+
+    def useful(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        large = [s for s in steps if min(s["pools"]) >= SMALLEST * len(labels)]
+        return [s for s in large if s["accuracy"] >= target] or sorted(large, key=lambda s: -s["accuracy"])
+
     tried = []
     for halving in range(HALVINGS):
         mu = 1 / (costs.lambda1 * deepest) / 2**halving
@@ -156,22 +165,15 @@ def choose_alpha(
             a: (e.at(e.pool, e.confidence) - mu * e.at(e.pool, e.cost)).mean().item() for a, e in by_alpha.items()
         }
         alpha = max(rewards, key=rewards.__getitem__)
-        exited = by_alpha[alpha]
-        tried.append(
-            {
-                "mu": round(mu, 6),
-                "alpha": alpha,
-                "reward": round(rewards[alpha], 4),
-                "pools": torch.bincount(exited.pool, minlength=len(exits)).tolist(),
-                "accuracy": round(exited.at(exited.pool, exited.right).double().mean().item(), 4),
-                "mean_cost": round(exited.at(exited.pool, exited.cost).mean().item(), 4),
-            }
-        )
-    useful = [step for step in tried if min(step["pools"]) >= SMALLEST * len(labels)]
-    good = [step for step in useful if step["accuracy"] >= target]
-    step = next(iter(good or sorted(useful, key=lambda s: -s["accuracy"])), None)
-    report = {"tried": tried, "chosen": step, "target_accuracy": round(target, 4), "smallest_pool": SMALLEST}
-    return (step["alpha"] if step else None), report
+        tried.append({**step(alpha, round(mu, 6)), "reward": round(rewards[alpha], 4)})
+    found = useful(tried) or useful([step(alpha, None) for alpha in grid])  # null: no mu leads to any useful alpha
+    report = {
+        "tried": tried,
+        "chosen": found[0] if found else None,
+        "target_accuracy": round(target, 4),
+        "smallest_pool": SMALLEST,
+    }
+    return (found[0]["alpha"] if found else None), report
 
 
 def bins(words: Tensor, sizes: Tensor) -> list[int]:
@@ -208,11 +210,16 @@ def _crossfit(signatures: Tensor, pool: Tensor, count: int) -> Tensor:
 
 
 def _route(exited: Exited, tier: Tensor, count: int) -> dict[str, Any]:
+    """What a way of routing gives, and what sending as many texts to each tier at random would give."""
+    sent = torch.bincount(tier, minlength=count)
+    shares = sent.double() / len(tier)
     return {
-        "sent_to": torch.bincount(tier, minlength=count).tolist(),
+        "sent_to": sent.tolist(),
         "agrees_with_pools": round((tier == exited.pool).double().mean().item(), 4),
         "accuracy": round(exited.at(tier, exited.right).double().mean().item(), 4),
         "mean_cost": round(exited.at(tier, exited.cost).mean().item(), 4),
+        "accuracy_at_random": round((exited.right.double().mean(1) @ shares).item(), 4),
+        "mean_cost_at_random": round((exited.cost.mean(1) @ shares).item(), 4),
     }
 
 

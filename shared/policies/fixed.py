@@ -45,11 +45,11 @@ class Pooled(Policy):
         raise NotImplementedError
 
     def before(self, where: Where, clues: Clues, draw: float) -> Decision:
-        pool = self.pool(clues)
-        return STAY if pool is None else answer_at(where, list(where.layers)[pool])
+        pool, tiers = self.pool(clues), list(where.layers)
+        return STAY if pool is None else answer_at(where, tiers[min(pool, len(tiers) - 1)])
 
     def exit_rule(self, tier: str) -> ExitRule | None:
-        return None if tier == self._tiers[-1] else Confidence(self.exit_threshold)
+        return None if self._tiers[-1:] == (tier,) else Confidence(self.exit_threshold)
 
 
 class LengthQuantile(Pooled):
