@@ -51,6 +51,7 @@ class Table(BaseModel):
     words: list[int]
     tokenize: list[float]  # [words]
     prune: list[float]  # [words]
+    spread: float  # slowest over fastest pass of the longest text: well above 1 on a machine that was not idle
 
 
 class Http(BaseModel):
@@ -89,6 +90,7 @@ def _measure(network: Network, max_tokens: int) -> Table:
     lengths = [*(n for n in LENGTHS if n < max_tokens), max_tokens]
     infer: dict[Kernel, list[list[float]]] = {kernel: [] for kernel in Kernel}
     whole: dict[Kernel, list[float]] = {kernel: [] for kernel in Kernel}
+    spread = 1.0
     for length in lengths:
         text = network.tokens.encode(_FILLER * (length // 8 + 1), None, length)
         for kernel in Kernel:
@@ -98,6 +100,7 @@ def _measure(network: Network, max_tokens: int) -> Table:
                 clock, started = _Clock(), time.perf_counter()
                 network.run([text], clock, importance=asks)
                 passes.append([at - started for at in [*clock.at, time.perf_counter()]])
+            spread = max(p[-1] for p in passes[1:]) / min(p[-1] for p in passes[1:])
             infer[kernel].append([statistics.median(column) for column in zip(*passes[1:], strict=True)])
             whole[kernel].append(_median(lambda t=text, a=asks: network.run([t], None, importance=a)))  # type: ignore[misc]
     by_exit = {kernel: [list(row) for row in zip(*rows, strict=True)] for kernel, rows in infer.items()}
@@ -112,7 +115,15 @@ def _measure(network: Network, max_tokens: int) -> Table:
             keep_words(t, None, e, Pruning(1.0).mask(e, i))
 
         prune.append(_median(drop))
-    return Table(lengths=lengths, infer=by_exit, whole=whole, words=list(WORDS), tokenize=tokenize, prune=prune)
+    return Table(
+        lengths=lengths,
+        infer=by_exit,
+        whole=whole,
+        words=list(WORDS),
+        tokenize=tokenize,
+        prune=prune,
+        spread=spread,
+    )
 
 
 def _median(work: Callable[[], object]) -> float:

@@ -22,6 +22,7 @@ from services.lab.replay_station import Station
 from shared.link import Profile
 
 _PACKET = 1448
+BUSY = 1.3  # slowest over fastest pass: below it, medians are to be trusted
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,15 @@ class Times:
         for station in replay.stations:
             self._table(station.recorder, threads[station.name], anew=anew)
         self.http: Http = http(replay.bundle, console, anew=anew)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the times must know about their measurement."""
+        worst = max(measured.spread for measured in self._tables.values())
+        busy = (
+            f"the machine was busy when it was measured (times varied {worst:.1f}-fold): measure again with --profile"
+        )
+        return [note for note in (self.http.note, busy if worst > BUSY else "") if note]
 
     def of(self, run: Run) -> Modelled:
         """The modelled figures of a run."""
