@@ -177,6 +177,30 @@ def bundles() -> str:
     return _table("| bundle | metric | n | tier (layers): its last exit [95 %] |", lines)
 
 
+def routing() -> str:
+    """How well a text's pool can be told before any layer runs, on validation data."""
+    ways = ("mean_word", "layernorm_mean", "token_norms", "length_quantile", "known_pools")
+    lines = []
+    for path in sorted(MODELS.glob("*/card.json")):
+        report = _read(path)["report"]
+        by = report.get("pools", {}).get("routing")
+        if by is None:
+            continue
+        cells = [
+            f"{by[way]['accuracy']:.3f} ({100 * (by[way]['accuracy'] - by[way]['accuracy_at_random']):+.1f})"
+            for way in ways
+        ]
+        alpha = report["pools"]["chosen"]["alpha"]
+        sizes = "/".join(map(str, by["known_pools"]["sent_to"]))
+        lines.append(
+            f"| `{path.parent.name}` | {report['validation']['n']} | {alpha:.2f}: {sizes} | {' | '.join(cells)} |"
+        )
+    head = (
+        "| bundle | n | alpha: its pools | mean_word | layernorm_mean | token_norms | length-quantile | pools known |"
+    )
+    return _table(head, lines)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "bench": bench,
     "parts": parts,
@@ -185,6 +209,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "settings": settings,
     "parameters": parameters,
     "bundles": bundles,
+    "routing": routing,
 }
 
 
