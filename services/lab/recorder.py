@@ -192,7 +192,8 @@ class Recorder:
     def _fill(self, shelf: Shelf[T], missing: dict[str, int], run: Callable[[int], T], what: str) -> None:
         torch.set_num_threads(self._threads)
         self.ran += len(missing)
-        with Progress(console=self.console, transient=True, disable=len(missing) < 2) as progress:
+        quiet = len(missing) < 2 or not self.console.is_terminal
+        with Progress(console=self.console, transient=True, disable=quiet) as progress:
             name = f"{self.source.folder.parent.name}/{self.source.folder.name}, {what}"
             for key, number in progress.track(missing.items(), description=name):
                 shelf.put(key, run(number))
@@ -231,16 +232,16 @@ class Recorder:
 class Recorders:
     """Every recorder of a replay, over one library: bundles that run the same network share its recording."""
 
-    def __init__(self, console: Console, *, threads: int = 1) -> None:
+    def __init__(self, console: Console, *, threads: int = 1, kind: type[Recorder] = Recorder) -> None:
         self.library, self.console = Library(), console
-        self._threads = threads
+        self._threads, self._kind = threads, kind
         self._by_digest: dict[str, Recorder] = {}
         self._by_source: dict[Source, Recorder] = {}
 
     def of(self, source: Source, classes: int) -> Recorder:
         """The recorder of a source."""
         if source not in self._by_source:
-            new = Recorder(source, self.library, classes, self.console, threads=self._threads)
+            new = self._kind(source, self.library, classes, self.console, threads=self._threads)
             self._by_source[source] = self._by_digest.setdefault(new.digest, new)
         return self._by_source[source]
 

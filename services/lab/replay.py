@@ -139,7 +139,8 @@ class Replay:
             self._walk(out, bound, stations, everything)
             self._answer(out, bound, stations, everything)
             return out
-        with Progress(console=self._console, transient=True, disable=len(everything) < 50) as progress:
+        quiet = len(everything) < 50 or not self._console.is_terminal
+        with Progress(console=self._console, transient=True, disable=quiet) as progress:
             for row in progress.track(everything.tolist(), description=policy.name):
                 rows, bound = np.array([row]), policy.bound(state)
                 out.bound = bound

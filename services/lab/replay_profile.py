@@ -73,7 +73,7 @@ class _Clock:
         return history.new_zeros(history.shape[1]).bool()
 
 
-def table(source: Source, digest: str, threads: int, console: Console, *, anew: bool = False) -> Table:
+def measure_table(source: Source, digest: str, threads: int, console: Console, *, anew: bool = False) -> Table:
     """A network's table: from the cache, or measured now (up to a minute)."""
     path = _path(f"{digest} {threads}")
     if path.exists() and not anew:
@@ -135,7 +135,7 @@ def _median(work: Callable[[], object]) -> float:
     return statistics.median(times[1:])
 
 
-def http(bundle: Bundle, console: Console, *, anew: bool = False) -> Http:
+def measure_http(bundle: Bundle, console: Console, *, anew: bool = False) -> Http:
     """What HTTP adds on this machine: from the cache, or measured on live tiers over loopback, links unshaped."""
     path = _path("http")
     if path.exists() and not anew:

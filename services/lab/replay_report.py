@@ -32,7 +32,7 @@ def figures(replay: Replay, run: Run, reference: Run, times: Times) -> dict[str,
             "against_whole_model_on_device": cost / whole.device - 1,
             "against_cloud_only": cost / whole.cloud - 1,
         },
-        "answered_by_tier": _shares(run.tiers, [float((run.answered_by[read] == at).mean()) for at in range(len(ran))]),
+        "answered_by_tier": _answered_by(run, read),
         "ran_by_tier": _shares(run.tiers, ran.mean(1).tolist()),
         "mean_exit_layer": _shares(run.tiers, [float(own[own > 0].mean()) if own.any() else 0 for own in layers]),
         "words_sent_of_words_in": _words(run, read),
@@ -44,6 +44,24 @@ def figures(replay: Replay, run: Run, reference: Run, times: Times) -> dict[str,
         "replay_only": run.replay_only,
         "layers": dict(zip(run.tiers, run.layers, strict=True)),
     }
+
+
+def brief(replay: Replay, run: Run, times: Times) -> dict[str, float]:
+    """What a sweep compares settings by: score, modelled mean and 95th percentile, unit cost, words sent."""
+    read = run.label != NONE
+    ms = times.of(run).seconds[read] * 1e3
+    return {
+        "score": score(replay.bundle.metric, run.label[read], replay.labels[read]),
+        "modelled_ms": float(ms.mean()),
+        "modelled_p95_ms": float(np.percentile(ms, 95)),
+        "unit_cost": float(unit_costs(replay, run)[read].mean()),
+        "words_sent_of_words_in": _words(run, read) or 0.0,
+        **{f"answered_at_{tier}": share for tier, share in _answered_by(run, read).items()},
+    }
+
+
+def _answered_by(run: Run, read: np.ndarray) -> dict[str, float]:
+    return _shares(run.tiers, [float((run.answered_by[read] == at).mean()) for at in range(len(run.tiers))])
 
 
 def _quality(replay: Replay, run: Run, reference: Run, read: np.ndarray) -> dict[str, Any]:
@@ -111,10 +129,10 @@ def table(report: dict[str, Any]) -> Table:
     measured = any("measured_ms" in f for b in report["bundles"].values() for f in b["policies"].values())
     columns = ["bundle", "policy", "score [95 %]", "vs cloud, pts [95 %]", "modelled ms", "p95"]
     columns += ["measured ms"] if measured else []
-    columns += ["cost/device", "/cloud", "answered at", "words sent", "bytes up", ""]
+    columns += ["cost/device", "/cloud", "answered at, %", "words sent", "bytes up", ""]
     for column in columns:
-        words = column in ("bundle", "policy", "answered at", "")
-        out.add_column(column, justify="left" if words else "right", no_wrap=column != "answered at")
+        words = column in ("bundle", "policy", "answered at, %", "")
+        out.add_column(column, justify="left" if words else "right", no_wrap=True)
     for name, own in report["bundles"].items():
         out.add_section()
         for at, (policy, f) in enumerate(own["policies"].items()):
@@ -136,7 +154,7 @@ def _row(bundle: str, policy: str, metric: str, f: dict[str, Any], *, measured: 
         *([f"{beside['mean']:.0f}" if beside else "-"] if measured else []),
         f"{f['unit_cost']['against_whole_model_on_device']:+.0%}",
         f"{f['unit_cost']['against_cloud_only']:+.0%}",
-        " ".join(f"{tier} {share:.0%}" for tier, share in f["answered_by_tier"].items()),
+        " ".join(f"{tier} {100 * share:.0f}" for tier, share in f["answered_by_tier"].items()),
         "-" if f["words_sent_of_words_in"] is None else f"{f['words_sent_of_words_in']:.0%}",
         f"{f['bytes_per_request']['up']:.0f}",
         "replay only" if f["replay_only"] else "",

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from services.lab.recorder import Kernel, Recorder
 from services.lab.replay import NONE, Replay, Run
-from services.lab.replay_profile import Http, Table, http, table
+from services.lab.replay_profile import Http, Table, measure_http, measure_table
 from services.lab.replay_sizes import Sizes
 from services.lab.replay_station import Station
 from shared.link import Profile
@@ -37,7 +37,10 @@ class Modelled:
 
 
 class Times:
-    """Models a bundle's runs: `threads` of each tier, `links` by (from, to). `anew` measures again."""
+    """Models a bundle's runs: `threads` of each tier, `links` by (from, to). `anew` measures again.
+
+    `tables`, by recording and threads, and `http` stand in for what would be measured.
+    """
 
     def __init__(
         self,
@@ -47,14 +50,16 @@ class Times:
         console: Console,
         *,
         anew: bool = False,
+        tables: Mapping[tuple[str, int], Table] | None = None,
+        http: Http | None = None,
     ) -> None:
         self._replay, self._threads, self._links, self._console = replay, threads, links, console
-        self._tables: dict[tuple[str, int], Table] = {}
+        self._tables = dict(tables or {})
         self._dense: dict[tuple[str, int, Kernel, bool], np.ndarray] = {}
         self._sizes = Sizes(replay)
         for station in replay.stations:
             self._table(station.recorder, threads[station.name], anew=anew)
-        self.http: Http = http(replay.bundle, console, anew=anew)
+        self.http: Http = http or measure_http(replay.bundle, console, anew=anew)
 
     @property
     def notes(self) -> list[str]:
@@ -96,7 +101,7 @@ class Times:
     def _table(self, recorder: Recorder, threads: int, *, anew: bool = False) -> Table:
         key = (recorder.digest, threads)
         if key not in self._tables:
-            self._tables[key] = table(recorder.source, recorder.digest, threads, self._console, anew=anew)
+            self._tables[key] = measure_table(recorder.source, recorder.digest, threads, self._console, anew=anew)
         return self._tables[key]
 
     def _passes(self, station: Station, kernel: Kernel, *, rule: bool) -> np.ndarray:
