@@ -111,10 +111,8 @@ class AdaEE(Bandit):
     def rewards(self, state: State, outcome: Outcome) -> dict[float, float]:
         first, last, arm = outcome.visits[0].confidence, outcome.visits[-1].confidence, self.arm
         assert arm is not None
-        if first >= arm:
-            return {arm: 0.0}
-        if len(outcome.visits) == 1:
-            return {}
+        if len(outcome.visits) == 1:  # it stayed, or it should have gone and could not
+            return {arm: 0.0} if first >= arm else {}
         gain = (last if last >= arm else max(first, last)) - first
         return {arm: max(gain, 0.0) - self.offload_cost}
 
@@ -153,13 +151,14 @@ class SplitEE(Bandit):
 
     def rewards(self, state: State, outcome: Outcome) -> dict[float, float]:
         here, arm, deepest = outcome.visits[0], self.arm, state["arms"][-1]
-        stays = arm == deepest or here.confidence >= self.exit_threshold
-        if arm is None or here.exit_layer != arm or not (stays or len(outcome.visits) > 1):
+        stays = len(outcome.visits) == 1
+        could_not_go = stays and arm != deepest and here.confidence < self.exit_threshold
+        if arm is None or here.exit_layer != arm or could_not_go:
             return {}
         last = outcome.visits[-1].confidence  # C_L where it was seen, else C_s
         credited = [a for a in state["arms"] if a < arm and len(here.confidences) == arm] if self.side else []
         return {a: self._reward(here.confidences[a - 1], last, a) for a in credited} | {
-            arm: here.confidence - self.layer_cost * arm if stays else self._reward(here.confidence, last, arm)
+            arm: (here.confidence if stays else last - self.offload_cost) - self.layer_cost * arm
         }
 
     def _reward(self, confidence: float, last: float, arm: int) -> float:

@@ -162,6 +162,7 @@ def test_adaee_takes_ln_t_where_splitee_takes_ln_of_t_plus_one():
         (0.8, (0.6, 0.7), 0.7 - 0.6 - 0.1),  # it is not, but surer
         (0.8, (0.6, 0.5), -0.1),  # nothing gained
         (0.8, (0.6,), None),  # it should have gone and could not
+        (1.0, (1.0, 1.0), -0.1),  # .9999999, rounded on the hop: it went
     ],
 )
 def test_adaees_reward(arm, confidences, reward):
@@ -171,8 +172,8 @@ def test_adaees_reward(arm, confidences, reward):
     if reward is None:
         assert after is state
     else:
-        assert after["counts"] == [0, 0, 0, 0, 1, 0]
-        assert after["totals"][4] == pytest.approx(reward)
+        assert dict(zip(after["arms"], after["counts"], strict=True))[arm] == sum(after["counts"]) == 1
+        assert dict(zip(after["arms"], after["totals"], strict=True))[arm] == pytest.approx(reward)
 
 
 def test_adaee_sends_below_its_arm_straight_to_the_last_tier_and_the_surer_answer_wins():
