@@ -349,19 +349,21 @@ class Replay:
     def _oracle(self, policy: Oracle) -> Run:
         """The shallowest tier that is right by itself, on the whole text, at full depth."""
         out = self._empty(policy, self.stations, replay_only=True)
-        rows = np.arange(len(self.numbers))
-        every = np.stack([s.table(self.numbers, Kernel.PLAIN).rounded[self.numbers, -1] for s in self.stations])
-        right = every.argmax(-1) == self.labels  # [T, N]
-        pick = np.array([policy.pick(column) for column in right.T.tolist()])
-        out.numbers[pick, rows] = self.numbers
+        tables = [station.table(self.numbers, Kernel.PLAIN) for station in self.stations]
+        rows = np.flatnonzero(np.all([table.tokens[self.numbers] > 0 for table in tables], axis=0))
+        numbers = self.numbers[rows]
+        every = np.stack([table.rounded[numbers, -1] for table in tables])  # [T, n, C]
+        right = every.argmax(-1) == self.labels[rows]
+        pick = np.array([policy.pick(column) for column in right.T.tolist()], dtype=np.int64)
+        out.numbers[pick, rows] = numbers
         out.exit_layer[pick, rows] = np.array(out.layers)[pick]
-        out.confidence[pick, rows] = every.max(-1)[pick, rows]
+        out.confidence[pick, rows] = every.max(-1)[pick, np.arange(len(rows))]
         for to in np.unique(pick[pick > 0]).tolist():
             at = 0
             while at != to:
                 via = self._toward(at, to)
-                for noted, values in ((out.carried, self.numbers[pick == to]), (out.target, to)):
-                    noted.setdefault((at, via), np.full(len(rows), NONE))[pick == to] = values
+                for noted, values in ((out.carried, numbers[pick == to]), (out.target, to)):
+                    noted.setdefault((at, via), np.full(len(self.numbers), NONE))[rows[pick == to]] = values
                 at = via
         self._answer(out, policy, self.stations, rows)
         return out

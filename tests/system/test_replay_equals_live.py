@@ -11,6 +11,7 @@ import os
 import random
 
 import httpx
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -18,6 +19,7 @@ from services.lab.data import Example, load
 from services.lab.policies import parse_policy
 from services.lab.recorder import Recorders
 from services.lab.replay import NONE, Replay
+from services.lab.replay_sizes import Sizes
 from shared.bundle import load_bundle
 
 ALWAYS = {"name": "collaborative", "offload_threshold": 1.0}
@@ -164,6 +166,23 @@ def test_the_comparison_compares_something(triangle, tiny_bundle, texts):
     run = own.run(own.policy("collaborative"))
     assert set(run.answered_by.tolist()) == {0, 1, 2}
     assert set(run.label.tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("policy", [ALWAYS, "random", {"name": "adaee", "arm": 0.6}, "dimee"], ids=str)
+def test_requests_are_as_long_as_modelled_and_answers_about(triangle, tiny_bundle, texts, policy):
+    own = replay(tiny_bundle, texts[:40])
+    run, sizes = own.run(own.policy(policy)), Sizes(own)
+    crossed = 0
+    for row, result in enumerate(ask(triangle, texts[:40], policy)):
+        for hop in result["hops"]:
+            if hop["link"] is None:
+                continue
+            ends = tuple(own.order.index(hop["link"][end]) for end in ("from", "to"))
+            assert sizes.requests(run, ends, np.array([row])).tolist() == [hop["link"]["request_bytes"]]
+            answer = sizes.answers(run, ends[1], np.array([row]))[0]
+            assert answer == pytest.approx(hop["link"]["response_bytes"], rel=0.05)
+            crossed += 1
+    assert crossed > 10
 
 
 @pytest.mark.parametrize("policy", WHOLE, ids=str)
