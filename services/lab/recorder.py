@@ -235,6 +235,7 @@ class Recorders:
     def __init__(self, console: Console, *, threads: int = 1, kind: type[Recorder] = Recorder) -> None:
         self.library, self.console = Library(), console
         self._threads, self._kind = threads, kind
+        torch.set_num_threads(threads)  # what is computed here is small: more would only wait for each other
         self._by_digest: dict[str, Recorder] = {}
         self._by_source: dict[Source, Recorder] = {}
 

@@ -139,6 +139,9 @@ class Replay:
             self._walk(out, bound, stations, everything)
             self._answer(out, bound, stations, everything)
             return out
+        first = Where(self.order[0], self._reachable(0), sizes)
+        prunes = policy.bound(state).prunes_at(first)
+        stations[0].table(self.numbers, Kernel.COUNTED if prunes else Kernel.PLAIN)  # at once, with a progress bar
         quiet = len(everything) < 50 or not self._console.is_terminal
         with Progress(console=self._console, transient=True, disable=quiet) as progress:
             for row in progress.track(everything.tolist(), description=policy.name):

@@ -120,19 +120,27 @@ def table(report: dict[str, Any]) -> Table:
         title=f"{report['n']} texts, replayed; links {report['links']}; times are MODELLED from tables measured on "
         f"{hardware['cpu']}, {hardware['cores']} cores",
         caption="cost in DIMEE's units (constants fitted to its Table I, not the paper's own), relative to the whole "
-        "model on the device, and to the cloud. " + " ".join(report["notes"]),
+        "model on the device, and to the cloud. *: replay only; what needs the whole model on the first tier gets the "
+        "last tier's network there. " + " ".join(report["notes"]),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
     measured = any("measured_ms" in f for b in report["bundles"].values() for f in b["policies"].values())
-    columns = ["bundle", "policy", "score [95 %]", "vs cloud, pts [95 %]", "modelled ms", "p95"]
-    columns += ["measured ms"] if measured else []
-    columns += ["cost/device", "/cloud", "answered at, %", "words sent", "bytes up", ""]
+    columns = ["bundle", "policy", "score [95 %]", "vs cloud, points", "model ms", "p95"]
+    columns += ["measured"] if measured else []
+    columns += ["cost/device", "/cloud", "answered at, %", "words", "bytes"]
     for column in columns:
-        words = column in ("bundle", "policy", "answered at, %", "")
-        out.add_column(column, justify="left" if words else "right", no_wrap=True)
+        words = column in ("bundle", "policy", "answered at, %")
+        name = column == "policy"
+        out.add_column(
+            column,
+            justify="left" if words else "right",
+            no_wrap=not name,
+            overflow="fold",
+            min_width=16 if name else None,
+        )
     for name, own in report["bundles"].items():
         out.add_section()
         for at, (policy, f) in enumerate(own["policies"].items()):
@@ -146,7 +154,7 @@ def _row(bundle: str, policy: str, metric: str, f: dict[str, Any], *, measured: 
     beside = f.get("measured_ms")
     return [
         bundle,
-        policy,
+        f"{policy} *" if f["replay_only"] else policy,
         f"{f[metric]:.3f} [{low:.3f} {high:.3f}]",
         f"{gain:+.1f} [{gain_low:+.1f} {gain_high:+.1f}]",
         f"{f['modelled_ms']['mean']:.0f}",
@@ -157,7 +165,6 @@ def _row(bundle: str, policy: str, metric: str, f: dict[str, Any], *, measured: 
         " ".join(f"{tier} {100 * share:.0f}" for tier, share in f["answered_by_tier"].items()),
         "-" if f["words_sent_of_words_in"] is None else f"{f['words_sent_of_words_in']:.0%}",
         f"{f['bytes_per_request']['up']:.0f}",
-        "replay only" if f["replay_only"] else "",
     ]
 
 

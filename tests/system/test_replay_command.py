@@ -72,7 +72,7 @@ def test_measured_times_stand_beside_the_modelled_ones(command, data, tiny_bundl
     policies = json.loads((tmp_path / "out.json").read_text())["bundles"][tiny_bundle.name]["policies"]
     assert policies["end-only"]["measured_ms"] == {"mean": 12.5, "n": 1}
     assert "measured_ms" not in policies["edge-only"]
-    assert "measured ms" in done.stdout
+    assert "measured" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_the_comparison_compares_something(triangle, tiny_bundle, texts):
     assert set(run.label.tolist()) == {0, 1}
 
 
-@pytest.mark.parametrize("policy", [ALWAYS, "random", {"name": "adaee", "arm": 0.6}, "dimee"], ids=str)
+@pytest.mark.parametrize("policy", [ALWAYS, "random", {"name": "adaee", "arm": 0.9}, "dimee"], ids=str)
 def test_requests_are_as_long_as_modelled_and_answers_about(triangle, tiny_bundle, texts, policy):
     own = replay(tiny_bundle, texts[:40])
     run, sizes = own.run(own.policy(policy)), Sizes(own)
@@ -182,7 +182,7 @@ def test_requests_are_as_long_as_modelled_and_answers_about(triangle, tiny_bundl
             answer = sizes.answers(run, ends[1], np.array([row]))[0]
             assert answer == pytest.approx(hop["link"]["response_bytes"], rel=0.05)
             crossed += 1
-    assert crossed > 10
+    assert crossed > 5
 
 
 @pytest.mark.parametrize("policy", WHOLE, ids=str)
