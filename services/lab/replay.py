@@ -12,67 +12,22 @@ Left out: what only happens live (late and failed upstreams, deadlines).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
 from rich.progress import Progress
 
 from services.lab.data import Example
-from services.lab.recorder import Kernel, Library, Recorders, source_of
+from services.lab.recorder import Kernel, Recorders, source_of
+from services.lab.replay_answers import answer, outcome
+from services.lab.replay_run import NONE, Run
 from services.lab.replay_station import Numbers, Station
 from shared.bundle import Bundle
 from shared.dispatch import draw
-from shared.ensemble import Weighting
 from shared.errors import UnknownPolicy
-from shared.policies import STAY, Clues, Decision, Oracle, Outcome, Policy, Visit, Where, build, spec_of
+from shared.policies import STAY, Clues, Decision, Oracle, Policy, Where, build, spec_of
 from shared.pools import Signature
-
-NONE = -1  # no tier, no text
-
-
-@dataclass
-class Run:
-    """What a policy did to every text. T tiers, N texts; zeros or NONE where a tier did not run."""
-
-    policy: Policy
-    bound: Policy  # the plain policy that it was; of one that learns, the last
-    tiers: tuple[str, ...]
-    layers: tuple[int, ...]  # that each tier holds
-    replay_only: bool
-    numbers: np.ndarray  # [T, N] the text that each tier read
-    exit_layer: np.ndarray  # [T, N]
-    counted: np.ndarray  # [T, N] whether importance was computed
-    confidence: np.ndarray  # [T, N], as on the wire
-    probability: np.ndarray  # [T, N] of leaving
-    sent_to: np.ndarray  # [T, N] the tier that `after` chose
-    carried: dict[tuple[int, int], np.ndarray]  # per link that was crossed: [N] the text on it
-    target: dict[tuple[int, int], np.ndarray]  # the same links: [N] the tier that must answer, NONE if it may decide
-    label: np.ndarray  # [N]; NONE where no tier could read the text
-    last_label: np.ndarray  # [N] what the last tier alone says
-    probabilities: np.ndarray  # [N, C]
-    library: Library
-
-    @property
-    def words(self) -> np.ndarray:
-        """Words of every text, by its number."""
-        return self.library.words
-
-    @property
-    def json_bytes(self) -> np.ndarray:
-        """Bytes of every text as JSON, by its number."""
-        return self.library.json_bytes
-
-    @property
-    def ran(self) -> np.ndarray:
-        """Bool [T, N]: which tiers ran their model."""
-        return self.exit_layer > 0
-
-    @property
-    def answered_by(self) -> np.ndarray:
-        """[N]: the last tier that ran, the deepest one."""
-        return len(self.tiers) - 1 - self.ran[::-1].argmax(0)
 
 
 class Replay:
@@ -137,7 +92,7 @@ class Replay:
         if not policy.learns:
             out.bound = bound = policy.bound(state)
             self._walk(out, bound, stations, everything)
-            self._answer(out, bound, stations, everything)
+            answer(out, bound, stations, self.ensemble, everything)
             return out
         first = Where(self.order[0], self._reachable(0), sizes)
         prunes = policy.bound(state).prunes_at(first)
@@ -148,9 +103,10 @@ class Replay:
                 rows, bound = np.array([row]), policy.bound(state)
                 out.bound = bound
                 self._walk(out, bound, stations, rows)
-                self._answer(out, bound, stations, rows)
+                answer(out, bound, stations, self.ensemble, rows)
                 if self._depth == len(self.order) - 1 and out.label[row] != NONE:
-                    state = policy.learn(state, bound, self._outcome(out, bound, stations, row))
+                    (clues,) = self._clues_of(self.numbers[[row]], 0, bound.signature(self.order[0]))
+                    state = policy.learn(state, bound, outcome(out, bound, stations, clues, row))
         return out
 
     def _stations_for(self, policy: Policy) -> tuple[list[Station], bool]:
@@ -294,60 +250,7 @@ class Replay:
             numbers = station.pruned(numbers, layer[going], policy.pruning(station.name))
         yield rows, numbers, further
 
-    # -- answers -----------------------------------------------------------------------------------------------------
-
-    def _answer(self, out: Run, policy: Policy, stations: Sequence[Station], rows: np.ndarray) -> None:
-        """The ensemble over the tiers that ran, and what the last of them says alone."""
-        ran = out.ran[:, rows]
-        said = np.zeros((len(stations), len(rows), len(self.bundle.labels)))
-        for at, station in enumerate(stations):
-            for counted in (False, True):
-                own = ran[at] & (out.counted[at, rows] == counted)
-                if own.any():
-                    numbers, layer = out.numbers[at, rows[own]], out.exit_layer[at, rows[own]]
-                    table = station.table(numbers, Kernel.COUNTED if counted else Kernel.PLAIN)
-                    said[at, own] = table.rounded[numbers, layer - 1]
-        for path in {tuple(column) for column in ran.T.tolist() if any(column)}:
-            own = np.flatnonzero((ran == np.array(path)[:, None]).all(0))
-            visited = [at for at, did in enumerate(path) if did]
-            tiers = [self.order[at] for at in visited]
-            for group, weights in self._weights(policy, tiers, out.confidence[:, rows[own]][visited]):
-                these = own[group]
-                mixed = np.zeros((len(these), said.shape[2]))
-                for weight, at in zip(weights, visited, strict=True):  # in the order of `combine`
-                    mixed = mixed + weight * said[at, these]
-                out.probabilities[rows[these]] = mixed
-                out.label[rows[these]] = [_label(row) for row in mixed] if len(these) < 4 else _labels(mixed)
-                out.last_label[rows[these]] = said[visited[-1], these].argmax(-1)
-
-    def _weights(
-        self, policy: Policy, tiers: list[str], confidence: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, list[float]]]:
-        """The ensemble's weights on one path, by groups of its texts."""
-        weighting = policy.weighting_for()
-        if weighting is not Weighting.SUREST:
-            yield np.arange(confidence.shape[1]), self.ensemble.weights(tiers, weighting)
-            return
-        every = [tuple(self.ensemble.weights(tiers, weighting, column)) for column in confidence.T.tolist()]
-        for weights in set(every):
-            yield np.flatnonzero([own == weights for own in every]), list(weights)
-
-    def _outcome(self, out: Run, policy: Policy, stations: Sequence[Station], row: int) -> Outcome:
-        """What a policy that learns is told about a text, as `shared/tier.py` tells it."""
-        visits = []
-        for at, station in enumerate(stations):
-            layer = int(out.exit_layer[at, row])
-            if not layer:
-                continue
-            confidence = float(out.confidence[at, row])
-            own = (confidence,)
-            if at == 0 and policy.exit_rule(station.name) is not None:
-                kernel = Kernel.COUNTED if out.counted[at, row] else Kernel.PLAIN
-                number = out.numbers[at, row]
-                own = tuple(station.table(np.array([number]), kernel).rounded[number, :layer].max(-1).tolist())
-            visits.append(Visit(station.name, layer, confidence, own))
-        (clues,) = self._clues_of(self.numbers[[row]], 0, policy.signature(self.order[0]))
-        return Outcome(clues, tuple(visits))
+    # -- the upper bound -----------------------------------------------------------------------------------------------
 
     def _oracle(self, policy: Oracle) -> Run:
         """The shallowest tier that is right by itself, on the whole text, at full depth."""
@@ -368,7 +271,7 @@ class Replay:
                 for noted, values in ((out.carried, numbers[pick == to]), (out.target, to)):
                     noted.setdefault((at, via), np.full(len(self.numbers), NONE))[rows[pick == to]] = values
                 at = via
-        self._answer(out, policy, self.stations, rows)
+        answer(out, policy, self.stations, self.ensemble, rows)
         return out
 
     # -- where texts can go ------------------------------------------------------------------------------------------
@@ -400,18 +303,3 @@ def _code(decision: Decision, order: Sequence[str]) -> int:
         return NONE
     to = order.index(decision.to)
     return to if decision.final else -2 - to
-
-
-def _label(mixed: Iterable[float]) -> int:
-    """The label of one answer, as the tier finds it: the first of the greatest, after rounding."""
-    rounded = [round(float(value), 6) for value in mixed]
-    return rounded.index(max(rounded))
-
-
-def _labels(mixed: np.ndarray) -> np.ndarray:
-    """`_label` of many [n, C]; numpy rounds a little differently, so close calls are made one by one."""
-    best = mixed.argmax(-1)
-    top = np.sort(mixed, -1)
-    for row in np.flatnonzero(top[:, -1] - top[:, -2] < 1e-5).tolist():
-        best[row] = _label(mixed[row])
-    return best

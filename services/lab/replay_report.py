@@ -11,8 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from services.lab.replay import NONE, Replay, Run
+from services.lab.replay import Replay
 from services.lab.replay_costs import references, unit_costs
+from services.lab.replay_run import NONE, Run
 from services.lab.replay_times import Modelled, Times
 from services.lab.stats import judged, paired_difference, score, wilson
 from shared.bundle import Metric

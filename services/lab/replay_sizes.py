@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from services.lab.replay import NONE, Replay, Run
+from services.lab.replay import Replay
+from services.lab.replay_run import NONE, Run
 from shared.contracts import Hop, InferredRow, InferRequest, InferResponse, LinkUse, TextPair
 from shared.policies import spec_of
 

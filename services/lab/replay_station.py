@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.lab.recorder import Kernel, Library, Record, Recorder
+from services.lab.recorder import Kernel, Library, Recorder
 from shared.exits import ExitRule
 from shared.pruning import Pruning, keep_words
 
@@ -112,7 +112,3 @@ class Station:
         encoded = record.encoded(text, pair)
         keep = pruning.mask(encoded, record.importance[layer - 1].tolist())
         return self.library.number(*keep_words(text, pair, encoded, keep))
-
-    def record(self, number: int, kernel: Kernel) -> Record:
-        """All that was recorded of one text."""
-        return self.recorder.records([number], kernel)[0]

@@ -15,8 +15,9 @@ import numpy as np
 from rich.console import Console
 
 from services.lab.recorder import Kernel, Recorder
-from services.lab.replay import NONE, Replay, Run
+from services.lab.replay import Replay
 from services.lab.replay_profile import Http, Table, measure_http, measure_table
+from services.lab.replay_run import NONE, Run
 from services.lab.replay_sizes import Sizes
 from services.lab.replay_station import Station
 from shared.link import Profile

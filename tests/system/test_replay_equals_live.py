@@ -18,7 +18,8 @@ from rich.console import Console
 from services.lab.data import Example, load
 from services.lab.policies import parse_policy
 from services.lab.recorder import Recorders
-from services.lab.replay import NONE, Replay
+from services.lab.replay import Replay
+from services.lab.replay_run import NONE
 from services.lab.replay_sizes import Sizes
 from shared.bundle import load_bundle
 
