@@ -183,23 +183,24 @@ def write(report: dict[str, Any], out: Path, console: Console) -> None:
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """Score against modelled mean latency, a panel per bundle."""
+    """Score against modelled mean latency, a panel per bundle; squares run in replay only."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     bundles = report["bundles"]
-    figure, panels = plt.subplots(1, len(bundles), figsize=(7 * len(bundles), 5.5), layout="constrained", squeeze=False)
-    for axes, (name, own) in zip(panels[0], bundles.items(), strict=True):
-        for policy, f in own["policies"].items():
+    figure, panels = plt.subplots(len(bundles), 1, figsize=(9, 5 * len(bundles)), layout="constrained", squeeze=False)
+    for axes, (name, own) in zip(panels[:, 0], bundles.items(), strict=True):
+        for at, (policy, f) in enumerate(own["policies"].items()):
             value, (low, high) = f[own["metric"]], f[f"{own['metric']}_ci95"]
-            at = (f["modelled_ms"]["mean"], 100 * value)
             error = [[100 * max(0.0, value - low)], [100 * max(0.0, high - value)]]
-            axes.errorbar(*at, yerr=error, fmt="s" if f["replay_only"] else "o", capsize=3)
-            axes.annotate(policy, at, xytext=(6, 5), textcoords="offset points", fontsize=8)
+            marker = "s" if f["replay_only"] else "o^vD"[at % 4]
+            where, colour = (f["modelled_ms"]["mean"], 100 * value), mpl.colormaps["tab20"](at % 20)
+            axes.errorbar(*where, yerr=error, fmt="none", ecolor=colour, alpha=0.35)
+            axes.plot(*where, marker, color=colour, label=policy)
         axes.set(xlabel="modelled mean latency (ms)", ylabel=f"{own['metric']} (%), 95 % interval", title=name)
-        axes.margins(x=0.15)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
         axes.grid(alpha=0.3)
     figure.suptitle(f"{report['n']} texts, replayed; links {report['links']}; squares: replay only", fontsize=9)
     figure.savefig(path, dpi=130)
