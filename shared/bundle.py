@@ -2,6 +2,7 @@
 
     deploy/models/BUNDLE/bundle.json    tiers in order -> network folder, layers used, maximum length; labels
     deploy/models/BUNDLE/card.json      temperatures, ensemble weights, the chosen operating point, and how good it is
+    deploy/models/BUNDLE/pools.safetensors   what the texts of each of DIMEE's pools look like
 
 Nothing counts to three: any number of tiers in order, each with a model of its own or a share of a deeper one's.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.ensemble import Ensemble
 from shared.errors import BadSetting
+from shared.pools import FILE, Pools, read_pools
 
 MODELS = Path(__file__).resolve().parents[1] / "deploy" / "models"
+
+
+class Metric(StrEnum):
+    """What a data set is usually judged by; label 1 is the positive one."""
+
+    ACCURACY = "accuracy"
+    MCC = "mcc"  # Matthews' correlation
+    F1 = "f1"
 
 
 class TierModel(BaseModel):
@@ -36,6 +47,7 @@ class BundleFile(BaseModel):
 
     labels: list[str] = Field(min_length=2)
     tiers: dict[str, TierModel] = Field(min_length=1)
+    metric: Metric = Metric.ACCURACY  # that the card reports beside accuracy
 
 
 class Card(BaseModel):
@@ -62,8 +74,10 @@ class Bundle:
     folder: Path
     labels: tuple[str, ...]
     tiers: dict[str, TierModel]
+    metric: Metric
     card: Card
-    digest: str  # of bundle.json and card.json: names what answered
+    pools: Pools | None
+    digest: str  # of bundle.json, card.json and the pools: names what answered
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -87,5 +101,7 @@ def load_bundle(name: str) -> Bundle:
         file, card = BundleFile.model_validate_json(raw), Card.model_validate_json(card_raw)
     except ValidationError as error:
         raise BadSetting(f"bundle {folder}: {error}") from error
-    digest = hashlib.sha256(raw + card_raw).hexdigest()
-    return Bundle(folder.name, folder, tuple(file.labels), file.tiers, card, digest)
+    pools_raw = (folder / FILE).read_bytes() if (folder / FILE).is_file() else b""
+    pools = read_pools(pools_raw, str(folder / FILE)) if pools_raw else None
+    digest = hashlib.sha256(raw + card_raw + pools_raw).hexdigest()
+    return Bundle(folder.name, folder, tuple(file.labels), file.tiers, file.metric, card, pools, digest)

@@ -175,13 +175,15 @@ class MultiExitEncoder(nn.Module):
             self.relative_attention_bias.bfloat16()
         return self
 
-    def forward(self, ids: Tensor, segments: Tensor, padding: Tensor | None) -> Tensor:
+    def forward(
+        self, ids: Tensor, segments: Tensor, padding: Tensor | None, received: Received | None = None
+    ) -> Tensor:
         """Logits of every exit, [E, B, C], from ids and segments [B, S] and padding (True where padded) [B, S]."""
         hidden = self._embed(ids, segments)
         bias = self._bias(hidden, padding)
         logits = []
         for layer, head in zip(self.layers, self.heads, strict=True):
-            hidden = self._layer(layer, hidden, bias, None)
+            hidden = self._layer(layer, hidden, bias, received)
             logits.append(head(hidden, padding))
         return torch.stack(logits)
 
@@ -236,6 +238,14 @@ class MultiExitEncoder(nn.Module):
                 received.keep(stay)
             bias = bias[stay] if bias is not None and bias.shape[0] > 1 else bias
         return [trace for trace in done if trace is not None]
+
+    @torch.inference_mode()
+    def embed(self, ids: list[int], segments: list[int], *, words_only: bool) -> Tensor:
+        """What the first layer of one text gets, fp32 [S, D]; `words_only`: the static word embeddings alone."""
+        rows = torch.tensor([ids], device=self.device)
+        if words_only:
+            return self.embeddings.get_submodule("word_embeddings")(rows)[0].float()
+        return self._embed(rows, torch.tensor([segments], device=self.device))[0].float()
 
     def calibrate(self, logits: Tensor, *, last_only: bool = False) -> Tensor:
         """Probabilities from logits [E, ..., C]: eq. 5-6 with each exit's temperature (`last_only`: the deepest's)."""

@@ -5,6 +5,7 @@
     accuracy   w_i = a_i / sum a_j over the visited tiers (the paper's); a_i is validation accuracy
     fitted     the simplex weights with the least NLL on validation texts that took this very path
     last       the deepest tier alone: no ensemble
+    surest     the most confident tier alone, the deeper one if two are (AdaEE's rule, [C:UCBEE])
 
 Where we differ: texts reach a deeper tier because a shallower one was unsure, so weights near 1/3 let two weak tiers
 outvote a strong one. `fitted` is learned per set of visited tiers; calibration picks the default and records why.
@@ -23,6 +24,7 @@ class Weighting(StrEnum):
     ACCURACY = "accuracy"
     FITTED = "fitted"
     LAST = "last"
+    SUREST = "surest"
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Ensemble:
     accuracy: Mapping[str, float] = field(default_factory=dict)
     fitted: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
-    def weights(self, visited: Sequence[str], weighting: Weighting) -> list[float]:
-        """One weight per visited tier, summing to 1.
+    def weights(self, visited: Sequence[str], weighting: Weighting, confidences: Sequence[float] = ()) -> list[float]:
+        """One weight per visited tier, summing to 1; `surest` needs each tier's confidence.
 
         A path that calibration never saw has no fitted weights; its deepest tier then answers alone.
         """
@@ -43,6 +45,9 @@ class Ensemble:
         if weighting is Weighting.ACCURACY and all(tier in self.accuracy for tier in visited):
             total = sum(self.accuracy[tier] for tier in visited)
             return [self.accuracy[tier] / total for tier in visited]
+        if weighting is Weighting.SUREST and confidences:
+            surest = max(range(len(visited)), key=lambda i: (confidences[i], i))
+            return [float(i == surest) for i in range(len(visited))]
         return last
 
 

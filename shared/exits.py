@@ -8,6 +8,7 @@ pure function of that history, so the live encoder and a replay over recorded ex
     confidence   leave once max_c p_l(c) >= threshold            (BranchyNet-style; DIMEE's rule, arXiv 2410.05338)
     entropy      leave once -sum_c p ln p < threshold            (DeeBERT, Xin et al. 2020)
     patience     leave once the label stayed the same `patience` times in a row   (PABEE, Zhou et al. 2020)
+    at layer     leave after that layer                          (the split layer of SplitEE, Bajpai et al. 2024)
 
 Where we differ: the history holds *calibrated* probabilities (a temperature per exit), not raw softmax outputs, so
 that one theta or threshold means the same at every depth. Left out: rules that learn online (they come as policies).
@@ -79,3 +80,13 @@ class Patience:
             return history.new_zeros(history.shape[1]).bool()
         labels = history[-self.patience - 1 :].argmax(-1)
         return (labels[1:] == labels[:-1]).all(0)
+
+
+@dataclass(frozen=True)
+class AtLayer:
+    """Everybody leaves after this layer (1-based)."""
+
+    layer: int
+
+    def __call__(self, history: Tensor) -> Tensor:
+        return history.new_ones(history.shape[1]).bool() & (history.shape[0] >= self.layer)

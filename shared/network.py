@@ -23,6 +23,7 @@ from transformers import AutoModel, PreTrainedModel
 from shared.encoder import ExitTrace, MultiExitEncoder
 from shared.errors import BadSetting, WrongWeights
 from shared.exits import ExitRule
+from shared.pools import Signature, Vector
 from shared.tokens import SpecialTokens
 from shared.weights import base_folder
 from shared.words import Encoded
@@ -45,6 +46,18 @@ class Network:
         self, texts: list[Encoded], rule: ExitRule | None, *, importance: bool = False, every_exit: bool = False
     ) -> list[ExitTrace]:
         return self.encoder.run(texts, self.tokens, rule, importance=importance, every_exit=every_exit)
+
+    def signature(self, text: Encoded, kind: Signature) -> Vector:
+        """What stands for a text before any layer runs: [D], or for token norms [max_tokens]."""
+        ids, segments = text.ids, text.segments
+        if kind is Signature.TOKEN_NORMS:
+            missing = self.max_tokens - len(ids)
+            ids, segments = ids + [self.tokens.pad_id] * missing, segments + [0] * missing
+        embedded = self.encoder.embed(ids, segments, words_only=kind is Signature.MEAN_WORD)  # [S, D]
+        if kind is Signature.TOKEN_NORMS:
+            return tuple(embedded.norm(dim=-1).tolist())
+        own = torch.tensor([word >= 0 for word in text.word_of], device=embedded.device)
+        return tuple(embedded[own].mean(0).tolist())
 
 
 def load_base(name: str) -> tuple[PreTrainedModel, Tokenizer]:

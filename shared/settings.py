@@ -54,6 +54,15 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1024, description="size of a request's body (bytes)")] = 2_000_000
     queue_limit: Annotated[int, Field(ge=1, description="requests that may wait for the model")] = 64
     drain_s: Annotated[float, Field(ge=0, description="time to finish accepted requests on shutdown (s)")] = 20.0
+    state_dir: Annotated[
+        Path | None, Field(description="where policies that learn keep what they learned; none: lost on restart")
+    ] = None
+    ledger: Annotated[
+        Path | None, Field(description="file that every decision is appended to, a JSON line per text; none: not kept")
+    ] = None
+    ledger_texts: Annotated[bool, Field(description="put the texts into the ledger too, not their sha256 alone")] = (
+        False
+    )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="least level logged")] = "info"
 
     @field_validator("upstreams", "link_profiles", mode="before")

@@ -48,6 +48,7 @@ class Telemetry:
         )
         self.degraded = self._counter("degraded", "Answers with less than planned.", "tier", "reason")
         self.rejected = self._counter("rejected", "Requests refused.", "tier", "reason")
+        self.ledger_lines = self._counter("ledger_lines", "Decisions kept on record, or lost.", "tier", "outcome")
         self.confidence = self._ratio("confidence", "Calibrated confidence of this tier's own answers.")
         self.offload_probability = self._ratio("offload_probability", "Chance of sending a text on, once inferred.")
         self.queue_depth = self._gauge("queue_depth", "Requests waiting for the model.")
@@ -79,6 +80,7 @@ class Telemetry:
             (self.answers, labels),
             (self.degraded, get_args(DegradedReason)),
             (self.rejected, REJECTIONS),
+            (self.ledger_lines, ("kept", "lost")),
         ):
             for value in values:
                 counter.labels(tier, value)

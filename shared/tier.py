@@ -1,11 +1,13 @@
 """A request's life on one tier: decide, infer layer by layer, decide again, prune, send on, put the hops together.
 
+    bind     a policy that learns becomes the plain policy of this request (on the tier that was asked)
     before   the policy may send a text on before any layer runs
     infer    the model runs in its worker; each text leaves at the first exit that the policy's exit rule accepts
     after    confidence -> offload probability -> draw -> answer here, or prune and send the kept words on
     merge    this tier's hop, then the hops that came back; an upstream that failed leaves this tier's answer, flagged
 
-End, edge and cloud run this same code; the last tier has no upstream. The first tier of a request also ensembles.
+End, edge and cloud run this same code; the last tier has no upstream. The tier that was asked also ensembles, and its
+policy learns from what came back.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -32,8 +35,21 @@ from shared.contracts import (
 from shared.dispatch import draw
 from shared.ensemble import combine
 from shared.errors import BadInput, DeadlinePassed, UnreadableText, UpstreamFailure
-from shared.policies import STAY, Decision, Policy, Where, build, name_of, spec_of
+from shared.policies import (
+    STAY,
+    Clues,
+    Decision,
+    Outcome,
+    Policy,
+    State,
+    Visit,
+    Where,
+    build,
+    name_of,
+    spec_of,
+)
 from shared.pruning import keep_words
+from shared.states import States
 from shared.telemetry import Telemetry
 from shared.upstream import Upstream
 from shared.worker import Answer, Batch, Worker
@@ -51,6 +67,8 @@ class _Call:
     draws: list[float]
     expires: float | None  # perf_counter time
     headers: Mapping[str, str]
+    clues: list[Clues]
+    exits: dict[int, list[float]] = field(default_factory=dict)  # confidences of the exits evaluated here, by row
 
     def remaining(self) -> float | None:
         return None if self.expires is None else self.expires - time.perf_counter()
@@ -65,6 +83,15 @@ class _Row:
     onward: TextPair | None  # the pruned text, if it leaves
 
 
+@dataclass(frozen=True)
+class Answered:
+    """A request's results, the seconds that the ensemble took, and the plain policy that decided."""
+
+    results: list[Result]
+    ensemble_s: float
+    policy: Policy
+
+
 class Tier:
     """The pipeline of one tier. `upstreams` are its links, nearest first."""
 
@@ -77,23 +104,40 @@ class Tier:
         upstreams: Sequence[Upstream],
         telemetry: Telemetry,
         default_policy: str,
+        state_dir: Path | None = None,
     ) -> None:
         self.name, self.bundle, self.worker, self.telemetry = name, bundle, worker, telemetry
         self.upstreams = {upstream.target: upstream for upstream in upstreams}
         self.layers = bundle.tiers[name].layers
         self.ensemble = bundle.card.ensemble()
         self.default_policy = self.policy(default_policy)
+        self.sizes = {tier: model.layers for tier, model in bundle.tiers.items()}
+        path = None if state_dir is None else state_dir / f"{name}-{bundle.digest[:12]}.json"
+        self.states = States(path, self.policy, self._first_state)
+        if name == bundle.order[0]:  # a deeper one may never be asked first
+            self._admit(self.default_policy)
 
     def policy(self, spec: str | Mapping[str, Any]) -> Policy:
         """The policy that a spec names, with this bundle's parameters for whatever it leaves out."""
         return build(spec, self.bundle.order, self.bundle.card.policies)
 
+    def _first_state(self, policy: Policy) -> State | None:
+        return policy.initial_state(Where(self.name, tuple(self.bundle.order[1:]), self.sizes), self.bundle.pools)
+
+    def _admit(self, policy: Policy) -> Policy:
+        """The plain policy for one request.
+
+        Raises:
+            UnknownPolicy: this bundle lacks what the policy needs.
+        """
+        order = self.bundle.order
+        policy.check(self.sizes, order[order.index(self.name) :])
+        return policy.bound(self.states.of(policy))
+
     # -- the first tier of a request -------------------------------------------------------------------------------
 
-    async def classify(
-        self, request: ClassifyRequest, request_id: str, headers: Mapping[str, str]
-    ) -> tuple[list[Result], float]:
-        """Answer every input: the results, and the seconds that the ensemble took.
+    async def classify(self, request: ClassifyRequest, request_id: str, headers: Mapping[str, str]) -> Answered:
+        """Answer every input.
 
         Raises:
             BadInput: an unknown policy or tier, or a text that cannot be read.
@@ -102,30 +146,49 @@ class Tier:
         inputs = request.inputs if isinstance(request.inputs, list) else [request.inputs]
         options = request.options
         policy = self.default_policy if options.policy is None else self.policy(options.policy)
-        rows = await self.infer(
+        bound = self._admit(policy)
+        call = self._resolve(
             InferRequest(
                 request_id=request_id,
                 seed=request_id if options.seed is None else str(options.seed),
                 indices=list(range(len(inputs))),
                 texts=[TextPair(text=item) if isinstance(item, str) else item for item in inputs],
-                policy=spec_of(policy),
+                policy=spec_of(bound),
                 max_tier=options.max_tier,
                 deadline_ms=options.deadline_ms,
                 explain=options.explain,
             ),
             headers,
+            bound,
         )
+        rows = await self._run(call)
         unreadable = [str(index) for index, row in enumerate(rows) if not row.hops]
         if unreadable:
             raise UnreadableText(f"no word that the tokenizer knows in input {', '.join(unreadable)}")
         started = time.perf_counter()
-        results = [self._result(index, row, policy) for index, row in enumerate(rows)]
+        results = [self._result(index, row, bound) for index, row in enumerate(rows)]
         seconds = time.perf_counter() - started
         self.telemetry.stage("ensemble", seconds)
-        return results, seconds
+        if policy.learns and options.max_tier in (None, self.bundle.order[-1]):
+            self.states.learn(
+                policy, bound, [self._outcome(call, r, row) for r, row in enumerate(rows) if not row.degraded]
+            )
+        return Answered(results, seconds, bound)
+
+    def _outcome(self, call: _Call, row: int, answer: InferredRow) -> Outcome:
+        """What was seen on a text's way."""
+        own = tuple(call.exits.get(row, ()))
+        return Outcome(
+            call.clues[row],
+            tuple(
+                Visit(h.tier, h.exit_layer, h.confidence, own if h.tier == self.name else (h.confidence,))
+                for h in answer.hops
+            ),
+        )
 
     def _result(self, index: int, row: InferredRow, policy: Policy) -> Result:
-        weights = self.ensemble.weights([hop.tier for hop in row.hops], policy.weighting_for())
+        confidences = [hop.confidence for hop in row.hops]
+        weights = self.ensemble.weights([hop.tier for hop in row.hops], policy.weighting_for(), confidences)
         probabilities = _rounded(combine([hop.probabilities for hop in row.hops], weights))
         label = max(probabilities, key=probabilities.__getitem__)
         last = row.hops[-1]
@@ -156,10 +219,14 @@ class Tier:
             BadInput: an unknown policy or tier, or a target that cannot be reached from here.
             QueueFull, DeadlinePassed: this tier could not start in time.
         """
-        call = self._resolve(request, headers)
+        return await self._run(self._resolve(request, headers, self.policy(request.policy)))
+
+    async def _run(self, call: _Call) -> list[InferredRow]:
+        request = call.request
         rows = range(len(request.texts))
+        await self._look(call)
         before = {row: self._before(call, row) for row in rows}
-        self.telemetry.words.labels(self.name, "in").inc(sum(_count(text) for text in request.texts))
+        self.telemetry.words.labels(self.name, "in").inc(sum(clues.words for clues in call.clues))
         out: dict[int, InferredRow] = {}
         away = {row: decision for row, decision in before.items() if decision.to is not None}
         groups = _by_destination(away)
@@ -178,7 +245,21 @@ class Tier:
             out |= await self._local(call, here, failed)
         return [out[row] for row in rows]
 
-    def _resolve(self, request: InferRequest, headers: Mapping[str, str]) -> _Call:
+    async def _look(self, call: _Call) -> None:
+        """Add each text's signature to its clues, where the policy asks for one."""
+        kind = call.policy.signature(self.name)
+        if kind is None or call.request.target is not None:
+            return
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(call.remaining()):
+                signatures = await self.worker.signatures(call.request.texts, kind)
+        except TimeoutError as error:
+            raise DeadlinePassed("the deadline passed before the first exit was reached") from error
+        call.clues[:] = [replace(c, signature=s) for c, s in zip(call.clues, signatures, strict=True)]
+        self.telemetry.stage("tokenize", time.perf_counter() - started)
+
+    def _resolve(self, request: InferRequest, headers: Mapping[str, str], policy: Policy) -> _Call:
         order = self.bundle.order
         if request.max_tier not in (None, *order):
             raise BadInput(f"unknown tier {request.max_tier!r}: this bundle has {', '.join(order)}")
@@ -189,7 +270,8 @@ class Tier:
             raise BadInput(f"tier {request.target!r} cannot be reached from {self.name}")
         expires = None if request.deadline_ms is None else time.perf_counter() + request.deadline_ms / 1e3
         draws = [draw(request.seed, index, self.name) for index in request.indices]
-        return _Call(request, self.policy(request.policy), Where(self.name, reachable), draws, expires, headers)
+        clues = [Clues(_count(text)) for text in request.texts]
+        return _Call(request, policy, Where(self.name, reachable, self.sizes), draws, expires, headers, clues)
 
     def _before(self, call: _Call, row: int) -> Decision:
         target = call.request.target
@@ -197,7 +279,7 @@ class Tier:
             return STAY
         if target is not None:  # on its way to another tier: pass it on
             return Decision(target, 1.0, "policy", True)
-        decision = call.policy.before(call.where, call.draws[row])
+        decision = call.policy.before(call.where, call.clues[row], call.draws[row])
         if decision.to is not None:
             self.telemetry.offloads.labels(self.name, decision.to, decision.reason, name_of(call.policy)).inc()
         return decision
@@ -256,6 +338,7 @@ class Tier:
             keep = None
             if answer.importance is not None and (decision.to is not None or call.request.explain):
                 keep = call.policy.pruning(self.name).mask(answer.encoded, answer.importance)
+            call.exits[row] = [round(max(exit_), 6) for exit_ in answer.exits]
             hop = self._hop(call, row, answer, decision, keep)
             onward = None if decision.to is None else _onward_text(call.request.texts[row], answer, keep)
             done[row] = _Row(hop, decision, onward)

@@ -32,9 +32,10 @@ from shared.contracts import (
     Problem,
 )
 from shared.errors import BadInput, BadSetting, DeadlinePassed, Draining, QueueFull, TierwiseError
+from shared.ledger import Ledger
 from shared.link import Backend, ShapedLinks
 from shared.network import Network, load_network
-from shared.policies import names
+from shared.policies import names, spec_of
 from shared.settings import Settings
 from shared.telemetry import NO_POLICY, Telemetry
 from shared.tier import Tier
@@ -108,8 +109,11 @@ def create_app(
         upstreams=upstreams,
         telemetry=telemetry,
         default_policy=settings.policy,
+        state_dir=settings.state_dir,
     )
     telemetry.info.labels(settings.tier, __version__, bundle.name, model.encoder.device.type).set(1)
+
+    ledger = _ledger(settings, telemetry)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -119,13 +123,28 @@ def create_app(
         for upstream in upstreams:
             await upstream.close()
         worker.close()
+        await tier.states.close()
+        if ledger is not None:
+            ledger.close()
 
     app = FastAPI(title=f"Tierwise {settings.tier}", version=__version__, lifespan=lifespan, redirect_slashes=False)
     app.state.draining = False
-    app.state.tier = tier
-    surface = _Surface(app, settings, bundle, model, tier)
+    app.state.tier, app.state.ledger = tier, ledger
+    surface = _Surface(app, settings, bundle, model, tier, ledger)
     surface.add_routes()
     return app
+
+
+def _ledger(settings: Settings, telemetry: Telemetry) -> Ledger | None:
+    if settings.ledger is None:
+        return None
+    lines, tier = telemetry.ledger_lines, settings.tier
+    return Ledger(
+        settings.ledger,
+        tier=tier,
+        texts=settings.ledger_texts,
+        count=lambda outcome, count: lines.labels(tier, outcome).inc(count),
+    )
 
 
 def _shaped_links(settings: Settings) -> ShapedLinks | None:
@@ -167,8 +186,11 @@ def _load(settings: Settings, bundle: Bundle) -> Network:
 class _Surface:
     """The endpoints of one app."""
 
-    def __init__(self, app: FastAPI, settings: Settings, bundle: Bundle, network: Network, tier: Tier) -> None:
+    def __init__(
+        self, app: FastAPI, settings: Settings, bundle: Bundle, network: Network, tier: Tier, ledger: Ledger | None
+    ) -> None:
         self.app, self.settings, self.bundle, self.network, self.tier = app, settings, bundle, network, tier
+        self.ledger = ledger
         self.telemetry = tier.telemetry
 
     def add_routes(self) -> None:
@@ -223,7 +245,8 @@ class _Surface:
             "layers": model.layers,
             "exits": model.layers,
             "max_tokens": model.max_tokens,
-            "policy": {"name": getattr(policy, "name", self.settings.policy), **policy.model_dump(mode="json")},
+            "policy": spec_of(policy),
+            "learned": self.tier.states.described(),
             "limits": {
                 "max_inputs": self.settings.max_inputs,
                 "max_body_bytes": self.settings.max_body_bytes,
@@ -288,15 +311,18 @@ class _Surface:
         if isinstance(parsed, dict) and isinstance(inputs := parsed.get("inputs"), list):
             self._check_count(inputs)
         request = validate(ClassifyRequest, parsed)
-        results, ensemble_s = await self.tier.classify(request, request_id, headers)
+        answered = await self.tier.classify(request, request_id, headers)
+        results = answered.results
         total = (time.perf_counter() - started) * 1e3
-        timings = {"ensemble": round(ensemble_s * 1e3, 3), "total": round(total, 3)}
+        timings = {"ensemble": round(answered.ensemble_s * 1e3, 3), "total": round(total, 3)}
         answer = ClassifyResponse(
             id=request_id,
             model=f"{self.bundle.name}@{self.bundle.digest[:12]}",
             results=results,
             timings_ms=timings,  # type: ignore[arg-type]
         )
+        if self.ledger is not None:
+            self.ledger.add(request, answer, spec_of(answered.policy))
         stages: Mapping[str, float] = dict(results[0].hops[0].timings_ms) | timings
         timing = ", ".join(f"{stage};dur={ms}" for stage, ms in stages.items())
         spec = request.options.policy or self.settings.policy

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -18,7 +19,10 @@ from shared.contracts import TextPair
 from shared.errors import QueueFull, UnreadableText
 from shared.exits import ExitRule
 from shared.network import Network
+from shared.pools import Signature, Vector
 from shared.words import Encoded
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,16 +60,29 @@ class Worker:
 
     async def run(self, texts: Sequence[TextPair], rule: ExitRule | None, *, importance: bool, explain: bool) -> Batch:
         """Tokenize and run a batch of texts."""
+        asked = time.perf_counter()
+        return await self._next(lambda: self._infer(texts, rule, importance=importance, explain=explain, asked=asked))
+
+    async def signatures(self, texts: Sequence[TextPair], kind: Signature) -> list[Vector | None]:
+        """What stands for each text before any layer runs; null where it cannot be read."""
+
+        def work() -> list[Vector | None]:
+            encoded = [self._encode(text) for text in texts]
+            return [None if item is None else self._network.signature(item, kind) for item in encoded]
+
+        return await self._next(work)
+
+    async def _next(self, work: Callable[[], T]) -> T:
+        """Do some work in the model's thread, in arrival order."""
         if self.waiting >= self._limit:
             raise QueueFull(f"{self.waiting} requests wait for the model already")
-        asked = time.perf_counter()
         self.waiting += 1
 
-        def work() -> Batch:
+        def begin() -> T:
             self.waiting -= 1
-            return self._infer(texts, rule, importance=importance, explain=explain, asked=asked)
+            return work()
 
-        task = self._pool.submit(work)
+        task = self._pool.submit(begin)
         try:
             return await asyncio.wrap_future(task)
         except asyncio.CancelledError:

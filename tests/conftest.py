@@ -5,6 +5,7 @@ tiny_base(family, layers=3)      transformers' own BERT, RoBERTa or MPNet: hidde
 tiny_network(family, layers=3)   the same as a Network: exits after each layer, tokenizer, 64 tokens
 base_on_disk(family, layers=3)   a folder with config.json, tokenizer.json and model.safetensors
 tiny_bundle                      a folder for TIERWISE_BUNDLE: end (BERT, 3 layers), edge and cloud (MPNet, 2 and 4)
+whole_bundle                     the same, the end holding all four layers of the MPNet
 """
 
 import json
@@ -17,7 +18,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoModel, BertConfig, MPNetConfig, RobertaConfig, logging
 
 from shared.encoder import MultiExitEncoder
-from shared.network import Network, save_network
+from shared.network import Network, load_network, save_network
+from shared.pools import Pools, Signature
 from shared.tokens import SpecialTokens
 
 torch.set_num_threads(1)
@@ -192,11 +194,29 @@ def tiny_bundle(tmp_path_factory, tiny_base, base_on_disk) -> Path:
         "policies": {
             "collaborative": {"offload_threshold": 0.6, "theta": 0.05, "patience": 1},
             "tabi": {"offload_threshold": 0.6},
+            "dimee": {"exit_threshold": 0.55},
+            "length-quantile": {"exit_threshold": 0.55, "edges": [10, 13]},
+            "early-exit": {"exit_threshold": 0.6},
         },
         "report": {"note": "random weights: these numbers mean nothing"},
     }
+    network = load_network(folder / "bert-3", layers=3, max_tokens=MAX_TOKENS)
+    means = {  # three of the sentences stand for their pools
+        kind: tuple(network.signature(network.encode(text), kind) for text in SENTENCES[:3]) for kind in Signature
+    }
+    Pools((4, 3, 2), means).save(folder)
     (folder / "bundle.json").write_text(json.dumps({"labels": LABELS, "tiers": tiers}))
     (folder / "card.json").write_text(json.dumps(card))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole_bundle(tmp_path_factory, tiny_bundle) -> Path:
+    """A bundle whose first tier holds the whole model, over the networks of `tiny_bundle`."""
+    folder = tmp_path_factory.mktemp("whole-bundle")
+    model = {"network": str(tiny_bundle / "mpnet-4"), "layers": 4, "max_tokens": MAX_TOKENS}
+    tiers = {"end": model, "edge": {**model, "layers": 2}, "cloud": model}
+    (folder / "bundle.json").write_text(json.dumps({"labels": LABELS, "tiers": tiers}))
     return folder
 
 

@@ -4,7 +4,8 @@
     2. theta and patience: the fewest layers that keep each tier's own accuracy within `EXIT_COST`
     3. the pruning coefficient: the strongest one that keeps the next tier's accuracy on texts the first is unsure of
     4. every tier on the texts as they would reach it: pruned, leaving early
-    5. thresholds and ensemble weights: the fastest expected setting within `within` of cloud-only (the deepest tier,
+    5. alpha, pools, length bins and exit thresholds of the other policies (`services/lab/pools.py`)
+    6. thresholds and ensemble weights: the fastest expected setting within `within` of cloud-only (the deepest tier,
        whole texts, all layers); the weighting is the one with the least expected NLL
 
 Latency is modelled: compute measured here, links from their profiles. All of it goes into the card with its reasons.
@@ -25,10 +26,12 @@ from torch import Tensor
 from services.lab.collect import Left, every_exit, network_of, under_rule
 from services.lab.data import Example, digest
 from services.lab.operating import Stage, expectation, fastest, fitted, paths, sweep, threshold_for
-from services.lab.stats import wilson
+from services.lab.pools import Chosen, choose, leaving
+from services.lab.stats import judged, wilson
 from shared.bundle import Bundle, Card, load_bundle
 from shared.calibration import fit_temperature, quality
 from shared.ensemble import Ensemble, Weighting
+from shared.errors import BadSetting
 from shared.exits import ExitRule, Similarity
 from shared.link import profile
 from shared.network import Network
@@ -40,6 +43,7 @@ EXIT_COST = 0.0025  # accuracy that early exit may cost a tier
 COEFFICIENTS = (0.75, 0.9, 1.0, 1.1, 1.25)
 PRUNING_COST = 0.005  # accuracy that pruning may cost the next tier
 PRUNING_TEXTS = 300
+WEIGHTINGS = (Weighting.ACCURACY, Weighting.FITTED, Weighting.LAST)
 ENVELOPE = 420  # bytes of an infer request besides its text, measured
 ANSWER = 450  # bytes of an infer answer with one hop, measured
 
@@ -67,18 +71,24 @@ class Job:
         self.labels = torch.tensor([text.label for text in texts])
         torch.set_num_threads(threads)
 
-    def run(self, *, within: float, offload_share: float | None) -> None:
+    def run(self, *, within: float, offload_share: float | None, pruning: bool = True) -> None:
         """Fit everything, write `card.json`, print what was chosen and why."""
         order = self.bundle.order
         logits = {tier: every_exit(self.bundle, tier, self.texts, self.console) for tier in order}
         card, exits_report = self._temperatures(logits)
         accuracy = {tier: exits[-1]["accuracy"] for tier, exits in exits_report.items()}
-        exits = choose_exits({t: _calibrated(logits[t], card.temperatures[t]) for t in order}, self.labels)
+        calibrated = {t: _calibrated(logits[t], card.temperatures[t]) for t in order}
+        exits = choose_exits(calibrated, self.labels)
         self.console.print(f"exit rule: {exits}")
         networks = {tier: network_of(self.bundle, tier) for tier in order}
         for tier, network in networks.items():
             network.encoder.temperatures.copy_(torch.tensor(card.temperatures[tier]))
-        coefficient, pruning_report = self._choose_pruning(networks, exits, logits)
+        others = choose(self.bundle, networks[order[0]], calibrated, self.texts, within=within)
+        long = sum(_words((text.text, text.pair)) > Pruning().whole_below_words for text in self.texts)
+        if pruning and long >= PRUNING_TEXTS:
+            coefficient, pruning_report = self._choose_pruning(networks, exits, logits)
+        else:
+            coefficient, pruning_report = 0.0, {"chosen": 0.0, "by": [], "not_tried": f"{long} texts are long enough"}
         stages, stage_report = self._stages(networks, exits, coefficient, logits)
         target = accuracy[order[-1]] - within
         chosen = self._operating_point(stages, accuracy, target, offload_share)
@@ -93,10 +103,16 @@ class Job:
             update={
                 "accuracy": accuracy,
                 "fitted_weights": chosen.pop("fitted_weights"),
-                "policies": {"collaborative": {**parameters, "theta": exits.theta}, "tabi": parameters},
+                "policies": {
+                    "collaborative": {**parameters, "theta": exits.theta},
+                    "tabi": parameters,
+                    **others.policies,
+                },
                 "report": {
                     "validation": {"n": len(self.texts), "data_sha256": digest(self.texts)},
+                    "metric": self.bundle.metric.value,
                     "exits": exits_report,
+                    **others.report,
                     "exit_rule": {**asdict(exits), "may_cost": EXIT_COST},
                     "pruning": pruning_report,
                     "stages": stage_report,
@@ -104,9 +120,37 @@ class Job:
                 },
             }
         )
+        self._write(card, others)
+        self.console.print_json(json.dumps({"operating_point": chosen}))
+
+    def others(self, *, within: float) -> None:
+        """Step 5 alone, on the card's own temperatures; what the card says otherwise stays as it is.
+
+        Raises:
+            BadSetting: the bundle has no card yet.
+        """
+        card, order = self.bundle.card, self.bundle.order
+        if card.temperatures.keys() != set(order):
+            raise BadSetting(f"bundle {self.bundle.name!r} has no temperatures yet: calibrate it in full first")
+        logits = {tier: every_exit(self.bundle, tier, self.texts, self.console) for tier in order}
+        calibrated = {tier: _calibrated(logits[tier], card.temperatures[tier]) for tier in order}
+        chosen = choose(self.bundle, network_of(self.bundle, order[0]), calibrated, self.texts, within=within)
+        self._write(
+            card.model_copy(
+                update={
+                    "policies": {**card.policies, **chosen.policies},
+                    "report": {**card.report, **chosen.report},
+                }
+            ),
+            chosen,
+        )
+
+    def _write(self, card: Card, others: Chosen) -> None:
         path = self.bundle.folder / "card.json"
         path.write_text(json.dumps(card.model_dump(), indent=1) + "\n")
-        self.console.print_json(json.dumps({"policies": card.policies, "operating_point": chosen}))
+        if others.pools is not None:
+            others.pools.save(self.bundle.folder)
+        self.console.print_json(json.dumps({"policies": card.policies}))
         self.console.print(f"written: {path}")
 
     def _temperatures(self, logits: dict[str, Tensor]) -> tuple[Card, dict[str, list[dict[str, Any]]]]:
@@ -127,6 +171,7 @@ class Job:
                         "exit": e + 1,
                         "accuracy": round(after.accuracy, 4),
                         "ci95": [round(low, 4), round(high, 4)],
+                        **judged(self.bundle.metric, exits[:, e].argmax(-1).numpy(), self.labels.numpy()),
                         "before": _three(asdict(before)),
                         "after": _three(asdict(after)),
                         "worse_than_the_exit_before": e > 0 and after.accuracy < report[tier][-1]["accuracy"],
@@ -201,7 +246,7 @@ class Job:
         point = fastest(list(sweep(stages, self.labels, plain, Weighting.LAST)), target)
         stop = paths(stages, point.thresholds, point.steepness)
         ensemble = Ensemble(accuracy=accuracy, fitted=fitted(stages, self.labels, stop))
-        compared = {w: expectation(stages, self.labels, stop, ensemble, w) for w in Weighting}
+        compared = {w: expectation(stages, self.labels, stop, ensemble, w) for w in WEIGHTINGS}
         weighting = min(compared, key=lambda w: compared[w][1])
         points = list(sweep(stages, self.labels, ensemble, weighting))
         point = fastest(points, target)
@@ -234,7 +279,7 @@ def choose_exits(probabilities: dict[str, Tensor], labels: Tensor) -> Exits:
             full = (exits[:, -1].argmax(-1) == labels).double().mean().item()
             theta[tier], share = 0.0, 1.0
             for candidate in THETAS:
-                layer = leaving_layers(exits, Similarity(candidate, patience))
+                layer = leaving(exits, Similarity(candidate, patience))
                 at_exit = exits[torch.arange(len(exits)), layer - 1]
                 accuracy = (at_exit.argmax(-1) == labels).double().mean().item()
                 mean = layer.double().mean().item() / exits.shape[1]
@@ -247,21 +292,12 @@ def choose_exits(probabilities: dict[str, Tensor], labels: Tensor) -> Exits:
     return best[1]
 
 
-def leaving_layers(exits: Tensor, rule: ExitRule) -> Tensor:
-    """The 1-based exit of each text, from calibrated probabilities [N, E, C]: the live rule over recorded exits."""
-    history = exits.transpose(0, 1)  # [E, N, C]
-    layer = torch.full((exits.shape[0],), exits.shape[1])
-    for depth in range(exits.shape[1] - 1, 0, -1):
-        layer[rule(history[:depth])] = depth
-    return layer
-
-
 def recorded(
     network: Network, texts: Sequence[tuple[str, str | None]], rule: ExitRule | None, logits: Tensor
 ) -> list[Left]:
     """What `under_rule` gives for whole texts, less the importance, from the logits of every exit [N, E, C]."""
     exits = network.encoder.calibrate(logits.transpose(0, 1)).transpose(0, 1)
-    layers = [exits.shape[1]] * len(texts) if rule is None else leaving_layers(exits, rule).tolist()
+    layers = [exits.shape[1]] * len(texts) if rule is None else leaving(exits, rule).tolist()
     return [
         Left(network.encode(*text), layer, own[:layer], [])
         for text, layer, own in zip(texts, layers, logits, strict=True)

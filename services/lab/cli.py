@@ -177,6 +177,63 @@ def bench(
 
 
 @app.command()
+def replay(
+    data: Annotated[
+        str | None,
+        typer.Option(help="A .parquet or .csv with text (or text_a,text_b), label, split; or hub:NAME. Needed."),
+    ] = None,
+    bundle: Annotated[
+        str | None, typer.Option(help="NAME,NAME...; without it, every bundle that was calibrated on this data set.")
+    ] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option(help="NAME or NAME:key=value,...; repeat to compare. `all`: every one.")
+    ] = None,
+    n: Annotated[int, typer.Option(min=1, help="Texts, after any are left out.")] = 200,
+    split: Split = "test",
+    exclude_split: Annotated[str | None, typer.Option(help="Leave out texts that also occur in this split.")] = None,
+    links: Annotated[
+        str, typer.Option(help="ACCESS/BACKBONE: profiles of deploy/netem/profiles.yaml.")
+    ] = "5g-nsa/metro",
+    measured: Annotated[
+        list[Path] | None,
+        typer.Option(exists=True, help="Live times to show beside: a bench's .json, a tier's ledger (.jsonl); repeat."),
+    ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Measure this machine anew, not once for all.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Modelled threads of all tiers but the first.")] = None,
+    out: Annotated[Path, typer.Option(help="Writes OUT.json and OUT.png.")] = Path("replay"),
+    seed: Seed = 0,
+) -> None:
+    """Compare policies without live tiers: each text is run once, kept on disk, and every policy replayed exactly."""
+    from services.lab.data import load, without
+    from services.lab.replay_compare import Plan, compare, fitting
+    from services.lab.replay_report import write
+    from shared.bundle import load_bundle
+    from shared.errors import BadSetting
+
+    if data is None:
+        raise typer.BadParameter(
+            "name the labelled texts to replay: --data FILE.parquet or .csv (columns text, label, split), or hub:NAME"
+        )
+    bundles = [load_bundle(name) for name in bundle.split(",")] if bundle else fitting(data)
+    examples = load(data, split)
+    if exclude_split:
+        examples = without(examples, load(data, exclude_split))
+        if not examples:
+            raise BadSetting(f"every text of {split} occurs in {exclude_split}: nothing remains")
+    plan = Plan(
+        examples=examples[:n],
+        bundles=bundles,
+        policies=policy or ["all"],
+        links=links,
+        seed=seed,
+        threads=threads,
+        measured=tuple(measured or ()),
+        profile_anew=profile,
+    )
+    write(compare(plan, console), out, console)
+
+
+@app.command()
 def train(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder of the trained network, e.g. deploy/models/BUNDLE/NAME.")],
@@ -234,6 +291,12 @@ def calibrate(
         float | None, typer.Option(min=0, max=1, help="Choose the first threshold for this share sent on.")
     ] = None,
     within: Annotated[float, typer.Option(help="Accuracy that may be lost against cloud-only.")] = 0.005,
+    pruning: Annotated[
+        bool, typer.Option(help="Choose a pruning coefficient (slow); without it, pruning is off.")
+    ] = True,
+    only_others: Annotated[
+        bool, typer.Option(help="Keep the card; choose only what policies other than collaborative and tabi need.")
+    ] = False,
     access: Access = "5g-nsa",
     backbone: Backbone = "metro",
     threads: Threads = 2,
@@ -245,7 +308,10 @@ def calibrate(
 
     _, validation = divide(load(data, split), hold_out)
     job = Job(bundle, validation[:n], access=access, backbone=backbone, threads=threads, console=console)
-    job.run(within=within, offload_share=offload_share)
+    if only_others:
+        job.others(within=within)
+    else:
+        job.run(within=within, offload_share=offload_share, pruning=pruning)
 
 
 @app.command()

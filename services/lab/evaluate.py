@@ -11,8 +11,8 @@ from rich.table import Table
 
 from services.lab.collect import every_exit
 from services.lab.data import Example, digest
-from services.lab.stats import wilson
-from shared.bundle import load_bundle
+from services.lab.stats import judged, wilson
+from shared.bundle import Metric, load_bundle
 from shared.calibration import quality
 
 
@@ -37,6 +37,7 @@ def evaluate(
                     "exit": layer,
                     "accuracy": round(figures.accuracy, 4),
                     "ci95": [round(low, 4), round(high, 4)],
+                    **judged(bundle.metric, logits[:, layer - 1].argmax(-1).numpy(), labels.numpy()),
                     "ece": round(figures.ece, 4),
                     "nll": round(figures.nll, 4),
                     "brier": round(figures.brier, 4),
@@ -44,7 +45,9 @@ def evaluate(
                 }
             )
         report["tiers"][tier] = {"max_tokens": max_tokens or model.max_tokens, "exits": rows}
-        console.print(_table(tier, rows, len(examples), max_tokens or model.max_tokens))
+        console.print(
+            _table(tier, rows, bundle.metric, f"{len(examples)} texts, {max_tokens or model.max_tokens} tokens")
+        )
     if save:
         path = bundle.folder / "card.json"
         card = json.loads(path.read_text())
@@ -53,13 +56,18 @@ def evaluate(
     return report
 
 
-def _table(tier: str, rows: list[dict[str, Any]], n: int, tokens: int) -> Table:
-    table = Table(title=f"{tier}: {n} texts, {tokens} tokens", title_justify="left", show_edge=False, pad_edge=False)
-    for column in ("exit", "accuracy", "95 %", "ECE", "NLL", "Brier", ""):
+def _table(tier: str, rows: list[dict[str, Any]], metric: Metric, what: str) -> Table:
+    table = Table(title=f"{tier}: {what}", title_justify="left", show_edge=False, pad_edge=False)
+    extra = () if metric is Metric.ACCURACY else (metric.value.upper(), "95 %")
+    for column in ("exit", "accuracy", "95 %", *extra, "ECE", "NLL", "Brier", ""):
         table.add_column(column, justify="right")
     for row in rows:
         low, high = row["ci95"]
         note = "worse than the exit before" if row["worse_than_the_exit_before"] else ""
         figures = (f"{row[key]:.3f}" for key in ("ece", "nll", "brier"))
-        table.add_row(str(row["exit"]), f"{row['accuracy']:.3f}", f"[{low:.3f} {high:.3f}]", *figures, note)
+        own = [f"{row['accuracy']:.3f}", f"[{low:.3f} {high:.3f}]"]
+        if extra:
+            low, high = row[f"{metric.value}_ci95"]
+            own += [f"{row[metric.value]:.3f}", f"[{low:.3f} {high:.3f}]"]
+        table.add_row(str(row["exit"]), *own, *figures, note)
     return table

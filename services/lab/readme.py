@@ -15,6 +15,7 @@ from typing import Any
 from services.lab.config import rows
 from shared.bundle import MODELS
 from shared.errors import BadSetting
+from shared.policies import POLICIES
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -170,6 +171,62 @@ def settings() -> str:
     )
 
 
+def parameters() -> str:
+    """Every parameter of every policy; policies that share one stand in a row."""
+    merged: dict[tuple[str, str], dict[str, str]] = {}
+    for name, policy in POLICIES.items():
+        for own, field in policy.model_fields.items():
+            default = "null" if field.default is None else str(field.default)
+            merged.setdefault((field.alias or own, field.description or ""), {})[name] = default
+    lines = []
+    for (parameter, meaning), by_policy in merged.items():
+        values = set(by_policy.values())
+        shown = values.pop() if len(values) == 1 else ", ".join(f"{p} {v}" for p, v in by_policy.items())
+        lines.append(f"| `{parameter}` | {', '.join(by_policy)} | {shown} | {meaning} |")
+    return _table("| parameter | of | default without a card | meaning |", lines)
+
+
+def bundles() -> str:
+    """The last exit of every tier on unseen texts, for each committed bundle."""
+    lines = []
+    for path in sorted(MODELS.glob("*/card.json")):
+        bundle, test = _read(path.parent / "bundle.json"), _read(path)["report"].get("test")
+        metric = bundle.get("metric", "accuracy")
+        if test is None:
+            continue
+        cells = []
+        for tier, measured in test["tiers"].items():
+            last = measured["exits"][-1]
+            low, high = last["ci95" if metric == "accuracy" else f"{metric}_ci95"]
+            cells.append(f"{tier} ({len(measured['exits'])}) {last[metric]:.3f} [{low:.3f}, {high:.3f}]")
+        lines.append(f"| `{path.parent.name}` | {metric} | {test['n']} | {'; '.join(cells)} |")
+    return _table("| bundle | metric | n | tier (layers): its last exit [95 %] |", lines)
+
+
+def routing() -> str:
+    """How well a text's pool can be told before any layer runs, on validation data."""
+    ways = ("mean_word", "layernorm_mean", "token_norms", "length_quantile", "known_pools")
+    lines = []
+    for path in sorted(MODELS.glob("*/card.json")):
+        report = _read(path)["report"]
+        by = report.get("pools", {}).get("routing")
+        if by is None:
+            continue
+        cells = [
+            f"{by[way]['accuracy']:.3f} ({100 * (by[way]['accuracy'] - by[way]['accuracy_at_random']):+.1f})"
+            for way in ways
+        ]
+        alpha = report["pools"]["chosen"]["alpha"]
+        sizes = "/".join(map(str, by["known_pools"]["sent_to"]))
+        lines.append(
+            f"| `{path.parent.name}` | {report['validation']['n']} | {alpha:.2f}: {sizes} | {' | '.join(cells)} |"
+        )
+    head = (
+        "| bundle | n | alpha: its pools | mean_word | layernorm_mean | token_norms | length-quantile | pools known |"
+    )
+    return _table(head, lines)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "bench": bench,
     "parts": parts,
@@ -178,6 +235,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "links": links,
     "cells": cells,
     "settings": settings,
+    "parameters": parameters,
+    "bundles": bundles,
+    "routing": routing,
 }
 
 

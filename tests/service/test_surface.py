@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from shared import __version__
+from shared.policies import names
 
 REASONS = {
     "upstream_timeout",
@@ -15,7 +16,7 @@ REASONS = {
     "breaker_open",
     "deadline",
 }
-POLICIES = {"collaborative", "tabi", "random", "end-only", "edge-only", "cloud-only"}
+POLICIES = set(names(["end", "edge", "cloud"]))
 STAGES = {"tokenize", "queue", "infer", "prune", "link", "ensemble"}
 
 

@@ -1,6 +1,7 @@
 """End, edge and cloud in one process, joined by a transport that hands each call to the app of its host.
 
 triangle, chain   three tiers; in the chain the end has no direct link to the cloud
+whole             the triangle, with the whole model on the end
 build_tiers       the builder of both
 """
 
@@ -81,12 +82,12 @@ def build_tiers(tiny_bundle):
     """A builder: `links` names each tier's upstreams, `profiles` each link's profile by (from, to)."""
     built = []
 
-    def build(links, profiles=None, **settings):
+    def build(links, profiles=None, bundle=tiny_bundle, **settings):
         joined = Joined()
         for tier, upstreams in links.items():
             own = Settings(
                 tier=tier,
-                bundle=str(tiny_bundle),
+                bundle=str(bundle),
                 upstreams={to: f"http://{to}" for to in upstreams},
                 link_profiles={to: (profiles or {}).get((tier, to), "ideal") for to in upstreams},
                 **settings,
@@ -104,6 +105,12 @@ def build_tiers(tiny_bundle):
 @pytest.fixture
 def triangle(build_tiers):
     return build_tiers(TRIANGLE)
+
+
+@pytest.fixture
+def whole(build_tiers, whole_bundle):
+    """The first tier holds the whole model."""
+    return build_tiers(TRIANGLE, bundle=whole_bundle)
 
 
 @pytest.fixture

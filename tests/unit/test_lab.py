@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from services.lab.calibrate import choose_exits, leaving_layers
+from services.lab.calibrate import choose_exits
 from services.lab.data import Example, hold_out, load, without
 from services.lab.operating import Stage, expectation, fitted, paths, sweep, threshold_for
 from services.lab.policies import parse_policy
+from services.lab.pools import leaving
 from services.lab.stack import Layout
 from services.lab.stats import paired_difference, wilson
 from shared.bundle import load_bundle
@@ -83,7 +84,7 @@ def test_a_wanted_offload_share_gives_its_threshold():
 
 def test_leaving_layers_replays_the_live_rule():
     exits = torch.stack([probabilities(0.6, 0.9, 0.9, 0.9), probabilities(0.5, 0.7, 0.9, 0.5)])  # [N=2, E=4, C=2]
-    assert leaving_layers(exits, Similarity(0.05, 1)).tolist() == [3, 4]
+    assert leaving(exits, Similarity(0.05, 1)).tolist() == [3, 4]
 
 
 def test_exits_are_chosen_only_where_they_cost_little():

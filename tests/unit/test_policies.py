@@ -11,11 +11,17 @@ from shared.dispatch import Curve
 from shared.ensemble import Weighting
 from shared.errors import UnknownPolicy
 from shared.exits import Similarity
-from shared.policies import STAY, Collaborative, Decision, Random, Tabi, Where, build, names, spec_of
+from shared.policies import STAY, Clues, Collaborative, Decision, Random, Tabi, Where, build, names, spec_of
 from shared.pruning import Pruning
 
 TIERS = ("end", "edge", "cloud")
-END, EDGE, CLOUD = Where("end", ("edge", "cloud")), Where("edge", ("cloud",)), Where("cloud", ())
+LAYERS = {"end": 3, "edge": 6, "cloud": 12}
+END, EDGE, CLOUD = (
+    Where("end", ("edge", "cloud"), LAYERS),
+    Where("edge", ("cloud",), LAYERS),
+    Where("cloud", (), LAYERS),
+)
+TEXT = Clues(words=20)
 
 
 def made(spec, **defaults):
@@ -23,14 +29,16 @@ def made(spec, **defaults):
 
 
 def test_every_name_builds_and_is_offered():
-    assert names(TIERS) == ["collaborative", "tabi", "random", "end-only", "edge-only", "cloud-only"]
+    assert names(TIERS)[:3] == ["collaborative", "tabi", "dimee"]
+    assert names(TIERS)[-4:] == ["oracle", "end-only", "edge-only", "cloud-only"]
+    assert len(set(names(TIERS))) == len(names(TIERS)) == 16
     for name in names(TIERS):
         assert spec_of(made(name))["name"] == name
 
 
 def test_collaborative_infers_first_and_then_asks_the_next_tier():
     policy = made({"name": "collaborative", "offload_threshold": 0.8, "steepness": 10})
-    assert policy.before(END, draw=0.0) == STAY
+    assert policy.before(END, TEXT, draw=0.0) == STAY
     assert policy.after(END, 0.79, draw=0.999) == Decision("edge", 1.0, "confidence")
     assert policy.after(EDGE, 0.79, draw=0.0) == Decision("cloud", 1.0, "confidence")
     assert policy.may_offload_after(END)
@@ -85,30 +93,31 @@ def test_tabi_is_collaborative_without_early_exits():
 def test_random_gives_each_reachable_tier_an_equal_share_before_inference():
     policy = made("random")
     third = pytest.approx(2 / 3)
-    assert policy.before(END, draw=0.33) == Decision(None, third, "policy", final=True)
+    assert policy.before(END, TEXT, draw=0.33) == Decision(None, third, "policy", final=True)
     assert policy.after(END, 0.5, draw=0.33) == Decision(None, third, "policy")  # on record: the chance of leaving
-    assert policy.before(END, draw=0.34) == Decision("edge", third, "policy", final=True)
-    assert policy.before(END, draw=0.67) == Decision("cloud", third, "policy", final=True)
-    assert policy.before(EDGE, draw=0.5) == Decision("cloud", 0.5, "policy", final=True)
-    assert policy.before(CLOUD, draw=0.999999) == Decision(None, 0.0, "policy", final=True)
+    assert policy.before(END, TEXT, draw=0.34) == Decision("edge", third, "policy", final=True)
+    assert policy.before(END, TEXT, draw=0.67) == Decision("cloud", third, "policy", final=True)
+    assert policy.before(EDGE, TEXT, draw=0.5) == Decision("cloud", 0.5, "policy", final=True)
+    assert policy.before(CLOUD, TEXT, draw=0.999999) == Decision(None, 0.0, "policy", final=True)
 
 
 @given(st.floats(0, 1, exclude_max=True), st.sampled_from([END, EDGE, CLOUD]))
 def test_random_always_names_a_tier_that_can_be_reached(draw, where):
-    assert Random().before(where, draw).to in (None, *where.reachable)
+    assert Random().before(where, TEXT, draw).to in (None, *where.reachable)
 
 
 def test_a_single_tier_answers_every_text():
-    assert made("end-only").before(END, draw=0.0) == STAY
-    assert made("edge-only").before(END, draw=0.9) == Decision("edge", 1.0, "policy", final=True)
-    assert made("cloud-only").before(END, draw=0.0) == Decision("cloud", 1.0, "policy", final=True)
-    assert made("cloud-only").before(CLOUD, draw=0.0) == STAY
+    assert made("end-only").before(END, TEXT, draw=0.0) == STAY
+    assert made("edge-only").before(END, TEXT, draw=0.9) == Decision("edge", 1.0, "policy", final=True)
+    assert made("cloud-only").before(END, TEXT, draw=0.0) == Decision("cloud", 1.0, "policy", final=True)
+    assert made("cloud-only").before(CLOUD, TEXT, draw=0.0) == STAY
 
 
 def test_a_capped_request_is_answered_by_the_deepest_tier_it_may_reach():
-    assert made("cloud-only").before(Where("end", ("edge",)), draw=0.0).to == "edge"
-    assert made("cloud-only").before(Where("end", ("edge", "fog")), draw=0.0).to == "fog"
-    assert made("cloud-only").before(Where("end", ()), draw=0.0) == STAY
+    layers = {"end": 3, "edge": 6, "fog": 9, "cloud": 12}
+    assert made("cloud-only").before(Where("end", ("edge",), layers), TEXT, draw=0.0).to == "edge"
+    assert made("cloud-only").before(Where("end", ("edge", "fog"), layers), TEXT, draw=0.0).to == "fog"
+    assert made("cloud-only").before(Where("end", (), layers), TEXT, draw=0.0) == STAY
 
 
 def test_policies_that_decide_before_change_nothing_afterwards():
@@ -131,7 +140,7 @@ def test_parameters_not_given_come_from_the_card():
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("collaborativ", "unknown policy 'collaborativ': choose one of collaborative, tabi, random, end-only"),
+        ("collaborativ", "unknown policy 'collaborativ': choose one of collaborative, tabi, dimee, length-quantile"),
         ("fog-only", "unknown policy 'fog-only'"),
         ({"theta": 0.1}, "unknown policy None"),
         ({"name": ["collaborative"]}, "unknown policy"),

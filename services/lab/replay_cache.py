@@ -1,0 +1,65 @@
+"""Files of a replay's cache: a few dozen items each, whole files only, so that a killed recording goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+T = TypeVar("T")
+CHUNK, CHUNK_S = 32, 20.0  # items in a file at most, and seconds of work that a kill may cost
+
+
+class Shelf(Generic[T]):
+    """Items by key, in memory and in the files of one folder. `pack` makes tensors of items, `unpack` the reverse."""
+
+    def __init__(
+        self, folder: Path, pack: Callable[[list[T]], dict[str, Tensor]], unpack: Callable[[dict[str, Tensor]], list[T]]
+    ) -> None:
+        self.folder, self._pack, self._unpack = folder, pack, unpack
+        self.items: dict[str, T] = {}
+        self._unsaved: list[str] = []
+        self._saved_at = time.monotonic()
+        self._files: dict[str, Path] = {}
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, "pt") as file:
+                self._files.update(dict.fromkeys(json.loads(file.metadata()["keys"]), path))
+
+    def fetch(self, keys: Iterable[str]) -> list[str]:
+        """Read these items into memory; the keys that no file has, each once."""
+        missing = [key for key in keys if key not in self.items]
+        for path in {self._files[key] for key in missing if key in self._files}:
+            with safe_open(path, "pt") as file:
+                own = json.loads(file.metadata()["keys"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            self.items.update(zip(own, self._unpack(tensors), strict=True))
+        return list(dict.fromkeys(key for key in missing if key not in self.items))
+
+    def put(self, key: str, item: T) -> None:
+        """Add an item; it is on disk after `save`, which is called when it is time."""
+        self.items[key] = item
+        self._unsaved.append(key)
+        if len(self._unsaved) >= CHUNK or time.monotonic() - self._saved_at > CHUNK_S:
+            self.save()
+
+    def save(self) -> None:
+        """Write what is not on disk yet."""
+        self._saved_at = time.monotonic()
+        if not self._unsaved:
+            return
+        name = hashlib.sha256("".join(self._unsaved).encode()).hexdigest()[:24]
+        path = self.folder / f"{name}.safetensors"
+        unfinished = path.with_suffix(f".{id(self)}.part")  # two replays may record the same texts at once
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tensors = self._pack([self.items[key] for key in self._unsaved])
+        save_file(tensors, unfinished, {"keys": json.dumps(self._unsaved)})
+        unfinished.replace(path)
+        self._files.update(dict.fromkeys(self._unsaved, path))
+        self._unsaved = []

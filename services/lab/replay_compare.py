@@ -1,0 +1,160 @@
+"""`tierwise replay`: policies over bundles, replayed on the same texts, in one table."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from services.lab.bench_report import cpu
+from services.lab.data import Example, digest, load
+from services.lab.policies import parse_policy
+from services.lab.recorder import Recorders
+from services.lab.replay import Replay
+from services.lab.replay_report import figures
+from services.lab.replay_times import Times
+from shared.bundle import MODELS, Bundle, load_bundle
+from shared.errors import BadSetting, UnknownPolicy
+from shared.ledger import entries
+from shared.link import Profile, profile
+from shared.policies import names, spec_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to replay. `policies`: as on the command line, or `all`. `links`: ACCESS/BACKBONE."""
+
+    examples: list[Example]
+    bundles: list[Bundle]
+    policies: list[str]
+    links: str = "5g-nsa/metro"
+    seed: int = 0
+    threads: int | None = None  # of the deeper tiers; the first has 1
+    measured: tuple[Path, ...] = ()
+    profile_anew: bool = False
+
+
+def compare(plan: Plan, console: Console) -> dict[str, Any]:
+    """The report over every bundle and policy.
+
+    Raises:
+        BadSetting: labels that a bundle does not have, links or files that do not exist.
+        UnknownPolicy: a policy or parameter that does not exist.
+    """
+    access, slash, backbone = plan.links.partition("/")
+    if not slash or "/" in backbone:
+        raise BadSetting(f"links {plan.links!r}: expected ACCESS/BACKBONE, such as lte/regional")
+    recorders = Recorders(console)
+    report: dict[str, Any] = {
+        "n": len(plan.examples),
+        "data_sha256": digest(plan.examples),
+        "seed": plan.seed,
+        "links": plan.links,
+        "hardware": {"cpu": cpu(), "cores": os.cpu_count(), "device": "cpu"},
+        "notes": [],
+        "bundles": {},
+    }
+    try:
+        for bundle in plan.bundles:
+            if max(example.label for example in plan.examples) >= len(bundle.labels):
+                raise BadSetting(f"bundle {bundle.name} has {len(bundle.labels)} labels; the data set has more")
+            replay = Replay(bundle, plan.examples, recorders, seed=plan.seed)
+            times = Times(
+                replay,
+                _threads(bundle, plan.threads),
+                _links(bundle, access, backbone),
+                console,
+                anew=plan.profile_anew,
+            )
+            report["bundles"][bundle.name] = {
+                "card_sha256": bundle.digest,
+                "metric": bundle.metric.value,
+                "http_ms": {"client": times.http.client * 1e3, "hop": times.http.hop * 1e3},
+                **_policies(plan, replay, times, console),
+            }
+            report["notes"] += [note for note in times.notes if note not in report["notes"]]
+    finally:
+        recorders.save()
+    report["texts_run"] = recorders.ran
+    return report
+
+
+def _policies(plan: Plan, replay: Replay, times: Times, console: Console) -> dict[str, Any]:
+    done: dict[str, Any] = {}
+    refused: dict[str, str] = {}
+    reference = replay.run(replay.policy(f"{replay.order[-1]}-only"))
+    wanted = names(replay.order) if plan.policies == ["all"] else plan.policies
+    for name in wanted:
+        policy = replay.policy(parse_policy(name))
+        try:
+            with console.status(f"{replay.bundle.name}, {name}"):
+                run = replay.run(policy)
+        except UnknownPolicy as error:  # this bundle lacks what it needs
+            refused[name] = str(error)
+            continue
+        done[name] = figures(replay, run, reference, times)
+        measured = [ms for path in plan.measured for ms in _measured(path, replay, name, spec_of(policy))]
+        if measured:
+            done[name]["measured_ms"] = {"mean": statistics.mean(measured), "n": len(measured)}
+    return {"policies": done, "refused": refused}
+
+
+def _measured(path: Path, replay: Replay, name: str, spec: dict[str, Any]) -> list[float]:
+    """Live times in ms of a policy: what clients of a bench waited, or totals at the tier that wrote a ledger."""
+    if path.suffix != ".jsonl":
+        said = json.loads(path.read_text())
+        own = said["policies"].get(name) if said["first_tier"]["bundle"] == replay.bundle.name else None
+        return [own["latency_ms"]["mean"]] if own else []
+    model, texts = f"{replay.bundle.name}@{replay.bundle.digest[:12]}", set(replay.library.keys)
+    return [
+        line["timings_ms"]["total"]
+        for line in entries(path)
+        if line.get("model") == model and line["text_sha256"] in texts and _is(line["policy"], spec)
+    ]
+
+
+def _is(recorded: dict[str, Any], spec: dict[str, Any]) -> bool:
+    """Whether a line is of this policy; one that learns has an arm in every line."""
+    return all(recorded.get(key) == value for key, value in spec.items() if key != "arm" or value is not None)
+
+
+def _threads(bundle: Bundle, deeper: int | None) -> dict[str, int]:
+    """As `tierwise serve` sets them: one on the first tier, two on each other."""
+    count = deeper or min(2, os.cpu_count() or 1)
+    return {tier: 1 if at == 0 else count for at, tier in enumerate(bundle.order)}
+
+
+def _links(bundle: Bundle, access: str, backbone: str) -> dict[tuple[str, str], Profile]:
+    order = bundle.order
+    return {
+        (order[a], order[b]): profile("+".join([access if at == 0 else backbone for at in range(a, b)]))
+        for a in range(len(order))
+        for b in range(a + 1, len(order))
+    }
+
+
+def fitting(data: str, *, hold_out: int = 2500) -> list[Bundle]:
+    """The bundles in deploy/models that were calibrated on this data set: its held-out rows are named in their cards.
+
+    Raises:
+        BadSetting: there is none.
+    """
+    train = load(data, "train")
+    bundles = [load_bundle(path.parent.name) for path in sorted(MODELS.glob("*/bundle.json"))]
+    own = [bundle for bundle in bundles if _calibrated_on(bundle, train, hold_out)]
+    if not own:
+        known = ", ".join(bundle.name for bundle in bundles)
+        raise BadSetting(f"no bundle was calibrated on {data}: name one with --bundle ({known})")
+    return own
+
+
+def _calibrated_on(bundle: Bundle, train: Sequence[Example], hold_out: int) -> bool:
+    validation = bundle.card.report.get("validation", {})
+    n, sha = validation.get("n", 0), validation.get("data_sha256")
+    return 0 < n <= len(train) and sha in (digest(list(train[-n:])), digest(list(train[-hold_out:][:n])))

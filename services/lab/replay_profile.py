@@ -1,0 +1,196 @@
+"""What things take on this machine, measured once: each layer at each length, tokenizing, pruning, a call over HTTP.
+
+    CACHE/replay/profiles/*.json     one per network, threads and machine; one for HTTP
+
+`infer` holds seconds from the start of a forward pass until a text could leave by each exit, [E][lengths], with every
+exit head on the way evaluated; `whole` the time of all layers with the last head alone, per depth it is scaled from
+`infer`'s own curve. Both per attention kernel. Medians, batch of one. Left out: several texts in one request, waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+from pydantic import BaseModel
+from rich.console import Console
+from torch import Tensor
+
+from services.lab.bench_report import cpu
+from services.lab.client import classify
+from services.lab.recorder import Kernel, Source
+from services.lab.stack import Layout, running
+from shared.bundle import Bundle
+from shared.errors import TierwiseError
+from shared.network import Network, load_network
+from shared.pruning import Pruning, keep_words
+from shared.weights import cache_dir
+
+LENGTHS = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512)  # tokens
+WORDS = (8, 32, 128, 512)
+REPEATS = 5
+HTTP_CALLS = 40
+_FILLER = "the film was good but slow and i would watch it again with a friend "
+
+
+class Table(BaseModel):
+    """One network's times in seconds."""
+
+    lengths: list[int]
+    infer: dict[Kernel, list[list[float]]]  # [E][lengths]
+    whole: dict[Kernel, list[float]]  # [lengths]: all E layers, the last exit alone
+    words: list[int]
+    tokenize: list[float]  # [words]
+    prune: list[float]  # [words]
+    spread: float  # slowest over fastest pass of the longest text: well above 1 on a machine that was not idle
+
+
+class Http(BaseModel):
+    """What a call adds to a tier's own stages, in seconds: from a client, and from one tier to the next."""
+
+    client: float
+    hop: float
+    note: str = ""
+
+
+class _Clock:
+    """An exit rule that lets nobody leave and notes when it was asked."""
+
+    def __init__(self) -> None:
+        self.at: list[float] = []
+
+    def __call__(self, history: Tensor) -> Tensor:
+        self.at.append(time.perf_counter())
+        return history.new_zeros(history.shape[1]).bool()
+
+
+def measure_table(source: Source, digest: str, threads: int, console: Console, *, anew: bool = False) -> Table:
+    """A network's table: from the cache, or measured now (up to a minute)."""
+    path = _path(f"{digest} {threads}")
+    if path.exists() and not anew:
+        return Table.model_validate_json(path.read_text())
+    with console.status(f"measuring {source.folder.name}, {source.layers} layers, {threads} threads"):
+        network = load_network(source.folder, layers=source.layers, max_tokens=source.max_tokens)
+        torch.set_num_threads(threads)
+        measured = _measure(network, source.max_tokens)
+    _keep(path, measured)
+    return measured
+
+
+def _measure(network: Network, max_tokens: int) -> Table:
+    lengths = [*(n for n in LENGTHS if n < max_tokens), max_tokens]
+    infer: dict[Kernel, list[list[float]]] = {kernel: [] for kernel in Kernel}
+    whole: dict[Kernel, list[float]] = {kernel: [] for kernel in Kernel}
+    spread = 1.0
+    for length in lengths:
+        text = network.tokens.encode(_FILLER * (length // 8 + 1), None, length)
+        for kernel in Kernel:
+            asks = kernel is Kernel.COUNTED
+            passes = []
+            for _ in range(REPEATS + 1):
+                clock, started = _Clock(), time.perf_counter()
+                network.run([text], clock, importance=asks)
+                passes.append([at - started for at in [*clock.at, time.perf_counter()]])
+            spread = max(p[-1] for p in passes[1:]) / min(p[-1] for p in passes[1:])
+            infer[kernel].append([statistics.median(column) for column in zip(*passes[1:], strict=True)])
+            whole[kernel].append(_median(lambda t=text, a=asks: network.run([t], None, importance=a)))  # type: ignore[misc]
+    by_exit = {kernel: [list(row) for row in zip(*rows, strict=True)] for kernel, rows in infer.items()}
+    tokenize, prune = [], []
+    for count in WORDS:
+        text_of = " ".join((_FILLER * (count // 8)).split()[:count])
+        encoded = network.encode(text_of)
+        importance = [float(at % 7) for at in range(len(encoded.ids))]
+        tokenize.append(_median(lambda t=text_of: network.encode(t)))  # type: ignore[misc]
+
+        def drop(t: str = text_of, e: Any = encoded, i: list[float] = importance) -> None:
+            keep_words(t, None, e, Pruning(1.0).mask(e, i))
+
+        prune.append(_median(drop))
+    return Table(
+        lengths=lengths,
+        infer=by_exit,
+        whole=whole,
+        words=list(WORDS),
+        tokenize=tokenize,
+        prune=prune,
+        spread=spread,
+    )
+
+
+def _median(work: Callable[[], object]) -> float:
+    times = []
+    for _ in range(REPEATS + 1):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
+
+
+def measure_http(bundle: Bundle, console: Console, *, anew: bool = False) -> Http:
+    """What HTTP adds on this machine: from the cache, or measured on live tiers over loopback, links unshaped."""
+    path = _path("http")
+    if path.exists() and not anew:
+        return Http.model_validate_json(path.read_text())
+    layout = Layout(bundle=str(bundle.folder), port=_free_ports(len(bundle.order)), access="ideal", backbone="ideal")
+    try:
+        with running(layout, console) as stack:
+            measured = asyncio.run(_calls(stack.url, bundle.order))
+    except TierwiseError as error:  # no memory for live tiers: models run all the same
+        return Http(client=0.0, hop=0.0, note=f"the cost of HTTP is left out: {error}")
+    _keep(path, measured)
+    return measured
+
+
+async def _calls(url: str, order: tuple[str, ...]) -> Http:
+    """Client seconds less the tier's own stages, asked at the first tier and through it at the last."""
+    added: dict[str, list[float]] = {}
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        for call in range(HTTP_CALLS):
+            for tier in (order[0], order[-1]):
+                timed = await classify(client, _FILLER, {"policy": f"{tier}-only"})
+                stages = timed.answer.results[0].hops[0].timings_ms
+                own = stages["tokenize"] + stages["infer"] + stages["prune"]
+                if call:
+                    added.setdefault(tier, []).append(timed.seconds - own / 1e3)
+    near, far = statistics.median(added[order[0]]), statistics.median(added[order[-1]])
+    return Http(client=near, hop=max(0.0, far - near))
+
+
+def _free_ports(count: int) -> int:
+    import socket
+
+    for first in range(18080, 28080, 10):
+        probes = [socket.socket() for _ in range(count)]
+        try:
+            for at, probe in enumerate(probes):
+                probe.bind(("127.0.0.1", first + at))
+        except OSError:
+            continue
+        else:
+            return first
+        finally:
+            for probe in probes:
+                probe.close()
+    return 18080
+
+
+def _path(what: str) -> Path:
+    machine = f"{cpu()} {os.cpu_count()} {torch.__version__}"
+    name = hashlib.sha256(f"{what} {machine}".encode()).hexdigest()[:24]
+    return cache_dir() / "replay" / "profiles" / f"{name}.json"
+
+
+def _keep(path: Path, measured: BaseModel) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.part")
+    unfinished.write_text(json.dumps(measured.model_dump(mode="json")))
+    unfinished.replace(path)

@@ -1,0 +1,207 @@
+"""What a replay says: figures per bundle and policy, one table over all, and score against modelled latency."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from services.lab.replay import Replay
+from services.lab.replay_costs import references, unit_costs
+from services.lab.replay_run import NONE, Run
+from services.lab.replay_times import Modelled, Times
+from services.lab.stats import judged, paired_difference, score, wilson
+from shared.bundle import Metric
+
+
+def figures(replay: Replay, run: Run, reference: Run, times: Times) -> dict[str, Any]:
+    """One policy's figures; differences are against `reference`, over the same texts."""
+    read = (run.label != NONE) & (reference.label != NONE)
+    modelled, costs, whole = times.of(run), unit_costs(replay, run), references(replay)
+    ran = run.ran[:, read]
+    cost, layers = float(costs[read].mean()), run.exit_layer[:, read]
+    return {
+        **_quality(replay, run, reference, read),
+        "modelled_ms": _latency(modelled, read),
+        "unit_cost": {
+            "mean": cost,
+            "against_whole_model_on_device": cost / whole.device - 1,
+            "against_cloud_only": cost / whole.cloud - 1,
+        },
+        "answered_by_tier": _answered_by(run, read),
+        "ran_by_tier": _shares(run.tiers, ran.mean(1).tolist()),
+        "mean_exit_layer": _shares(run.tiers, [float(own[own > 0].mean()) if own.any() else 0 for own in layers]),
+        "words_sent_of_words_in": _words(run, read),
+        "bytes_per_request": {
+            "up": float(modelled.bytes_up[read].mean()),
+            "down": float(modelled.bytes_down[read].mean()),
+        },
+        "texts_left_out": int((~read).sum()),
+        "replay_only": run.replay_only,
+        "layers": dict(zip(run.tiers, run.layers, strict=True)),
+    }
+
+
+def brief(replay: Replay, run: Run, times: Times) -> dict[str, float]:
+    """What a sweep compares settings by: score, modelled mean and 95th percentile, unit cost, words sent."""
+    read = run.label != NONE
+    ms = times.of(run).seconds[read] * 1e3
+    return {
+        "score": score(replay.bundle.metric, run.label[read], replay.labels[read]),
+        "modelled_ms": float(ms.mean()),
+        "modelled_p95_ms": float(np.percentile(ms, 95)),
+        "unit_cost": float(unit_costs(replay, run)[read].mean()),
+        "words_sent_of_words_in": _words(run, read) or 0.0,
+        **{f"answered_at_{tier}": share for tier, share in _answered_by(run, read).items()},
+    }
+
+
+def _answered_by(run: Run, read: np.ndarray) -> dict[str, float]:
+    return _shares(run.tiers, [float((run.answered_by[read] == at).mean()) for at in range(len(run.tiers))])
+
+
+def _quality(replay: Replay, run: Run, reference: Run, read: np.ndarray) -> dict[str, Any]:
+    metric, truth = replay.bundle.metric, replay.labels[read]
+    said, other, last = run.label[read], reference.label[read], run.last_label[read]
+    right = (said == truth).astype(float)
+    low, high = wilson(int(right.sum()), len(right))
+    out = {
+        "accuracy": float(right.mean()),
+        "accuracy_ci95": [low, high],
+        "accuracy_minus_reference": paired_difference(right, (other == truth).astype(float)),
+        "ensemble_minus_last_tier": paired_difference(right, (last == truth).astype(float)),
+    }
+    if metric is not Metric.ACCURACY:
+        out |= judged(metric, said, truth)
+        out[f"{metric.value}_minus_reference"] = _difference(metric, said, other, truth)
+    return out
+
+
+def _difference(metric: Metric, a: np.ndarray, b: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
+    """`paired_difference` for a metric that is no mean."""
+    rows = np.random.default_rng(0).integers(0, len(a), (1000, len(a)))
+    drawn = [score(metric, a[row], truth[row]) - score(metric, b[row], truth[row]) for row in rows]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return score(metric, a, truth) - score(metric, b, truth), float(low), float(high)
+
+
+def _latency(modelled: Modelled, read: np.ndarray) -> dict[str, float]:
+    ms = modelled.seconds[read] * 1e3
+    return {
+        "mean": float(ms.mean()),
+        **{f"p{q}": float(np.percentile(ms, q)) for q in (50, 95, 99)},
+        "infer": float(modelled.infer[read].mean() * 1e3),
+        "link": float(modelled.link[read].mean() * 1e3),
+    }
+
+
+def _words(run: Run, read: np.ndarray) -> float | None:
+    """Words sent on of words read, where `after` sent a text on; null where nothing was."""
+    sent = read_in = 0
+    for (here, _), carried in run.carried.items():
+        rows = np.flatnonzero(read & (carried != NONE) & run.ran[here])
+        sent += int(run.words[carried[rows]].sum())
+        read_in += int(run.words[run.numbers[here, rows]].sum())
+    return sent / read_in if read_in else None
+
+
+def _shares(tiers: tuple[str, ...], values: list[float]) -> dict[str, float]:
+    return {tier: round(value, 4) for tier, value in zip(tiers, values, strict=True) if value}
+
+
+def table(report: dict[str, Any]) -> Table:
+    """One row per bundle and policy."""
+    hardware = report["hardware"]
+    out = Table(
+        title=f"{report['n']} texts, replayed; links {report['links']}; times are MODELLED from tables measured on "
+        f"{hardware['cpu']}, {hardware['cores']} cores",
+        caption="cost in DIMEE's units (constants fitted to its Table I, not the paper's own), relative to the whole "
+        "model on the device, and to the cloud. *: replay only; what needs the whole model on the first tier gets the "
+        "last tier's network there. " + " ".join(report["notes"]),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    measured = any("measured_ms" in f for b in report["bundles"].values() for f in b["policies"].values())
+    columns = ["bundle", "policy", "score [95 %]", "vs cloud, points", "model ms", "p95"]
+    columns += ["measured"] if measured else []
+    columns += ["cost/device", "/cloud", "answered at, %", "words", "bytes"]
+    for column in columns:
+        words = column in ("bundle", "policy", "answered at, %")
+        name = column == "policy"
+        out.add_column(
+            column,
+            justify="left" if words else "right",
+            no_wrap=not name,
+            overflow="fold",
+            min_width=16 if name else None,
+        )
+    for name, own in report["bundles"].items():
+        out.add_section()
+        for at, (policy, f) in enumerate(own["policies"].items()):
+            out.add_row(*_row("" if at else name, policy, own["metric"], f, measured=measured))
+    return out
+
+
+def _row(bundle: str, policy: str, metric: str, f: dict[str, Any], *, measured: bool) -> list[str]:
+    low, high = f[f"{metric}_ci95"]
+    gain, gain_low, gain_high = (100 * value for value in f[f"{metric}_minus_reference"])
+    beside = f.get("measured_ms")
+    return [
+        bundle,
+        f"{policy} *" if f["replay_only"] else policy,
+        f"{f[metric]:.3f} [{low:.3f} {high:.3f}]",
+        f"{gain:+.1f} [{gain_low:+.1f} {gain_high:+.1f}]",
+        f"{f['modelled_ms']['mean']:.0f}",
+        f"{f['modelled_ms']['p95']:.0f}",
+        *([f"{beside['mean']:.0f}" if beside else "-"] if measured else []),
+        f"{f['unit_cost']['against_whole_model_on_device']:+.0%}",
+        f"{f['unit_cost']['against_cloud_only']:+.0%}",
+        " ".join(f"{tier} {100 * share:.0f}" for tier, share in f["answered_by_tier"].items()),
+        "-" if f["words_sent_of_words_in"] is None else f"{f['words_sent_of_words_in']:.0%}",
+        f"{f['bytes_per_request']['up']:.0f}",
+    ]
+
+
+def write(report: dict[str, Any], out: Path, console: Console) -> None:
+    """Print the table; write OUT.json and OUT.png."""
+    console.print(table(report))
+    for name, own in report["bundles"].items():
+        for policy, why in own["refused"].items():
+            console.print(f"{name}, {policy}: {why}", style="yellow", markup=False, highlight=False)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    written, picture = out.with_name(f"{out.name}.json"), out.with_name(f"{out.name}.png")
+    written.write_text(json.dumps(report, indent=1) + "\n")
+    draw(report, picture)
+    console.print(f"written: {written}, {picture}")
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Score against modelled mean latency, a panel per bundle; squares run in replay only."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    bundles = report["bundles"]
+    figure, panels = plt.subplots(len(bundles), 1, figsize=(9, 5 * len(bundles)), layout="constrained", squeeze=False)
+    for axes, (name, own) in zip(panels[:, 0], bundles.items(), strict=True):
+        for at, (policy, f) in enumerate(own["policies"].items()):
+            value, (low, high) = f[own["metric"]], f[f"{own['metric']}_ci95"]
+            error = [[100 * max(0.0, value - low)], [100 * max(0.0, high - value)]]
+            marker = "s" if f["replay_only"] else "o^vD"[at % 4]
+            where, colour = (f["modelled_ms"]["mean"], 100 * value), mpl.colormaps["tab20"](at % 20)
+            axes.errorbar(*where, yerr=error, fmt="none", ecolor=colour, alpha=0.35)
+            axes.plot(*where, marker, color=colour, label=policy)
+        axes.set(xlabel="modelled mean latency (ms)", ylabel=f"{own['metric']} (%), 95 % interval", title=name)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
+        axes.grid(alpha=0.3)
+    figure.suptitle(f"{report['n']} texts, replayed; links {report['links']}; squares: replay only", fontsize=9)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,138 @@
+"""Policies: named, complete ways of deciding which tier answers.
+
+A policy may decide before local inference (`before`), after it (`after`), or both; it may name any reachable tier and
+say whether that tier must answer (`final`) or may decide again. It also chooses the exit rule, the pruning and the
+ensemble's weights. The same objects decide live and in replay. To add one: put a module with a subclass of `Policy`
+into this folder and give it a `name`.
+
+    collaborative       Zhang et al. 2025 (arXiv 2412.12102): early exit, S-curve offloading, pruning, ensemble
+    tabi                the same without early exit (theta = 0), as that paper reproduces Tabi (Wang et al. 2023)
+    dimee               Bajpai & Hanawal 2025 (arXiv 2410.05338): pools of like texts, before any layer runs
+    length-quantile     the same by length alone
+    adaee, splitee, splitee-s, i-splitee     bandits over thresholds and split layers
+    early-exit, deebert, pabee               one tier, early exits by confidence, entropy, patience
+    random              one of the reachable tiers, each as likely (the baseline of arXiv 2410.05338, section IV-B)
+    oracle              the shallowest tier that is right; in replay only
+    TIER-only           that tier answers every text: end-only, edge-only, cloud-only
+
+Tags beside a formula: [S001] arXiv 2410.05338 says it, [C:repository] read in that public code, [R] our reconstruction.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from shared.errors import UnknownPolicy
+from shared.policies.bandits import AdaEE, ISplitEE, SplitEE, SplitEES
+from shared.policies.base import STAY, Clues, Decision, Outcome, Policy, State, Visit, Where, answer_at
+from shared.policies.collaborative import Collaborative, Tabi
+from shared.policies.dimee import Dimee
+from shared.policies.fixed import LengthQuantile, Only, Oracle, Random
+from shared.policies.leaving import DeeBert, EarlyExit, Pabee
+from shared.pools import Signature
+
+__all__ = [
+    "POLICIES",
+    "STAY",
+    "AdaEE",
+    "Clues",
+    "Collaborative",
+    "Decision",
+    "DeeBert",
+    "Dimee",
+    "EarlyExit",
+    "ISplitEE",
+    "LengthQuantile",
+    "Only",
+    "Oracle",
+    "Outcome",
+    "Pabee",
+    "Policy",
+    "Random",
+    "Signature",
+    "SplitEE",
+    "SplitEES",
+    "State",
+    "Tabi",
+    "Visit",
+    "Where",
+    "answer_at",
+    "build",
+    "name_of",
+    "names",
+    "spec_of",
+]
+
+
+def _named(base: type[Policy]) -> Iterator[type[Policy]]:
+    for policy in base.__subclasses__():
+        if "name" in vars(policy):
+            yield policy
+        yield from _named(policy)
+
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+_FIRST: tuple[type[Policy], ...] = (
+    Collaborative,
+    Tabi,
+    Dimee,
+    LengthQuantile,
+    AdaEE,
+    SplitEE,
+    SplitEES,
+    ISplitEE,
+    EarlyExit,
+    DeeBert,
+    Pabee,
+    Random,
+    Oracle,
+)
+POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in (*_FIRST, *_named(Policy))}
+
+
+def names(tiers: Sequence[str]) -> list[str]:
+    """Every policy that a bundle with these tiers offers."""
+    return [*POLICIES, *(f"{tier}-only" for tier in tiers)]
+
+
+def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping[str, Mapping[str, Any]]) -> Policy:
+    """A policy from its name or from `{name, ...parameters}`; parameters not given come from `defaults[name]`.
+
+    Raises:
+        UnknownPolicy: no such policy or tier, a parameter it does not have, or a value out of range.
+    """
+    given = {"name": spec} if isinstance(spec, str) else dict(spec)
+    name = given.pop("name", None)
+    if name not in names(tiers):
+        raise UnknownPolicy(f"unknown policy {name!r}: choose one of {', '.join(names(tiers))}")
+    elsewhere = [tier for value in given.values() if isinstance(value, dict) for tier in value if tier not in tiers]
+    if isinstance(given.get("tier"), str) and given["tier"] not in tiers:
+        elsewhere.append(given["tier"])
+    if elsewhere:
+        raise UnknownPolicy(f"policy {name!r}: unknown tier {elsewhere[0]!r}: this bundle has {', '.join(tiers)}")
+    try:
+        if name in POLICIES:
+            return POLICIES[name].model_validate({**defaults.get(name, {}), **given}).among(tiers)
+        if given:
+            raise UnknownPolicy(f"policy {name!r} has no parameters; got {', '.join(sorted(given))}")
+        return Only(tier=name.removesuffix("-only")).among(tiers)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise UnknownPolicy(f"policy {name!r}: {problems}") from error
+
+
+def name_of(policy: Policy) -> str:
+    """One of `names`: what `build` knows this policy by."""
+    return f"{policy.tier}-only" if isinstance(policy, Only) else policy.name
+
+
+def spec_of(policy: Policy) -> dict[str, Any]:
+    """The spec that builds this very policy on another tier: every parameter spelled out."""
+    parameters = {} if isinstance(policy, Only) else policy.model_dump(mode="json", by_alias=True)
+    return {"name": name_of(policy), **parameters}

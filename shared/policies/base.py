@@ -1,0 +1,181 @@
+"""What every policy is: the questions it answers, and what it is told.
+
+    before    where a text goes before any layer runs, from its clues
+    after     where it goes once this tier has an answer
+    learn     what a policy that learns makes of an answered text; the tier that was asked keeps its state
+
+A policy itself never changes: `bound(state)` gives the plain, stateless policy of one request (its arm chosen, its
+pools fixed), and that is what travels and what a replay runs. A batch is bound once and learned from row by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+
+from shared.ensemble import Weighting
+from shared.errors import UnknownPolicy
+from shared.exits import ExitRule
+from shared.pools import Pools, Signature, Vector
+from shared.pruning import Pruning
+
+Ratio = Annotated[float, Field(ge=0, le=1)]
+State = dict[str, Any]  # JSON
+
+
+@dataclass(frozen=True)
+class Where:
+    """What a policy may know about the place it decides at."""
+
+    tier: str
+    reachable: tuple[str, ...]  # tiers that a text can go to from here, nearest first, within the request's max_tier
+    layers: Mapping[str, int]  # that every tier of the bundle holds, shallowest tier first
+
+
+@dataclass(frozen=True)
+class Clues:
+    """What is known about a text before any layer runs. `signature` is null unless the policy asks for one."""
+
+    words: int
+    signature: Vector | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`to` is a reachable tier, or null: answer here. `final`: that tier must answer itself."""
+
+    to: str | None
+    probability: float  # of leaving this tier, given what was known
+    reason: Literal["policy", "confidence", "curve", "no_link"]
+    final: bool = False
+
+
+STAY = Decision(None, 0.0, "policy")
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One tier's part in an answer. Confidences are calibrated and rounded to 6 digits, as the hop on the wire."""
+
+    tier: str
+    exit_layer: int
+    confidence: float  # at that exit
+    confidences: tuple[float, ...]  # of every exit evaluated up to there, oldest first; of an upstream only the last
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was seen on a text's way, in order: all that a policy may learn from. Never the label."""
+
+    clues: Clues
+    visits: tuple[Visit, ...]
+
+
+class Policy(BaseModel):
+    """Answers where the text is, at full depth, with the last answer alone. Subclasses change what they must.
+
+    Fields are the policy's parameters: validated, JSON-able, and settable per request.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    name: ClassVar[str]
+    _tiers: tuple[str, ...] = PrivateAttr(())  # the bundle's, shallowest first: `build` sets them
+
+    def among(self, tiers: Sequence[str]) -> Self:
+        """This policy, told which tiers there are."""
+        copy = self.model_copy()
+        copy._tiers = tuple(tiers)
+        return copy
+
+    def check(self, layers: Mapping[str, int], order: Sequence[str]) -> None:
+        """Whether the policy can run live; `order` starts at the tier that is asked.
+
+        Raises:
+            UnknownPolicy: a tier lacks layers that the method needs, or the card says nothing about it.
+        """
+
+    def signature(self, tier: str) -> Signature | None:
+        """Which signature `before` wants to see at a tier."""
+        return None
+
+    def before(self, where: Where, clues: Clues, draw: float) -> Decision:
+        """Where to go before any layer runs; `STAY` infers here."""
+        return STAY
+
+    def after(self, where: Where, confidence: float, draw: float) -> Decision:
+        """Where to go once this tier has an answer with this calibrated confidence."""
+        return STAY
+
+    def may_offload_after(self, where: Where) -> bool:
+        """Whether `after` can ever leave this tier."""
+        return False
+
+    def prunes_at(self, where: Where) -> bool:
+        """Whether a text that leaves here is pruned: only then is importance computed."""
+        return self.may_offload_after(where) and self.pruning(where.tier).coefficient > 0
+
+    def exit_rule(self, tier: str) -> ExitRule | None:
+        """Where texts may leave a tier's encoder; null runs all layers."""
+        return None
+
+    def pruning(self, tier: str) -> Pruning:
+        """What is dropped from a text that leaves a tier."""
+        return Pruning(coefficient=0)
+
+    def weighting_for(self) -> Weighting:
+        return Weighting.LAST
+
+    # -- policies that learn -----------------------------------------------------------------------------------------
+
+    @property
+    def learns(self) -> bool:
+        """Whether its state changes from text to text."""
+        return False
+
+    def initial_state(self, where: Where, pools: Pools | None) -> State | None:
+        """The state before the first text, JSON-able; null for a policy without any.
+
+        Raises:
+            UnknownPolicy: the bundle lacks what it starts from.
+        """
+        return None
+
+    def bound(self, state: State | None) -> Policy:
+        """The plain policy that this state makes of it, for one request."""
+        return self
+
+    def learn(self, state: State | None, bound: Policy, outcome: Outcome) -> State | None:
+        """The state after one more text; `bound` is the policy that answered it. The state given is left alone."""
+        return state
+
+    def described(self, state: State) -> State:
+        """The state in short, for `/info`."""
+        return state
+
+
+def answer_at(where: Where, tier: str) -> Decision:
+    """Have `tier` answer itself, or the deepest that may; one that is not deeper than here means here.
+
+    >>> layers = {"end": 3, "edge": 6, "cloud": 12}
+    >>> answer_at(Where("end", ("edge", "cloud"), layers), "cloud").to
+    'cloud'
+    >>> answer_at(Where("end", ("edge",), layers), "cloud").to
+    'edge'
+    """
+    order = list(where.layers)
+    if order.index(tier) <= order.index(where.tier) or not where.reachable:
+        return STAY
+    return Decision(tier if tier in where.reachable else where.reachable[-1], 1.0, "policy", final=True)
+
+
+def needs_all_layers(name: str, layers: Mapping[str, int], order: Sequence[str]) -> None:
+    """Refuse a method that runs the whole model on the tier that is asked, where that one holds a part of it."""
+    asked, deepest = order[0], max(layers.values())
+    if layers[asked] < deepest:
+        raise UnknownPolicy(
+            f"policy {name!r} runs the whole model on {asked}, which holds {layers[asked]} of its {deepest} layers: "
+            "serve a bundle that gives it all of them (device-imdb does), or use `tierwise replay`"
+        )

@@ -1,0 +1,77 @@
+"""`calibrate` over a tiny bundle: one run writes what every policy needs."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from rich.console import Console
+
+from services.lab.calibrate import Job
+from services.lab.collect import network_of
+from services.lab.data import Example
+from services.lab.evaluate import evaluate
+from shared.bundle import load_bundle
+from shared.errors import BadSetting
+from shared.policies import POLICIES, Where, build
+from shared.pools import Signature
+
+
+@pytest.fixture
+def bundle(tiny_bundle, tmp_path, monkeypatch):
+    """A copy of the tiny bundle without card and pools, judged by Matthews' correlation."""
+    monkeypatch.setenv("TIERWISE_CACHE_DIR", str(tmp_path / "cache"))
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, folder, ignore=shutil.ignore_patterns("card.json", "pools.safetensors"))
+    file = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps({**file, "metric": "mcc"}))
+    return folder
+
+
+@pytest.fixture
+def texts(sentences, bundle):
+    """Labelled by most of the tiers, so that each is right more often than not."""
+    words = " ".join(sentences).split()
+    texts = [" ".join(words[n : n + 3 + n % 11]) for n in range(len(words) - 3)]
+    read = load_bundle(str(bundle))
+    votes = torch.zeros(len(texts))
+    for tier in read.order:
+        network = network_of(read, tier)
+        votes += torch.stack([t.logits[-1] for t in network.run([network.encode(t) for t in texts], None)]).argmax(-1)
+    return [Example(text, None, int(vote >= 2)) for text, vote in zip(texts, votes, strict=True)]
+
+
+def job(bundle, texts):
+    return Job(str(bundle), texts, access="5g-nsa", backbone="metro", threads=1, console=Console(quiet=True))
+
+
+def test_one_run_gives_every_policy_what_it_needs(bundle, texts):
+    job(bundle, texts).run(within=1.0, offload_share=None)
+    calibrated = load_bundle(str(bundle))
+    card, where = calibrated.card, Where("end", ("edge", "cloud"), {"end": 3, "edge": 2, "cloud": 4})
+    assert card.report["pruning"] == {"chosen": 0.0, "by": [], "not_tried": "0 texts are long enough"}
+    assert "mcc" in card.report["exits"]["cloud"][-1]
+    assert calibrated.pools is not None
+    assert sum(calibrated.pools.sizes) == len(texts)
+    for name in POLICIES.keys() - {"oracle", "early-exit", "splitee", "splitee-s", "i-splitee"}:
+        policy = build(name, calibrated.order, card.policies)
+        policy.check(where.layers, calibrated.order)
+        policy.bound(policy.initial_state(where, calibrated.pools))
+    for kind in Signature:
+        policy = build({"name": "dimee", "signature": kind.value}, calibrated.order, card.policies)
+        assert len(policy.initial_state(where, calibrated.pools)["means"]) == 3
+    figures = evaluate(str(bundle), texts, max_tokens=None, threads=1, console=Console(quiet=True), save=True)
+    assert figures["tiers"]["end"]["exits"][0].keys() >= {"accuracy", "mcc", "mcc_ci95"}
+
+
+def test_the_others_alone_leave_the_card_as_it_is(bundle, texts):
+    with pytest.raises(BadSetting, match="calibrate it in full first"):
+        job(bundle, texts).others(within=1.0)
+    job(bundle, texts).run(within=1.0, offload_share=None)
+    before = json.loads((bundle / "card.json").read_text())
+    del before["policies"]["dimee"]
+    (bundle / "card.json").write_text(json.dumps(before))
+    job(bundle, texts).others(within=1.0)
+    after = json.loads((bundle / "card.json").read_text())
+    assert after["policies"].pop("dimee")["exit_threshold"] > 0
+    assert after == before

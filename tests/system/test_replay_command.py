@@ -1,0 +1,94 @@
+"""`tierwise replay` as its users run it, on the tiny random bundle: a fresh cache, then a full one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+REPLAY = [sys.executable, "-m", "services.lab.cli", "replay"]
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+
+    def run(*arguments):
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("TIERWISE_")}
+        environment = {**clean, "TIERWISE_CACHE_DIR": str(cache)}
+        return subprocess.run([*REPLAY, *arguments], capture_output=True, text=True, env=environment, timeout=300)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, sentences):
+    path = tmp_path_factory.mktemp("data") / "data.csv"
+    rows = [f'"{text}",{row % 2},test' for row, text in enumerate(sentences)]
+    path.write_text("\n".join(["text,label,split", *rows]) + "\n")
+    return path
+
+
+def test_every_policy_from_a_fresh_cache_and_from_a_full_one(command, data, tiny_bundle, whole_bundle, tmp_path):
+    reports = []
+    for out in ("first", "second"):
+        arguments = ("--data", data, "--bundle", f"{tiny_bundle},{whole_bundle}", "--policy", "all", "--n", "12")
+        done = command(*map(str, arguments), "--out", str(tmp_path / out))
+        assert done.returncode == 0, done.stderr
+        assert "MODELLED" in done.stdout
+        assert (tmp_path / f"{out}.png").stat().st_size > 1000
+        reports.append(json.loads((tmp_path / f"{out}.json").read_text()))
+    first, second = reports
+    assert first.pop("texts_run") > 0
+    assert second.pop("texts_run") == 0
+    assert first == second
+    tiny, whole = first["bundles"].values()
+    names = {"collaborative", "tabi", "dimee", "adaee", "splitee", "early-exit", "random", "oracle", "cloud-only"}
+    assert names <= set(tiny["policies"])
+    assert [name for name, f in tiny["policies"].items() if f["replay_only"]] == [
+        "splitee",
+        "splitee-s",
+        "i-splitee",
+        "early-exit",
+        "oracle",
+    ]
+    assert {name for name, f in whole["policies"].items() if f["replay_only"]} == {"oracle"}
+    assert set(whole["refused"]) == {"dimee", "length-quantile"}  # no card, no pools
+    reference = tiny["policies"]["cloud-only"]
+    assert reference["accuracy_minus_reference"] == [0.0, 0.0, 0.0]
+    assert reference["modelled_ms"]["mean"] > reference["modelled_ms"]["link"] > 0
+
+
+def test_measured_times_stand_beside_the_modelled_ones(command, data, tiny_bundle, tmp_path):
+    bench = {
+        "first_tier": {"bundle": tiny_bundle.name},
+        "policies": {"end-only": {"latency_ms": {"mean": 12.5}}},
+    }
+    (tmp_path / "bench.json").write_text(json.dumps(bench))
+    arguments = ["--data", str(data), "--bundle", str(tiny_bundle), "--policy", "end-only", "--policy", "edge-only"]
+    done = command(*arguments, "--measured", str(tmp_path / "bench.json"), "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    policies = json.loads((tmp_path / "out.json").read_text())["bundles"][tiny_bundle.name]["policies"]
+    assert policies["end-only"]["measured_ms"] == {"mean": 12.5, "n": 1}
+    assert "measured_ms" not in policies["edge-only"]
+    assert "measured" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "name the labelled texts to replay: --data"),
+        (["--data", "nowhere.csv"], "no such file"),
+        (["--data", "DATA", "--split", "train"], "no split 'train'"),
+        (["--data", "DATA", "--bundle", "nonsense"], "bundle 'nonsense'"),
+        (["--data", "DATA", "--bundle", "TINY", "--policy", "nonsense"], "unknown policy 'nonsense'"),
+        (["--data", "DATA", "--bundle", "TINY", "--links", "lte"], "expected ACCESS/BACKBONE"),
+        (["--data", "DATA", "--bundle", "TINY", "--links", "warp/metro"], "'warp'"),
+    ],
+)
+def test_a_wrong_argument_is_told_and_exits_with_2(command, data, tiny_bundle, arguments, complaint):
+    done = command(*({"DATA": str(data), "TINY": str(tiny_bundle)}.get(item, item) for item in arguments))
+    assert done.returncode == 2
+    assert complaint in " ".join(done.stderr.replace("│", " ").split())
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,225 @@
+"""What a replay says is what the live tiers say: labels, tiers, exits, words, draws and confidences, bit for bit.
+
+On the tiny random bundle, 200 texts of 1 to 8 sentences, asked one at a time. With a real data set, and the bundle that
+it is for, the same comparison runs on the networks themselves:
+
+    REAL_DATA=imdb.parquet REAL_POLICIES="collaborative tabi random" python -m pytest tests/system -k real_bundle -s
+"""
+
+import asyncio
+import os
+import random
+
+import httpx
+import numpy as np
+import pytest
+from rich.console import Console
+
+from services.lab.data import Example, load
+from services.lab.policies import parse_policy
+from services.lab.recorder import Recorders
+from services.lab.replay import Replay
+from services.lab.replay_run import NONE
+from services.lab.replay_sizes import Sizes
+from shared.bundle import load_bundle
+
+ALWAYS = {"name": "collaborative", "offload_threshold": 1.0}
+POLICIES = [
+    "collaborative",
+    {**ALWAYS, "theta": 0.2, "patience": 1},
+    {**ALWAYS, "pruning_coefficient": 0, "weighting": "accuracy"},
+    {"name": "collaborative", "offload_threshold": 0.5, "curve": "linear", "theta": 0.1, "weighting": "last"},
+    {"name": "collaborative", "offload_threshold": {"end": 0.65}, "pruning_coefficient": 0.9},
+    "tabi",
+    "end-only",
+    "edge-only",
+    "cloud-only",
+    "random",
+    "dimee",
+    {"name": "dimee", "signature": "layernorm_mean"},
+    {"name": "dimee", "signature": "token_norms"},
+    {"name": "dimee", "adaptive": True},
+    {"name": "dimee", "adaptive": True, "half_life": 20.0},
+    "length-quantile",
+    {"name": "deebert", "entropy_threshold": 0.66},
+    {"name": "pabee", "patience": 1},
+    {"name": "pabee", "patience": 2, "tier": "end"},
+    {"name": "adaee", "offload_cost": 0.0},
+    {"name": "adaee", "arm": 0.6},
+]
+WHOLE = [
+    {"name": "early-exit", "exit_threshold": 0.6},
+    {"name": "splitee", "exit_threshold": 0.55, "layer_cost": 0.01},
+    {"name": "splitee", "arm": 2, "exit_threshold": 0.6},
+    {"name": "splitee-s", "exit_threshold": 0.55, "layer_cost": 0.01, "offload_cost": 0.02},
+    {"name": "i-splitee", "layer_cost": 0.01, "offload_cost": 0.02},
+]
+
+
+@pytest.fixture(scope="module")
+def texts(sentences):
+    pick = random.Random(4)
+    return [" ".join(pick.choices(sentences, k=pick.randint(1, 8))) for _ in range(200)]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path_factory):
+    if "REAL_DATA" not in os.environ:
+        monkeypatch.setenv("TIERWISE_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "replay-cache"))
+
+
+def ask(tiers, texts, policy, **options):
+    """Live results, each text alone, under the seeds of a replay with seed 0."""
+
+    async def every():
+        transport = httpx.ASGITransport(tiers.apps["end"])
+        async with httpx.AsyncClient(transport=transport, base_url="http://client", timeout=60) as client:
+            out = []
+            for row, text in enumerate(texts):
+                body = {"inputs": text, "options": {"policy": policy, "seed": f"0-{row}", **options}}
+                answer = await client.post("/v1/classify", json=body)
+                assert answer.status_code == 200, answer.text
+                out.append(answer.json()["results"][0])
+            return out
+
+    return asyncio.run(every())
+
+
+def replay(bundle, texts, **options):
+    recorders = Recorders(Console(quiet=True))
+    return Replay(load_bundle(str(bundle)), [Example(text, None, 0) for text in texts], recorders, **options)
+
+
+def seen(live, labels):
+    """A live result as a tuple: the answer, then every hop."""
+    return (
+        live["label"],
+        live["tier"],
+        tuple(round(live["probabilities"][label], 6) for label in labels),
+        tuple(
+            (
+                hop["tier"],
+                hop["exit_layer"],
+                hop["confidence"],
+                hop["offload_probability"],
+                hop["draw"],
+                hop["offloaded_to"],
+                hop["words_in"],
+                hop["words_kept"],
+            )
+            for hop in live["hops"]
+        ),
+    )
+
+
+def replayed(replay, run, row):
+    """The same of a replay."""
+    labels, hops = replay.bundle.labels, []
+    for at, tier in enumerate(run.tiers):
+        if not run.ran[at, row]:
+            continue
+        to = run.sent_to[at, row]
+        kept = None
+        if to != NONE:
+            (carried,) = (numbers[row] for (source, _), numbers in run.carried.items() if source == at)
+            kept = replay.library.words[carried]
+        hops.append(
+            (
+                tier,
+                run.exit_layer[at, row],
+                run.confidence[at, row],
+                round(run.probability[at, row], 6),
+                replay.draws[at][row],
+                None if to == NONE else run.tiers[to],
+                replay.library.words[run.numbers[at, row]],
+                kept,
+            )
+        )
+    return (
+        labels[run.label[row]],
+        run.tiers[run.answered_by[row]],
+        tuple(round(value, 6) for value in run.probabilities[row].tolist()),
+        tuple(hops),
+    )
+
+
+def differing(tiers, replay, texts, policy):
+    """Rows on which a policy's live and replayed answers differ, with both."""
+    live = [seen(result, replay.bundle.labels) for result in ask(tiers, texts, policy)]
+    run = replay.run(replay.policy(policy))
+    ours = [replayed(replay, run, row) for row in range(len(texts))]
+    assert not run.replay_only
+    return [(row, a, b) for row, (a, b) in enumerate(zip(live, ours, strict=True)) if a != b]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_a_replay_equals_the_live_tiers(triangle, tiny_bundle, texts, policy):
+    assert differing(triangle, replay(tiny_bundle, texts), texts, policy) == []
+
+
+def test_the_comparison_compares_something(triangle, tiny_bundle, texts):
+    own = replay(tiny_bundle, texts)
+    run = own.run(own.policy({**ALWAYS, "theta": 0.2, "patience": 1}))
+    words = own.library.words[run.numbers]
+    assert run.ran.all()
+    assert any(there < here for here, there in zip(words[0], words[1], strict=True))  # pruned
+    assert len(set(run.exit_layer[0].tolist())) > 1
+    run = own.run(own.policy("collaborative"))
+    assert set(run.answered_by.tolist()) == {0, 1, 2}
+    assert set(run.label.tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("policy", [ALWAYS, "random", {"name": "adaee", "arm": 0.9}, "dimee"], ids=str)
+def test_requests_are_as_long_as_modelled_and_answers_about(triangle, tiny_bundle, texts, policy):
+    own = replay(tiny_bundle, texts[:40])
+    run, sizes = own.run(own.policy(policy)), Sizes(own)
+    crossed = 0
+    for row, result in enumerate(ask(triangle, texts[:40], policy)):
+        for hop in result["hops"]:
+            if hop["link"] is None:
+                continue
+            ends = tuple(own.order.index(hop["link"][end]) for end in ("from", "to"))
+            assert sizes.requests(run, ends, np.array([row])).tolist() == [hop["link"]["request_bytes"]]
+            answer = sizes.answers(run, ends[1], np.array([row]))[0]
+            assert answer == pytest.approx(hop["link"]["response_bytes"], rel=0.05)
+            crossed += 1
+    assert crossed > 5
+
+
+@pytest.mark.parametrize("policy", WHOLE, ids=str)
+def test_so_it_does_where_the_device_holds_the_whole_model(whole, whole_bundle, texts, policy):
+    assert differing(whole, replay(whole_bundle, texts), texts, policy) == []
+
+
+@pytest.mark.parametrize("policy", ["cloud-only", "random", {**ALWAYS, "theta": 0.2}, "dimee"], ids=str)
+def test_so_it_does_without_a_link_from_the_end_to_the_cloud(chain, tiny_bundle, texts, policy):
+    links = {"end": ["edge"], "edge": ["cloud"], "cloud": []}
+    assert differing(chain, replay(tiny_bundle, texts[:60], links=links), texts[:60], policy) == []
+
+
+@pytest.mark.parametrize("policy", ["collaborative", "cloud-only", "random", {"name": "adaee", "arm": 0.9}], ids=str)
+def test_max_tier_holds_in_a_replay_too(triangle, tiny_bundle, texts, policy):
+    own = replay(tiny_bundle, texts[:60], max_tier="edge")
+    live = [seen(result, own.bundle.labels) for result in ask(triangle, texts[:60], policy, max_tier="edge")]
+    run = own.run(own.policy(policy))
+    assert [replayed(own, run, row) for row in range(60)] == live
+
+
+@pytest.mark.skipif("REAL_DATA" not in os.environ, reason="no real data set named")
+def test_a_real_bundle_too(build_tiers):
+    """200 texts; minutes on a CPU. Prints, for each policy, on how many rows it differs, and how."""
+    bundle = os.environ.get("REAL_BUNDLE", "collaborative")
+    examples = load(os.environ["REAL_DATA"], os.environ.get("REAL_SPLIT", "test"))
+    examples = examples[: int(os.environ.get("REAL_N", "200"))]
+    order = load_bundle(bundle).order
+    upstreams = {tier: order[1:] if at == 0 else order[at + 1 : at + 2] for at, tier in enumerate(order)}
+    tiers = build_tiers(upstreams, bundle=bundle, upstream_timeout_ms=600_000)
+    recorders = Recorders(Console(width=120))
+    own = Replay(load_bundle(bundle), examples, recorders)
+    texts = [e.text if e.pair is None else {"text": e.text, "text_pair": e.pair} for e in examples]
+    found = {}
+    for policy in os.environ.get("REAL_POLICIES", "collaborative tabi cloud-only random").split():
+        found[policy] = differing(tiers, own, texts, parse_policy(policy))
+        recorders.save()
+        print(f"{policy}: {len(found[policy])} of {len(texts)} differ", *found[policy], sep="\n  ")
+    assert not any(found.values())

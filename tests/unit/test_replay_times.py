@@ -1,0 +1,138 @@
+"""Modelled times, bytes and unit costs, by hand."""
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from services.lab.data import Example
+from services.lab.recorder import Kernel, Recorders
+from services.lab.replay import Replay
+from services.lab.replay_costs import references, unit_costs
+from services.lab.replay_profile import Http, Table
+from services.lab.replay_report import brief, figures
+from services.lab.replay_times import Times, round_trip
+from shared.bundle import load_bundle
+from shared.errors import UnknownPolicy
+from shared.link import Profile
+
+HTTP = Http(client=0.003, hop=0.002)
+SLOW = Profile("slow", rate_up=8e3, rate_down=8e4, rtt=0.5, jitter=0.1, loss=0.0)
+
+
+@pytest.fixture
+def replay(tiny_bundle, monkeypatch, tmp_path, sentences):
+    monkeypatch.setenv("TIERWISE_CACHE_DIR", str(tmp_path))
+    examples = [Example(text, None, row % 2) for row, text in enumerate(sentences)]
+    return Replay(load_bundle(str(tiny_bundle)), examples, Recorders(Console(quiet=True)))
+
+
+@pytest.fixture
+def times(replay):
+    tables = {
+        (station.recorder.digest, 1): Table(
+            lengths=[8, 64],
+            infer={  # a layer takes 1 ms, with importance 2; the heads on the way a tenth of it
+                kernel: [[layer * cost * 1.1e-3] * 2 for layer in range(1, station.recorder.source.layers + 1)]
+                for kernel, cost in ((Kernel.PLAIN, 1), (Kernel.COUNTED, 2))
+            },
+            whole={
+                kernel: [station.recorder.source.layers * cost * 1e-3] * 2
+                for kernel, cost in ((Kernel.PLAIN, 1), (Kernel.COUNTED, 2))
+            },
+            words=[0, 100],
+            tokenize=[0.0, 0.1],
+            prune=[0.01, 0.01],
+            spread=1.0,
+        )
+        for station in replay.stations
+    }
+    links = {(a, b): SLOW for a in replay.order for b in replay.order}
+    return Times(replay, dict.fromkeys(replay.order, 1), links, Console(quiet=True), tables=tables, http=HTTP)
+
+
+def test_a_text_that_stays_takes_its_layers_and_its_words(replay, times):
+    modelled = times.of(replay.run(replay.policy("end-only")))
+    words = np.array([len(example.text.split()) for example in replay.examples])
+    assert modelled.seconds == pytest.approx(0.003 + 3e-3 + words * 1e-3)
+    assert not modelled.link.any()
+    assert not modelled.bytes_up.any()
+
+
+def test_a_text_that_leaves_pays_for_importance_heads_pruning_and_links(replay, times):
+    spec = {"name": "collaborative", "offload_threshold": 1.0, "theta": 1.0, "patience": 1, "pruning_coefficient": 1.0}
+    run = replay.run(replay.policy(spec))
+    modelled = times.of(run)
+    assert run.exit_layer.tolist() == [[2] * 12] * 3
+    assert modelled.infer == pytest.approx(2 * 1.1e-3 * (2 + 2 + 1))  # the cloud cannot offload: nothing is counted
+    words = run.words[run.numbers].sum(0)
+    rest = modelled.seconds - modelled.infer - modelled.link
+    assert rest == pytest.approx(0.003 + words * 1e-3 + 2 * 0.01)
+    least = 2 * (0.002 + 0.5) + modelled.bytes_up * 8 / 8e3 + modelled.bytes_down * 8 / 8e4
+    assert modelled.link == pytest.approx(least)
+
+
+def test_a_link_takes_its_delay_its_rate_and_its_losses():
+    lossy = Profile("lossy", rate_up=8e6, rate_down=0.0, rtt=0.1, jitter=0.02, loss=0.01)
+    assert round_trip(lossy, np.array([1448.0]), np.array([1449.0])) == pytest.approx(
+        0.1 + 1448 / 1e6 + 1 * 0.001 + 2 * 0.001
+    )
+
+
+def test_unit_costs_are_those_of_the_table_that_they_were_fitted_to(whole_bundle, replay):
+    """Layers 4, 2, 4 of one network: 2 per layer here, 5 and 1 per layer at the edge, 10 and 18 at the cloud."""
+    whole = Replay(load_bundle(str(whole_bundle)), replay.examples, Recorders(Console(quiet=True)))
+    expected = {"end-only": 8, "edge-only": 7, "cloud-only": 28}
+    for policy, cost in expected.items():
+        assert unit_costs(whole, whole.run(whole.policy(policy))).tolist() == [cost] * 12
+    always = whole.policy({"name": "collaborative", "offload_threshold": 1.0, "theta": 0.0})
+    assert unit_costs(whole, whole.run(always)).tolist() == [8 + 2 + 10 + 18] * 12  # the deepest link is paid once
+    assert (references(whole).device, references(whole).cloud) == (8, 28)
+
+
+def test_a_method_that_needs_the_whole_model_is_replayed_with_it(replay, times):
+    run = replay.run(replay.policy("early-exit"))
+    assert run.replay_only
+    assert run.layers == (4, 2, 4)
+    report = figures(replay, run, replay.run(replay.policy("cloud-only")), times)
+    assert report["replay_only"]
+    assert report["answered_by_tier"] == {"end": 1.0}
+
+
+def test_the_oracle_is_right_where_any_tier_is_and_cheapest_otherwise(replay):
+    oracle = replay.run(replay.policy("oracle"))
+    alone = np.stack([replay.run(replay.policy(f"{tier}-only")).label for tier in replay.order])
+    right = alone == replay.labels
+    assert (oracle.label == replay.labels).tolist() == right.any(0).tolist()
+    assert oracle.answered_by.tolist() == [int(row.argmax()) if row.any() else 0 for row in right.T]
+
+
+def test_what_a_bundle_lacks_is_said(whole_bundle, replay):
+    whole = Replay(load_bundle(str(whole_bundle)), replay.examples, Recorders(Console(quiet=True)))
+    for policy in ("dimee", "length-quantile"):
+        with pytest.raises(UnknownPolicy, match="calibrate"):
+            whole.run(whole.policy(policy))
+
+
+def test_figures_and_a_sweeps_brief_agree(replay, times):
+    run, reference = (replay.run(replay.policy(name)) for name in ("collaborative", "cloud-only"))
+    long, short = figures(replay, run, reference, times), brief(replay, run, times)
+    assert short["score"] == long["accuracy"]
+    assert short["modelled_ms"] == long["modelled_ms"]["mean"]
+    assert short["unit_cost"] == long["unit_cost"]["mean"]
+    assert sum(long["answered_by_tier"].values()) == pytest.approx(1, abs=1e-3)
+    assert long["accuracy_minus_reference"][0] == pytest.approx(
+        run_accuracy(replay, run) - run_accuracy(replay, reference)
+    )
+
+
+def run_accuracy(replay, run):
+    return float((run.label == replay.labels).mean())
+
+
+def test_a_text_that_no_tier_can_read_is_left_out(replay, times):
+    examples = [*replay.examples, Example("\u200b", None, 0)]
+    own = Replay(replay.bundle, examples, Recorders(Console(quiet=True)))
+    for name in ("collaborative", "cloud-only", "splitee", "oracle"):
+        run = own.run(own.policy(name))
+        assert run.label[-1] == -1
+        assert (run.label[:-1] >= 0).all()
