@@ -27,7 +27,10 @@ test: $(STAMP)  ## unit, service and system tests
 	$(BIN)/python -m pytest
 
 e2e: $(STAMP)  ## the containers over netem: needs Docker and sch_netem, else skipped with the reason
-	$(BIN)/python -m pytest tests/netns tests/e2e -rs
+	$(BIN)/python -m pytest tests/e2e -rs
+
+netns: $(STAMP)  ## the shapers alone, in network namespaces: needs root and sch_netem
+	$(BIN)/python -m pytest tests/netns -rs
 
 check: $(STAMP)  ## style, types, lock file
 	$(BIN)/ruff check .
@@ -54,4 +57,4 @@ down:  ## stop the containers and remove what they left
 clean:  ## remove the virtual environment and what tools left behind
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo serve test e2e check lock bench readme up down clean
+.PHONY: help setup demo serve test e2e netns check lock bench readme up down clean

@@ -52,6 +52,7 @@ class Shaper:
         self.config, self.kernel = config, kernel
         self.links = {name: link_between(name, config.tier, path, clock) for name, path in config.links.items()}
         self.metrics = Metrics(self.links.values())
+        self._ready = config.state_dir / "ready"  # there while every link is shaped: the container's health
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -150,6 +151,10 @@ class Shaper:
         draft = self.config.state_dir / ".links.json"
         draft.write_text(state)
         draft.replace(self.config.state_dir / "links.json")
+        if any(link.mode is Mode.WAITING for link in self.links.values()):
+            self._ready.unlink(missing_ok=True)
+        else:
+            self._ready.touch()
 
     async def _exchange(self, link: Link) -> None:
         peer: Peer | None = None

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from services.shaper.shape import Reading
+from services.shaper.shape import Direction, Reading
 from services.shaper.state import Link
 
 KINDS = ("profile", "trace", "cut", "heal")
@@ -35,7 +35,8 @@ class Metrics:
             self._drops.labels(link.name)
             for kind in KINDS:
                 self._changes.labels(link.name, kind)
-            self.rtt.labels(link.name).set(math.nan)
+            if link.direction is Direction.UP:  # the source measures it
+                self.rtt.labels(link.name).set(math.nan)
             self.settings(link)
 
     def settings(self, link: Link) -> None:

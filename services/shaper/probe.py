@@ -163,15 +163,15 @@ def measure(address: tuple[str, int], up: Shape, down: Shape) -> dict[str, Any]:
         for direction, train in (("up", train_for(up)), ("down", train_for(down))):
             for _ in range(TRIES if train else 0):
                 assert train
-                answer[direction], in_time = _one_train(peer, address[0], direction, train, silence)
-                if in_time:
+                answer[direction] = _one_train(peer, address[0], direction, train, silence)
+                if answer[direction]["in_time"]:
                     break
         return answer
     finally:
         peer.close()
 
 
-def _one_train(peer: Peer, host: str, direction: str, train: Train, silence: float) -> tuple[dict[str, float], bool]:
+def _one_train(peer: Peer, host: str, direction: str, train: Train, silence: float) -> dict[str, float]:
     """What arrived of a train sent up, or down; and whether it was sent in time."""
     wait: dict[str, Any] = {"packets": train.packets, "silence": silence, "skip": train.skip}
     if direction == "up":
@@ -182,7 +182,7 @@ def _one_train(peer: Peer, host: str, direction: str, train: Train, silence: flo
         receiver = Receiver()
         in_time = peer.ask({"do": "send", "port": receiver.port, "train": asdict(train)})["in_time"]
         counted = receiver.count(**wait)
-    return counted | {"sent": train.packets}, in_time
+    return counted | {"sent": train.packets, "in_time": in_time}
 
 
 class _Responder(socketserver.StreamRequestHandler):

@@ -97,6 +97,9 @@ def judge_probe(profile: Profile, mode: str, measured: Mapping[str, Any]) -> lis
 
 
 def _judge_train(direction: Direction, shape: Shape, measured: Mapping[str, Any]) -> list[Check]:
+    if not measured["in_time"] and measured["rate"] < LEAST * shape.rate:
+        slow = "not measured: this host cannot send so fast (the settings above are the kernel's)"
+        return [Check(f"rate {direction}", rate_text(shape.rate), slow, held=True)]
     share = measured["rate"] / shape.rate
     lost = 1 - measured["received"] / measured["sent"]
     room = 3 * (shape.loss * (1 - shape.loss) / measured["sent"]) ** 0.5 + 0.005

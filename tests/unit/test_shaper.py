@@ -284,7 +284,7 @@ def test_the_state_file_is_whole_and_says_what_is_in_force(build):
     state = json.loads((folder / "links.json").read_text())["links"]["end-edge"]
     numbers = {"rate": 14e6, "rtt": 0.037, "jitter": 0.015, "loss": 0.0}
     assert state == {"profile": "lte", "mode": "profile", "trace": None, "since": 200.0, **numbers}
-    assert [path.name for path in folder.iterdir()] == ["links.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["links.json", "ready"]
 
 
 # -- settings and metrics
@@ -386,7 +386,7 @@ class Direct:
 
 def good(name, rtt=None):
     path = profile(name)
-    train = {"sent": 1000, "received": round(1000 * (1 - path.loss))}
+    train = {"in_time": True, "sent": 1000, "received": round(1000 * (1 - path.loss))}
     at = path.rtt if rtt is None else rtt
     exchange = {"median": at, "mean": at, "sd": 0.0, "n": 20}
     return {"rtt": exchange, "up": train | {"rate": path.rate_up}, "down": train | {"rate": path.rate_down}}
@@ -440,9 +440,9 @@ def test_a_probe_that_fails_by_chance_is_made_once_more(two):
     ("change", "failed"),
     [
         ({"rtt": {"median": 0.055, "mean": 0.055, "sd": 0, "n": 20}}, "rtt"),
-        ({"up": {"rate": 0.84 * 14e6, "sent": 100, "received": 100}}, "rate up"),
-        ({"down": {"rate": 1.02 * 35e6, "sent": 100, "received": 100}}, "rate down"),
-        ({"down": {"rate": 35e6, "sent": 100, "received": 98}}, "loss down"),
+        ({"up": {"rate": 0.84 * 14e6, "in_time": True, "sent": 100, "received": 100}}, "rate up"),
+        ({"down": {"rate": 1.02 * 35e6, "in_time": True, "sent": 100, "received": 100}}, "rate down"),
+        ({"down": {"rate": 35e6, "in_time": True, "sent": 100, "received": 98}}, "loss down"),
         ({"out": True}, "outage"),
     ],
 )
@@ -481,3 +481,12 @@ def test_a_train_fits_into_the_queue_and_fills_the_link_past_its_jitter(name):
 def test_a_link_too_fast_or_unlimited_gets_no_train():
     assert train_for(shape_of(profile("metro"), Direction.UP)) is None
     assert train_for(shape_of(profile("ideal"), Direction.UP)) is None
+
+
+def test_a_rate_that_the_host_cannot_send_is_said_not_judged(two):
+    late = good("lte")
+    late["up"] |= {"in_time": False, "rate": 1e6, "received": 500}
+    (report,) = two(late).verify()
+    (rate,) = [check for check in report.checks if check.name == "rate up"]
+    assert report.ok
+    assert "cannot send so fast" in rate.measured

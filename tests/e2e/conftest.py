@@ -1,0 +1,72 @@
+"""Real containers, real netem: the stack as `make up` brings it, on ports of its own. Needs Docker and `sch_netem`."""
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = "tierwise-e2e"
+API, PROMETHEUS = 18080, 19090
+OWN = {
+    "COMPOSE_PROJECT_NAME": PROJECT,
+    "TIERWISE_BIND": f"127.0.0.1:{API}",
+    "TIERWISE_PROMETHEUS_PORT": str(PROMETHEUS),
+    "TIERWISE_DASHBOARDS": "0",  # their queries are run against Prometheus instead
+}
+
+
+def sh(*command, check=True, **environment):
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **OWN, **environment})
+    assert not check or done.returncode == 0, f"{command}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
+    return done
+
+
+def _missing():
+    if shutil.which("docker") is None or sh("docker", "info", check=False).returncode:
+        return "no Docker Engine answers"
+    if os.geteuid() == 0 and subprocess.run(["modprobe", "-q", "sch_netem"], check=False).returncode:
+        return "this kernel has no sch_netem"
+    return None
+
+
+def pytest_collection_modifyitems(items):
+    reason = None
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            if reason is None:
+                reason = _missing() or ""
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def stack():
+    """Everything up and healthy, from nothing; removed at the end."""
+    sh("docker", "compose", "down", "--volumes", "--remove-orphans")
+    os.environ["COMPOSE_PROJECT_NAME"] = PROJECT  # `tierwise link` finds the stack by it
+    try:
+        said = sh("deploy/up.sh").stdout
+        with httpx.Client(base_url=f"http://127.0.0.1:{API}", timeout=60) as client:
+            yield SimpleNamespace(client=client, said=said)
+    finally:
+        sh("docker", "compose", "down", "--volumes", "--remove-orphans")
+
+
+@pytest.fixture
+def ask(stack):
+    """Classify one text or a list; the answer as parsed JSON, with the client's wall time in ms."""
+
+    def ask(inputs, **options):
+        started = time.perf_counter()
+        answer = stack.client.post("/v1/classify", json={"inputs": inputs, "options": options})
+        wall = (time.perf_counter() - started) * 1e3
+        assert answer.status_code == 200, answer.text
+        return {**answer.json(), "wall_ms": wall}
+
+    return ask
