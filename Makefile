@@ -27,7 +27,7 @@ test: $(STAMP)  ## unit, service and system tests
 	$(BIN)/python -m pytest
 
 e2e: $(STAMP)  ## the containers over netem: needs Docker and sch_netem, else skipped with the reason
-	$(BIN)/python -m pytest tests/e2e -rs
+	$(BIN)/python -m pytest tests/e2e -rs $(E2E)
 
 netns: $(STAMP)  ## the shapers alone, in network namespaces: needs root and sch_netem
 	$(BIN)/python -m pytest tests/netns -rs

@@ -95,6 +95,7 @@ def test_containers_answer_what_the_same_tiers_in_one_process_answer(ask):
         app.state.tier.worker.close()
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("name", yaml.safe_load(PROFILES.read_text()))
 def test_every_profile_is_what_it_claims(name):
     links.set_profile("end-edge", name)
@@ -105,6 +106,7 @@ def test_every_profile_is_what_it_claims(name):
     assert report.ok, report
 
 
+@pytest.mark.timing
 def test_a_live_change_shows_in_the_measured_link_time(ask, nsa):
     means = {}
     for name in ("5g-nsa", "3g"):
@@ -117,6 +119,7 @@ def test_a_live_change_shows_in_the_measured_link_time(ask, nsa):
     assert means["3g"] - means["5g-nsa"] == pytest.approx(expected, abs=0.1 * expected + Z * jitter / 20**0.5)
 
 
+@pytest.mark.timing
 def test_a_trace_is_followed(ask, nsa, tmp_path):
     trace = tmp_path / "steps.csv"
     trace.write_text("0,20000000,20\n4,20000000,220\n")  # two levels of RTT, 4 s each
@@ -146,6 +149,7 @@ def test_a_cut_link_degrades_in_time_and_heals(ask, nsa):
         assert time.monotonic() < until, "no recovery within 10 s"
 
 
+@pytest.mark.timing
 def test_stages_add_up_to_what_the_client_waited(ask, nsa):
     gaps = []
     for text in LONG:
@@ -159,6 +163,7 @@ def test_stages_add_up_to_what_the_client_waited(ask, nsa):
     assert abs(gap) <= max(5, 0.05 * wall)
 
 
+@pytest.mark.timing
 def test_link_bytes_are_the_interfaces_bytes_less_headers(ask, nsa):
     big = " ".join(LONG)  # about 20 kB, of which the edge reads its 256 tokens
     ask(big, policy="edge-only")
@@ -212,6 +217,7 @@ def test_no_two_tiers_share_an_unshaped_path():
     assert pairs == {"end-edge": ["end", "edge"], "end-cloud": ["end", "cloud"], "edge-cloud": ["edge", "cloud"]}
 
 
+@pytest.mark.timing
 def test_a_tier_restarts_without_losing_its_links(ask, nsa):
     links.set_profile("end-edge", "lte")
     sh("docker", "compose", "restart", "edge")
@@ -224,6 +230,7 @@ def test_a_tier_restarts_without_losing_its_links(ask, nsa):
     assert link_ms(ask(REVIEWS[0], policy="edge-only")) > 15
 
 
+@pytest.mark.timing
 def test_every_query_of_every_dashboard_returns_data(ask, nsa):
     for policy in ("collaborative", "edge-only", "cloud-only", "random"):
         for text in REVIEWS:
