@@ -76,11 +76,20 @@ def validate(model: type[M], parsed: Any) -> M:
         return model.model_validate(parsed)
     except ValidationError as error:
         problems = [
-            {"at": _place(parsed, e["loc"], e["type"]), "problem": e["msg"]}
+            {"at": _place(parsed, e["loc"], e["type"]), "problem": in_words(e["type"], e["msg"])}
             for e in error.errors(include_url=False, include_input=False, include_context=False)
         ]
         first = f"{problems[0]['at']}: {problems[0]['problem']}"
         raise Refused(422, "bad-input", first[:500], problems[:20]) from error
+
+
+def in_words(kind: str, message: str) -> str:
+    """A validation error for a caller, who knows nothing of the library that found it."""
+    if kind == "union_tag_invalid":
+        return 'expected a text, or {"text": ..., "text_pair": ...}'
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return "expected a JSON object"
+    return message.removeprefix("Value error, ")
 
 
 def _place(parsed: Any, loc: tuple[int | str, ...], kind: str) -> str:

@@ -121,7 +121,7 @@ def load_settings(tier: str) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         key = f"{PREFIX}{'_'.join(map(str, first['loc'][:1])).upper()}"
-        raise BadSetting(f"{key}={first['input']!r}: {first['msg']}") from error
+        raise BadSetting(f"{key}={first['input']!r}: {first['msg'].removeprefix('Value error, ')}") from error
     if "link_profiles" in given:
         return settings
     usual = DEFAULT_LINKS.get(tier, {})

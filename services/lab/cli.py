@@ -109,10 +109,17 @@ def classify(
 
     from services.lab.ask import ask
 
+    if text is not None and file is not None:
+        raise typer.BadParameter("give a text or --file, not both")
     if text is not None:
         texts = [text]
     else:
-        lines = file.read_text("utf-8").split("\n") if file else sys.stdin.read().split("\n")
+        raw = file.read_bytes() if file else sys.stdin.buffer.read()
+        try:
+            lines = raw.decode("utf-8").split("\n")
+        except UnicodeDecodeError as error:
+            line = raw[: error.start].count(b"\n") + 1
+            raise typer.BadParameter(f"{file or 'standard input'}, line {line}: not UTF-8") from error
         texts = [line for line in lines if line.strip()]
     asyncio.run(ask(url, texts, policy, console, json_lines=json_lines))
 

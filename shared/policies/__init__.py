@@ -123,8 +123,22 @@ def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping
             raise UnknownPolicy(f"policy {name!r} has no parameters; got {', '.join(sorted(given))}")
         return Only(tier=name.removesuffix("-only")).among(tiers)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise UnknownPolicy(f"policy {name!r}: {problems}") from error
+        raise UnknownPolicy(f"policy {name!r}: {_problems(error)}") from error
+
+
+def _problems(error: ValidationError) -> str:
+    """What is wrong with each parameter, once: one that may be a number or one per tier fails as both."""
+    told: dict[str, str] = {}
+    for problem in error.errors():
+        loc, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
+        name = str(loc[0]) if loc else "parameters"
+        if len(loc) > 2:  # inside of what was given per tier
+            told[name] = f"{name}.{loc[-1]}: {message}"
+        elif problem["type"] == "dict_type" and name in told:
+            told[name] += ', or one per tier, {"end": 0.9}'
+        else:
+            told.setdefault(name, f"{name}: {message}")
+    return "; ".join(told.values())
 
 
 def name_of(policy: Policy) -> str:
