@@ -179,7 +179,7 @@ def test_link_bytes_are_the_interfaces_bytes_less_headers(ask, nsa):
         packets = after[way]["sent_packets"] - before[way]["sent_packets"]
         payload = wire - packets * (14 + 20 + 32) - 10 * 250  # Ethernet, IP, TCP with timestamps; about 250 B of HTTP
         print(f"{way}: {wire} B on the wire in {packets} packets, {body[way]:.0f} B of bodies, {payload} after headers")
-        assert body[way] == pytest.approx(payload, rel=0.05)
+        assert body[way] == pytest.approx(payload, rel=0.05, abs=1000)  # ten requests' headers vary by a kilobyte
 
 
 def _counted(link):
