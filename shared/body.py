@@ -13,7 +13,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
-from shared.errors import TierwiseError
+from shared.errors import TierwiseError, plain
 
 _MAX_DEPTH = 32
 M = TypeVar("M", bound=BaseModel)
@@ -89,7 +89,7 @@ def in_words(kind: str, message: str) -> str:
         return 'expected a text, or {"text": ..., "text_pair": ...}'
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return "expected a JSON object"
-    return message.removeprefix("Value error, ")
+    return plain(message)
 
 
 def _place(parsed: Any, loc: tuple[int | str, ...], kind: str) -> str:

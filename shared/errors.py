@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from shared.contracts import DegradedReason
 
 
+def plain(message: str) -> str:
+    """What a validator of ours said, without what pydantic puts before it."""
+    return message.removeprefix("Value error, ")
+
+
 class TierwiseError(Exception):
     """The root; its message is one line for a person and says what to do."""
 

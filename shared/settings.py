@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from shared.errors import BadSetting
+from shared.errors import BadSetting, plain
 from shared.link import Backend, profile
 
 PREFIX = "TIERWISE_"
@@ -121,7 +121,7 @@ def load_settings(tier: str) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         key = f"{PREFIX}{'_'.join(map(str, first['loc'][:1])).upper()}"
-        raise BadSetting(f"{key}={first['input']!r}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise BadSetting(f"{key}={first['input']!r}: {plain(first['msg'])}") from error
     if "link_profiles" in given:
         return settings
     usual = DEFAULT_LINKS.get(tier, {})

@@ -49,11 +49,13 @@ class States:
         Raises:
             UnknownPolicy: the bundle lacks what it starts from.
         """
+        fresh = self._fresh(policy)
+        if fresh is None:  # most policies: nothing to look up
+            return None
         key = _key(policy)
         if key in self._states:
             self._states[key] = self._states.pop(key)  # the newest last
-            return self._states[key]
-        return self._fresh(policy)
+        return self._states.get(key, fresh)
 
     def learn(self, policy: Policy, bound: Policy, outcomes: Sequence[Outcome]) -> None:
         """Take in answered texts, in order."""

@@ -49,7 +49,9 @@ def run(url: str, n: int, out: Path, project: str | None, console: Console) -> N
                 real = asyncio.run(_netem(url, n))
                 links.set_profile(LINK, "ideal", project=project)
                 time.sleep(0.2)
-                played = asyncio.run(_simulated(f"http://{_edge_address(project)}:{EDGE_PORT}", name, n))
+                played = asyncio.run(
+                    _simulated(f"http://{links.address('edge', LINK, project=project)}:{EDGE_PORT}", name, n)
+                )
                 rows.append(_row(name, np.array(real), np.array(played)))
     finally:
         links.set_profile(LINK, before, project=project)
@@ -86,10 +88,6 @@ async def _simulated(url: str, name: str, n: int) -> list[float]:
         seen.append((await upstream.infer(request, {})).link_s * 1e3)
     await upstream.close()
     return seen[3:]
-
-
-def _edge_address(project: str | None) -> str:
-    return links.address("edge", LINK, project=project)
 
 
 def _row(name: str, real: np.ndarray, played: np.ndarray) -> dict[str, Any]:

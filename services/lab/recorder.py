@@ -51,7 +51,7 @@ class Kernel(StrEnum):
     COUNTED = "counted"  # with importance
 
 
-class Library:
+class Corpus:
     """Every text that a replay has met, numbered; a pruned text joins when it is first pruned."""
 
     def __init__(self) -> None:
@@ -155,8 +155,8 @@ class _AfterEachLayer(Received):
 class Recorder:
     """The recording of one source. What is asked for comes from memory, from disk, or from running the network."""
 
-    def __init__(self, source: Source, library: Library, classes: int, console: Console, *, threads: int = 1) -> None:
-        self.source, self.library, self.console = source, library, console
+    def __init__(self, source: Source, corpus: Corpus, classes: int, console: Console, *, threads: int = 1) -> None:
+        self.source, self.corpus, self.console = source, corpus, console
         self.classes, self._threads = classes, threads
         self.digest = source.digest
         folder = cache_dir() / "replay" / self.digest[:24]
@@ -183,7 +183,7 @@ class Recorder:
             signatures.save()
 
     def _get(self, shelf: Shelf[T], numbers: list[int], run: Callable[[int], T], what: str) -> list[T]:
-        keys = [self.library.keys[number] for number in numbers]
+        keys = [self.corpus.keys[number] for number in numbers]
         missing = set(shelf.fetch(keys))
         if missing:
             self._fill(shelf, {k: n for k, n in zip(keys, numbers, strict=True) if k in missing}, run, what)
@@ -224,16 +224,16 @@ class Recorder:
 
     def _read(self, number: int) -> Encoded | None:
         try:
-            return self.network().encode(*self.library.texts[number])
+            return self.network().encode(*self.corpus.texts[number])
         except UnreadableText:
             return None
 
 
 class Recorders:
-    """Every recorder of a replay, over one library: bundles that run the same network share its recording."""
+    """Every recorder of a replay, over one corpus: bundles that run the same network share its recording."""
 
     def __init__(self, console: Console, *, threads: int = 1, kind: type[Recorder] = Recorder) -> None:
-        self.library, self.console = Library(), console
+        self.corpus, self.console = Corpus(), console
         self._threads, self._kind = threads, kind
         torch.set_num_threads(threads)  # what is computed here is small: more would only wait for each other
         self._by_digest: dict[str, Recorder] = {}
@@ -242,7 +242,7 @@ class Recorders:
     def of(self, source: Source, classes: int) -> Recorder:
         """The recorder of a source."""
         if source not in self._by_source:
-            new = self._kind(source, self.library, classes, self.console, threads=self._threads)
+            new = self._kind(source, self.corpus, classes, self.console, threads=self._threads)
             self._by_source[source] = self._by_digest.setdefault(new.digest, new)
         return self._by_source[source]
 

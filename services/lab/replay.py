@@ -46,12 +46,12 @@ class Replay:
         links: Mapping[str, Sequence[str]] | None = None,
         max_tier: str | None = None,
     ) -> None:
-        self.bundle, self.examples, self.library = bundle, examples, recorders.library
+        self.bundle, self.examples, self.corpus = bundle, examples, recorders.corpus
         self.order, self.seed = bundle.order, seed
         self._console = recorders.console
         self._recorders = [recorders.of(source_of(bundle, tier), len(bundle.labels)) for tier in self.order]
         self.stations = [self._station(tier, tier) for tier in self.order]
-        self.numbers = np.array([self.library.number(e.text, e.pair) for e in examples])
+        self.numbers = np.array([self.corpus.number(e.text, e.pair) for e in examples])
         self.labels = np.array([example.label for example in examples])
         self.draws = [[draw(f"{seed}-{row}", 0, tier) for row in range(len(examples))] for tier in self.order]
         self._links = links or _all_then_next(self.order)
@@ -141,7 +141,7 @@ class Replay:
             label=np.full(N, NONE),
             last_label=np.full(N, NONE),
             probabilities=np.zeros((N, C)),
-            library=self.library,
+            corpus=self.corpus,
         )
 
     def _walk(self, out: Run, policy: Policy, stations: Sequence[Station], rows: np.ndarray) -> None:
@@ -289,7 +289,7 @@ class Replay:
         if missing:
             signs = [None] * len(missing) if kind is None else self._recorders[at].signatures(missing, kind)
             for number, sign in zip(missing, signs, strict=True):
-                self._clues[number, kind] = Clues(int(self.library.words[number]), sign)
+                self._clues[number, kind] = Clues(int(self.corpus.words[number]), sign)
         return [self._clues[number, kind] for number in numbers.tolist()]
 
 

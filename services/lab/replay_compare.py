@@ -111,7 +111,7 @@ def _measured(path: Path, replay: Replay, name: str, spec: dict[str, Any]) -> li
         said = json.loads(path.read_text())
         own = said["policies"].get(name) if said["first_tier"]["bundle"] == replay.bundle.name else None
         return [own["latency_ms"]["mean"]] if own else []
-    model, texts = f"{replay.bundle.name}@{replay.bundle.digest[:12]}", set(replay.library.keys)
+    model, texts = f"{replay.bundle.name}@{replay.bundle.digest[:12]}", set(replay.corpus.keys)
     return [
         line["timings_ms"]["total"]
         for line in entries(path)

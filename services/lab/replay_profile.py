@@ -28,7 +28,7 @@ from torch import Tensor
 from services.lab.bench_report import cpu
 from services.lab.client import classify
 from services.lab.recorder import Kernel, Source
-from services.lab.stack import Layout, running
+from services.lab.stack import Layout, free_ports, running
 from shared.bundle import Bundle
 from shared.errors import TierwiseError
 from shared.network import Network, load_network
@@ -140,7 +140,7 @@ def measure_http(bundle: Bundle, console: Console, *, anew: bool = False) -> Htt
     path = _path("http")
     if path.exists() and not anew:
         return Http.model_validate_json(path.read_text())
-    layout = Layout(bundle=str(bundle.folder), port=_free_ports(len(bundle.order)), access="ideal", backbone="ideal")
+    layout = Layout(bundle=str(bundle.folder), port=free_ports(len(bundle.order)), access="ideal", backbone="ideal")
     try:
         with running(layout, console) as stack:
             measured = asyncio.run(_calls(stack.url, bundle.order))
@@ -163,24 +163,6 @@ async def _calls(url: str, order: tuple[str, ...]) -> Http:
                     added.setdefault(tier, []).append(timed.seconds - own / 1e3)
     near, far = statistics.median(added[order[0]]), statistics.median(added[order[-1]])
     return Http(client=near, hop=max(0.0, far - near))
-
-
-def _free_ports(count: int) -> int:
-    import socket
-
-    for first in range(18080, 28080, 10):
-        probes = [socket.socket() for _ in range(count)]
-        try:
-            for at, probe in enumerate(probes):
-                probe.bind(("127.0.0.1", first + at))
-        except OSError:
-            continue
-        else:
-            return first
-        finally:
-            for probe in probes:
-                probe.close()
-    return 18080
 
 
 def _path(what: str) -> Path:

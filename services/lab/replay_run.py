@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.lab.recorder import Library
+from services.lab.recorder import Corpus
 from shared.policies import Policy
 
 NONE = -1  # no tier, no text
@@ -32,17 +32,17 @@ class Run:
     label: np.ndarray  # [N]; NONE where no tier could read the text
     last_label: np.ndarray  # [N] what the last tier alone says
     probabilities: np.ndarray  # [N, C]
-    library: Library
+    corpus: Corpus
 
     @property
     def words(self) -> np.ndarray:
         """Words of every text, by its number."""
-        return self.library.words
+        return self.corpus.words
 
     @property
     def json_bytes(self) -> np.ndarray:
         """Bytes of every text as JSON, by its number."""
-        return self.library.json_bytes
+        return self.corpus.json_bytes
 
     @property
     def ran(self) -> np.ndarray:

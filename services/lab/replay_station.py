@@ -1,6 +1,6 @@
 """One tier as a replay sees it: recorded exits, calibrated as the tier calibrates them, for any exit rule or pruning.
 
-Everything is looked up by the text's number: dense arrays that grow with the library, filled when first asked for.
+Everything is looked up by the text's number: dense arrays that grow with the corpus, filled when first asked for.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.lab.recorder import Kernel, Library, Recorder
+from services.lab.recorder import Corpus, Kernel, Recorder
 from shared.exits import ExitRule
 from shared.pruning import Pruning, keep_words
 
-Numbers = np.ndarray  # int64 [n]: texts of the library
+Numbers = np.ndarray  # int64 [n]: texts of the corpus
 Layers = np.ndarray  # int64 [n]: 1-based exits
 
 
@@ -41,13 +41,13 @@ class Station:
         self._pruned: dict[Pruning, np.ndarray] = {}
 
     @property
-    def library(self) -> Library:
-        return self.recorder.library
+    def corpus(self) -> Corpus:
+        return self.recorder.corpus
 
     def table(self, numbers: Numbers, kernel: Kernel) -> Table:
         """The table of a kernel, these texts in it."""
         table = self._tables.get(kernel)
-        if table is None or len(table.tokens) < len(self.library.texts):
+        if table is None or len(table.tokens) < len(self.corpus.texts):
             table = self._tables[kernel] = self._grown(table)
         missing = numbers[table.tokens[numbers] < 0]
         if len(missing):
@@ -62,7 +62,7 @@ class Station:
         return table
 
     def _grown(self, table: Table | None) -> Table:
-        size = max(64, 2 * len(self.library.texts))
+        size = max(64, 2 * len(self.corpus.texts))
         classes = self.recorder.classes
         exits = torch.zeros(size, self.layers, classes)
         new = Table(exits, np.zeros((size, self.layers, classes)), np.full(size, -1))
@@ -93,7 +93,7 @@ class Station:
 
     def pruned(self, numbers: Numbers, layers: Layers, pruning: Pruning) -> Numbers:
         """The numbers of the texts that travel on, each pruned by the attention received up to its exit."""
-        size = max(64, 2 * len(self.library.texts))
+        size = max(64, 2 * len(self.corpus.texts))
         known = self._pruned.get(pruning)
         if known is None or len(known) <= int(numbers.max(initial=0)):
             new = np.full((size, self.layers + 1), -1)
@@ -107,8 +107,8 @@ class Station:
 
     def _prune(self, number: int, layer: int, pruning: Pruning) -> int:
         (record,) = self.recorder.records([number], Kernel.COUNTED)
-        text, pair = self.library.texts[number]
+        text, pair = self.corpus.texts[number]
         assert record.importance is not None
         encoded = record.encoded(text, pair)
         keep = pruning.mask(encoded, record.importance[layer - 1].tolist())
-        return self.library.number(*keep_words(text, pair, encoded, keep))
+        return self.corpus.number(*keep_words(text, pair, encoded, keep))

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +92,23 @@ class Stack:
         """Raises `BadSetting` if a tier has stopped."""
         for process in self.processes:
             process.check()
+
+
+def free_ports(count: int) -> int:
+    """The first of `count` consecutive free ports, for tiers that nobody has to find.
+
+    Raises:
+        BadSetting: there are none.
+    """
+    for first in range(18180, 28180, 10):
+        with ExitStack() as open_ports:
+            try:
+                for at in range(count):
+                    open_ports.enter_context(socket.socket()).bind(("127.0.0.1", first + at))
+            except OSError:
+                continue
+            return first
+    raise BadSetting(f"no {count} free ports in a row between 18180 and 28180")
 
 
 @contextmanager

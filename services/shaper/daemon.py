@@ -191,11 +191,6 @@ class Shaper:
         command = request.get("do")
         if command == "show":
             return {"tier": self.config.tier, "links": {link.name: self._show(link) for link in self.links.values()}}
-        if command == "ready":
-            waiting = [link.name for link in self.links.values() if link.mode is Mode.WAITING]
-            if waiting:
-                raise BadSetting(f"not shaped yet: {', '.join(waiting)}")
-            return {"ready": True}
         link = self.links.get(str(request.get("link")))
         if link is None:
             raise BadSetting(f"link {request.get('link')!r}: this end shapes {', '.join(self.links) or 'none'}")

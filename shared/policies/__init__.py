@@ -27,7 +27,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from shared.errors import UnknownPolicy
+from shared.errors import UnknownPolicy, plain
 from shared.policies.bandits import AdaEE, ISplitEE, SplitEE, SplitEES
 from shared.policies.base import STAY, Clues, Decision, Outcome, Policy, State, Visit, Where, answer_at
 from shared.policies.collaborative import Collaborative, Tabi
@@ -130,7 +130,7 @@ def _problems(error: ValidationError) -> str:
     """What is wrong with each parameter, once: one that may be a number or one per tier fails as both."""
     told: dict[str, str] = {}
     for problem in error.errors():
-        loc, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
+        loc, message = problem["loc"], plain(problem["msg"])
         name = str(loc[0]) if loc else "parameters"
         if len(loc) > 2:  # inside of what was given per tier
             told[name] = f"{name}.{loc[-1]}: {message}"

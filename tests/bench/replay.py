@@ -39,8 +39,8 @@ class Synthetic(Recorder):
     """Records what no network said: exits grow surer with depth, every word is one token."""
 
     def _run(self, number: int, kernel: Kernel) -> Record:
-        text, _ = self.library.texts[number]
-        noise = torch.Generator().manual_seed(int(self.library.keys[number][:8], 16))
+        text, _ = self.corpus.texts[number]
+        noise = torch.Generator().manual_seed(int(self.corpus.keys[number][:8], 16))
         S, E = min(len(text.split()) + 2, self.source.max_tokens), self.source.layers
         margin = 0.5 * torch.randn(E, generator=noise).cumsum(0) + torch.linspace(0.2, 1.5, E) * (1 - 2 * (number % 2))
         word_of = torch.tensor([-1, *range(S - 2), -1], dtype=torch.int32)

@@ -122,10 +122,8 @@ def test_a_live_change_shows_in_the_measured_link_time(ask, nsa):
 @pytest.mark.timing
 def test_a_trace_is_followed(ask, nsa, tmp_path):
     trace = tmp_path / "steps.csv"
-    trace.write_text("0,20000000,20\n4,20000000,220\n")  # two levels of RTT, 4 s each
-    (tmp_path / "steps.csv").write_text(
-        "seconds,bits_per_second,rtt_ms,loss\n0,20000000,20,0\n4,20000000,220,0\n8,20000000,20,0\n"
-    )
+    rows = ("0,20000000,20,0", "4,20000000,220,0", "8,20000000,20,0")  # two levels of RTT, 4 s each
+    trace.write_text("\n".join(("seconds,bits_per_second,rtt_ms,loss", *rows)))
     links.play_trace("end-edge", trace)
     seen, until = [], time.monotonic() + 24
     while time.monotonic() < until:
@@ -142,7 +140,7 @@ def test_a_cut_link_degrades_in_time_and_heals(ask, nsa):
         result = answer["results"][0]
         assert result["degraded"] in ("deadline", "upstream_timeout", "upstream_unavailable")
         assert result["tier"] == "end"
-        assert answer["wall_ms"] < 1550
+        assert answer["wall_ms"] < 2500  # the deadline and a second: a busy host wakes late, a lost deadline takes many
     links.heal("end-edge")
     until = time.monotonic() + 10
     while ask(REVIEWS[0], policy="edge-only", deadline_ms=1500)["results"][0]["degraded"]:

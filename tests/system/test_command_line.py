@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,25 +11,10 @@ import httpx
 import psutil
 import pytest
 
+from services.lab.stack import free_ports
+
 TIERWISE = [sys.executable, "-m", "services.lab.cli"]
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("TIERWISE_")}
-
-
-def free_ports(count):
-    """A first port that `count` consecutive ones follow, all free."""
-    for first in range(21000, 29000, 10):
-        probes = [socket.socket() for _ in range(count)]
-        try:
-            for at, probe in enumerate(probes):
-                probe.bind(("127.0.0.1", first + at))
-        except OSError:
-            continue
-        else:
-            return first
-        finally:
-            for probe in probes:
-                probe.close()
-    raise AssertionError("no free ports")
 
 
 def tierwise(*arguments, stdin="", **environment):

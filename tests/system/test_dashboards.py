@@ -5,7 +5,6 @@ Needs `prometheus` and `promtool` (Debian's `prometheus`, or a release's two bin
 
 import asyncio
 import shutil
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from rich.console import Console
 
 from services.lab.client import classify
 from services.lab.dashboards import FOLDER, check, figure
-from services.lab.stack import Layout, running
+from services.lab.stack import Layout, free_ports, running
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")), reason="prometheus and promtool are not on the PATH"
@@ -25,22 +24,6 @@ pytestmark = pytest.mark.skipif(
 CONFIG = FOLDER.parents[1] / "prometheus" / "prometheus.yml"
 LINKS = {"end": {"end-edge": "up", "end-cloud": "up"}, "edge": {"end-edge": "down", "edge-cloud": "up"}}
 LINKS["cloud"] = {"end-cloud": "down", "edge-cloud": "down"}
-
-
-def free_ports(count):
-    """The first of `count` consecutive ports that are free."""
-    for first in range(18180, 19000, 10):
-        sockets = [socket.socket() for _ in range(count)]
-        try:
-            for offset, probe in enumerate(sockets):
-                probe.bind(("127.0.0.1", first + offset))
-            return first
-        except OSError:
-            continue
-        finally:
-            for probe in sockets:
-                probe.close()
-    raise AssertionError("no free ports")
 
 
 def play_shaper(port, links):

@@ -122,7 +122,7 @@ def replayed(replay, run, row):
         kept = None
         if to != NONE:
             (carried,) = (numbers[row] for (source, _), numbers in run.carried.items() if source == at)
-            kept = replay.library.words[carried]
+            kept = replay.corpus.words[carried]
         hops.append(
             (
                 tier,
@@ -131,7 +131,7 @@ def replayed(replay, run, row):
                 round(run.probability[at, row], 6),
                 replay.draws[at][row],
                 None if to == NONE else run.tiers[to],
-                replay.library.words[run.numbers[at, row]],
+                replay.corpus.words[run.numbers[at, row]],
                 kept,
             )
         )
@@ -160,7 +160,7 @@ def test_a_replay_equals_the_live_tiers(triangle, tiny_bundle, texts, policy):
 def test_the_comparison_compares_something(triangle, tiny_bundle, texts):
     own = replay(tiny_bundle, texts)
     run = own.run(own.policy({**ALWAYS, "theta": 0.2, "patience": 1}))
-    words = own.library.words[run.numbers]
+    words = own.corpus.words[run.numbers]
     assert run.ran.all()
     assert any(there < here for here, there in zip(words[0], words[1], strict=True))  # pruned
     assert len(set(run.exit_layer[0].tolist())) > 1

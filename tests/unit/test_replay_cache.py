@@ -4,7 +4,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from services.lab.recorder import Kernel, Library, Recorder, Recorders, source_of
+from services.lab.recorder import Corpus, Kernel, Recorder, Recorders, source_of
 from services.lab.replay_cache import CHUNK, Shelf
 from shared.bundle import load_bundle
 from shared.pools import Signature
@@ -49,7 +49,7 @@ def test_a_second_recorder_runs_nothing(tiny_bundle, sentences):
     bundle, seen = load_bundle(str(tiny_bundle)), []
     for _ in range(2):
         recorders, recorder = record(bundle)
-        numbers = [recorders.library.number(text, None) for text in sentences]
+        numbers = [recorders.corpus.number(text, None) for text in sentences]
         seen.append(
             (
                 recorder.records(numbers, Kernel.PLAIN),
@@ -73,7 +73,7 @@ def test_a_second_recorder_runs_nothing(tiny_bundle, sentences):
 def test_a_recording_is_what_the_network_says_at_every_exit(tiny_bundle, sentences):
     recorders, recorder = record(load_bundle(str(tiny_bundle)))
     text = " ".join(sentences[:5])
-    number = recorders.library.number(text, None)
+    number = recorders.corpus.number(text, None)
     (plain,), (counted,) = (recorder.records([number], kernel) for kernel in Kernel)
     network = recorder.network()
     encoded = network.encode(text)
@@ -91,7 +91,7 @@ def test_threads_change_no_bit(tiny_bundle, sentences, kernel):
     logits = []
     for threads in (1, 2):
         recorders, recorder = record(load_bundle(str(tiny_bundle)), threads=threads)
-        numbers = [recorders.library.number(" ".join(sentences[at : at + 4]), None) for at in range(8)]
+        numbers = [recorders.corpus.number(" ".join(sentences[at : at + 4]), None) for at in range(8)]
         logits.append(torch.stack([r.logits for r in recorder.records(numbers, kernel)]))
     torch.set_num_threads(1)
     assert torch.equal(*logits)
@@ -109,7 +109,7 @@ def test_tiers_of_one_network_share_a_recording_and_other_weights_have_their_own
 def test_a_text_that_cannot_be_read_is_kept_as_such(tiny_bundle):
     for _ in range(2):
         recorders, recorder = record(load_bundle(str(tiny_bundle)))
-        numbers = [recorders.library.number(text, None) for text in ("\u200b", "a fine film")]
+        numbers = [recorders.corpus.number(text, None) for text in ("\u200b", "a fine film")]
         for kernel in Kernel:
             assert [r.tokens > 0 for r in recorder.records(numbers, kernel)] == [False, True]
         assert [s is None for s in recorder.signatures(numbers, Signature.TOKEN_NORMS)] == [True, False]
@@ -117,12 +117,12 @@ def test_a_text_that_cannot_be_read_is_kept_as_such(tiny_bundle):
     assert recorders.ran == 0
 
 
-def test_a_library_counts_words_and_bytes_as_they_travel():
-    library = Library()
-    assert library.number("naïve  film", None) == library.number("naïve  film", None) == 0
-    assert library.number("one", 'two "three"') == 1
-    assert library.words.tolist() == [2, 3]
-    assert library.json_bytes.tolist() == [len('"naïve  film"'.encode()) + 4, 5 + len('"two \\"three\\""')]
+def test_a_corpus_counts_words_and_bytes_as_they_travel():
+    corpus = Corpus()
+    assert corpus.number("naïve  film", None) == corpus.number("naïve  film", None) == 0
+    assert corpus.number("one", 'two "three"') == 1
+    assert corpus.words.tolist() == [2, 3]
+    assert corpus.json_bytes.tolist() == [len('"naïve  film"'.encode()) + 4, 5 + len('"two \\"three\\""')]
 
 
 def test_nothing_is_recorded_before_it_is_asked_for(tiny_bundle, monkeypatch):

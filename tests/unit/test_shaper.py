@@ -209,12 +209,11 @@ def test_a_queue_that_would_hold_up_the_next_profile_is_dropped(build):
 def test_an_unshaped_link_waits_whatever_was_asked_and_takes_it_later(build):
     shaper, kernel, _ = build(attach=False)
     assert ask(shaper, do="set", link="end-edge", profile="lte")["mode"] == "waiting"
-    with pytest.raises(BadSetting, match="not shaped yet: end-edge, end-cloud"):
-        ask(shaper, do="ready")
+    assert not (shaper.config.state_dir / "ready").exists()
     assert math.isnan(sample(shaper, "config_delay_seconds", link="end-edge", direction="up"))
     for link in shaper.links.values():
         shaper.attach(link, ADDRESSES[link.peer])
-    assert ask(shaper, do="ready") == {"ready": True}
+    assert (shaper.config.state_dir / "ready").exists()
     assert kernel.applied[2] == shape_of(LTE, Direction.UP)
 
 
@@ -315,7 +314,8 @@ def test_a_bad_setting_is_named(settings, complaint):
 def test_with_simulated_links_the_shaper_only_holds_the_namespace(build):
     shaper, _, _ = build(TIERWISE_LINKS="simulated")
     assert shaper.links == {}
-    assert ask(shaper, do="ready") == {"ready": True}
+    shaper.publish()
+    assert (shaper.config.state_dir / "ready").exists()
 
 
 def test_the_process_serves_commands_until_it_is_stopped(tmp_path):
@@ -338,10 +338,11 @@ def test_the_process_serves_commands_until_it_is_stopped(tmp_path):
             assert shaper.poll() is None
             time.sleep(0.05)
         ask_it = [sys.executable, "-S", "-m", "services.shaper.ctl"]
-        ready = subprocess.run([*ask_it, '{"do": "ready"}'], capture_output=True, text=True, **run)
+        shown = subprocess.run([*ask_it, '{"do": "show"}'], capture_output=True, text=True, **run)
         refused = subprocess.run([*ask_it, '{"do": "cut", "link": "end-edge"}'], capture_output=True, text=True, **run)
         shaper.terminate()
-    assert (ready.returncode, json.loads(ready.stdout)) == (0, {"ready": True})
+    assert (tmp_path / "ready").exists()
+    assert (shown.returncode, json.loads(shown.stdout)) == (0, {"tier": "end", "links": {}})
     assert refused.returncode == 2
     assert "this end shapes none" in json.loads(refused.stdout)["error"]
     assert shaper.returncode == 0
