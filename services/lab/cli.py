@@ -186,17 +186,23 @@ def bench(
 @app.command()
 def replay(
     data: Annotated[
-        str | None,
-        typer.Option(help="A .parquet or .csv with text (or text_a,text_b), label, split; or hub:NAME. Needed."),
+        list[str] | None,
+        typer.Option(
+            help="A .parquet or .csv with text (or text_a,text_b), label, split; a folder of them; hub:NAME. Repeat. "
+            "[default: data]",
+        ),
     ] = None,
     bundle: Annotated[
-        str | None, typer.Option(help="NAME,NAME...; without it, every bundle that was calibrated on this data set.")
+        str | None, typer.Option(help="NAME,NAME...; without it, every bundle that was calibrated on these data.")
     ] = None,
     policy: Annotated[
         list[str] | None, typer.Option(help="NAME or NAME:key=value,...; repeat to compare. `all`: every one.")
     ] = None,
     n: Annotated[int, typer.Option(min=1, help="Texts, after any are left out.")] = 200,
-    split: Split = "test",
+    split: Annotated[
+        str | None,
+        typer.Option(help="Rows whose `split` column says this. [default: test, or dev where there is none]"),
+    ] = None,
     exclude_split: Annotated[str | None, typer.Option(help="Leave out texts that also occur in this split.")] = None,
     links: Annotated[
         str, typer.Option(help="ACCESS/BACKBONE: profiles of deploy/netem/profiles.yaml.")
@@ -211,25 +217,13 @@ def replay(
     seed: Seed = 0,
 ) -> None:
     """Compare policies without live tiers: each text is run once, kept on disk, and every policy replayed exactly."""
-    from services.lab.data import load, without
-    from services.lab.replay_compare import Plan, compare, fitting
+    from services.lab.replay_compare import Plan, choose, compare
     from services.lab.replay_report import write
-    from shared.bundle import load_bundle
-    from shared.errors import BadSetting
 
-    if data is None:
-        raise typer.BadParameter(
-            "name the labelled texts to replay: --data FILE.parquet or .csv (columns text, label, split), or hub:NAME"
-        )
-    bundles = [load_bundle(name) for name in bundle.split(",")] if bundle else fitting(data)
-    examples = load(data, split)
-    if exclude_split:
-        examples = without(examples, load(data, exclude_split))
-        if not examples:
-            raise BadSetting(f"every text of {split} occurs in {exclude_split}: nothing remains")
+    if data is None and not Path("data").is_dir():
+        raise typer.BadParameter("name the labelled texts to replay with --data, or put them into a folder `data`")
     plan = Plan(
-        examples=examples[:n],
-        bundles=bundles,
+        sets=choose(data or ["data"], bundle.split(",") if bundle else None, split, exclude_split, n),
         policies=policy or ["all"],
         links=links,
         seed=seed,

@@ -23,6 +23,28 @@ class Example:
     label: int
 
 
+def unseen(source: str) -> str:
+    """The split that no bundle was fitted on: `test`, or where there is none, `dev` (GLUE's test labels are secret)."""
+    table = _table(source, None)
+    splits = set(table["split"].to_pylist()) if "split" in table.column_names else set()
+    return "dev" if "dev" in splits and "test" not in splits else "test"
+
+
+def files(sources: list[str]) -> list[str]:
+    """Files, `hub:NAME`s, and every data file of a folder among them, in order.
+
+    Raises:
+        BadSetting: a folder without a data file.
+    """
+    found: list[str] = []
+    for source in sources:
+        inside = sorted(str(path) for path in Path(source).glob("*") if path.suffix in (".parquet", ".csv"))
+        if Path(source).is_dir() and not inside:
+            raise BadSetting(f"{source}: no .parquet or .csv file in this folder")
+        found += inside or [source]
+    return found
+
+
 def load(source: str, split: str | None = None) -> list[Example]:
     """All examples of a split, in file order; `split=None` takes every row.
 

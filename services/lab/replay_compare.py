@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from services.lab.bench_report import cpu
-from services.lab.data import Example, digest, load
+from services.lab.data import Example, digest, files, load, unseen, without
 from services.lab.policies import parse_policy
 from services.lab.recorder import Recorders
 from services.lab.replay import Replay
@@ -27,11 +27,19 @@ from shared.policies import names, spec_of
 
 
 @dataclass(frozen=True)
+class Texts:
+    """Texts of one data set, and the bundles to replay on them."""
+
+    source: str
+    examples: list[Example]
+    bundles: list[Bundle]
+
+
+@dataclass(frozen=True)
 class Plan:
     """What to replay. `policies`: as on the command line, or `all`. `links`: ACCESS/BACKBONE."""
 
-    examples: list[Example]
-    bundles: list[Bundle]
+    sets: list[Texts]
     policies: list[str]
     links: str = "5g-nsa/metro"
     seed: int = 0
@@ -52,8 +60,6 @@ def compare(plan: Plan, console: Console) -> dict[str, Any]:
         raise BadSetting(f"links {plan.links!r}: expected ACCESS/BACKBONE, such as lte/regional")
     recorders = Recorders(console)
     report: dict[str, Any] = {
-        "n": len(plan.examples),
-        "data_sha256": digest(plan.examples),
         "seed": plan.seed,
         "links": plan.links,
         "hardware": {"cpu": cpu(), "cores": os.cpu_count(), "device": "cpu"},
@@ -61,28 +67,34 @@ def compare(plan: Plan, console: Console) -> dict[str, Any]:
         "bundles": {},
     }
     try:
-        for bundle in plan.bundles:
-            if max(example.label for example in plan.examples) >= len(bundle.labels):
-                raise BadSetting(f"bundle {bundle.name} has {len(bundle.labels)} labels; the data set has more")
-            replay = Replay(bundle, plan.examples, recorders, seed=plan.seed)
-            times = Times(
-                replay,
-                _threads(bundle, plan.threads),
-                _links(bundle, access, backbone),
-                console,
-                anew=plan.profile_anew,
-            )
-            report["bundles"][bundle.name] = {
-                "card_sha256": bundle.digest,
-                "metric": bundle.metric.value,
-                "http_ms": {"client": times.http.client * 1e3, "hop": times.http.hop * 1e3},
-                **_policies(plan, replay, times, console),
-            }
-            report["notes"] += [note for note in times.notes if note not in report["notes"]]
+        for texts in plan.sets:
+            for bundle in texts.bundles:
+                own, notes = _bundle(plan, texts, bundle, (access, backbone), recorders, console)
+                report["bundles"][bundle.name] = own
+                report["notes"] += [note for note in notes if note not in report["notes"]]
     finally:
         recorders.save()
     report["texts_run"] = recorders.ran
     return report
+
+
+def _bundle(
+    plan: Plan, texts: Texts, bundle: Bundle, links: tuple[str, str], recorders: Recorders, console: Console
+) -> tuple[dict[str, Any], list[str]]:
+    """One bundle's figures, and what must be said about its times."""
+    if max(example.label for example in texts.examples) >= len(bundle.labels):
+        raise BadSetting(f"bundle {bundle.name} has {len(bundle.labels)} labels; {texts.source} has more")
+    replay = Replay(bundle, texts.examples, recorders, seed=plan.seed)
+    times = Times(replay, _threads(bundle, plan.threads), _links(bundle, *links), console, anew=plan.profile_anew)
+    own = {
+        "n": len(texts.examples),
+        "data_sha256": digest(texts.examples),
+        "card_sha256": bundle.digest,
+        "metric": bundle.metric.value,
+        "http_ms": {"client": times.http.client * 1e3, "hop": times.http.hop * 1e3},
+        **_policies(plan, replay, times, console),
+    }
+    return own, times.notes
 
 
 def _policies(plan: Plan, replay: Replay, times: Times, console: Console) -> dict[str, Any]:
@@ -139,18 +151,51 @@ def _links(bundle: Bundle, access: str, backbone: str) -> dict[tuple[str, str], 
     }
 
 
-def fitting(data: str, *, hold_out: int = 2500) -> list[Bundle]:
-    """The bundles in deploy/models that were calibrated on this data set: its held-out rows are named in their cards.
+def choose(
+    sources: list[str], names: list[str] | None, split: str | None, exclude_split: str | None, n: int
+) -> list[Texts]:
+    """The first `n` texts of every data set (`split`, or what its bundles have not seen), with its bundles.
+
+    Without names, a data set's bundles are those that were calibrated on it; a file of a folder that fits none is
+    passed over.
 
     Raises:
-        BadSetting: there is none.
+        BadSetting: no such data, split or bundle; nothing fits, or one bundle twice; nothing is left after exclusion.
     """
-    train = load(data, "train")
+    chosen = list[Texts]()
+    of = dict[str, str]()  # bundle -> its data set
+    for source in files(sources):
+        bundles = [load_bundle(name) for name in names] if names else _fitting(source, alone=source in sources)
+        if not bundles:
+            continue
+        for bundle in bundles:
+            if of.setdefault(bundle.name, source) != source:
+                raise BadSetting(f"bundle {bundle.name} on two data sets: {of[bundle.name]} and {source}; name one")
+        used = split or unseen(source)
+        examples = load(source, used)
+        if exclude_split:
+            examples = without(examples, load(source, exclude_split))
+            if not examples:
+                raise BadSetting(f"{source}: every text of {used} occurs in {exclude_split}: nothing remains")
+        chosen.append(Texts(source, examples[:n], bundles))
+    if not chosen:
+        raise BadSetting(f"no bundle was calibrated on a file of {', '.join(sources)}: name one with --bundle")
+    return chosen
+
+
+def _fitting(source: str, *, alone: bool, hold_out: int = 2500) -> list[Bundle]:
+    """The bundles in deploy/models that were calibrated on this data set: a card names the rows held out."""
     bundles = [load_bundle(path.parent.name) for path in sorted(MODELS.glob("*/bundle.json"))]
+    try:
+        train = load(source, "train")
+    except BadSetting:
+        if alone:
+            raise
+        return []
     own = [bundle for bundle in bundles if _calibrated_on(bundle, train, hold_out)]
-    if not own:
+    if alone and not own:
         known = ", ".join(bundle.name for bundle in bundles)
-        raise BadSetting(f"no bundle was calibrated on {data}: name one with --bundle ({known})")
+        raise BadSetting(f"no bundle was calibrated on {source}: name one with --bundle ({known})")
     return own
 
 

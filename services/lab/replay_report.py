@@ -118,7 +118,7 @@ def table(report: dict[str, Any]) -> Table:
     """One row per bundle and policy."""
     hardware = report["hardware"]
     out = Table(
-        title=f"{report['n']} texts, replayed; links {report['links']}; times are MODELLED from tables measured on "
+        title=f"Replayed; links {report['links']}; times are MODELLED from tables measured on "
         f"{hardware['cpu']}, {hardware['cores']} cores",
         caption="cost in DIMEE's units (constants fitted to its Table I, not the paper's own), relative to the whole "
         "model on the device, and to the cloud. *: replay only; what needs the whole model on the first tier gets the "
@@ -129,11 +129,11 @@ def table(report: dict[str, Any]) -> Table:
         pad_edge=False,
     )
     measured = any("measured_ms" in f for b in report["bundles"].values() for f in b["policies"].values())
-    columns = ["bundle", "policy", "score [95 %]", "vs cloud, points", "model ms", "p95"]
+    columns = ["bundle (texts)", "policy", "score [95 %]", "vs cloud, points", "model ms", "p95"]
     columns += ["measured"] if measured else []
     columns += ["cost/device", "/cloud", "answered at, %", "words", "bytes"]
     for column in columns:
-        words = column in ("bundle", "policy", "answered at, %")
+        words = column in ("bundle (texts)", "policy", "answered at, %")
         name = column == "policy"
         out.add_column(
             column,
@@ -145,7 +145,7 @@ def table(report: dict[str, Any]) -> Table:
     for name, own in report["bundles"].items():
         out.add_section()
         for at, (policy, f) in enumerate(own["policies"].items()):
-            out.add_row(*_row("" if at else name, policy, own["metric"], f, measured=measured))
+            out.add_row(*_row("" if at else f"{name} ({own['n']})", policy, own["metric"], f, measured=measured))
     return out
 
 
@@ -199,9 +199,13 @@ def draw(report: dict[str, Any], path: Path) -> None:
             where, colour = (f["modelled_ms"]["mean"], 100 * value), mpl.colormaps["tab20"](at % 20)
             axes.errorbar(*where, yerr=error, fmt="none", ecolor=colour, alpha=0.35)
             axes.plot(*where, marker, color=colour, label=policy)
-        axes.set(xlabel="modelled mean latency (ms)", ylabel=f"{own['metric']} (%), 95 % interval", title=name)
+        axes.set(
+            xlabel="modelled mean latency (ms)",
+            ylabel=f"{own['metric']} (%), 95 % interval",
+            title=f"{name}, {own['n']} texts",
+        )
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
         axes.grid(alpha=0.3)
-    figure.suptitle(f"{report['n']} texts, replayed; links {report['links']}; squares: replay only", fontsize=9)
+    figure.suptitle(f"Replayed; links {report['links']}; squares: replay only", fontsize=9)
     figure.savefig(path, dpi=130)
     plt.close(figure)

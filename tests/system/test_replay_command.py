@@ -60,6 +60,16 @@ def test_every_policy_from_a_fresh_cache_and_from_a_full_one(command, data, tiny
     assert reference["modelled_ms"]["mean"] > reference["modelled_ms"]["link"] > 0
 
 
+def test_a_folder_and_the_dev_split_will_do(command, data, tiny_bundle, tmp_path):
+    (tmp_path / "dev.csv").write_text(data.read_text().replace(",test", ",dev"))
+    (tmp_path / "notes.txt").write_text("not data")
+    arguments = ["--data", str(tmp_path), "--bundle", str(tiny_bundle), "--n", "5"]
+    done = command(*arguments, "--policy", "end-only", "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    own = json.loads((tmp_path / "out.json").read_text())["bundles"][tiny_bundle.name]
+    assert (own["n"], "end-only" in own["policies"]) == (5, True)
+
+
 def test_measured_times_stand_beside_the_modelled_ones(command, data, tiny_bundle, tmp_path):
     bench = {
         "first_tier": {"bundle": tiny_bundle.name},
@@ -78,7 +88,10 @@ def test_measured_times_stand_beside_the_modelled_ones(command, data, tiny_bundl
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([], "name the labelled texts to replay: --data"),
+        ([], "name the labelled texts to replay with --data"),
+        (["--data", "DATA", "--data", "COPY", "--bundle", "TINY"], "on two data sets"),
+        (["--data", "EMPTY"], "no .parquet or .csv file in this folder"),
+        (["--data", "DATA"], "no split 'train'"),
         (["--data", "nowhere.csv"], "no such file"),
         (["--data", "DATA", "--split", "train"], "no split 'train'"),
         (["--data", "DATA", "--bundle", "nonsense"], "bundle 'nonsense'"),
@@ -87,8 +100,14 @@ def test_measured_times_stand_beside_the_modelled_ones(command, data, tiny_bundl
         (["--data", "DATA", "--bundle", "TINY", "--links", "warp/metro"], "'warp'"),
     ],
 )
-def test_a_wrong_argument_is_told_and_exits_with_2(command, data, tiny_bundle, arguments, complaint):
-    done = command(*({"DATA": str(data), "TINY": str(tiny_bundle)}.get(item, item) for item in arguments))
+def test_a_wrong_argument_is_told_and_exits_with_2(command, data, tiny_bundle, tmp_path, arguments, complaint):
+    (tmp_path / "copy").mkdir()
+    copy = tmp_path / "copy" / "copy.csv"
+    copy.write_text(data.read_text())
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    named = {"DATA": str(data), "COPY": str(copy), "EMPTY": str(empty), "TINY": str(tiny_bundle)}
+    done = command(*(named.get(item, item) for item in arguments))
     assert done.returncode == 2
     assert complaint in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr
