@@ -3,10 +3,10 @@
 A profile is a small value: rates, round-trip time, jitter, loss. `a+b` is the path over both: delays and losses add
 up, the slower rate holds. With the `netem` back end the kernel enforces it; the shaper that owns the tier's network
 namespace writes what is in force to a file, and `ShapedLinks` reads it: a link can change while the tier runs. The
-`simulated` back end waits inside the HTTP client, each way: half the RTT plus jitter, after the bytes have passed a
-first-in-first-out queue at the link's rate. Loss is modelled as one more RTT per lost packet (fast retransmit); 100 %
-is an outage. Left out of the simulation: TCP's slow start and handshakes, so a simulated link is a little kinder than
-a real one; every answer and table says `simulated`.
+`simulated` back end waits inside the HTTP client, each way, as netem would for each packet of the message: half the RTT
+plus jitter of its own, in order, at the link's rate, headers included. A message has arrived when its last packet has,
+so jitter costs time. Loss is modelled as one more RTT per lost packet (fast retransmit); 100 % is an outage. Left out:
+TCP's slow start, handshakes and acknowledgements; every answer and table says `simulated`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,20 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import yaml
 
 from shared.errors import BadSetting, UpstreamFailure
 
 PROFILES = Path(__file__).resolve().parents[1] / "deploy" / "netem" / "profiles.yaml"
-_PACKET = 1448  # bytes of payload in a full Ethernet frame
+_PAYLOAD, _FRAME = 1448, 66  # bytes of a full packet: what it carries; Ethernet, IP and TCP with timestamps around it
+_HTTP = 250  # bytes of a request's or an answer's headers, as measured; they travel in a packet of their own
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Size = TypeVar("Size", int, "np.ndarray")
 
 
 class Backend(StrEnum):
@@ -97,6 +103,16 @@ def profile(name: str) -> Profile:
     return path
 
 
+def packets(size: Size) -> Size:
+    """How many packets carry a message with a body of `size` bytes (a number, or an array of them)."""
+    return 1 - -size // _PAYLOAD
+
+
+def on_the_wire(size: Size) -> Size:
+    """Bytes of those packets."""
+    return size + _HTTP + packets(size) * _FRAME
+
+
 class ShapedLinks:
     """What the shaper says is in force on this tier's links, read anew whenever its file has changed."""
 
@@ -129,7 +145,7 @@ class SimulatedLink:
     def __init__(self, profile: Profile, seed: int | None = None) -> None:
         self.profile = profile
         self._random = random.Random(seed)
-        self._free = {"up": 0.0, "down": 0.0}  # when each direction has sent what was handed to it
+        self._free = {"up": 0.0, "down": 0.0}  # when the last packet of each direction arrives
 
     @classmethod
     def named(cls, name: str) -> Self:
@@ -144,11 +160,13 @@ class SimulatedLink:
         if self.profile.loss >= 1:
             raise UpstreamFailure("upstream_unavailable", f"link {self.profile.name} is out")
         now = asyncio.get_running_loop().time()
-        rate = self.profile.rate_up if direction == "up" else self.profile.rate_down
-        sent = max(now, self._free[direction]) + (size * 8 / rate if rate else 0.0)
-        self._free[direction] = sent
-        delay = self._random.gauss(self.profile.rtt / 2, self.profile.jitter)
-        delay = min(max(0.0, delay), self.profile.rtt)  # cut off on both sides, as the shaper does: the mean stays
-        packets = -(-size // _PACKET)
-        lost = sum(self._random.random() < self.profile.loss for _ in range(packets)) if self.profile.loss else 0
-        await asyncio.sleep(sent - now + delay + lost * self.profile.rtt)
+        link, rate = self.profile, self.profile.rate_up if direction == "up" else self.profile.rate_down
+        arrived, lost = self._free[direction], 0
+        for at in range(packets(size)):
+            delay = self._random.gauss(link.rtt / 2, link.jitter)
+            delay = min(max(0.0, delay), link.rtt)  # cut off on both sides, as the shaper does
+            packet = (min(_PAYLOAD, size - (at - 1) * _PAYLOAD) if at else _HTTP) + _FRAME
+            arrived = max(arrived, now + delay) + (packet * 8 / rate if rate else 0.0)
+            lost += bool(link.loss) and self._random.random() < link.loss
+        self._free[direction] = arrived
+        await asyncio.sleep(arrived - now + lost * link.rtt)

@@ -2,14 +2,16 @@
 
     T = client + sum over tiers (tokenize + infer + prune) + sum over links crossed (hop + RTT + size/rate, each way)
 
-tokenize, infer, prune and what HTTP adds are measured on this machine (`services/lab/replay_profile.py`); links are
-their profiles without jitter, and a lost packet costs one more RTT. Left out: waiting for a busy model.
+tokenize, infer, prune and what HTTP adds are measured on this machine (`services/lab/replay_profile.py`); a link
+takes what the simulated one (`shared/link.py`) takes on average. Left out: waiting for a busy model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from statistics import NormalDist
 
 import numpy as np
 from rich.console import Console
@@ -20,9 +22,8 @@ from services.lab.replay_profile import Http, Table, measure_http, measure_table
 from services.lab.replay_run import NONE, Run
 from services.lab.replay_sizes import Sizes
 from services.lab.replay_station import Station
-from shared.link import Profile
+from shared.link import Profile, on_the_wire, packets
 
-_PACKET = 1448
 BUSY = 1.3  # slowest over fastest pass: below it, medians are to be trusted
 
 
@@ -120,9 +121,24 @@ class Times:
 
 
 def round_trip(link: Profile, up: np.ndarray, down: np.ndarray) -> np.ndarray:
-    """Seconds that a link takes for bodies of these bytes there and back, without jitter."""
-    total = np.full(len(up), link.rtt)
-    for size, rate in ((up, link.rate_up), (down, link.rate_down)):
-        total += size * 8 / rate if rate else 0.0
-        total += np.ceil(size / _PACKET) * link.loss * link.rtt
+    """Seconds that a link takes on average for bodies of these bytes there and back."""
+    total = np.zeros(len(up))
+    for sizes, rate in ((up, link.rate_up), (down, link.rate_down)):
+        counts = packets(sizes)
+        for count in np.unique(counts):
+            total[counts == count] += slowest(link.rtt, link.jitter, int(count))
+        total += counts * link.loss * link.rtt + (8 * on_the_wire(sizes) / rate if rate else 0.0)
     return total
+
+
+@cache
+def slowest(rtt: float, jitter: float, count: int) -> float:
+    """Expected seconds until the last of `count` packets is there: the mean of the greatest of as many delays.
+
+    Each is normal around half the RTT with `jitter` as its deviation, cut off at 0 and at the RTT. That one packet is
+    sent while another is delayed is left out: a few percent on a link as slow as nbiot.
+    """
+    if not jitter:
+        return rtt / 2
+    one, steps = NormalDist(rtt / 2, jitter), np.linspace(0, rtt, 501)
+    return float(np.trapezoid([1 - one.cdf(step) ** count for step in steps], steps))

@@ -1,5 +1,7 @@
 """Modelled times, bytes and unit costs, by hand."""
 
+import asyncio
+
 import numpy as np
 import pytest
 from rich.console import Console
@@ -13,10 +15,10 @@ from services.lab.replay_report import brief, figures
 from services.lab.replay_times import Times, round_trip
 from shared.bundle import load_bundle
 from shared.errors import UnknownPolicy
-from shared.link import Profile
+from shared.link import Profile, SimulatedLink, profile
 
 HTTP = Http(client=0.003, hop=0.002)
-SLOW = Profile("slow", rate_up=8e3, rate_down=8e4, rtt=0.5, jitter=0.1, loss=0.0)
+SLOW = Profile("slow", rate_up=8e3, rate_down=8e4, rtt=0.5, jitter=0.0, loss=0.0)
 
 
 @pytest.fixture
@@ -67,15 +69,38 @@ def test_a_text_that_leaves_pays_for_importance_heads_pruning_and_links(replay, 
     words = run.words[run.numbers].sum(0)
     rest = modelled.seconds - modelled.infer - modelled.link
     assert rest == pytest.approx(0.003 + words * 1e-3 + 2 * 0.01)
-    least = 2 * (0.002 + 0.5) + modelled.bytes_up * 8 / 8e3 + modelled.bytes_down * 8 / 8e4
-    assert modelled.link == pytest.approx(least)
+    headers = 2 * (250 + 2 * 66)  # two links; on each HTTP's headers, and a packet for them and one for the body
+    up, down = modelled.bytes_up + headers, modelled.bytes_down + headers
+    assert modelled.link == pytest.approx(2 * (0.002 + 0.5) + up * 8 / 8e3 + down * 8 / 8e4)
 
 
 def test_a_link_takes_its_delay_its_rate_and_its_losses():
-    lossy = Profile("lossy", rate_up=8e6, rate_down=0.0, rtt=0.1, jitter=0.02, loss=0.01)
+    lossy = Profile("lossy", rate_up=8e6, rate_down=0.0, rtt=0.1, jitter=0.0, loss=0.01)
+    wire = 250 + 1448 + 2 * 66  # HTTP's headers in a packet of their own, 66 bytes around each
     assert round_trip(lossy, np.array([1448.0]), np.array([1449.0])) == pytest.approx(
-        0.1 + 1448 / 1e6 + 1 * 0.001 + 2 * 0.001
+        0.1 + wire / 1e6 + 2 * 0.001 + 3 * 0.001
     )
+
+
+@pytest.mark.parametrize("name", ["3g", "lte", "nbiot", "lte-weak"])
+def test_a_link_takes_what_the_simulated_one_takes_on_average(monkeypatch, name):
+    link, sizes = profile(name), (700, 1900)
+    simulated, waited = SimulatedLink(link, seed=3), []
+
+    async def note(seconds):
+        waited.append(seconds)
+
+    async def there_and_back():
+        for _ in range(2000):
+            simulated._free = {"up": 0.0, "down": 0.0}  # long ago
+            for size, direction in zip(sizes, ("up", "down"), strict=True):
+                await simulated.carry(size, direction)
+
+    monkeypatch.setattr("shared.link.asyncio.sleep", note)
+    asyncio.run(there_and_back())
+    (modelled,) = round_trip(link, *(np.array([float(size)]) for size in sizes))
+    assert modelled == pytest.approx(sum(waited) / 2000, rel=0.07 if name == "nbiot" else 0.03)
+    assert modelled > link.rtt + link.jitter  # two packets or more each way: the slower one counts
 
 
 def test_unit_costs_are_those_of_the_table_that_they_were_fitted_to(whole_bundle, replay):
