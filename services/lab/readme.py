@@ -146,9 +146,11 @@ def links() -> str:
     lines = []
     for row in report["profiles"]:
         low, high = row["difference_ci95"]
-        sides = " | ".join(f"{row[side][key]:.1f}" for side in ("netem_ms", "simulated_ms") for key in ("mean", "p95"))
+        sides = " | ".join(
+            f"{row[side][key]:.1f}" for side in ("netem_ms", "simulated_ms") for key in ("p50", "mean", "p95")
+        )
         lines.append(f"| `{row['profile']}` | {sides} | {row['difference']:+.0%} [{low:+.0%}, {high:+.0%}] |")
-    head = "| profile | netem: mean ms | p95 | simulated: mean ms | p95 | difference of means [95 %] |"
+    head = "| profile | netem: p50 ms | mean | p95 | simulated: p50 ms | mean | p95 | p50 differs by [95 %] |"
     return f"{report['link']}, n = {report['n']} a cell, one request at a time; {report['cpu']}.\n\n" + _table(
         head, lines
     )

@@ -99,10 +99,7 @@ def test_containers_answer_what_the_same_tiers_in_one_process_answer(ask):
 @pytest.mark.parametrize("name", yaml.safe_load(PROFILES.read_text()))
 def test_every_profile_is_what_it_claims(name):
     links.set_profile("end-edge", name)
-    for _ in range(3):  # a guest with one processor has bad moments; one quiet measurement is what the link can do
-        report = links.verify(["end-edge"])[0]
-        if report.ok:
-            break
+    report = links.verify(["end-edge"])[0]
     assert report.ok, report
 
 
@@ -162,7 +159,6 @@ def test_stages_add_up_to_what_the_client_waited(ask, nsa):
     assert abs(gap) <= max(5, 0.05 * wall)
 
 
-@pytest.mark.timing
 def test_link_bytes_are_the_interfaces_bytes_less_headers(ask, nsa):
     big = " ".join(LONG)  # about 20 kB, of which the edge reads its 256 tokens
     ask(big, policy="edge-only")
@@ -215,7 +211,6 @@ def test_no_two_tiers_share_an_unshaped_path():
     assert pairs == {"end-edge": ["end", "edge"], "end-cloud": ["end", "cloud"], "edge-cloud": ["edge", "cloud"]}
 
 
-@pytest.mark.timing
 def test_a_tier_restarts_without_losing_its_links(ask, nsa):
     links.set_profile("end-edge", "lte")
     sh("docker", "compose", "restart", "edge")
@@ -228,7 +223,6 @@ def test_a_tier_restarts_without_losing_its_links(ask, nsa):
     assert link_ms(ask(REVIEWS[0], policy="edge-only")) > 15
 
 
-@pytest.mark.timing
 def test_every_query_of_every_dashboard_returns_data(ask, nsa):
     for policy in ("collaborative", "edge-only", "cloud-only", "random"):
         for text in REVIEWS:
