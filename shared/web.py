@@ -34,6 +34,7 @@ from shared.contracts import (
 from shared.errors import BadInput, BadSetting, DeadlinePassed, Draining, QueueFull, TierwiseError
 from shared.ledger import Ledger
 from shared.link import Backend, ShapedLinks
+from shared.machine import cpus
 from shared.network import Network, load_network
 from shared.policies import names, spec_of
 from shared.settings import Settings
@@ -260,6 +261,7 @@ class _Surface:
             "device": str(self.network.encoder.device),
             "dtype": str(next(self.network.encoder.layers.parameters()).dtype).removeprefix("torch."),
             "threads": self.settings.threads,
+            "cpus": cpus(),
             "versions": {
                 "tierwise": __version__,
                 "contract": CONTRACT_VERSION,

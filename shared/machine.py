@@ -1,0 +1,25 @@
+"""What this process may use of its machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def cpus(cgroup: Path = _CGROUP) -> float:
+    """Processors that this process may keep busy: those it may run on, or fewer where its control group has a quota."""
+    allowed = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min([allowed, *_quotas(cgroup)])
+
+
+def _quotas(cgroup: Path) -> list[float]:
+    """The quota in processors: one file in version 2, two in version 1; none where there is no limit."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((cgroup / name).read_text() for name in names).split()
+        except (OSError, ValueError):
+            continue
+        return [int(quota) / int(period)] if quota not in ("max", "-1") else []
+    return []
