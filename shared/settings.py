@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,8 +21,9 @@ DEFAULT_UPSTREAMS = {
     "edge": {"cloud": "http://127.0.0.1:8082"},
 }
 DEFAULT_LINKS = {"end": {"edge": "5g-nsa", "cloud": "5g-nsa+metro"}, "edge": {"cloud": "metro"}}
-# Read elsewhere (shared/weights.py, the tierwise command), so not unknown here.
-_OTHER = {"TIERWISE_CACHE_DIR"}
+# Read elsewhere (shared/weights.py, the containers' files), so not unknown here.
+_OTHER = {f"{PREFIX}{name}" for name in ("CACHE_DIR", "BIND", "BUILD", "DASHBOARDS", "PROMETHEUS_PORT", "GRAFANA_PORT")}
+_OF_A_TIER = re.compile(rf"{PREFIX}(END|EDGE|CLOUD)_(BIND|CPUS|CPUSET|THREADS|UPSTREAMS|EDGE|CLOUD)")  # for Compose
 
 
 class Settings(BaseSettings):
@@ -107,7 +109,9 @@ def load_settings(tier: str) -> Settings:
         BadSetting: an unknown `TIERWISE_` variable or a bad value; the message names it and what was expected.
     """
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | _OTHER
-    unknown = sorted(key for key in os.environ if key.startswith(PREFIX) and key not in known)
+    unknown = sorted(
+        key for key in os.environ if key.startswith(PREFIX) and key not in known and not _OF_A_TIER.fullmatch(key)
+    )
     if unknown:
         raise BadSetting(f"unknown setting {', '.join(unknown)}: see `tierwise print-config`")
     given = {key.removeprefix(PREFIX).lower() for key in os.environ if key.startswith(PREFIX)}

@@ -1,12 +1,14 @@
 """Settings: read from `TIERWISE_*`, and one line that says which variable is wrong and what was expected."""
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 
 from shared.errors import BadSetting
 from shared.link import Backend
-from shared.settings import DEFAULT_LINKS, DEFAULT_UPSTREAMS, load_settings
+from shared.settings import DEFAULT_LINKS, DEFAULT_UPSTREAMS, Settings, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +26,16 @@ def test_three_tiers_on_one_host_need_no_setting_at_all():
     assert edge.upstreams == {"cloud": "http://127.0.0.1:8082"}
     assert cloud.upstreams == {}
     assert (end.tier, end.links, end.threads) == ("end", Backend.SIMULATED, 1)
+
+
+def test_what_the_containers_read_from_the_environment_stops_no_tier_beside_them(monkeypatch):
+    root = Path(__file__).resolve().parents[2]
+    files = ("docker-compose.yml", "deploy/compose.host.yml", "deploy/compose.gpu.yml", "deploy/up.sh")
+    read = {name for file in files for name in re.findall(r"\$\{(TIERWISE_\w+)", (root / file).read_text())}
+    assert len(read) > 20
+    for name in read - {f"TIERWISE_{own.upper()}" for own in Settings.model_fields}:
+        monkeypatch.setenv(name, "anything")
+    assert load_settings("end").port == 8080
 
 
 def test_variables_win_over_defaults(monkeypatch):
