@@ -157,12 +157,18 @@ def links() -> str:
 
 
 def cells() -> str:
-    """The bench over netem links, one table a pair of links."""
-    out = []
-    for cell in sorted(RESULTS.glob("netem-*.json")):
-        report = _read(cell)
-        out.append(f"**{cell.stem.removeprefix('netem-')}**\n\n{_bench(report)}")
-    return "\n\n".join(out)
+    """The bench over netem links (`tierwise bench --cell`): a row per policy, three columns per pair of links."""
+    reports = {path.stem.removeprefix("netem-"): _read(path) for path in sorted(RESULTS.glob("netem-*.json"))}
+    first = next(iter(reports.values()))
+    lines = []
+    for policy, f in first["policies"].items():
+        low, high = f["accuracy_ci95"]
+        ms = [report["policies"][policy]["latency_ms"] for report in reports.values()]
+        cells = " | ".join(f"{own[key]:.0f}" for own in ms for key in ("p50", "mean", "p95"))
+        lines.append(f"| `{policy}` | {f['accuracy']:.3f} [{low:.3f}, {high:.3f}] | {cells} |")
+    head = "| policy | accuracy [95 %] | " + " | ".join(f"{name}: p50 ms | mean | p95" for name in reports) + " |"
+    hardware = f"{first['hardware']['cpu']}, {first['hardware']['cores']} core"
+    return f"n = {first['n']}, one at a time, interleaved; {hardware}.\n\n" + _table(head, lines)
 
 
 def settings() -> str:
