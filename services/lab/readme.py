@@ -171,6 +171,27 @@ def cells() -> str:
     return f"n = {first['n']}, one at a time, interleaved; {hardware}.\n\n" + _table(head, lines)
 
 
+def replay() -> str:
+    """Every policy on every bundle (`tierwise replay`): score / modelled mean ms; * runs in replay only."""
+    report = _read(RESULTS / "replay.json")
+    bundles = report["bundles"]
+    lines = []
+    for policy in dict.fromkeys(name for own in bundles.values() for name in own["policies"]):
+        cells = []
+        for own in bundles.values():
+            f = own["policies"].get(policy)
+            star = "\\*" if f and f["replay_only"] else ""
+            cells.append(f"{f[own['metric']]:.3f} / {f['modelled_ms']['mean']:.0f}{star}" if f else "-")
+        lines.append(f"| `{policy}` | {' | '.join(cells)} |")
+    hardware = report["hardware"]
+    head = " | ".join(f"{name}: {own['metric']}, n = {own['n']}" for name, own in bundles.items())
+    notes = "".join(f" {note[0].upper()}{note[1:]}." for note in report["notes"])
+    return (
+        f"Links {report['links']}; modelled for {hardware['cpu']}, {hardware['cores']} cores.{notes}"
+        f"\n\n{_table(f'| policy | {head} |', lines)}"
+    )
+
+
 def settings() -> str:
     """Every setting of the first tier."""
     return _table(
@@ -242,6 +263,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "speed": speed,
     "links": links,
     "cells": cells,
+    "replay": replay,
     "settings": settings,
     "parameters": parameters,
     "bundles": bundles,
