@@ -27,6 +27,7 @@ from shared.errors import BadSetting, UpstreamFailure
 PROFILES = Path(__file__).resolve().parents[1] / "deploy" / "netem" / "profiles.yaml"
 _PAYLOAD, _FRAME = 1448, 66  # bytes of a full packet: what it carries; Ethernet, IP and TCP with timestamps around it
 _HTTP = 250  # bytes of a request's or an answer's headers, as measured; they travel in a packet of their own
+_LATEST = 0.005  # seconds: a machine that wakes sleepers later than this is busy, not coarse
 
 if TYPE_CHECKING:
     import numpy as np
@@ -146,6 +147,7 @@ class SimulatedLink:
         self.profile = profile
         self._random = random.Random(seed)
         self._free = {"up": 0.0, "down": 0.0}  # when the last packet of each direction arrives
+        self._late = 0.0  # how late this machine wakes sleepers, in seconds; learned, and taken off every wait
 
     @classmethod
     def named(cls, name: str) -> Self:
@@ -169,4 +171,8 @@ class SimulatedLink:
             arrived = max(arrived, now + delay) + (packet * 8 / rate if rate else 0.0)
             lost += bool(link.loss) and self._random.random() < link.loss
         self._free[direction] = arrived
-        await asyncio.sleep(arrived - now + lost * link.rtt)
+        due = arrived + lost * link.rtt
+        if due > now:
+            await asyncio.sleep(due - now - self._late)
+            woken = asyncio.get_running_loop().time()
+            self._late = min(max(0.0, self._late + 0.1 * (woken - due)), _LATEST)

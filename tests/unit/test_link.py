@@ -108,7 +108,31 @@ def test_an_idle_link_has_no_memory():
         await link.carry(1000, "up")
         return time.perf_counter() - started
 
-    assert 0.06 <= asyncio.run(two_in_turn()) <= 0.06 + LATE
+    assert (
+        0.06 - 0.001 <= asyncio.run(two_in_turn()) <= 0.06 + LATE
+    )  # less what the first was woken late, a tenth of it
+
+
+def test_a_machine_that_wakes_late_is_allowed_for(monkeypatch):
+    """Sleeps that take 3 ms too long cost nothing once the link has seen some."""
+    clock, link = [0.0], SimulatedLink(replace(PLAIN, rate_up=0))
+
+    async def late(delay):
+        clock[0] += delay + 0.003
+
+    async def messages():
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: clock[0])
+        monkeypatch.setattr("shared.link.asyncio.sleep", late)
+        took = []
+        for _ in range(100):
+            started = clock[0]
+            await link.carry(100, "up")
+            took.append(clock[0] - started)
+        return took
+
+    took = asyncio.run(messages())
+    assert took[0] == pytest.approx(0.053)
+    assert took[-1] == pytest.approx(0.05, abs=1e-4)
 
 
 def waits(monkeypatch, link, sizes):
@@ -132,7 +156,7 @@ def test_a_message_waits_for_its_slowest_packet_and_jitter_replays_by_seed(monke
     jittery = replace(PLAIN, rate_up=0, jitter=0.04)
     headers = waits(monkeypatch, SimulatedLink(jittery, seed=7), [0] * 2000)
     assert sum(headers) / 2000 == pytest.approx(0.05, abs=0.003)
-    assert (min(headers), max(headers)) == pytest.approx((0, 0.1), abs=1e-4)  # cut off on both sides: the mean stays
+    assert (min(headers), max(headers)) == pytest.approx((0, 0.1), abs=1e-3)  # cut off on both sides: the mean stays
     two = waits(monkeypatch, SimulatedLink(jittery, seed=7), [1] * 2000)
     assert sum(two) / 2000 == pytest.approx(0.05 + 0.04 * 0.54, abs=0.003)  # 0.564 of two normal ones, less what is cut
     assert waits(monkeypatch, SimulatedLink(jittery, seed=7), [1] * 20) == two[:20]
