@@ -172,7 +172,7 @@ class SimulatedLink:
             lost += bool(link.loss) and self._random.random() < link.loss
         self._free[direction] = arrived
         due = arrived + lost * link.rtt
+        await asyncio.sleep(max(0.0, due - now - self._late))
         if due > now:
-            await asyncio.sleep(due - now - self._late)
             woken = asyncio.get_running_loop().time()
             self._late = min(max(0.0, self._late + 0.1 * (woken - due)), _LATEST)
