@@ -49,11 +49,11 @@ class WrongWeights(BadSetting):
 
 
 class UpstreamFailure(TierwiseError):
-    """The next tier gave no usable answer."""
+    """The next tier gave no usable answer; `status` is the HTTP status, where there was one."""
 
-    def __init__(self, reason: DegradedReason, detail: str) -> None:
+    def __init__(self, reason: DegradedReason, detail: str, *, status: int | None = None) -> None:
         super().__init__(f"{reason}: {detail}")
-        self.reason = reason
+        self.reason, self.status = reason, status
 
 
 class DeadlinePassed(TierwiseError):
@@ -61,7 +61,11 @@ class DeadlinePassed(TierwiseError):
 
 
 class QueueFull(TierwiseError):
-    """The tier's queue is full."""
+    """The tier's queue is full; it is worth another try after `retry_after_s`."""
+
+    def __init__(self, detail: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
 
 
 class Draining(TierwiseError):

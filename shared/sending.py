@@ -9,13 +9,14 @@ import structlog
 
 from shared.bundle import Bundle
 from shared.call import Call
-from shared.contracts import InferredRow, TextPair
+from shared.contracts import Hop, InferredRow, TextPair
 from shared.errors import UpstreamFailure
 from shared.policies import Decision
 from shared.telemetry import Telemetry
 from shared.upstream import Upstream
 
 log = structlog.get_logger()
+MERGE_S = 0.005  # kept back of every deadline for putting an answer together
 
 
 class Sender:
@@ -26,15 +27,23 @@ class Sender:
         self.upstreams = {upstream.target: upstream for upstream in upstreams}
 
     async def send(
-        self, call: Call, decisions: Mapping[int, Decision], texts: Mapping[int, TextPair]
+        self, call: Call, decisions: Mapping[int, Decision], texts: Mapping[int, TextPair], *, reserve_s: float = 0.0
     ) -> dict[int, InferredRow]:
-        """Every row that a decision sends on, with what came back; a row without hops says why in `degraded`."""
+        """Every row that a decision sends on, with what came back; a row without hops says why in `degraded`.
+
+        `reserve_s` of the deadline are kept back for what this tier does if nothing comes.
+        """
+        left = call.remaining()
+        until = None if left is None else left - reserve_s - MERGE_S
         groups: dict[tuple[str, bool], list[int]] = {}
         for row, decision in decisions.items():
             assert decision.to is not None
             groups.setdefault((decision.to, decision.final), []).append(row)
         answers = await asyncio.gather(
-            *(self._ask(call, rows, [texts[row] for row in rows], to, final) for (to, final), rows in groups.items())
+            *(
+                self._ask(call, rows, [texts[row] for row in rows], to, final, until)
+                for (to, final), rows in groups.items()
+            )
         )
         out: dict[int, InferredRow] = {}
         for rows, came in zip(groups.values(), answers, strict=True):
@@ -43,25 +52,20 @@ class Sender:
                 out[row] = answer.model_copy(update={"degraded": "upstream_refused"}) if lost else answer
         return out
 
-    async def _ask(self, call: Call, rows: list[int], texts: list[TextPair], to: str, final: bool) -> list[InferredRow]:
-        request, left = call.request, call.remaining()
+    async def _ask(
+        self, call: Call, rows: list[int], texts: list[TextPair], to: str, final: bool, left_s: float | None
+    ) -> list[InferredRow]:
+        request = call.request
         onward = request.model_copy(
             update={
                 "indices": [request.indices[row] for row in rows],
                 "texts": texts,
                 "target": to if final else None,
-                "deadline_ms": None if left is None else max(0.0, left * 1e3),
             }
         )
         upstream = self._toward(to)
         try:
-            if left is not None and left <= upstream.link[1].rtt:
-                raise UpstreamFailure("deadline", f"{left * 1e3:.0f} ms are left, the link to {to} takes longer")
-            carried = await upstream.infer(onward, dict(call.headers))
-            labels, tiers = set(self._bundle.labels), self._bundle.order
-            hops = [hop for row in carried.response.rows for hop in row.hops]
-            if any(hop.probabilities.keys() != labels or hop.tier not in tiers for hop in hops):
-                raise UpstreamFailure("upstream_invalid", f"{to} answers with other labels, or for other tiers")
+            carried = await upstream.infer(onward, dict(call.headers), left_s=left_s, sound=self._sound)
         except UpstreamFailure as failure:
             log.warning("upstream_failed", tier=self._name, to=to, reason=failure.reason, detail=str(failure))
             return [InferredRow(hops=[], degraded=failure.reason) for _ in rows]
@@ -70,6 +74,16 @@ class Sender:
         self._telemetry.link_bytes.labels(name, "up").inc(carried.request_bytes)
         self._telemetry.link_bytes.labels(name, "down").inc(carried.response_bytes)
         return upstream.with_link(carried, texts)
+
+    def _sound(self, hop: Hop) -> bool:
+        """Whether a hop can be one of this bundle's."""
+        values = hop.probabilities.values()
+        return (
+            hop.tier in self._bundle.order
+            and hop.probabilities.keys() == set(self._bundle.labels)
+            and all(0 <= value <= 1 for value in values)
+            and abs(sum(values) - 1) < 0.001  # each is rounded to 6 digits
+        )
 
     def _toward(self, tier: str) -> Upstream:
         """The link that leads to a tier: its own, or that of the deepest tier before it, which passes the text on."""

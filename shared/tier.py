@@ -48,7 +48,7 @@ from shared.policies import (
     spec_of,
 )
 from shared.rows import Rows, rounded
-from shared.sending import Sender
+from shared.sending import MERGE_S, Sender
 from shared.states import States
 from shared.telemetry import Telemetry
 from shared.upstream import Upstream
@@ -79,7 +79,9 @@ class Tier:
         telemetry: Telemetry,
         default_policy: str,
         state_dir: Path | None = None,
+        deadline_ms: float | None = None,
     ) -> None:
+        self._deadline_ms = deadline_ms
         self.name, self.bundle, self.worker, self.telemetry = name, bundle, worker, telemetry
         self.sender = Sender(name=name, bundle=bundle, upstreams=upstreams, telemetry=telemetry)
         self.upstreams = self.sender.upstreams
@@ -131,7 +133,7 @@ class Tier:
                 texts=[TextPair(text=item) if isinstance(item, str) else item for item in inputs],
                 policy=spec_of(bound),
                 max_tier=options.max_tier,
-                deadline_ms=options.deadline_ms,
+                deadline_ms=self._deadline_ms if options.deadline_ms is None else options.deadline_ms,
                 explain=options.explain,
             ),
             headers,
@@ -200,18 +202,33 @@ class Tier:
     async def _run(self, call: Call) -> list[InferredRow]:
         request = call.request
         rows = range(len(request.texts))
+        if not rows:
+            await self.worker.turn()
         await self._look(call)
         before = {row: self._before(call, row) for row in rows}
         self.telemetry.words.labels(self.name, "in").inc(sum(clues.words for clues in call.clues))
         away = {row: decision for row, decision in before.items() if decision.to is not None}
-        out = await self.sender.send(call, away, dict(enumerate(request.texts)))
-        failed: dict[int, DegradedReason] = {
-            row: out.pop(row).degraded or "upstream_refused" for row in away if not out[row].hops
-        }
-        here = [row for row in rows if row not in out]
-        if here:
-            out |= await self._local(call, here, failed)
+        stay = [row for row in rows if row not in away]
+        texts = {row: request.texts[row] for row in away}
+        sent = asyncio.create_task(self.sender.send(call, away, texts, reserve_s=self._reserve(call, len(away))))
+        try:
+            out = await self._local(call, stay, {})
+            relayed = await sent
+        finally:
+            sent.cancel()
+        failed = {row: answer.degraded for row, answer in relayed.items() if not answer.hops and answer.degraded}
+        out |= {row: answer for row, answer in relayed.items() if row not in failed}
+        out |= await self._local(call, list(failed), failed)
         return [out[row] for row in rows]
+
+    def _reserve(self, call: Call, texts: int) -> float:
+        """Seconds of a deadline kept back while texts are away before any layer ran here: what running them here is
+        measured to take and a tenth of what is left (a busy machine's share), but never more than half of it."""
+        left = call.remaining()
+        if left is None:
+            return 0.0
+        expected = self.worker.expected(texts, self.layers)
+        return left / 2 if expected is None else min(expected + left / 10, left / 2)
 
     async def _look(self, call: Call) -> None:
         """Add each text's signature to its clues, where the policy asks for one."""
@@ -221,7 +238,7 @@ class Tier:
         started = time.perf_counter()
         try:
             async with asyncio.timeout(call.remaining()):
-                signatures = await self.worker.signatures(call.request.texts, kind)
+                signatures = await self.worker.signatures(call.request.texts, kind, call.expires)
         except TimeoutError as error:
             raise DeadlinePassed("the deadline passed before the first exit was reached") from error
         call.clues[:] = [replace(c, signature=s) for c, s in zip(call.clues, signatures, strict=True)]
@@ -252,8 +269,13 @@ class Tier:
             self.telemetry.offloads.labels(self.name, decision.to, decision.reason, name_of(call.policy)).inc()
         return decision
 
-    async def _local(self, call: Call, rows: list[int], failed: Mapping[int, DegradedReason]) -> dict[int, InferredRow]:
-        """Infer here, decide, and send on what should go on; `failed` rows were to go elsewhere and could not."""
+    async def _local(self, call: Call, rows: list[int], failed: dict[int, DegradedReason]) -> dict[int, InferredRow]:
+        """Infer here, decide, and send on what should go on; `failed` rows were to go elsewhere and could not.
+
+        A row whose time runs out between two layers stays, with the deepest exit it reached.
+        """
+        if not rows:
+            return {}
         started = time.perf_counter()
         left = call.remaining()
         if left is not None and left <= 0:
@@ -266,9 +288,14 @@ class Tier:
                     call.policy.exit_rule(self.name),
                     importance=(not final and call.policy.prunes_at(call.where)) or call.request.explain,
                     explain=call.request.explain,
+                    expires=None if call.expires is None else call.expires - MERGE_S,
                 )
         except TimeoutError as error:
             raise DeadlinePassed("the deadline passed before the first exit was reached") from error
+        cut: dict[int, DegradedReason] = {
+            row: "deadline" for row, answer in zip(rows, batch.answers, strict=True) if answer and answer.cut
+        }
+        failed = cut | failed
         done = self.rows.decide(call, rows, batch, failed, final=final, started=started)
         out = {row: InferredRow(hops=[done[row].hop] if row in done else [], degraded=failed.get(row)) for row in rows}
         onward = {row: item.onward for row, item in done.items() if item.onward is not None}

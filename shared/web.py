@@ -6,6 +6,7 @@ Pure ASGI only: `BaseHTTPMiddleware` breaks disconnect detection.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 import uuid
@@ -87,7 +88,13 @@ def create_app(
         labels=bundle.labels,
         upstreams=list(settings.upstreams),
     )
-    worker = Worker(model, threads=settings.threads, limit=settings.queue_limit)
+    worker = Worker(
+        model,
+        threads=settings.threads,
+        limit=settings.queue_limit,
+        batch_texts=settings.batch_texts,
+        batch_wait_s=settings.batch_wait_ms / 1e3,
+    )
     shaped = _shaped_links(settings)
     upstreams = [
         Upstream(
@@ -99,6 +106,8 @@ def create_app(
             timeout_s=settings.upstream_timeout_ms / 1e3,
             shaped=shaped,
             transport=transport,
+            probe_s=settings.probe_ms / 1e3,
+            count_retry=telemetry.retries.labels(f"{settings.tier}-{target}").inc,
         )
         for target, url in settings.upstreams.items()
     ]
@@ -110,6 +119,7 @@ def create_app(
         telemetry=telemetry,
         default_policy=settings.policy,
         state_dir=settings.state_dir,
+        deadline_ms=settings.deadline_ms,
     )
     telemetry.info.labels(settings.tier, __version__, bundle.name, model.encoder.device.type).set(1)
 
@@ -254,7 +264,13 @@ class _Surface:
                 "upstream_timeout_ms": self.settings.upstream_timeout_ms,
             },
             "links": [
-                {"to": u.target, "url": u.url, "backend": u.link[0].value, "profile": u.link[1].name}
+                {
+                    "to": u.target,
+                    "url": u.url,
+                    "backend": u.link[0].value,
+                    "profile": u.link[1].name,
+                    "breaker": "open" if u.breaker.open else "closed",
+                }
                 for u in self.tier.upstreams.values()
             ],
             "device": str(self.network.encoder.device),
@@ -270,6 +286,8 @@ class _Surface:
 
     async def metrics(self) -> Response:
         self.telemetry.queue_depth.labels(self.tier.name).set(self.tier.worker.waiting)
+        for upstream in self.tier.upstreams.values():
+            self.telemetry.breaker_open.labels(f"{self.tier.name}-{upstream.target}").set(upstream.breaker.open)
         return Response(generate_latest(self.telemetry.registry), media_type=CONTENT_TYPE_LATEST)
 
     # -- one request -----------------------------------------------------------------------------------------------
@@ -334,13 +352,15 @@ class _Surface:
     ) -> tuple[InferResponse, str, str, str]:
         started = time.perf_counter()
         request = validate(InferRequest, parsed)
-        self._check_count(request.texts)
+        if len(request.texts) > self.settings.max_inputs:  # none at all is a probe
+            self._check_count(request.texts)
         if request.version != CONTRACT_VERSION or len(request.indices) != len(request.texts):
             raise Refused(422, "bad-input", f"this tier speaks contract {CONTRACT_VERSION}, one index per text")
         rows = await self.tier.infer(request, headers)
         total = round((time.perf_counter() - started) * 1e3, 3)
-        outcome = "degraded" if any(row.degraded for row in rows) else "ok"
-        return InferResponse(rows=rows, total_ms=total), outcome, request.policy["name"], f"total;dur={total}"
+        outcome = "degraded" if any(row.degraded for row in rows) else "ok" if rows else "probe"
+        policy = request.policy["name"] if rows else NO_POLICY
+        return InferResponse(rows=rows, total_ms=total), outcome, policy, f"total;dur={total}"
 
     def _check_count(self, inputs: list[Any]) -> None:
         if not inputs:
@@ -368,7 +388,7 @@ class _Surface:
         )
         out = {**(headers or {}), "x-request-id": request_id}
         if status in (429, 503):
-            out["retry-after"] = "1"
+            out["retry-after"] = str(math.ceil(max(1.0, error.retry_after_s if isinstance(error, QueueFull) else 1.0)))
         return Response(problem.model_dump_json(), status, out, media_type="application/problem+json")
 
     async def on_http_error(self, request: Request, error: Exception) -> Response:

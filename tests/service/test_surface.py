@@ -116,7 +116,7 @@ def test_counters_with_closed_labels_start_at_zero(serve, edge):
         assert values(samples, f"tierwise_{name}_total") == dict.fromkeys(labels, 0.0), name
     assert values(samples, "tierwise_stage_duration_seconds_count") == dict.fromkeys(STAGES, 0.0)
     outcomes = {(outcome, policy) for policy in POLICIES for outcome in ("ok", "degraded")}
-    outcomes |= {("rejected", "none"), ("error", "none")}
+    outcomes |= {("rejected", "none"), ("error", "none"), ("probe", "none")}
     assert values(samples, "tierwise_request_duration_seconds_count") == dict.fromkeys(outcomes, 0.0)
     for name in ("inflight", "queue_depth", "confidence_count", "offload_probability_count"):
         assert samples[f"tierwise_{name}",] == 0.0
