@@ -8,7 +8,9 @@ TierwiseError
     WrongWeights           bytes that are not the pinned ones, or adapters that do not fit their base
   UpstreamFailure          the next tier gave no usable answer; carries the `degraded` reason
   DeadlinePassed           no exit was reached in time
+  Refused                  by the surface, before the pipeline sees it; carries its status
   QueueFull, Draining      refused at the door
+  CallerLeft               nobody waits for the answer any more
 """
 
 from __future__ import annotations
@@ -70,3 +72,15 @@ class QueueFull(TierwiseError):
 
 class Draining(TierwiseError):
     """The tier is shutting down."""
+
+
+class CallerLeft(TierwiseError):
+    """Nobody waits for the answer any more."""
+
+
+class Refused(TierwiseError):
+    """A request that the surface refuses before the pipeline sees it."""
+
+    def __init__(self, status: int, kind: str, detail: str, errors: list[dict[str, str]] | None = None) -> None:
+        super().__init__(detail)
+        self.status, self.kind, self.errors = status, kind, errors or []

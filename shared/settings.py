@@ -60,6 +60,16 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=1, le=512, description="compute threads of the model")] = 1
     max_inputs: Annotated[int, Field(ge=1, description="inputs in one request")] = 32
     max_body_bytes: Annotated[int, Field(ge=1024, description="size of a request's body (bytes)")] = 2_000_000
+    body_timeout_ms: Annotated[float, Field(gt=0, description="limit of reading a request's body (ms)")] = 30_000.0
+    key_file: Annotated[
+        Path | None, Field(description="secret file: the bearer key that tiers show each other; none: no key")
+    ] = None
+    door_key_file: Annotated[
+        Path | None, Field(description="secret file: the bearer key that /v1/classify asks for; none: no key")
+    ] = None
+    otlp_endpoint: Annotated[
+        str | None, Field(description="URL that OpenTelemetry spans are sent to (extra `otel`); none: not sent")
+    ] = None
     queue_limit: Annotated[int, Field(ge=1, description="requests that may wait for the model")] = 64
     batch_texts: Annotated[int, Field(ge=1, description="texts of waiting requests that may join; 1: none")] = 1
     batch_wait_ms: Annotated[

@@ -16,7 +16,10 @@ RATIOS = tuple(i / 20 for i in range(21))  # 0 is a bucket of its own: a chance 
 STAGES = ("tokenize", "queue", "infer", "prune", "link", "ensemble")
 OFFLOAD_REASONS = ("policy", "confidence", "curve")
 NO_POLICY = "none"  # requests that were refused or failed, whatever policy they asked for
-REJECTIONS = ("bad_request", "too_large", "unsupported_media", "invalid", "queue_full", "draining", "deadline")
+REJECTIONS = (
+    *("bad_request", "unauthorized", "slow_body", "too_large", "unsupported_media", "invalid"),
+    *("queue_full", "abandoned", "draining", "deadline"),
+)
 
 
 class Telemetry:

@@ -117,7 +117,7 @@ def serve(tiny_bundle):
     """A builder of callers; their workers are closed at the end."""
     callers = []
 
-    def start(*, tier="end", edge=None, cloud=None, network=None, **settings):
+    def start(*, tier="end", edge=None, cloud=None, network=None, traces=None, **settings):
         neighbours = {name: fake for name, fake in (("edge", edge), ("cloud", cloud)) if fake is not None}
 
         async def answer(request):
@@ -130,6 +130,7 @@ def serve(tiny_bundle):
             Settings(tier=tier, bundle=str(tiny_bundle), link_profiles=profiles, **chosen),
             network=network,
             transport=httpx.MockTransport(answer),
+            traces=traces,
         )
         callers.append(Caller(app))
         return callers[-1]

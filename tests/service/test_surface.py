@@ -103,6 +103,7 @@ def test_counters_with_closed_labels_start_at_zero(serve, edge):
     samples = serve(edge=edge).samples()
     reasons = {"policy", "confidence", "curve"}
     refusals = {"bad_request", "too_large", "unsupported_media", "invalid", "queue_full", "draining", "deadline"}
+    refusals |= {"unauthorized", "slow_body", "abandoned"}
     for name, labels in (
         ("exits", {"1", "2", "3"}),
         ("offloads", {("end", policy, reason, "edge") for policy in POLICIES for reason in reasons}),
