@@ -39,6 +39,9 @@ check: $(STAMP)  ## style, types, lock file
 	$(BIN)/python deploy/lock.py --check
 	$(BIN)/python deploy/grafana/make_dashboards.py --check
 
+audit: $(STAMP)  ## known vulnerabilities of the pinned packages (needs PyPI's vulnerability service)
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement requirements.lock --progress-spinner off
+
 lock: $(STAMP)  ## resolve pyproject.toml into requirements.lock
 	$(BIN)/python deploy/lock.py
 
@@ -57,4 +60,4 @@ down:  ## stop the containers and remove what they left
 clean:  ## remove the virtual environment and what tools left behind
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo serve test e2e netns check lock bench readme up down clean
+.PHONY: help setup demo serve test e2e netns check audit lock bench readme up down clean
