@@ -2,7 +2,8 @@
 
 Of every request: answered exactly once, 200, by its deadline, flagged with a reason that fits the fault, and after the
 repair full service within 10 s. `make faults` runs all of them with the real pauses between probes and a tolerance of
-50 ms; `make test` a few, with short pauses and 300 ms (a busy machine's share). Tiny random models, real sockets.
+50 ms; `pytest tests/faults` a few, with short pauses and 300 ms (a busy machine's share). Tiny random models, real
+sockets.
 """
 
 import asyncio
