@@ -29,6 +29,9 @@ test: $(STAMP)  ## unit, service and system tests
 e2e: $(STAMP)  ## the containers over netem: needs Docker and sch_netem, else skipped with the reason
 	$(BIN)/python -m pytest tests/e2e -rs $(E2E)
 
+faults: $(STAMP)  ## every fault on the edge and the cloud link, in process (minutes; prints a table)
+	TIERWISE_TEST_FAULTS=all $(BIN)/python -m pytest tests/faults -s
+
 netns: $(STAMP)  ## the shapers alone, in network namespaces: needs root and sch_netem
 	$(BIN)/python -m pytest tests/netns -rs
 
@@ -38,6 +41,9 @@ check: $(STAMP)  ## style, types, lock file
 	$(BIN)/mypy
 	$(BIN)/python deploy/lock.py --check
 	$(BIN)/python deploy/grafana/make_dashboards.py --check
+
+audit: $(STAMP)  ## known vulnerabilities of the pinned packages (needs PyPI's vulnerability service)
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement requirements.lock --progress-spinner off
 
 lock: $(STAMP)  ## resolve pyproject.toml into requirements.lock
 	$(BIN)/python deploy/lock.py
@@ -57,4 +63,4 @@ down:  ## stop the containers and remove what they left
 clean:  ## remove the virtual environment and what tools left behind
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo serve test e2e netns check lock bench readme up down clean
+.PHONY: help setup demo serve test e2e faults netns check audit lock bench readme up down clean

@@ -5,6 +5,7 @@ Parsing is ours, not FastAPI's: its default error echoes the input, and a lone s
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -13,22 +14,14 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
-from shared.errors import TierwiseError, plain
+from shared.errors import Refused, plain
 
 _MAX_DEPTH = 32
 M = TypeVar("M", bound=BaseModel)
 
 
-class Refused(TierwiseError):
-    """A request that the surface refuses before the pipeline sees it."""
-
-    def __init__(self, status: int, kind: str, detail: str, errors: list[dict[str, str]] | None = None) -> None:
-        super().__init__(detail)
-        self.status, self.kind, self.errors = status, kind, errors or []
-
-
-async def read(request: Request, limit: int) -> bytes:
-    """The body, refused by its type first and by its size before it is read to the end."""
+async def read(request: Request, limit: int, timeout_s: float) -> bytes:
+    """The body, refused by its type first, and by its size or slowness before it is read to the end."""
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != "application/json":
         raise Refused(415, "unsupported-media", f"content type {media or 'missing'}; send application/json")
@@ -38,10 +31,13 @@ async def read(request: Request, limit: int) -> bytes:
         raise too_large
     body = bytearray()
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise too_large
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise too_large
+    except TimeoutError as error:
+        raise Refused(408, "slow-body", f"the body took over {timeout_s:g} s") from error
     except ClientDisconnect as error:
         raise Refused(400, "bad-request", "the caller left before the body was read") from error
     return bytes(body)

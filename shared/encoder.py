@@ -132,6 +132,7 @@ class ExitTrace:
     exit_layer: int  # 1-based
     logits: Tensor  # [E', C] fp32 on the CPU; E' is exit_layer, or 1 when only the last exit was evaluated
     importance: Tensor | None  # [S] fp32 on the CPU: attention received by each of the text's own tokens
+    cut: bool = False  # it left because its time was over, not by the rule
 
 
 class MultiExitEncoder(nn.Module):
@@ -196,42 +197,45 @@ class MultiExitEncoder(nn.Module):
         *,
         importance: bool = False,
         every_exit: bool = False,
+        over: Callable[[list[int]], list[bool]] | None = None,
     ) -> list[ExitTrace]:
         """Run layer by layer; each row leaves where `rule` first accepts, and is not computed further.
 
-        Without a rule all layers run and only the last exit is evaluated, unless `every_exit`.
+        Without a rule all layers run and only the last exit is evaluated, unless `every_exit`. `over` is asked between
+        layers which of the texts (by number) must leave now with the exit they have reached.
         """
         ids, segments, padding = specials.batch(texts, self.device)
         hidden = self._embed(ids, segments)
         bias = self._bias(hidden, padding)
         B = hidden.shape[0]
         received = Received(ids, padding) if importance else None
-        rows = torch.arange(B, device=hidden.device)
+        rows = list(range(B))  # the texts still here
         seen: list[Tensor] = []  # logits [rows, C] of the exits so far, for the rows still here
         done: list[ExitTrace | None] = [None] * B
         for depth, (layer, head) in enumerate(zip(self.layers, self.heads, strict=True), start=1):
             last = depth == len(self.layers)
             hidden = self._layer(layer, hidden, bias, received)
-            if not (last or rule is not None or every_exit):
+            cut = [False] * len(rows) if last or over is None else over(rows)
+            if not (last or rule is not None or every_exit or any(cut)):
                 continue
-            seen.append(head(hidden, padding))
+            newest = head(hidden, padding)
+            seen = [*seen, newest] if rule is not None or every_exit else [newest]
             history = torch.stack(seen)  # [E, rows, C]
-            if last:
-                leave = torch.ones(len(rows), dtype=torch.bool, device=hidden.device)
-            elif rule is not None:
-                leave = rule(self.calibrate(history))
-                if not bool(leave.any()):
-                    continue
-            else:
+            leave = torch.tensor([last or late for late in cut], device=hidden.device)
+            if rule is not None and not last:
+                accepted = rule(self.calibrate(history))
+                cut = [late and not own for late, own in zip(cut, accepted.tolist(), strict=True)]
+                leave |= accepted
+            if not bool(leave.any()):
                 continue
             for row in leave.nonzero()[:, 0].tolist():
-                S = len(texts[int(rows[row])].ids)
+                S = len(texts[rows[row]].ids)
                 took = received.total[row, :S].cpu() if received is not None else None
-                done[int(rows[row])] = ExitTrace(depth, history[:, row].cpu(), took)
+                done[rows[row]] = ExitTrace(depth, history[:, row].cpu(), took, cut[row])
             stay = ~leave
             if last or not bool(stay.any()):
                 break
-            rows, hidden = rows[stay], hidden[stay]
+            rows, hidden = [row for row, gone in zip(rows, leave.tolist(), strict=True) if not gone], hidden[stay]
             seen = [logits[stay] for logits in seen]
             padding = padding[stay] if padding is not None else None
             if received is not None:
@@ -247,10 +251,13 @@ class MultiExitEncoder(nn.Module):
             return self.embeddings.get_submodule("word_embeddings")(rows)[0].float()
         return self._embed(rows, torch.tensor([segments], device=self.device))[0].float()
 
-    def calibrate(self, logits: Tensor, *, last_only: bool = False) -> Tensor:
-        """Probabilities from logits [E, ..., C]: eq. 5-6 with each exit's temperature (`last_only`: the deepest's)."""
-        count = logits.shape[0]
-        temperatures = self.temperatures[-1:] if last_only else self.temperatures[:count]
+    def calibrate(self, logits: Tensor, *, last: int | None = None) -> Tensor:
+        """Probabilities from logits [E, ..., C] of E neighbouring exits: eq. 5-6 with each exit's temperature.
+
+        They end with the exit after layer `last`; without it they begin with the first.
+        """
+        end = logits.shape[0] if last is None else last
+        temperatures = self.temperatures[end - logits.shape[0] : end]
         return (logits / temperatures.view(-1, *[1] * (logits.dim() - 1))).softmax(-1)
 
     def _embed(self, ids: Tensor, segments: Tensor) -> Tensor:

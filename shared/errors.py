@@ -8,7 +8,9 @@ TierwiseError
     WrongWeights           bytes that are not the pinned ones, or adapters that do not fit their base
   UpstreamFailure          the next tier gave no usable answer; carries the `degraded` reason
   DeadlinePassed           no exit was reached in time
+  Refused                  by the surface, before the pipeline sees it; carries its status
   QueueFull, Draining      refused at the door
+  CallerLeft               nobody waits for the answer any more
 """
 
 from __future__ import annotations
@@ -49,11 +51,11 @@ class WrongWeights(BadSetting):
 
 
 class UpstreamFailure(TierwiseError):
-    """The next tier gave no usable answer."""
+    """The next tier gave no usable answer; `status` is the HTTP status, where there was one."""
 
-    def __init__(self, reason: DegradedReason, detail: str) -> None:
+    def __init__(self, reason: DegradedReason, detail: str, *, status: int | None = None) -> None:
         super().__init__(f"{reason}: {detail}")
-        self.reason = reason
+        self.reason, self.status = reason, status
 
 
 class DeadlinePassed(TierwiseError):
@@ -61,8 +63,24 @@ class DeadlinePassed(TierwiseError):
 
 
 class QueueFull(TierwiseError):
-    """The tier's queue is full."""
+    """The tier's queue is full; it is worth another try after `retry_after_s`."""
+
+    def __init__(self, detail: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
 
 
 class Draining(TierwiseError):
     """The tier is shutting down."""
+
+
+class CallerLeft(TierwiseError):
+    """Nobody waits for the answer any more."""
+
+
+class Refused(TierwiseError):
+    """A request that the surface refuses before the pipeline sees it."""
+
+    def __init__(self, status: int, kind: str, detail: str, errors: list[dict[str, str]] | None = None) -> None:
+        super().__init__(detail)
+        self.status, self.kind, self.errors = status, kind, errors or []

@@ -8,6 +8,7 @@ deploy/models/BUNDLE/NETWORK/network.json           base, layers, classes, scale
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,15 @@ class Network:
         return self.tokens.encode(text, pair, self.max_tokens)
 
     def run(
-        self, texts: list[Encoded], rule: ExitRule | None, *, importance: bool = False, every_exit: bool = False
+        self,
+        texts: list[Encoded],
+        rule: ExitRule | None,
+        *,
+        importance: bool = False,
+        every_exit: bool = False,
+        over: Callable[[list[int]], list[bool]] | None = None,
     ) -> list[ExitTrace]:
-        return self.encoder.run(texts, self.tokens, rule, importance=importance, every_exit=every_exit)
+        return self.encoder.run(texts, self.tokens, rule, importance=importance, every_exit=every_exit, over=over)
 
     def signature(self, text: Encoded, kind: Signature) -> Vector:
         """What stands for a text before any layer runs: [D], or for token norms [max_tokens]."""

@@ -1,29 +1,29 @@
-"""Run one tier as a process: settings from the environment, JSON logs, one uvicorn worker, a clean stop on SIGTERM."""
+"""Run one tier as a process: settings from the environment, JSON logs, one server, a clean stop on SIGTERM."""
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import sys
+from typing import TextIO
 
 import structlog
-import uvicorn
 
 from shared.errors import TierwiseError
 from shared.settings import load_settings
 
 
-def configure_logs(level: str) -> None:
-    """One JSON object a line on standard error; never a request's text."""
+def configure_logs(level: str, out: TextIO | None = None) -> None:
+    """One JSON object a line on standard error (or `out`); never a request's text."""
     structlog.configure(
         processors=[
+            structlog.contextvars.merge_contextvars,  # request_id, trace_id
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(out or sys.stderr),
     )
 
 
@@ -33,20 +33,16 @@ def serve(tier: str | None = None) -> None:
     try:
         settings = load_settings(tier)
         configure_logs(settings.log_level)
+        from shared.server import Server
         from shared.web import create_app
 
         app = create_app(settings)
     except TierwiseError as error:
         sys.exit(_complain(tier, error))
-    uvicorn.run(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_level="warning",
-        timeout_keep_alive=75,  # longer than the callers' pool keeps a connection: they, not we, close idle ones
-        timeout_graceful_shutdown=math.ceil(settings.drain_s),
-        server_header=False,
-    )
+    server = Server(app, host=settings.host, port=settings.port, drain_s=settings.drain_s)
+    server.run()
+    if not server.started:
+        sys.exit(3)
 
 
 def _complain(tier: str, error: TierwiseError) -> int:

@@ -51,11 +51,34 @@ class Settings(BaseSettings):
         "/run/tierwise"
     )
     upstream_timeout_ms: Annotated[float, Field(gt=0, description="limit of one call to an upstream (ms)")] = 10_000.0
+    probe_ms: Annotated[
+        float,
+        Field(gt=0, description="pause before a failed upstream is probed, up to 4 times this (ms)"),
+    ] = 2_000.0
+    deadline_ms: Annotated[
+        float | None,
+        Field(gt=0, le=600_000, description="deadline of requests that name none (ms)"),
+    ] = None
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="where the model runs")] = "auto"
     threads: Annotated[int, Field(ge=1, le=512, description="compute threads of the model")] = 1
     max_inputs: Annotated[int, Field(ge=1, description="inputs in one request")] = 32
     max_body_bytes: Annotated[int, Field(ge=1024, description="size of a request's body (bytes)")] = 2_000_000
+    body_timeout_ms: Annotated[float, Field(gt=0, description="limit of reading a request's body (ms)")] = 30_000.0
+    key_file: Annotated[
+        Path | None, Field(description="secret file: the bearer key that tiers show each other; none: no key")
+    ] = None
+    door_key_file: Annotated[
+        Path | None, Field(description="secret file: the bearer key that /v1/classify asks for; none: no key")
+    ] = None
+    otlp_endpoint: Annotated[
+        str | None, Field(description="URL that OpenTelemetry spans are sent to (extra `otel`); none: not sent")
+    ] = None
     queue_limit: Annotated[int, Field(ge=1, description="requests that may wait for the model")] = 64
+    batch_texts: Annotated[int, Field(ge=1, description="texts of waiting requests that may join; 1: none")] = 1
+    batch_wait_ms: Annotated[
+        float,
+        Field(ge=0, description="how long a request that had to queue waits for others to join (ms)"),
+    ] = 0.0
     drain_s: Annotated[float, Field(ge=0, description="time to finish accepted requests on shutdown (s)")] = 20.0
     state_dir: Annotated[
         Path | None, Field(description="where policies that learn keep what they learned; none: lost on restart")

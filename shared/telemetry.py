@@ -16,7 +16,10 @@ RATIOS = tuple(i / 20 for i in range(21))  # 0 is a bucket of its own: a chance 
 STAGES = ("tokenize", "queue", "infer", "prune", "link", "ensemble")
 OFFLOAD_REASONS = ("policy", "confidence", "curve")
 NO_POLICY = "none"  # requests that were refused or failed, whatever policy they asked for
-REJECTIONS = ("bad_request", "too_large", "unsupported_media", "invalid", "queue_full", "draining", "deadline")
+REJECTIONS = (
+    *("bad_request", "unauthorized", "slow_body", "too_large", "unsupported_media", "invalid"),
+    *("queue_full", "abandoned", "draining", "deadline"),
+)
 
 
 class Telemetry:
@@ -49,6 +52,10 @@ class Telemetry:
         self.degraded = self._counter("degraded", "Answers with less than planned.", "tier", "reason")
         self.rejected = self._counter("rejected", "Requests refused.", "tier", "reason")
         self.ledger_lines = self._counter("ledger_lines", "Decisions kept on record, or lost.", "tier", "outcome")
+        self.retries = self._counter("retries", "Calls to an upstream that were made a second time.", "link")
+        self.breaker_open = Gauge(
+            "tierwise_breaker_open", "1 while an upstream is not asked.", ["link"], registry=self.registry
+        )
         self.confidence = self._ratio("confidence", "Calibrated confidence of this tier's own answers.")
         self.offload_probability = self._ratio("offload_probability", "Chance of sending a text on, once inferred.")
         self.queue_depth = self._gauge("queue_depth", "Requests waiting for the model.")
@@ -63,13 +70,15 @@ class Telemetry:
                 self.requests.labels(tier, outcome, policy)
             for by in tiers:
                 self.answered.labels(tier, by, policy)
-        for outcome in ("rejected", "error"):
+        for outcome in ("rejected", "error", "probe"):
             self.requests.labels(tier, outcome, NO_POLICY)
         for stage in STAGES:
             self.stages.labels(tier, stage)
         for layer in range(1, layers + 1):
             self.exits.labels(tier, str(layer))
         for upstream in upstreams:
+            self.retries.labels(f"{tier}-{upstream}")
+            self.breaker_open.labels(f"{tier}-{upstream}")
             for reason in OFFLOAD_REASONS:
                 for policy in policies:
                     self.offloads.labels(tier, upstream, reason, policy)

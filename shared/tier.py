@@ -15,26 +15,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from shared.bundle import Bundle
+from shared.call import Call
 from shared.contracts import (
     ClassifyRequest,
     DegradedReason,
-    Hop,
     InferredRow,
     InferRequest,
     Result,
     TextPair,
-    WordUse,
 )
 from shared.dispatch import draw
 from shared.ensemble import combine
-from shared.errors import BadInput, DeadlinePassed, UnreadableText, UpstreamFailure
+from shared.errors import BadInput, DeadlinePassed, UnreadableText
 from shared.policies import (
     STAY,
     Clues,
@@ -48,39 +47,14 @@ from shared.policies import (
     name_of,
     spec_of,
 )
-from shared.pruning import keep_words
+from shared.rows import Rows, rounded
+from shared.sending import MERGE_S, Sender
 from shared.states import States
 from shared.telemetry import Telemetry
 from shared.upstream import Upstream
-from shared.worker import Answer, Batch, Worker
+from shared.worker import Worker
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class _Call:
-    """An InferRequest on its way through this tier, with what was resolved from it once."""
-
-    request: InferRequest
-    policy: Policy
-    where: Where
-    draws: list[float]
-    expires: float | None  # perf_counter time
-    headers: Mapping[str, str]
-    clues: list[Clues]
-    exits: dict[int, list[float]] = field(default_factory=dict)  # confidences of the exits evaluated here, by row
-
-    def remaining(self) -> float | None:
-        return None if self.expires is None else self.expires - time.perf_counter()
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One text after local inference."""
-
-    hop: Hop
-    decision: Decision
-    onward: TextPair | None  # the pruned text, if it leaves
 
 
 @dataclass(frozen=True)
@@ -105,9 +79,13 @@ class Tier:
         telemetry: Telemetry,
         default_policy: str,
         state_dir: Path | None = None,
+        deadline_ms: float | None = None,
     ) -> None:
+        self._deadline_ms = deadline_ms
         self.name, self.bundle, self.worker, self.telemetry = name, bundle, worker, telemetry
-        self.upstreams = {upstream.target: upstream for upstream in upstreams}
+        self.sender = Sender(name=name, bundle=bundle, upstreams=upstreams, telemetry=telemetry)
+        self.upstreams = self.sender.upstreams
+        self.rows = Rows(name=name, bundle=bundle, telemetry=telemetry)
         self.layers = bundle.tiers[name].layers
         self.ensemble = bundle.card.ensemble()
         self.default_policy = self.policy(default_policy)
@@ -155,7 +133,7 @@ class Tier:
                 texts=[TextPair(text=item) if isinstance(item, str) else item for item in inputs],
                 policy=spec_of(bound),
                 max_tier=options.max_tier,
-                deadline_ms=options.deadline_ms,
+                deadline_ms=self._deadline_ms if options.deadline_ms is None else options.deadline_ms,
                 explain=options.explain,
             ),
             headers,
@@ -175,7 +153,7 @@ class Tier:
             )
         return Answered(results, seconds, bound)
 
-    def _outcome(self, call: _Call, row: int, answer: InferredRow) -> Outcome:
+    def _outcome(self, call: Call, row: int, answer: InferredRow) -> Outcome:
         """What was seen on a text's way."""
         own = tuple(call.exits.get(row, ()))
         return Outcome(
@@ -189,7 +167,7 @@ class Tier:
     def _result(self, index: int, row: InferredRow, policy: Policy) -> Result:
         confidences = [hop.confidence for hop in row.hops]
         weights = self.ensemble.weights([hop.tier for hop in row.hops], policy.weighting_for(), confidences)
-        probabilities = _rounded(combine([hop.probabilities for hop in row.hops], weights))
+        probabilities = rounded(combine([hop.probabilities for hop in row.hops], weights))
         label = max(probabilities, key=probabilities.__getitem__)
         last = row.hops[-1]
         self.telemetry.answers.labels(self.name, label).inc()
@@ -221,31 +199,38 @@ class Tier:
         """
         return await self._run(self._resolve(request, headers, self.policy(request.policy)))
 
-    async def _run(self, call: _Call) -> list[InferredRow]:
+    async def _run(self, call: Call) -> list[InferredRow]:
         request = call.request
         rows = range(len(request.texts))
+        if not rows:
+            await self.worker.turn()
         await self._look(call)
         before = {row: self._before(call, row) for row in rows}
         self.telemetry.words.labels(self.name, "in").inc(sum(clues.words for clues in call.clues))
-        out: dict[int, InferredRow] = {}
         away = {row: decision for row, decision in before.items() if decision.to is not None}
-        groups = _by_destination(away)
-        relayed = await asyncio.gather(
-            *(self._send(call, group, [request.texts[r] for r in group], to, final) for (to, final), group in groups)
-        )
-        failed: dict[int, DegradedReason] = {}
-        for (_, group), answer in zip(groups, relayed, strict=True):
-            for row, came in zip(group, answer, strict=True):
-                if came.hops:
-                    out[row] = came
-                else:
-                    failed[row] = came.degraded or "upstream_refused"
-        here = [row for row in rows if row not in out]
-        if here:
-            out |= await self._local(call, here, failed)
+        stay = [row for row in rows if row not in away]
+        texts = {row: request.texts[row] for row in away}
+        sent = asyncio.create_task(self.sender.send(call, away, texts, reserve_s=self._reserve(call, len(away))))
+        try:
+            out = await self._local(call, stay, {})
+            relayed = await sent
+        finally:
+            sent.cancel()
+        failed = {row: answer.degraded for row, answer in relayed.items() if not answer.hops and answer.degraded}
+        out |= {row: answer for row, answer in relayed.items() if row not in failed}
+        out |= await self._local(call, list(failed), failed)
         return [out[row] for row in rows]
 
-    async def _look(self, call: _Call) -> None:
+    def _reserve(self, call: Call, texts: int) -> float:
+        """Seconds of a deadline kept back while texts are away before any layer ran here: what running them here is
+        measured to take and a tenth of what is left (a busy machine's share), but never more than half of it."""
+        left = call.remaining()
+        if left is None:
+            return 0.0
+        expected = self.worker.expected(texts, self.layers)
+        return left / 2 if expected is None else min(expected + left / 10, left / 2)
+
+    async def _look(self, call: Call) -> None:
         """Add each text's signature to its clues, where the policy asks for one."""
         kind = call.policy.signature(self.name)
         if kind is None or call.request.target is not None:
@@ -253,13 +238,13 @@ class Tier:
         started = time.perf_counter()
         try:
             async with asyncio.timeout(call.remaining()):
-                signatures = await self.worker.signatures(call.request.texts, kind)
+                signatures = await self.worker.signatures(call.request.texts, kind, call.expires)
         except TimeoutError as error:
             raise DeadlinePassed("the deadline passed before the first exit was reached") from error
         call.clues[:] = [replace(c, signature=s) for c, s in zip(call.clues, signatures, strict=True)]
         self.telemetry.stage("tokenize", time.perf_counter() - started)
 
-    def _resolve(self, request: InferRequest, headers: Mapping[str, str], policy: Policy) -> _Call:
+    def _resolve(self, request: InferRequest, headers: Mapping[str, str], policy: Policy) -> Call:
         order = self.bundle.order
         if request.max_tier not in (None, *order):
             raise BadInput(f"unknown tier {request.max_tier!r}: this bundle has {', '.join(order)}")
@@ -271,9 +256,9 @@ class Tier:
         expires = None if request.deadline_ms is None else time.perf_counter() + request.deadline_ms / 1e3
         draws = [draw(request.seed, index, self.name) for index in request.indices]
         clues = [Clues(_count(text)) for text in request.texts]
-        return _Call(request, policy, Where(self.name, reachable, self.sizes), draws, expires, headers, clues)
+        return Call(request, policy, Where(self.name, reachable, self.sizes), draws, expires, headers, clues)
 
-    def _before(self, call: _Call, row: int) -> Decision:
+    def _before(self, call: Call, row: int) -> Decision:
         target = call.request.target
         if target == self.name:
             return STAY
@@ -284,10 +269,13 @@ class Tier:
             self.telemetry.offloads.labels(self.name, decision.to, decision.reason, name_of(call.policy)).inc()
         return decision
 
-    async def _local(
-        self, call: _Call, rows: list[int], failed: Mapping[int, DegradedReason]
-    ) -> dict[int, InferredRow]:
-        """Infer here, decide, and send on what should go on; `failed` rows were to go elsewhere and could not."""
+    async def _local(self, call: Call, rows: list[int], failed: dict[int, DegradedReason]) -> dict[int, InferredRow]:
+        """Infer here, decide, and send on what should go on; `failed` rows were to go elsewhere and could not.
+
+        A row whose time runs out between two layers stays, with the deepest exit it reached.
+        """
+        if not rows:
+            return {}
         started = time.perf_counter()
         left = call.remaining()
         if left is not None and left <= 0:
@@ -300,160 +288,21 @@ class Tier:
                     call.policy.exit_rule(self.name),
                     importance=(not final and call.policy.prunes_at(call.where)) or call.request.explain,
                     explain=call.request.explain,
+                    expires=None if call.expires is None else call.expires - MERGE_S,
                 )
         except TimeoutError as error:
             raise DeadlinePassed("the deadline passed before the first exit was reached") from error
-        done = self._decide(call, rows, batch, failed, final=final, started=started)
-        groups = _by_destination({row: item.decision for row, item in done.items() if item.onward is not None})
-        came = await asyncio.gather(
-            *(self._send(call, g, [_onward(done[r]) for r in g], to, final) for (to, final), g in groups)
-        )
+        cut: dict[int, DegradedReason] = {
+            row: "deadline" for row, answer in zip(rows, batch.answers, strict=True) if answer and answer.cut
+        }
+        failed = cut | failed
+        done = self.rows.decide(call, rows, batch, failed, final=final, started=started)
         out = {row: InferredRow(hops=[done[row].hop] if row in done else [], degraded=failed.get(row)) for row in rows}
-        for (_, group), answers in zip(groups, came, strict=True):
-            for row, answer in zip(group, answers, strict=True):
-                degraded = answer.degraded if answer.hops else answer.degraded or "upstream_refused"
-                out[row] = InferredRow(hops=[done[row].hop, *answer.hops], degraded=degraded)
+        onward = {row: item.onward for row, item in done.items() if item.onward is not None}
+        for row, answer in (await self.sender.send(call, {r: done[r].decision for r in onward}, onward)).items():
+            out[row] = InferredRow(hops=[done[row].hop, *answer.hops], degraded=answer.degraded)
         return out
-
-    def _decide(
-        self,
-        call: _Call,
-        rows: list[int],
-        batch: Batch,
-        failed: Mapping[int, DegradedReason],
-        *,
-        final: bool,
-        started: float,
-    ) -> dict[int, _Row]:
-        """What every readable text of a batch got here, and where it goes next."""
-        pruning_started = time.perf_counter()
-        done: dict[int, _Row] = {}
-        for row, answer in zip(rows, batch.answers, strict=True):
-            if answer is None:
-                continue
-            stay = final or row in failed
-            decision = STAY if stay else call.policy.after(call.where, max(answer.probabilities), call.draws[row])
-            if not stay:
-                self.telemetry.offload_probability.labels(self.name).observe(decision.probability)
-            keep = None
-            if answer.importance is not None and (decision.to is not None or call.request.explain):
-                keep = call.policy.pruning(self.name).mask(answer.encoded, answer.importance)
-            call.exits[row] = [round(max(exit_), 6) for exit_ in answer.exits]
-            hop = self._hop(call, row, answer, decision, keep)
-            onward = None if decision.to is None else _onward_text(call.request.texts[row], answer, keep)
-            done[row] = _Row(hop, decision, onward)
-        prune = time.perf_counter() - pruning_started
-        seconds = {"tokenize": batch.tokenize, "queue": batch.queue, "infer": batch.infer, "prune": prune}
-        for stage, value in seconds.items():
-            self.telemetry.stage(stage, value)
-        seconds["total"] = time.perf_counter() - started
-        times = {stage: round(value * 1e3, 3) for stage, value in seconds.items()}
-        return {row: replace(r, hop=r.hop.model_copy(update={"timings_ms": times})) for row, r in done.items()}
-
-    def _hop(self, call: _Call, row: int, answer: Answer, decision: Decision, keep: list[bool] | None) -> Hop:
-        probabilities = self._by_label(answer.probabilities)
-        label = max(probabilities, key=probabilities.__getitem__)
-        words = len(answer.encoded.words)
-        kept = None if decision.to is None else words if keep is None else sum(keep)
-        self.telemetry.exits.labels(self.name, str(answer.exit_layer)).inc()
-        self.telemetry.confidence.labels(self.name).observe(probabilities[label])
-        if decision.to is not None:
-            self.telemetry.offloads.labels(self.name, decision.to, decision.reason, name_of(call.policy)).inc()
-            self.telemetry.words.labels(self.name, "kept").inc(kept or 0)
-        explain = call.request.explain
-        return Hop(
-            tier=self.name,
-            exit_layer=answer.exit_layer,
-            layers=self.layers,
-            label=label,
-            probabilities=probabilities,
-            confidence=probabilities[label],
-            offload_probability=round(decision.probability, 6),
-            draw=call.draws[row],
-            offloaded_to=decision.to,
-            words_in=words,
-            words_kept=kept,
-            truncated=answer.encoded.truncated,
-            timings_ms={},
-            exits=[self._by_label(probs) for probs in answer.exits] if explain else None,
-            words=_explained(answer, keep) if explain and keep is not None else None,
-        )
-
-    def _by_label(self, probabilities: Sequence[float]) -> dict[str, float]:
-        return _rounded(dict(zip(self.bundle.labels, probabilities, strict=True)))
-
-    async def _send(
-        self, call: _Call, rows: list[int], texts: list[TextPair], to: str, final: bool
-    ) -> list[InferredRow]:
-        """Ask another tier; a failure gives rows without hops and with the reason. Never raises for the upstream."""
-        request, left = call.request, call.remaining()
-        onward = request.model_copy(
-            update={
-                "indices": [request.indices[row] for row in rows],
-                "texts": texts,
-                "target": to if final else None,
-                "deadline_ms": None if left is None else max(0.0, left * 1e3),
-            }
-        )
-        upstream = self._toward(to)
-        try:
-            if left is not None and left <= upstream.link[1].rtt:
-                raise UpstreamFailure("deadline", f"{left * 1e3:.0f} ms are left, the link to {to} takes longer")
-            carried = await upstream.infer(onward, dict(call.headers))
-            labels, tiers = set(self.bundle.labels), self.bundle.order
-            hops = [hop for row in carried.response.rows for hop in row.hops]
-            if any(hop.probabilities.keys() != labels or hop.tier not in tiers for hop in hops):
-                raise UpstreamFailure("upstream_invalid", f"{to} answers with other labels, or for other tiers")
-        except UpstreamFailure as failure:
-            log.warning("upstream_failed", tier=self.name, to=to, reason=failure.reason, detail=str(failure))
-            return [InferredRow(hops=[], degraded=failure.reason) for _ in rows]
-        self.telemetry.stage("link", carried.link_s)
-        name = f"{self.name}-{upstream.target}"
-        self.telemetry.link_bytes.labels(name, "up").inc(carried.request_bytes)
-        self.telemetry.link_bytes.labels(name, "down").inc(carried.response_bytes)
-        return upstream.with_link(carried, texts)
-
-    def _toward(self, tier: str) -> Upstream:
-        """The link that leads to a tier: its own, or that of the deepest tier before it, which passes the text on."""
-        order = self.bundle.order
-        return self.upstreams[max((u for u in self.upstreams if order.index(u) <= order.index(tier)), key=order.index)]
-
-
-def _by_destination(decisions: Mapping[int, Decision]) -> list[tuple[tuple[str, bool], list[int]]]:
-    groups: dict[tuple[str, bool], list[int]] = {}
-    for row, decision in decisions.items():
-        assert decision.to is not None
-        groups.setdefault((decision.to, decision.final), []).append(row)
-    return list(groups.items())
-
-
-def _onward(row: _Row) -> TextPair:
-    assert row.onward is not None
-    return row.onward
-
-
-def _onward_text(text: TextPair, answer: Answer, keep: list[bool] | None) -> TextPair:
-    if keep is None:
-        return text
-    kept, pair = keep_words(text.text, text.text_pair, answer.encoded, keep)
-    return TextPair(text=kept, text_pair=pair)
-
-
-def _explained(answer: Answer, keep: list[bool]) -> list[WordUse]:
-    """Each word with the most attention that one of its tokens received."""
-    best: dict[int, float] = {}
-    for word, value in zip(answer.encoded.word_of, answer.importance or [], strict=True):
-        if word >= 0:
-            best[word] = max(best.get(word, 0.0), value)
-    return [
-        WordUse(word=word, importance=round(best[i], 4) if i in best else None, kept=keep[i])
-        for i, word in enumerate(answer.encoded.words)
-    ]
 
 
 def _count(text: TextPair) -> int:
     return len(text.text.split()) + len((text.text_pair or "").split())
-
-
-def _rounded(probabilities: Mapping[str, float]) -> dict[str, float]:
-    return {label: round(value, 6) for label, value in probabilities.items()}

@@ -1,18 +1,26 @@
-"""Calls to the next tiers: warm connections, a limit in time, and every failure mapped to a `degraded` reason."""
+"""One link to a further tier: what a call may take, what it carried, and when the tier is not asked at all.
+
+deadline   the callee gets what is left less what the link is measured to take; a late answer is dropped
+breaker    `shared/breaker.py` says when to stop; a probe in the background says when to go on: an `/v1/infer`
+           without texts, which passes the key, the contract and the model's queue, and costs no inference
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import httpx
+import structlog
 from pydantic import ValidationError
 
+from shared.breaker import Breaker
 from shared.contracts import (
     CONTRACT_VERSION,
     DegradedReason,
+    Hop,
     InferredRow,
     InferRequest,
     InferResponse,
@@ -20,9 +28,15 @@ from shared.contracts import (
     TextPair,
 )
 from shared.errors import UpstreamFailure
+from shared.estimates import Smoothed
 from shared.link import UNSHAPED, Backend, Profile, ShapedLinks, SimulatedLink, profile
+from shared.wire import Wire
 
-_REFUSALS = {400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 503, 504}
+log = structlog.get_logger()
+_FORGET_S = 5.0  # a measured link time older than this is no longer held against the link
+_IMPATIENT_S = 1.0  # before anything is measured: a deadline shorter than this is no failure of the upstream
+_NEUTRAL = {400, 413, 422, 429, 504}  # this request's fault, or an upstream that works and is busy
+_PROBE = InferRequest(request_id="probe", seed="probe", indices=[], texts=[], policy={"name": "collaborative"})
 
 
 @dataclass(frozen=True)
@@ -49,13 +63,26 @@ class Upstream:
         timeout_s: float,
         shaped: ShapedLinks | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
+        key: str | None = None,
+        probe_s: float = 2.0,
+        count_retry: Callable[[], None] = lambda: None,
     ) -> None:
         self.source, self.target, self.url = source, target, url
         self._backend, self._profile, self._shaped = backend, profile(profile_name), shaped
-        self._timeout_s = timeout_s
-        self._link = SimulatedLink(self._profile) if backend is Backend.SIMULATED else None
-        limits = httpx.Limits(max_connections=64, max_keepalive_connections=64, keepalive_expiry=60)
-        self._client = httpx.AsyncClient(base_url=url, transport=transport, limits=limits, timeout=timeout_s)
+        self._timeout_s, self._probe_s = timeout_s, probe_s
+        link = SimulatedLink(self._profile) if backend is Backend.SIMULATED else None
+        self._wire = Wire(
+            target=target,
+            url=url,
+            link=link,
+            timeout_s=timeout_s,
+            key=key,
+            transport=transport,
+            count_retry=count_retry,
+        )
+        self.breaker = Breaker()
+        self._link_time, self._usual = Smoothed(forget_s=_FORGET_S), Smoothed()
+        self._probing: asyncio.Task[None] | None = None
 
     @property
     def link(self) -> tuple[Backend, Profile]:
@@ -65,49 +92,107 @@ class Upstream:
         shaped = self._shaped.in_force(f"{self.source}-{self.target}")
         return (Backend.NETEM, shaped) if shaped else (Backend.NONE, UNSHAPED)
 
-    async def infer(self, request: InferRequest, headers: dict[str, str]) -> Carried:
-        """Send a batch on and wait for its hops.
+    @property
+    def link_s(self) -> float:
+        """What the link takes, there and back: measured, or else as its profile says."""
+        measured = self._link_time.high
+        return self.link[1].rtt if measured is None else measured
+
+    async def infer(
+        self,
+        request: InferRequest,
+        headers: dict[str, str],
+        *,
+        left_s: float | None = None,
+        sound: Callable[[Hop], bool] = lambda hop: True,
+    ) -> Carried:
+        """Send a batch on and wait for its hops, at most `left_s`; they are nonsense unless each is `sound`.
 
         Raises:
             UpstreamFailure: with the reason; a late answer is dropped with its connection.
         """
-        body = request.model_dump_json().encode()
+        if self.breaker.open:
+            self._watch()
+            raise UpstreamFailure("breaker_open", f"{self.target} failed again and again; it is being probed")
+        if left_s is not None:
+            if left_s <= self.link_s:
+                raise UpstreamFailure("deadline", f"{self.target}: {left_s * 1e3:.0f} ms are left, the link takes more")
+            request = request.model_copy(update={"deadline_ms": (left_s - self.link_s) * 1e3})
+        body, started = request.model_dump_json().encode(), time.perf_counter()
+        try:
+            answer = await self._in_time(body, headers, left_s)
+            response = self._read(answer, len(request.texts))
+            if not all(sound(hop) for row in response.rows for hop in row.hops):
+                raise UpstreamFailure("upstream_invalid", f"{self.target} answers for other labels or tiers")
+        except UpstreamFailure as failure:
+            if self._blames(failure, left_s):
+                self._tell(failed=True)
+            raise
+        seconds = time.perf_counter() - started
+        self._tell(failed=False)
+        link_s = max(0.0, seconds - response.total_ms / 1e3)
+        self._usual.add(seconds)
+        self._link_time.add(link_s)
+        return Carried(response, len(body), len(answer), link_s)
+
+    async def _in_time(self, body: bytes, headers: dict[str, str], left_s: float | None) -> bytes:
         late: DegradedReason = "upstream_timeout"
         limit = self._timeout_s
-        if request.deadline_ms is not None and request.deadline_ms / 1e3 < limit:
-            limit, late = request.deadline_ms / 1e3, "deadline"
-        started = time.perf_counter()
+        if left_s is not None and left_s < limit:
+            limit, late = left_s, "deadline"
         try:
             async with asyncio.timeout(limit):
-                answer = await self._post(body, headers)
+                return await self._wire.post(body, headers)
         except TimeoutError as error:
             raise UpstreamFailure(late, f"{self.target} took over {limit * 1e3:.0f} ms") from error
-        seconds = time.perf_counter() - started
+        except UpstreamFailure as failure:
+            if failure.status == 504 and left_s is not None:
+                raise UpstreamFailure("deadline", f"{self.target} cannot answer in time", status=504) from failure
+            raise
+
+    def _read(self, answer: bytes, texts: int) -> InferResponse:
         try:
             response = InferResponse.model_validate_json(answer)
         except ValidationError as error:
             raise UpstreamFailure("upstream_invalid", f"{self.target} sent {error.error_count()} errors") from error
-        if len(response.rows) != len(request.texts) or response.version != CONTRACT_VERSION:
+        if len(response.rows) != texts or response.version != CONTRACT_VERSION:
             raise UpstreamFailure("upstream_invalid", f"{self.target} sent other rows or another contract")
-        return Carried(response, len(body), len(answer), max(0.0, seconds - response.total_ms / 1e3))
+        return response
 
-    async def _post(self, body: bytes, headers: dict[str, str]) -> bytes:
-        headers = {"content-type": "application/json", **headers}
-        try:
-            if self._link:
-                await self._link.carry(len(body), "up")
-            answer = await self._client.post("/v1/infer", content=body, headers=headers)
-            if self._link:
-                await self._link.carry(len(answer.content), "down")
-        except httpx.TimeoutException as error:
-            raise TimeoutError from error
-        except httpx.HTTPError as error:
-            raise UpstreamFailure("upstream_unavailable", f"{self.target}: {type(error).__name__} {error}") from error
-        if answer.status_code in _REFUSALS:
-            raise UpstreamFailure("upstream_refused", f"{self.target} answered {answer.status_code}")
-        if answer.status_code != 200:
-            raise UpstreamFailure("upstream_invalid", f"{self.target} answered {answer.status_code}")
-        return answer.content
+    def _blames(self, failure: UpstreamFailure, left_s: float | None) -> bool:
+        """Whether a failure is the upstream's, and not that of a request or of its short deadline."""
+        if failure.reason != "deadline":
+            return failure.status not in _NEUTRAL
+        usual = self._usual.high
+        return failure.status is None and left_s is not None and left_s > (_IMPATIENT_S if usual is None else 2 * usual)
+
+    def _tell(self, *, failed: bool) -> None:
+        was_open = self.breaker.open
+        self.breaker.tell(failed=failed)
+        if self.breaker.open and not was_open:
+            log.warning("breaker_open", tier=self.source, to=self.target)
+            self._watch()
+
+    def _watch(self) -> None:
+        """Probe in the background until the upstream is well."""
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.get_running_loop().create_task(self._probe_until_well())
+
+    async def _probe_until_well(self) -> None:
+        pause, body = self._probe_s, _PROBE.model_dump_json().encode()
+        limit = min(self._timeout_s, max(2.0, 3 * self.link[1].rtt))
+        began = time.monotonic()
+        while self.breaker.open:
+            await asyncio.sleep(max(0.0, began + pause - time.monotonic()))
+            began = time.monotonic()
+            try:
+                async with asyncio.timeout(limit):
+                    self._read(await self._wire.probe(body), 0)
+            except (UpstreamFailure, TimeoutError):
+                pause = min(2 * pause, 4 * self._probe_s)  # from one probe's start to the next one's
+            else:
+                self.breaker.close()
+                log.info("breaker_closed", tier=self.source, to=self.target)
 
     def with_link(self, carried: Carried, texts: Sequence[TextPair]) -> list[InferredRow]:
         """The callee's rows, each first hop with this link on record and the row's own share of the bytes."""
@@ -131,7 +216,9 @@ class Upstream:
         return rows
 
     async def close(self) -> None:
-        await self._client.aclose()
+        if self._probing is not None:
+            self._probing.cancel()
+        await self._wire.close()
 
 
 def _shares(total: int, sizes: Sequence[int]) -> list[int]:

@@ -1,38 +1,42 @@
-"""The model's worker: one thread, a bounded queue, and what a batch of texts gives.
+"""The model's worker: one thread that runs what stands in line, and what a batch of texts gives.
 
-torch keeps its thread count per thread, so it is set where the model runs. Rows wait in arrival order; the event loop
-is never blocked. Left out: joining the rows of different requests into one batch.
+torch keeps its thread count per thread, so it is set where the model runs. The event loop is never blocked. Between
+two layers a job may end: its rows leave with the deepest exit they reached if the next layer would end after their
+deadline, or at once if nobody waits for them any more.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from itertools import chain
+from typing import Any
 
 import torch
 
 from shared.contracts import TextPair
-from shared.errors import QueueFull, UnreadableText
+from shared.encoder import ExitTrace
+from shared.errors import UnreadableText
+from shared.estimates import Smoothed
 from shared.exits import ExitRule
+from shared.line import Job, Line
 from shared.network import Network
 from shared.pools import Signature, Vector
 from shared.words import Encoded
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class Answer:
-    """What this tier's model says about one text. `exits` are calibrated, oldest first."""
+    """What this tier's model says about one text. `exits` are calibrated, oldest first; `cut`: time ran out there."""
 
     encoded: Encoded
     exit_layer: int
     exits: list[list[float]]
     importance: list[float] | None
+    cut: bool = False
 
     @property
     def probabilities(self) -> list[float]:
@@ -52,64 +56,114 @@ class Batch:
 class Worker:
     """Runs one network in one thread. `limit` calls may wait; one more raises `QueueFull`."""
 
-    def __init__(self, network: Network, *, threads: int, limit: int) -> None:
+    def __init__(
+        self, network: Network, *, threads: int, limit: int, batch_texts: int = 1, batch_wait_s: float = 0.0
+    ) -> None:
         self._network = network
-        self._limit = limit
-        self.waiting = 0
-        self._pool = ThreadPoolExecutor(1, "model", initializer=torch.set_num_threads, initargs=(threads,))
+        self._line = Line(limit=limit, batch_texts=batch_texts, batch_wait_s=batch_wait_s)
+        self._row_layer, self._pass = Smoothed(), Smoothed()  # seconds of a row's layer, and of a forward pass
+        self._thread = threading.Thread(target=self._work, args=(threads,), name="model", daemon=True)
+        self._thread.start()
 
-    async def run(self, texts: Sequence[TextPair], rule: ExitRule | None, *, importance: bool, explain: bool) -> Batch:
-        """Tokenize and run a batch of texts."""
-        asked = time.perf_counter()
-        return await self._next(lambda: self._infer(texts, rule, importance=importance, explain=explain, asked=asked))
+    @property
+    def waiting(self) -> int:
+        """Calls that wait."""
+        return self._line.waiting
 
-    async def signatures(self, texts: Sequence[TextPair], kind: Signature) -> list[Vector | None]:
+    async def run(
+        self,
+        texts: Sequence[TextPair],
+        rule: ExitRule | None,
+        *,
+        importance: bool,
+        explain: bool,
+        expires: float | None = None,
+    ) -> Batch:
+        """Tokenize and run a batch of texts, until `expires` (perf_counter).
+
+        Raises:
+            QueueFull: too many wait.
+            DeadlinePassed: it could not be started in time.
+        """
+        return await self._do(Job(texts, rule, importance, explain, expires=expires))
+
+    async def signatures(
+        self, texts: Sequence[TextPair], kind: Signature, expires: float | None = None
+    ) -> list[Vector | None]:
         """What stands for each text before any layer runs; null where it cannot be read."""
+        return await self._do(Job(texts, signature=kind, expires=expires))
 
-        def work() -> list[Vector | None]:
-            encoded = [self._encode(text) for text in texts]
-            return [None if item is None else self._network.signature(item, kind) for item in encoded]
+    async def turn(self) -> None:
+        """Wait in line for nothing: whether the model still takes work."""
+        await self._do(Job([]))
 
-        return await self._next(work)
+    def expected(self, texts: int, layers: int) -> float | None:
+        """Seconds until `texts` put in line now have passed `layers`, as measured; null before anything was."""
+        row_layer = self._row_layer.high
+        return None if row_layer is None else self._wait_s() + texts * layers * row_layer
 
-    async def _next(self, work: Callable[[], T]) -> T:
-        """Do some work in the model's thread, in arrival order."""
-        if self.waiting >= self._limit:
-            raise QueueFull(f"{self.waiting} requests wait for the model already")
-        self.waiting += 1
+    def _wait_s(self) -> float:
+        return (self.waiting + self._line.busy) * (self._pass.mean or 0.0)
 
-        def begin() -> T:
-            self.waiting -= 1
-            return work()
-
-        task = self._pool.submit(begin)
+    async def _do(self, job: Job) -> Any:
+        self._line.put(job, retry_after_s=self._wait_s())
         try:
-            return await asyncio.wrap_future(task)
+            return await asyncio.wrap_future(job.future)
         except asyncio.CancelledError:
-            if task.cancel():  # it never began
-                self.waiting -= 1
+            self._line.leave(job)
             raise
 
-    def _infer(
-        self, texts: Sequence[TextPair], rule: ExitRule | None, *, importance: bool, explain: bool, asked: float
-    ) -> Batch:
+    def _work(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+        while jobs := self._line.take(self._row_layer.mean or 0.0):
+            try:
+                done = self._run(jobs)
+            except BaseException as error:  # noqa: BLE001 - whatever it is belongs to those who wait, not to this thread
+                for job in jobs:
+                    job.future.set_exception(error)
+            else:
+                for job, result in zip(jobs, done, strict=True):
+                    job.future.set_result(result)
+
+    def _run(self, jobs: list[Job]) -> Sequence[Any]:
         started = time.perf_counter()
-        encoded = [self._encode(text) for text in texts]
-        readable = [item for item in encoded if item is not None]
+        encoded = [[self._encode(text) for text in job.texts] for job in jobs]
+        if (kind := jobs[0].signature) is not None:
+            return [[None if item is None else self._network.signature(item, kind) for item in encoded[0]]]
         tokenized = time.perf_counter()
-        ran = self._network.run(readable, rule, importance=importance, every_exit=explain) if readable else []
-        traces = iter(ran)
-        answers: list[Answer | None] = []
-        for item in encoded:
-            if item is None:
-                answers.append(None)
-                continue
-            trace = next(traces)
-            whole = len(trace.logits) == trace.exit_layer
-            exits = self._network.encoder.calibrate(trace.logits.to(self._network.encoder.device), last_only=not whole)
-            weights = None if trace.importance is None else trace.importance.tolist()
-            answers.append(Answer(item, trace.exit_layer, exits.tolist(), weights))
-        return Batch(answers, tokenized - started, started - asked, time.perf_counter() - tokenized)
+        traces = self._forward(jobs, encoded)
+        answers = [[None if item is None else self._answer(item, next(traces)) for item in own] for own in encoded]
+        infer = time.perf_counter() - tokenized
+        return [
+            Batch(own, tokenized - started, started - job.asked, infer) for job, own in zip(jobs, answers, strict=True)
+        ]
+
+    def _forward(self, jobs: list[Job], encoded: list[list[Encoded | None]]) -> Any:
+        """The traces of every readable text, job by job."""
+        owners = [job for job, own in zip(jobs, encoded, strict=True) for item in own if item is not None]
+        readable = [item for item in chain.from_iterable(encoded) if item is not None]
+        if not readable:
+            return iter(())
+        started = last = time.perf_counter()
+
+        def over(rows: list[int]) -> list[bool]:
+            nonlocal last
+            now = time.perf_counter()
+            after_the_next, last = now + (now - last), now
+            return [owners[row].over(after_the_next) for row in rows]
+
+        job = jobs[0]
+        ran = self._network.run(readable, job.rule, importance=job.importance, every_exit=job.explain, over=over)
+        seconds = time.perf_counter() - started
+        self._pass.add(seconds)
+        self._row_layer.add(seconds / sum(trace.exit_layer for trace in ran))
+        return iter(ran)
+
+    def _answer(self, item: Encoded, trace: ExitTrace) -> Answer:
+        encoder = self._network.encoder
+        exits = encoder.calibrate(trace.logits.to(encoder.device), last=trace.exit_layer)
+        weights = None if trace.importance is None else trace.importance.tolist()
+        return Answer(item, trace.exit_layer, exits.tolist(), weights, trace.cut)
 
     def _encode(self, text: TextPair) -> Encoded | None:
         try:
@@ -118,4 +172,6 @@ class Worker:
             return None
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Finish what runs, cancel what waits."""
+        self._line.close()
+        self._thread.join()

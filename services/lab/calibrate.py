@@ -309,8 +309,7 @@ def _calibrated(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
 
 
 def _probabilities(network: Network, item: Left) -> Tensor:
-    last_only = len(item.logits) != item.exit_layer
-    return network.encoder.calibrate(item.logits, last_only=last_only)[-1]
+    return network.encoder.calibrate(item.logits, last=item.exit_layer)[-1]
 
 
 def _accuracy(network: Network, answers: list[Left], labels: Tensor) -> float:

@@ -4,15 +4,19 @@ serve(tier="end", edge=..., cloud=..., **settings)   a tier as a Caller; a neigh
 Caller                                               post(body), get(path): one event loop a call
 Neighbour                                            a faked tier that answers well and remembers what it was asked
 held_network                                         a model that waits until the test lets it go
+slow_network                                         a model whose every layer takes `seconds`
 """
 
 import asyncio
 import inspect
 import json
 import threading
+import time
+from types import SimpleNamespace
 
 import httpx
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from shared.network import load_network
@@ -113,7 +117,7 @@ def serve(tiny_bundle):
     """A builder of callers; their workers are closed at the end."""
     callers = []
 
-    def start(*, tier="end", edge=None, cloud=None, network=None, **settings):
+    def start(*, tier="end", edge=None, cloud=None, network=None, traces=None, **settings):
         neighbours = {name: fake for name, fake in (("edge", edge), ("cloud", cloud)) if fake is not None}
 
         async def answer(request):
@@ -126,6 +130,7 @@ def serve(tiny_bundle):
             Settings(tier=tier, bundle=str(tiny_bundle), link_profiles=profiles, **chosen),
             network=network,
             transport=httpx.MockTransport(answer),
+            traces=traces,
         )
         callers.append(Caller(app))
         return callers[-1]
@@ -156,6 +161,21 @@ def held_network(tiny_bundle):
     held = HeldNetwork(load_network(tiny_bundle / "bert-3", layers=3, max_tokens=64))
     yield held
     held.go.set()
+
+
+@pytest.fixture
+def slow_network(tiny_bundle):
+    network = load_network(tiny_bundle / "bert-3", layers=3, max_tokens=64)
+    network.encoder.temperatures.copy_(torch.tensor([1.3, 1.2, 1.1]))
+
+    class Slow(type(network.encoder)):
+        def _layer(self, *args):
+            time.sleep(slow.seconds)
+            return super()._layer(*args)
+
+    network.encoder.__class__ = Slow
+    slow = SimpleNamespace(**vars(network), encode=network.encode, run=network.run, seconds=0.0)
+    return slow
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import time
 
 import pytest
+
+from shared.errors import BadSetting
 
 JSON = {"content-type": "application/json"}
 NO_WORD = "\u200b"
@@ -305,6 +308,151 @@ def test_a_deadline_holds_while_the_model_is_busy(serve, held_network, place):
     assert first in (None, 200)
     assert after == 200
     assert caller.app.state.tier.worker.waiting == 0
+
+
+def test_a_caller_who_leaves_is_dropped_from_the_queue_within_100_ms_and_never_run(serve, held_network):
+    caller = serve(network=held_network)
+    worker = caller.app.state.tier.worker
+
+    async def crowd():
+        first = asyncio.create_task(caller.ask("a fine film"))
+        await until(held_network.running.is_set)
+        gone = []
+
+        async def leave_soon():
+            said = iter([{"type": "http.request", "body": body(), "more_body": False}])
+
+            async def receive():
+                for message in said:
+                    return message
+                await leaving.wait()
+                return {"type": "http.disconnect"}
+
+            async def send(message):
+                gone.append(message)
+
+            scope = {
+                "type": "http",
+                "method": "POST",
+                "path": "/v1/classify",
+                "raw_path": b"/v1/classify",
+                "query_string": b"",
+                "headers": [(b"content-type", b"application/json")],
+            }
+            await caller.app(scope, receive, send)
+
+        leaving = asyncio.Event()
+        crowd = [asyncio.create_task(leave_soon()) for _ in range(20)]
+        await until(lambda: worker.waiting == 20)
+        leaving.set()
+        left = time.perf_counter()
+        await until(lambda: worker.waiting == 0)
+        took = time.perf_counter() - left
+        await asyncio.gather(*crowd)
+        held_network.go.set()
+        await first
+        return took
+
+    assert asyncio.run(crowd()) < 0.1
+    samples = caller.samples()
+    assert samples["tierwise_rejected_total", "abandoned"] == 20
+    assert samples["tierwise_stage_duration_seconds_count", "infer"] == 1
+    assert samples["tierwise_inflight",] == 0
+
+
+def test_a_caller_who_leaves_ends_the_call_to_the_next_tier(serve, always):
+    cancelled = []
+
+    async def late(request):
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            cancelled.append(request)
+            raise
+
+    caller = serve(edge=late)
+
+    async def leave():
+        task = asyncio.create_task(caller.ask("a fine film", policy=always))
+        await asyncio.sleep(0.3)
+        task.cancel()
+        await asyncio.wait({task})
+
+    asyncio.run(leave())
+    assert len(cancelled) == 1
+
+
+def test_a_slow_body_is_a_408(serve):
+    async def drip():
+        for byte in body():
+            yield bytes([byte])
+            await asyncio.sleep(0.05)
+
+    caller = serve(body_timeout_ms=200)
+    started = time.perf_counter()
+    assert_problem(caller.post(drip()), 408, "slow-body", "0.2 s")
+    assert time.perf_counter() - started < 1
+
+
+# -- keys -----------------------------------------------------------------------------------------------------------
+
+KEY = "correct-horse-battery"
+
+
+@pytest.fixture
+def key_file(tmp_path):
+    path = tmp_path / "key"
+    path.write_text(KEY + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "given", [None, "Bearer wrong-horse-battery", KEY, f"bearer {KEY}", f"Bearer {KEY} ", "Bearer "]
+)
+def test_without_the_key_nobody_is_answered(serve, key_file, given):
+    caller = serve(door_key_file=key_file, key_file=key_file)
+    headers = JSON if given is None else {**JSON, "authorization": given}
+    for path in ("/v1/classify", "/v1/infer"):
+        response = caller.post(b"not even JSON", path, headers)
+        assert_problem(response, 401, "unauthorized", "authorization")
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert KEY not in response.text
+
+
+def test_with_the_key_the_door_opens_and_probes_of_the_platform_need_none(serve, key_file):
+    caller = serve(door_key_file=key_file)
+    assert caller.classify("a fine film", {"authorization": f"Bearer {KEY}"}).status_code == 200
+    assert {caller.get(path).status_code for path in ("/livez", "/readyz", "/info", "/metrics")} == {200}
+
+
+def test_the_door_and_the_tiers_have_keys_of_their_own(serve, key_file, tmp_path):
+    door = tmp_path / "door"
+    door.write_text("another-horse-battery")
+    caller = serve(key_file=key_file, door_key_file=door)
+    assert caller.classify("a film", {"authorization": f"Bearer {KEY}"}).status_code == 401
+    headers = {**JSON, "authorization": "Bearer another-horse-battery"}
+    assert caller.post(b"{}", "/v1/infer", headers).status_code == 401
+
+
+def test_tiers_show_each_other_their_key_and_never_log_it(serve, edge, always, key_file, capsys):
+    caller = serve(edge=edge, key_file=key_file)
+    caller.results("a fine film", policy=always)
+    assert edge.requests[0].headers["authorization"] == f"Bearer {KEY}"
+    caller.post(b"{}", "/v1/infer", {**JSON, "authorization": "Bearer wrong-horse-battery"})
+    said = capsys.readouterr()
+    assert "request" in said.out
+    assert "horse" not in said.out + said.err + caller.get("/info").text + caller.get("/metrics").text
+
+
+@pytest.mark.parametrize("content", ["", "short", "with a space in the key", "\u00fcmlauts-are-not-ascii", None])
+def test_a_file_without_a_key_stops_the_start_and_is_not_quoted(serve, tmp_path, content):
+    path = tmp_path / "key"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(BadSetting) as refused:
+        serve(key_file=path)
+    assert str(path) in str(refused.value)
+    assert not content or content not in str(refused.value)
 
 
 # -- odd, and fine --------------------------------------------------------------------------------------------------

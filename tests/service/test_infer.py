@@ -74,7 +74,7 @@ def test_a_text_for_a_further_tier_is_passed_on_without_a_hop(serve, cloud):
     [
         pytest.param({"version": 2}, "contract 1", id="another contract version"),
         pytest.param({"indices": [0, 1]}, "one index per text", id="more indices than texts"),
-        pytest.param({"texts": []}, "empty", id="no text"),
+        pytest.param({"texts": []}, "one index per text", id="an index too many"),
         pytest.param({"texts": [{"text": " "}]}, "texts.0.text", id="a blank text"),
         pytest.param({"texts": ["a fine film"]}, "texts.0", id="a bare string"),
         pytest.param({"target": "end"}, "'end'", id="a target behind this tier"),
@@ -99,3 +99,14 @@ def test_over_32_texts_are_a_413(last):
 @pytest.mark.parametrize("deadline_ms", [0, -5, 1e-6])
 def test_a_deadline_that_has_passed_is_a_504(last, deadline_ms):
     assert ask(last, ["a fine film"], deadline_ms=deadline_ms).status_code == 504
+
+
+def test_a_call_without_texts_is_a_probe_it_waits_for_the_model_and_costs_nothing(serve, cloud):
+    caller = serve(tier="edge", cloud=cloud)
+    response = ask(caller, [], indices=[])
+    assert (response.status_code, response.json()["rows"]) == (200, [])
+    assert cloud.requests == []
+    samples = caller.samples()
+    assert samples["tierwise_request_duration_seconds_count", "probe", "none"] == 1
+    assert samples["tierwise_request_duration_seconds_count", "ok", "collaborative"] == 0
+    assert samples["tierwise_stage_duration_seconds_count", "infer"] == 0

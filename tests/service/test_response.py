@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import re
 
 import pytest
 
@@ -190,18 +191,30 @@ def test_a_request_id_is_made_where_none_fits(alone, given):
 
 
 def test_traceparent_goes_in_through_and_out(serve, edge, always):
+    """Every tier answers and sends on with a span of its own in the caller's trace."""
     caller = serve(edge=edge)
-    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-    response = caller.classify("a fine film", {"traceparent": trace, "x-request-id": "r-1"}, policy=always)
-    assert response.headers["traceparent"] == trace
-    assert edge.requests[0].headers["traceparent"] == trace
+    trace, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    given = {"traceparent": f"00-{trace}-{parent}-01", "x-request-id": "r-1"}
+    response = caller.classify("a fine film", given, policy=always)
+    assert response.headers["traceparent"] == edge.requests[0].headers["traceparent"]
+    version, same, span, flags = response.headers["traceparent"].split("-")
+    assert (version, same, flags) == ("00", trace, "01")
+    assert len(span) == 16
+    assert span != parent
     assert edge.requests[0].headers["x-request-id"] == "r-1"
 
 
-def test_a_traceparent_that_is_none_goes_nowhere(serve, edge, always):
-    response = serve(edge=edge).classify("a fine film", {"traceparent": "00-xyz"}, policy=always)
-    assert "traceparent" not in response.headers
-    assert "traceparent" not in edge.requests[0].headers
+@pytest.mark.parametrize(
+    "given",
+    [None, "00-xyz", f"00-{'0' * 32}-{'1' * 16}-01", f"00-{'1' * 32}-{'0' * 16}-01", f"ff-{'1' * 32}-{'1' * 16}-01"],
+)
+def test_a_request_without_a_valid_traceparent_starts_a_trace(serve, edge, always, given):
+    headers = {} if given is None else {"traceparent": given}
+    response = serve(edge=edge).classify("a fine film", headers, policy=always)
+    sent = response.headers["traceparent"]
+    assert sent != given
+    assert re.fullmatch("00-[0-9a-f]{32}-[0-9a-f]{16}-00", sent)
+    assert edge.requests[0].headers["traceparent"] == sent
 
 
 def test_server_timing_names_the_stages(alone):

@@ -103,6 +103,7 @@ def test_counters_with_closed_labels_start_at_zero(serve, edge):
     samples = serve(edge=edge).samples()
     reasons = {"policy", "confidence", "curve"}
     refusals = {"bad_request", "too_large", "unsupported_media", "invalid", "queue_full", "draining", "deadline"}
+    refusals |= {"unauthorized", "slow_body", "abandoned"}
     for name, labels in (
         ("exits", {"1", "2", "3"}),
         ("offloads", {("end", policy, reason, "edge") for policy in POLICIES for reason in reasons}),
@@ -116,7 +117,7 @@ def test_counters_with_closed_labels_start_at_zero(serve, edge):
         assert values(samples, f"tierwise_{name}_total") == dict.fromkeys(labels, 0.0), name
     assert values(samples, "tierwise_stage_duration_seconds_count") == dict.fromkeys(STAGES, 0.0)
     outcomes = {(outcome, policy) for policy in POLICIES for outcome in ("ok", "degraded")}
-    outcomes |= {("rejected", "none"), ("error", "none")}
+    outcomes |= {("rejected", "none"), ("error", "none"), ("probe", "none")}
     assert values(samples, "tierwise_request_duration_seconds_count") == dict.fromkeys(outcomes, 0.0)
     for name in ("inflight", "queue_depth", "confidence_count", "offload_probability_count"):
         assert samples[f"tierwise_{name}",] == 0.0

@@ -3,15 +3,20 @@
 triangle, chain   three tiers; in the chain the end has no direct link to the cloud
 whole             the triangle, with the whole model on the end
 build_tiers       the builder of both
+listening         a builder of tiers on real sockets
 """
 
 import asyncio
 import json
+import threading
+import time
 from types import SimpleNamespace
 
 import httpx
 import pytest
 
+from services.lab.stack import free_ports
+from shared.server import Server
 from shared.settings import Settings
 from shared.web import create_app
 
@@ -134,3 +139,27 @@ def always():
 def long_text(sentences):
     """Over 60 words: long enough to be pruned, and cut by a tier that reads 64 tokens."""
     return " ".join(sentences[:6])
+
+
+@pytest.fixture
+def listening(tiny_bundle):
+    """A builder: a tier on a real socket of this process, with its server; stopped at the end."""
+    running = []
+
+    def start(**settings):
+        app = create_app(Settings(tier="end", bundle=str(tiny_bundle), **settings))
+        port = free_ports(1)
+        server = Server(app, host="127.0.0.1", port=port, drain_s=10)
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        running.append((server, thread))
+        while not server.started:
+            assert thread.is_alive(), "it did not start"
+            time.sleep(0.01)
+        return f"http://127.0.0.1:{port}", server, thread
+
+    yield start
+    for server, thread in running:
+        server.drain()
+        thread.join(20)
+        assert not thread.is_alive()

@@ -188,7 +188,7 @@ def test_each_exit_has_its_own_temperature(tiny_network):
     same = torch.tensor([1.0, -1.0]).softmax(-1)
     assert torch.allclose(encoder.calibrate(logits), same.expand(3, 2))
     assert torch.allclose(encoder.calibrate(logits[:, None])[:, 0], same.expand(3, 2))
-    assert torch.allclose(encoder.calibrate(logits[2:], last_only=True), same)
+    assert torch.allclose(encoder.calibrate(logits[2:], last=3), same)
     assert torch.allclose(encoder.calibrate(logits[:2]), same.expand(2, 2))
 
 

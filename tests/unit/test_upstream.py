@@ -29,7 +29,7 @@ HOP = Hop(
 GOOD = InferResponse(rows=[InferredRow(hops=[HOP])] * 2, total_ms=0.0)
 
 
-def call(handler, *, request=REQUEST, timeout_s=5.0, backend=Backend.NONE, profile="ideal", headers=None):
+def call(handler, *, request=REQUEST, timeout_s=5.0, backend=Backend.NONE, profile="ideal", headers=None, left_s=None):
     async def once():
         upstream = Upstream(
             source="end",
@@ -41,7 +41,7 @@ def call(handler, *, request=REQUEST, timeout_s=5.0, backend=Backend.NONE, profi
             transport=httpx.MockTransport(handler),
         )
         try:
-            return await upstream.infer(request, headers or {})
+            return await upstream.infer(request, headers or {}, left_s=left_s)
         finally:
             await upstream.close()
 
@@ -147,13 +147,85 @@ def test_an_outage_of_the_link_makes_the_tier_unavailable():
     assert caught.value.reason == "upstream_unavailable"
 
 
-def test_the_request_s_deadline_cuts_a_longer_timeout():
-    request = REQUEST.model_copy(update={"deadline_ms": 100.0})
+def test_what_is_left_cuts_a_longer_timeout():
     started = time.perf_counter()
     with pytest.raises(UpstreamFailure, match="edge took over 100 ms") as caught:
-        call(never, request=request, timeout_s=20.0)
+        call(never, left_s=0.1, timeout_s=20.0)
     assert caught.value.reason == "deadline"
     assert 0.1 <= time.perf_counter() - started <= 0.1 + 0.2  # the client is built and closed inside, too
+
+
+# -- retries --------------------------------------------------------------------------------------------------------
+
+
+def calls(handlers, count):
+    """`count` calls one after the other; how often the upstream was asked, and the reasons."""
+
+    async def story():
+        asked, retries, reasons = [], [], []
+
+        def handler(request):
+            asked.append(request)
+            return handlers(len(asked), request)
+
+        upstream = Upstream(
+            source="end",
+            target="edge",
+            url="http://edge:8081",
+            backend=Backend.NONE,
+            profile_name="ideal",
+            timeout_s=5,
+            transport=httpx.MockTransport(handler),
+            count_retry=lambda: retries.append(1),
+        )
+        upstream.breaker.tell = lambda *, failed: None  # the breaker would end the story early
+        for _ in range(count):
+            try:
+                await upstream.infer(REQUEST, {})
+                reasons.append(None)
+            except UpstreamFailure as failure:
+                reasons.append(failure.reason)
+        await upstream.close()
+        return len(asked), len(retries), reasons
+
+    return asyncio.run(story())
+
+
+def test_an_upstream_that_is_down_sees_at_most_a_tenth_more():
+    asked, retries, reasons = calls(lambda _, request: raising(httpx.ConnectError)(request), 200)
+    assert set(reasons) == {"upstream_unavailable"}
+    assert (asked, retries) == (220, 20)
+
+
+def test_a_warm_connection_that_is_dead_is_never_felt():
+    def every_other(n, request):
+        return raising(httpx.RemoteProtocolError)(request) if n % 2 else good(request)
+
+    assert calls(every_other, 10) == (20, 10, [None] * 10)
+
+
+@pytest.mark.parametrize("handler", [answering(500), answering(429), answering(503), answering(200, "<html>")])
+def test_an_answer_of_any_kind_is_not_asked_for_twice(handler):
+    assert calls(lambda _, request: handler(request), 20)[:2] == (20, 0)
+
+
+def test_a_body_that_breaks_off_is_not_asked_for_twice():
+    class Broken(httpx.AsyncByteStream):
+        async def __aiter__(self):
+            yield b"{"
+            raise httpx.ReadError("reset")
+
+    asked, retries, reasons = calls(lambda *_: httpx.Response(200, stream=Broken()), 20)
+    assert (asked, retries, set(reasons)) == (20, 0, {"upstream_unavailable"})
+
+
+def test_an_answer_without_end_is_cut_off():
+    class Endless(httpx.AsyncByteStream):
+        async def __aiter__(self):
+            while True:
+                yield b" " * 1_000_000
+
+    assert calls(lambda *_: httpx.Response(200, stream=Endless()), 1)[2] == ["upstream_invalid"]
 
 
 def test_a_row_that_the_next_tier_could_not_read_is_a_good_answer():

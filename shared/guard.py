@@ -1,0 +1,71 @@
+"""Who may ask, and whether somebody still waits: bearer keys from secret files, and the caller who leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi import Request
+
+from shared.errors import BadSetting, CallerLeft, Refused
+
+T = TypeVar("T")
+LEAST_KEY = 16  # characters
+
+
+def read_key(path: Path | None) -> str | None:
+    """The key in a secret file, without the white space around it; null where no file is named.
+
+    Raises:
+        BadSetting: the file cannot be read, or holds no key; the message never quotes it.
+    """
+    if path is None:
+        return None
+    try:
+        key = path.read_text().strip()
+    except (OSError, UnicodeError) as error:
+        raise BadSetting(f"cannot read a key from {path}: {type(error).__name__}") from None
+    if len(key) < LEAST_KEY or not key.isascii() or not key.isprintable() or " " in key:
+        raise BadSetting(f"{path} must hold one key: at least {LEAST_KEY} printable ASCII characters without spaces")
+    return key
+
+
+def authorize(request: Request, key: str | None) -> None:
+    """Compare in constant time.
+
+    Raises:
+        Refused: 401.
+    """
+    if key is None:
+        return
+    given = request.headers.get("authorization", "")
+    if not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
+        raise Refused(401, "unauthorized", "send the key of this tier: `authorization: Bearer KEY`")
+
+
+async def while_waited_for(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do the work of a request whose body is read; cancelled at once when its caller leaves.
+
+    Raises:
+        CallerLeft: nobody waits for the answer.
+    """
+    doing = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            return doing.result()
+        doing.cancel()
+        await asyncio.wait({doing})
+        raise CallerLeft("the caller left before it was answered")
+    finally:
+        doing.cancel()
+        leaving.cancel()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

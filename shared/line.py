@@ -1,0 +1,133 @@
+"""The line before a model: bounded, in arrival order, without those who left or came too late; rows may join.
+
+The rows of waiting jobs join into one forward pass where they want the same (exit rule, importance, explanation) and
+are of like length, up to `batch_texts` of them. A job that had to wait may wait `batch_wait_s` more for company; one
+that finds the model idle never does, so at low load the line costs nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from shared.contracts import TextPair
+from shared.errors import DeadlinePassed, QueueFull
+from shared.exits import ExitRule
+from shared.pools import Signature
+
+
+@dataclass(eq=False)
+class Job:
+    """One call's texts and what is wanted of them; `signature` instead of an inference. Times are perf_counter's."""
+
+    texts: Sequence[TextPair]
+    rule: ExitRule | None = None
+    importance: bool = False
+    explain: bool = False
+    signature: Signature | None = None
+    expires: float | None = None
+    asked: float = field(default_factory=time.perf_counter)
+    future: Future[Any] = field(default_factory=Future)
+    queued: bool = False  # it found the model busy
+    left: bool = False  # nobody waits for it any more
+
+    def over(self, at: float) -> bool:
+        """Whether it is in vain to go on until `at`."""
+        return self.left or (self.expires is not None and at >= self.expires)
+
+    def joins(self, other: Job) -> bool:
+        """Whether both fit into one forward pass."""
+        alike = (self.rule, self.importance, self.explain) == (other.rule, other.importance, other.explain)
+        short, long = sorted((self._length(), other._length()))
+        return alike and self.signature is other.signature is None and long <= max(2 * short, 100)
+
+    def _length(self) -> int:
+        """Characters of the longest text: what its padding is made of."""
+        return max((len(text.text) + len(text.text_pair or "") for text in self.texts), default=0)
+
+
+class Line:
+    """Any thread may `put`; the model's thread alone takes."""
+
+    def __init__(self, *, limit: int, batch_texts: int, batch_wait_s: float) -> None:
+        self._limit, self._batch_texts, self._batch_wait_s = limit, batch_texts, batch_wait_s
+        self._jobs: list[Job] = []
+        self._changed = threading.Condition()
+        self._busy = self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def busy(self) -> bool:
+        """Whether the model is at work."""
+        return self._busy
+
+    def put(self, job: Job, *, retry_after_s: float) -> None:
+        """Stand in line.
+
+        Raises:
+            QueueFull: the line is at its limit.
+        """
+        with self._changed:
+            if len(self._jobs) >= self._limit:
+                raise QueueFull(f"{len(self._jobs)} requests wait for the model already", retry_after_s=retry_after_s)
+            job.queued = self._busy
+            self._jobs.append(job)
+            self._changed.notify()
+
+    def leave(self, job: Job) -> None:
+        """Its caller is gone: out of the line, or stopped before the next layer."""
+        with self._changed:
+            job.left = True
+            if job in self._jobs:
+                self._jobs.remove(job)
+
+    def take(self, least_s: float) -> list[Job]:
+        """Wait for work: the jobs of one forward pass; none once the line is closed.
+
+        Jobs that could not reach their first exit within `least_s` from now are refused, not started.
+        """
+        with self._changed:
+            self._busy = False
+            while True:
+                self._changed.wait_for(lambda: self._jobs or self._closed)
+                if self._closed:
+                    return []
+                if self._batch_wait_s and self._jobs[0].queued:
+                    self._changed.wait_for(lambda: self._closed or self._full(), self._batch_wait_s)
+                if taken := self._next(least_s):
+                    self._busy = True
+                    return taken
+
+    def _full(self) -> bool:
+        return sum(len(job.texts) for job in self._jobs) >= self._batch_texts
+
+    def _next(self, least_s: float) -> list[Job]:
+        taken: list[Job] = []
+        rows = 0
+        for job in list(self._jobs):
+            if job.over(time.perf_counter() + least_s):
+                self._jobs.remove(job)
+                if job.future.set_running_or_notify_cancel():
+                    job.future.set_exception(DeadlinePassed("the deadline passed before the first exit was reached"))
+            elif not taken or (rows + len(job.texts) <= self._batch_texts and job.joins(taken[0])):
+                self._jobs.remove(job)
+                if job.future.set_running_or_notify_cancel():
+                    taken.append(job)
+                    rows += len(job.texts)
+        return taken
+
+    def close(self) -> None:
+        """Cancel all who wait."""
+        with self._changed:
+            self._closed = True
+            for job in self._jobs:
+                job.future.cancel()
+            self._jobs.clear()
+            self._changed.notify()

@@ -1,0 +1,81 @@
+"""Every error of ours as its problem document (RFC 9457): class -> status -> type, in one table."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from fastapi import Response
+
+from shared.contracts import Problem
+from shared.errors import BadInput, CallerLeft, DeadlinePassed, Draining, QueueFull, Refused, TierwiseError
+
+# class -> (status, problem type, label of rejected_total)
+_STATUS: dict[type[TierwiseError], tuple[int, str, str]] = {
+    BadInput: (422, "bad-input", "invalid"),
+    QueueFull: (429, "queue-full", "queue_full"),
+    CallerLeft: (499, "caller-left", "abandoned"),
+    Draining: (503, "draining", "draining"),
+    DeadlinePassed: (504, "deadline-passed", "deadline"),
+}
+_REFUSALS = {
+    400: "bad_request",
+    401: "unauthorized",
+    408: "slow_body",
+    413: "too_large",
+    415: "unsupported_media",
+    422: "invalid",
+}
+_TITLES = {
+    400: "Not JSON",
+    401: "No valid key",
+    404: "No such path",
+    405: "Method not allowed",
+    408: "The body came too slowly",
+    413: "Too large",
+    415: "Send application/json",
+    422: "Cannot classify this",
+    429: "Too busy",
+    499: "The caller left",
+    503: "Shutting down",
+    504: "Deadline passed",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an error means to a caller; `reason` is its label among the rejections, if it is counted."""
+
+    status: int
+    kind: str
+    reason: str | None
+    errors: list[dict[str, str]] = field(default_factory=list)
+
+
+def judge(error: TierwiseError) -> Verdict | None:
+    """The verdict on an error; null for one that no caller causes, which is a bug."""
+    if isinstance(error, Refused):
+        return Verdict(error.status, error.kind, _REFUSALS.get(error.status), error.errors)
+    known = next((row for base, row in _STATUS.items() if isinstance(error, base)), None)
+    return None if known is None else Verdict(*known)
+
+
+def document(error: TierwiseError, verdict: Verdict, request_id: str, headers: dict[str, str]) -> Response:
+    """The response that says so."""
+    problem = Problem(
+        type=f"urn:tierwise:{verdict.kind}",
+        title=_TITLES.get(verdict.status, "Not possible"),
+        status=verdict.status,
+        detail=str(error).encode(errors="backslashreplace").decode(),  # it may quote a lone surrogate
+        request_id=request_id,
+        errors=verdict.errors,
+    )
+    out = {**headers, "x-request-id": request_id}
+    if verdict.status in (429, 503):
+        wait = error.retry_after_s if isinstance(error, QueueFull) else 1.0
+        out["retry-after"] = str(math.ceil(max(1.0, wait)))
+    if verdict.status == 401:
+        out["www-authenticate"] = "Bearer"
+    if verdict.status in (401, 408, 413, 415, 503):  # what is left of the body is not read
+        out["connection"] = "close"
+    return Response(problem.model_dump_json(), verdict.status, out, media_type="application/problem+json")

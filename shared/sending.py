@@ -1,0 +1,91 @@
+"""Sending texts on: one call per destination; a failure gives rows without hops, and the reason. Never an error."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import structlog
+
+from shared.bundle import Bundle
+from shared.call import Call
+from shared.contracts import Hop, InferredRow, TextPair
+from shared.errors import UpstreamFailure
+from shared.policies import Decision
+from shared.telemetry import Telemetry
+from shared.upstream import Upstream
+
+log = structlog.get_logger()
+MERGE_S = 0.005  # kept back of every deadline for putting an answer together
+
+
+class Sender:
+    """The links of one tier, nearest first."""
+
+    def __init__(self, *, name: str, bundle: Bundle, upstreams: Sequence[Upstream], telemetry: Telemetry) -> None:
+        self._name, self._bundle, self._telemetry = name, bundle, telemetry
+        self.upstreams = {upstream.target: upstream for upstream in upstreams}
+
+    async def send(
+        self, call: Call, decisions: Mapping[int, Decision], texts: Mapping[int, TextPair], *, reserve_s: float = 0.0
+    ) -> dict[int, InferredRow]:
+        """Every row that a decision sends on, with what came back; a row without hops says why in `degraded`.
+
+        `reserve_s` of the deadline are kept back for what this tier does if nothing comes.
+        """
+        left = call.remaining()
+        until = None if left is None else left - reserve_s - MERGE_S
+        groups: dict[tuple[str, bool], list[int]] = {}
+        for row, decision in decisions.items():
+            assert decision.to is not None
+            groups.setdefault((decision.to, decision.final), []).append(row)
+        answers = await asyncio.gather(
+            *(
+                self._ask(call, rows, [texts[row] for row in rows], to, final, until)
+                for (to, final), rows in groups.items()
+            )
+        )
+        out: dict[int, InferredRow] = {}
+        for rows, came in zip(groups.values(), answers, strict=True):
+            for row, answer in zip(rows, came, strict=True):
+                lost = not answer.hops and answer.degraded is None
+                out[row] = answer.model_copy(update={"degraded": "upstream_refused"}) if lost else answer
+        return out
+
+    async def _ask(
+        self, call: Call, rows: list[int], texts: list[TextPair], to: str, final: bool, left_s: float | None
+    ) -> list[InferredRow]:
+        request = call.request
+        onward = request.model_copy(
+            update={
+                "indices": [request.indices[row] for row in rows],
+                "texts": texts,
+                "target": to if final else None,
+            }
+        )
+        upstream = self._toward(to)
+        try:
+            carried = await upstream.infer(onward, dict(call.headers), left_s=left_s, sound=self._sound)
+        except UpstreamFailure as failure:
+            log.warning("upstream_failed", tier=self._name, to=to, reason=failure.reason, detail=str(failure))
+            return [InferredRow(hops=[], degraded=failure.reason) for _ in rows]
+        self._telemetry.stage("link", carried.link_s)
+        name = f"{self._name}-{upstream.target}"
+        self._telemetry.link_bytes.labels(name, "up").inc(carried.request_bytes)
+        self._telemetry.link_bytes.labels(name, "down").inc(carried.response_bytes)
+        return upstream.with_link(carried, texts)
+
+    def _sound(self, hop: Hop) -> bool:
+        """Whether a hop can be one of this bundle's."""
+        values = hop.probabilities.values()
+        return (
+            hop.tier in self._bundle.order
+            and hop.probabilities.keys() == set(self._bundle.labels)
+            and all(0 <= value <= 1 for value in values)
+            and abs(sum(values) - 1) < 0.001  # each is rounded to 6 digits
+        )
+
+    def _toward(self, tier: str) -> Upstream:
+        """The link that leads to a tier: its own, or that of the deepest tier before it, which passes the text on."""
+        order = self._bundle.order
+        return self.upstreams[max((u for u in self.upstreams if order.index(u) <= order.index(tier)), key=order.index)]

@@ -1,0 +1,282 @@
+"""The HTTP surface of a tier: the same on every one. A request is counted and logged once, in one place.
+
+The log line has the request id, the trace id and what happened, never a text or a key. Pure ASGI only:
+`BaseHTTPMiddleware` breaks disconnect detection.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from structlog.contextvars import bound_contextvars
+
+from shared import __version__
+from shared.body import parse, read, validate
+from shared.bundle import Bundle
+from shared.contracts import (
+    CONTRACT_VERSION,
+    ClassifyRequest,
+    ClassifyResponse,
+    Hop,
+    InferRequest,
+    InferResponse,
+    Problem,
+)
+from shared.errors import Draining, Refused, TierwiseError
+from shared.guard import authorize, read_key, while_waited_for
+from shared.ledger import Ledger
+from shared.machine import cpus
+from shared.network import Network
+from shared.policies import spec_of
+from shared.problems import document, judge
+from shared.settings import Settings
+from shared.telemetry import NO_POLICY
+from shared.tier import Tier
+from shared.tracing import Traces
+
+log = structlog.get_logger()
+_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+@dataclass(frozen=True)
+class _Done:
+    """An answer, the name of its policy, the value of `Server-Timing`, and what the log says about it."""
+
+    answer: BaseModel
+    policy: str
+    timing: str
+    facts: dict[str, Any]
+
+    @property
+    def outcome(self) -> str:
+        return "degraded" if self.facts["degraded"] else "ok" if self.facts["texts"] else "probe"
+
+
+def _facts(rows: Sequence[tuple[str | None, Sequence[Hop]]]) -> dict[str, Any]:
+    """How many texts, the tiers that ran for any of them, and the reasons of what was degraded."""
+    return {
+        "texts": len(rows),
+        "tiers": list(dict.fromkeys(hop.tier for _, hops in rows for hop in hops)),
+        "degraded": sorted({reason for reason, _ in rows if reason}),
+    }
+
+
+class Surface:
+    """The endpoints of one app."""
+
+    def __init__(
+        self,
+        app: FastAPI,
+        settings: Settings,
+        bundle: Bundle,
+        network: Network,
+        tier: Tier,
+        ledger: Ledger | None,
+        traces: Traces,
+    ) -> None:
+        self.app, self.settings, self.bundle, self.network, self.tier = app, settings, bundle, network, tier
+        self.ledger, self.traces = ledger, traces
+        self.key, self.door_key = read_key(settings.key_file), read_key(settings.door_key_file)
+        self.telemetry = tier.telemetry
+
+    def add_routes(self) -> None:
+        add = self.app.add_api_route
+        for path, endpoint, takes, gives in (
+            ("/v1/classify", self.classify, ClassifyRequest, ClassifyResponse),
+            ("/v1/infer", self.infer, InferRequest, InferResponse),
+        ):
+            here = f"#/paths/{path.replace('/', '~1')}/post/requestBody/content/application~1json/schema"
+            schema = takes.model_json_schema(ref_template=here + "/$defs/{model}")
+            body = {"content": {"application/json": {"schema": schema}}, "required": True}
+            problems = {status: {"model": Problem} for status in (400, 401, 408, 413, 415, 422, 429, 503, 504)}
+            add(
+                path,
+                endpoint,
+                methods=["POST"],
+                response_model=gives,
+                responses=problems,  # type: ignore[arg-type]
+                openapi_extra={"requestBody": body},
+            )
+        add("/livez", self.livez, methods=["GET"])
+        add("/readyz", self.readyz, methods=["GET"])
+        add("/info", self.info, methods=["GET"])
+        add("/metrics", self.metrics, methods=["GET"], response_class=Response)
+        self.app.add_exception_handler(HTTPException, self.on_http_error)
+
+    async def classify(self, request: Request) -> Response:
+        return await self._answer(request, self.door_key, self._classify)
+
+    async def infer(self, request: Request) -> Response:
+        return await self._answer(request, self.key, self._infer)
+
+    async def livez(self) -> dict[str, str]:
+        return {"status": "alive"}
+
+    async def readyz(self, request: Request) -> Response:
+        if self.app.state.draining:
+            return self._problem(Draining("this tier is shutting down"), _request_id(request))
+        return Response('{"status":"ready"}', media_type="application/json")
+
+    async def info(self) -> dict[str, Any]:
+        import torch
+        import transformers
+
+        model = self.bundle.tiers[self.tier.name]
+        policy = self.tier.default_policy
+        return {
+            "tier": self.tier.name,
+            "bundle": self.bundle.name,
+            "card_sha256": self.bundle.digest,
+            "labels": list(self.bundle.labels),
+            "layers": model.layers,
+            "exits": model.layers,
+            "max_tokens": model.max_tokens,
+            "policy": spec_of(policy),
+            "learned": self.tier.states.described(),
+            "limits": {
+                "max_inputs": self.settings.max_inputs,
+                "max_body_bytes": self.settings.max_body_bytes,
+                "queue_limit": self.settings.queue_limit,
+                "upstream_timeout_ms": self.settings.upstream_timeout_ms,
+            },
+            "links": [
+                {
+                    "to": u.target,
+                    "url": u.url,
+                    "backend": u.link[0].value,
+                    "profile": u.link[1].name,
+                    "breaker": "open" if u.breaker.open else "closed",
+                }
+                for u in self.tier.upstreams.values()
+            ],
+            "device": str(self.network.encoder.device),
+            "dtype": str(next(self.network.encoder.layers.parameters()).dtype).removeprefix("torch."),
+            "threads": self.settings.threads,
+            "cpus": cpus(),
+            "versions": {
+                "tierwise": __version__,
+                "contract": CONTRACT_VERSION,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            },
+        }
+
+    async def metrics(self) -> Response:
+        self.telemetry.queue_depth.labels(self.tier.name).set(self.tier.worker.waiting)
+        for upstream in self.tier.upstreams.values():
+            self.telemetry.breaker_open.labels(f"{self.tier.name}-{upstream.target}").set(upstream.breaker.open)
+        return Response(generate_latest(self.telemetry.registry), media_type=CONTENT_TYPE_LATEST)
+
+    # -- one request -----------------------------------------------------------------------------------------------
+
+    async def _answer(
+        self,
+        request: Request,
+        key: str | None,
+        work: Callable[[Any, str, Mapping[str, str]], Coroutine[Any, Any, _Done]],
+    ) -> Response:
+        """Parse, run `work`, and turn every error of ours into its problem document; counted and logged once, here."""
+        started, request_id = time.perf_counter(), _request_id(request)
+        inflight = self.telemetry.inflight.labels(self.tier.name)
+        outcome, policy, status = "error", NO_POLICY, 500
+        inflight.inc()
+        with (
+            self.traces.span(request.url.path, request.headers) as span,
+            bound_contextvars(request_id=request_id, trace_id=span.trace_id),
+        ):
+            headers = {"x-request-id": request_id, "traceparent": span.traceparent}
+            try:
+                if self.app.state.draining:
+                    raise Draining("this tier is shutting down")
+                authorize(request, key)
+                body = await read(request, self.settings.max_body_bytes, self.settings.body_timeout_ms / 1e3)
+                done = await while_waited_for(request, work(parse(body), request_id, dict(headers)))
+                outcome, policy, status = done.outcome, done.policy, 200
+                span.facts.update(done.facts)
+                headers["server-timing"] = done.timing
+                if self.app.state.draining:
+                    headers["connection"] = "close"
+                return Response(done.answer.model_dump_json(by_alias=True), 200, headers, "application/json")
+            except TierwiseError as error:
+                refused = self._problem(error, request_id, headers)
+                outcome, status = "rejected", refused.status_code
+                return refused
+            finally:
+                seconds = time.perf_counter() - started
+                inflight.dec()
+                self.telemetry.request(outcome, policy, seconds)
+                span.facts.update(tier=self.tier.name, policy=policy, outcome=outcome, status=status)
+                log.info("request", path=request.url.path, ms=round(seconds * 1e3, 3), **span.facts)
+                span.facts["request_id"] = request_id
+
+    async def _classify(self, parsed: Any, request_id: str, headers: Mapping[str, str]) -> _Done:
+        started = time.perf_counter()
+        if isinstance(parsed, dict) and isinstance(inputs := parsed.get("inputs"), list):
+            self._check_count(inputs)
+        request = validate(ClassifyRequest, parsed)
+        answered = await self.tier.classify(request, request_id, headers)
+        results = answered.results
+        total = (time.perf_counter() - started) * 1e3
+        timings = {"ensemble": round(answered.ensemble_s * 1e3, 3), "total": round(total, 3)}
+        answer = ClassifyResponse(
+            id=request_id,
+            model=f"{self.bundle.name}@{self.bundle.digest[:12]}",
+            results=results,
+            timings_ms=timings,  # type: ignore[arg-type]
+        )
+        if self.ledger is not None:
+            self.ledger.add(request, answer, spec_of(answered.policy))
+        stages: Mapping[str, float] = dict(results[0].hops[0].timings_ms) | timings
+        timing = ", ".join(f"{stage};dur={ms}" for stage, ms in stages.items())
+        spec = request.options.policy or self.settings.policy
+        policy = spec if isinstance(spec, str) else spec["name"]
+        return _Done(answer, policy, timing, _facts([(result.degraded, result.hops) for result in results]))
+
+    async def _infer(self, parsed: Any, request_id: str, headers: Mapping[str, str]) -> _Done:
+        started = time.perf_counter()
+        request = validate(InferRequest, parsed)
+        if len(request.texts) > self.settings.max_inputs:  # none at all is a probe
+            self._check_count(request.texts)
+        if request.version != CONTRACT_VERSION or len(request.indices) != len(request.texts):
+            raise Refused(422, "bad-input", f"this tier speaks contract {CONTRACT_VERSION}, one index per text")
+        rows = await self.tier.infer(request, headers)
+        total = round((time.perf_counter() - started) * 1e3, 3)
+        policy = request.policy["name"] if rows else NO_POLICY
+        facts = _facts([(row.degraded, row.hops) for row in rows])
+        return _Done(InferResponse(rows=rows, total_ms=total), policy, f"total;dur={total}", facts)
+
+    def _check_count(self, inputs: list[Any]) -> None:
+        if not inputs:
+            raise Refused(422, "bad-input", "inputs is empty: send at least one text")
+        if len(inputs) > self.settings.max_inputs:
+            raise Refused(413, "too-large", f"{len(inputs)} inputs; at most {self.settings.max_inputs} in one request")
+
+    def _problem(self, error: TierwiseError, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
+        verdict = judge(error)
+        if verdict is None:
+            raise error
+        if verdict.reason:
+            self.telemetry.rejected.labels(self.tier.name, verdict.reason).inc()
+        return document(error, verdict, request_id, dict(headers or {}))
+
+    async def on_http_error(self, request: Request, error: Exception) -> Response:
+        """404 and 405, as Starlette raises them."""
+        assert isinstance(error, HTTPException)
+        kind = {404: "no-such-path", 405: "method-not-allowed"}.get(error.status_code, "bad-request")
+        detail = f"{request.method} {request.url.path}: {error.detail}; see /docs"
+        return self._problem(Refused(error.status_code, kind, detail), _request_id(request), error.headers)
+
+
+def _request_id(request: Request) -> str:
+    given = request.headers.get("x-request-id", "")
+    return given if _ID.fullmatch(given) else uuid.uuid4().hex

@@ -1,0 +1,80 @@
+"""W3C trace context, in, through and out; spans go to OpenTelemetry where an endpoint is set (extra `otel`).
+
+A tier answers and sends on with a span of its own in the caller's trace, or starts a trace. Left out: `tracestate`.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from shared.errors import BadSetting
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
+_PARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
+
+
+@dataclass(frozen=True)
+class Span:
+    """This tier's part in a trace; `facts` end up on the exported span."""
+
+    trace_id: str
+    span_id: str
+    flags: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def traceparent(self) -> str:
+        return f"00-{self.trace_id}-{self.span_id}-{self.flags}"
+
+
+class Traces:
+    """Begins spans; `tracer` exports them, null does not."""
+
+    def __init__(self, tracer: Tracer | None = None) -> None:
+        self._tracer = tracer
+
+    @contextmanager
+    def span(self, name: str, headers: Mapping[str, str]) -> Iterator[Span]:
+        """A span in the trace that the headers name, or in a new one."""
+        parent = _PARENT.fullmatch(headers.get("traceparent", ""))
+        if self._tracer is None:
+            trace, _, flags = parent.groups() if parent else (secrets.token_hex(16), "", "00")
+            yield Span(trace, secrets.token_hex(8), flags)
+            return
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        context = TraceContextTextMapPropagator().extract({"traceparent": parent.group()} if parent else {})
+        with self._tracer.start_as_current_span(name, context=context) as exported:
+            own = exported.get_span_context()
+            span = Span(f"{own.trace_id:032x}", f"{own.span_id:016x}", f"{int(own.trace_flags):02x}")
+            try:
+                yield span
+            finally:
+                exported.set_attributes({f"tierwise.{key}": value for key, value in span.facts.items()})
+
+
+def exporting(endpoint: str | None, tier: str) -> Traces:
+    """Traces exported over OTLP/HTTP to `endpoint`, in the background; null: not exported.
+
+    Raises:
+        BadSetting: the extra is not installed.
+    """
+    if endpoint is None:
+        return Traces()
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        raise BadSetting("TIERWISE_OTLP_ENDPOINT needs the extra: pip install 'tierwise[otel]'") from error
+    provider = TracerProvider(resource=Resource.create({"service.name": f"tierwise-{tier}"}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+    return Traces(provider.get_tracer("tierwise"))

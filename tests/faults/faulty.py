@@ -1,0 +1,227 @@
+"""A link that breaks on command: a TCP proxy before a tier, speaking just enough HTTP/1.1 to break it where it hurts.
+
+`Faulty.mode` names the fault; `well` passes everything on. The same names will drive the netem lab, where a kernel can
+do what a proxy cannot (partition, packet loss, SIGSTOP of a real container).
+"""
+
+import asyncio
+import json
+import random
+import threading
+
+CRLF = b"\r\n"
+FAULTS = {}  # name -> (what the proxy does to a request, the reasons that may be given)
+
+
+def fault(name, *reasons):
+    def keep(function):
+        FAULTS[name] = (function, set(reasons))
+        return function
+
+    return keep
+
+
+def canned(name, status, body=b"{}", headers=b"", *, reasons):
+    @fault(name, *reasons)
+    async def answer(link, request, writer):
+        head = b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n%s\r\n" % (status, len(body), headers)
+        writer.write(head + body)
+
+
+LATE = ("deadline", "upstream_timeout")
+GONE = ("upstream_unavailable",)
+BAD = ("upstream_invalid",)
+NO = ("upstream_refused",)
+canned("burst of 500s", 500, reasons=BAD)
+canned("502 of a gateway", 502, b"<html>", reasons=BAD)
+canned("429 with Retry-After", 429, headers=b"retry-after: 1\r\n", reasons=NO)
+canned("503", 503, headers=b"retry-after: 1\r\n", reasons=NO)
+canned("wrong key", 401, reasons=NO)
+canned("another service", 404, reasons=NO)
+canned("a redirect", 302, headers=b"location: http://127.0.0.1:9/\r\n", reasons=BAD)
+canned("garbage JSON", 200, b'{"rows": [{]', reasons=BAD)
+canned("not UTF-8", 200, b"\xff\xfe\xfd", reasons=BAD)
+canned("wrong schema", 200, b'{"version": 1, "rows": "none", "total_ms": 0}', reasons=BAD)
+canned("no rows", 200, b'{"version": 1, "rows": [], "total_ms": 0}', reasons=BAD)
+canned("nothing", 200, b"", reasons=BAD)
+
+
+@fault("killed", *GONE)
+async def killed(link, request, writer):
+    writer.transport.abort()  # the listener is closed, too: see Faulty.set
+
+
+@fault("black hole", *LATE)
+async def black_hole(link, request, writer):
+    await asyncio.sleep(3600)
+
+
+@fault("+5 s delay", *LATE)
+async def delay(link, request, writer):
+    await asyncio.sleep(5)
+    writer.write(await link.ask(request))
+
+
+@fault("10 kbit/s", *LATE)
+async def thin(link, request, writer):
+    await drip(await link.ask(request), writer, 125, 0.1)
+
+
+@fault("slow drip", *LATE)
+async def slow_drip(link, request, writer):
+    await drip(await link.ask(request), writer, 1, 0.05)
+
+
+@fault("30 % of calls lost", *LATE)
+async def lossy(link, request, writer):
+    if link.random.random() < 0.3:
+        await asyncio.sleep(3600)
+    writer.write(await link.ask(request))
+
+
+@fault("hangs up", *GONE)
+async def hangs_up(link, request, writer):
+    writer.close()
+
+
+@fault("reset before the answer", *GONE)
+async def resets(link, request, writer):
+    writer.transport.abort()
+
+
+@fault("reset mid-answer", *GONE)
+async def resets_midway(link, request, writer):
+    answer = await link.ask(request)
+    writer.write(answer[: len(answer) - 40])
+    await writer.drain()
+    writer.transport.abort()
+
+
+@fault("truncated body", *GONE)
+async def truncates(link, request, writer):
+    answer = await link.ask(request)
+    writer.write(answer[: len(answer) - 40])
+    writer.close()
+
+
+@fault("endless headers", *GONE)
+async def endless(link, request, writer):
+    writer.write(b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 50_000)
+    await writer.drain()
+
+
+@fault("not HTTP", *GONE)
+async def not_http(link, request, writer):
+    writer.write(b"\x16\x03\x01 hello\r\n\r\n")
+    writer.close()
+
+
+@fault("version skew", *BAD)
+async def skew(link, request, writer):
+    writer.write(altered(await link.ask(request), version=2))
+
+
+@fault("answers for other texts", *BAD)
+async def too_many(link, request, writer):
+    answer = await link.ask(request)
+    rows = json.loads(answer.partition(CRLF * 2)[2]).get("rows", [])
+    writer.write(altered(answer, rows=rows * 2 + rows or [{"hops": []}]))
+
+
+@fault("warm connections die unannounced")
+async def dead_warm(link, request, writer):
+    writer.write(await link.ask(request))
+    await writer.drain()
+    writer.transport.abort()
+
+
+async def drip(answer, writer, size, pause):
+    for at in range(0, len(answer), size):
+        writer.write(answer[at : at + size])
+        await writer.drain()
+        await asyncio.sleep(pause)
+
+
+def altered(answer, **changes):
+    body = json.dumps({**json.loads(answer.partition(CRLF * 2)[2]), **changes}).encode()
+    return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+
+
+async def message(reader):
+    """One request or answer, head and body, or nothing at the end of the connection."""
+    try:
+        head = await reader.readuntil(CRLF * 2)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return b""
+    size = next((int(h.split(b":")[1]) for h in head.lower().split(CRLF) if h.startswith(b"content-length:")), 0)
+    return head + await reader.readexactly(size)
+
+
+class Faulty:
+    """The proxy, in a thread with an event loop of its own; `set` changes its mode, `asked` counts user requests."""
+
+    def __init__(self, port, target):
+        self.port, self.target, self.mode, self.random = port, target, "well", random.Random(0)
+        self.asked = 0
+        self._open = set()
+        self._server = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._do(self._listen())
+
+    def _do(self, work):
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+
+    def set(self, mode):
+        self._do(self._set(mode))
+
+    async def _set(self, mode):
+        was, self.mode = self.mode, mode
+        if mode in ("killed", "hangs up"):
+            for writer in list(self._open):
+                writer.transport.abort()
+        if mode == "killed":
+            self._server.close()
+        elif was == "killed":
+            await self._listen()
+
+    async def _listen(self):
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+
+    async def _serve(self, reader, writer):
+        self._open.add(writer)
+        try:
+            while request := await message(reader):
+                self.asked += b'"texts":[]' not in request
+                if self.mode == "well":
+                    writer.write(await self.ask(request))
+                else:
+                    await FAULTS[self.mode][0](self, request, writer)
+                await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            self._open.discard(writer)
+            writer.close()
+
+    async def ask(self, request):
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.target)
+        try:
+            writer.write(request)
+            return await message(reader)
+        finally:
+            writer.close()
+
+    def close(self):
+        async def stop():
+            self._server.close()
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        self._do(stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()

@@ -1,0 +1,239 @@
+"""The line before the model: order, bound, who joins, who is dropped; and that joining changes no answer."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from shared.contracts import TextPair
+from shared.errors import DeadlinePassed, QueueFull
+from shared.exits import Confidence
+from shared.line import Job, Line
+from shared.worker import Worker
+
+
+def job(*texts, **options):
+    return Job([TextPair(text=text) for text in texts], **options)
+
+
+def line(limit=100, batch_texts=1, batch_wait_s=0.0, jobs=()):
+    out = Line(limit=limit, batch_texts=batch_texts, batch_wait_s=batch_wait_s)
+    for one in jobs:
+        out.put(one, retry_after_s=1)
+    return out
+
+
+def test_jobs_leave_in_the_order_they_came():
+    jobs = [job("a"), job("b"), job("c")]
+    waiting = line(jobs=jobs)
+    assert [waiting.take(0.0) for _ in jobs] == [[one] for one in jobs]
+
+
+def test_the_line_is_bounded_and_says_when_to_come_back():
+    full = line(limit=1, jobs=[job("a")])
+    with pytest.raises(QueueFull) as refused:
+        full.put(job("b"), retry_after_s=3.2)
+    assert refused.value.retry_after_s == 3.2
+    assert full.waiting == 1
+
+
+def test_alike_jobs_join_up_to_the_limit_of_texts():
+    jobs = [job("a", "b"), job("c"), job("d", "e"), job("f")]
+    waiting = line(batch_texts=4, jobs=jobs)
+    assert waiting.take(0.0) == [jobs[0], jobs[1], jobs[3]]
+    assert waiting.take(0.0) == [jobs[2]]
+
+
+@pytest.mark.parametrize(
+    "other", [{"rule": Confidence(0.9)}, {"importance": True}, {"explain": True}, {"signature": "mean_word"}]
+)
+def test_jobs_that_want_something_else_do_not_join(other):
+    jobs = [job("a"), job("b", **other)]
+    assert line(batch_texts=4, jobs=jobs).take(0.0) == [jobs[0]]
+
+
+def test_equal_rules_join():
+    jobs = [job("a", rule=Confidence(0.9)), job("b", rule=Confidence(0.9))]
+    assert line(batch_texts=4, jobs=jobs).take(0.0) == jobs
+
+
+def test_rows_join_by_length():
+    jobs = [job("x" * 300), job("x" * 700), job("x" * 160), job("x" * 90)]
+    waiting = line(batch_texts=4, jobs=jobs)
+    assert waiting.take(0.0) == [jobs[0], jobs[2]]
+
+
+def test_short_texts_join_whatever_their_length():
+    jobs = [job("x"), job("x" * 100)]
+    assert line(batch_texts=2, jobs=jobs).take(0.0) == jobs
+
+
+def test_who_is_late_is_refused_and_not_started():
+    now = time.perf_counter()
+    late, in_time = job("a", expires=now + 0.05), job("b", expires=now + 60)
+    assert line(jobs=[late, in_time]).take(0.1) == [in_time]
+    with pytest.raises(DeadlinePassed):
+        late.future.result(0)
+
+
+def test_who_left_is_dropped_at_once():
+    jobs = [job("a"), job("b")]
+    waiting = line(jobs=jobs)
+    waiting.leave(jobs[0])
+    assert waiting.waiting == 1
+    assert waiting.take(0.0) == [jobs[1]]
+
+
+def test_waiting_for_company_is_bounded_and_only_for_those_who_had_to_queue():
+    first, second = job("a"), job("b")
+    waiting = line(batch_texts=8, batch_wait_s=0.2, jobs=[first])
+    started = time.perf_counter()
+    assert waiting.take(0.0) == [first]  # the model was idle
+    assert time.perf_counter() - started < 0.1
+    waiting.put(second, retry_after_s=1)
+    started = time.perf_counter()
+    assert waiting.take(0.0) == [second]
+    assert 0.2 <= time.perf_counter() - started < 0.2 + 0.1
+
+
+def test_company_ends_the_wait():
+    jobs = [job("a"), job("b"), job("c")]
+    waiting = line(batch_texts=2, batch_wait_s=10, jobs=jobs[:1])
+    waiting.take(0.0)
+    waiting.put(jobs[1], retry_after_s=1)
+    threading.Timer(0.05, lambda: waiting.put(jobs[2], retry_after_s=1)).start()
+    started = time.perf_counter()
+    assert waiting.take(0.0) == jobs[1:]
+    assert time.perf_counter() - started < 5
+
+
+def test_a_closed_line_cancels_who_waits():
+    one = job("a")
+    waiting = line(jobs=[one])
+    waiting.close()
+    assert one.future.cancelled()
+    assert waiting.take(0.0) == []
+
+
+@pytest.fixture
+def network(tiny_network):
+    return tiny_network("bert")
+
+
+def answers(network, texts, **options):
+    """Every text as a call of its own, all at once."""
+    passes = []
+
+    class Counting:
+        encoder, encode = network.encoder, network.encode
+
+        def run(self, encoded, *args, **kwargs):
+            passes.append(len(encoded))
+            return network.run(encoded, *args, **kwargs)
+
+    worker = Worker(Counting(), threads=1, limit=100, **options)
+
+    async def crowd():
+        return await asyncio.gather(
+            *(worker.run([TextPair(text=t)], Confidence(0.9), importance=False, explain=False) for t in texts)
+        )
+
+    try:
+        return [batch.answers[0] for batch in asyncio.run(crowd())], passes
+    finally:
+        worker.close()
+
+
+def test_joining_changes_no_answer(network, sentences):
+    alone, one_by_one = answers(network, sentences)
+    joined, passes = answers(network, sentences, batch_texts=4, batch_wait_s=0.5)
+    assert one_by_one == [1] * len(sentences)
+    assert max(passes) == 4
+    for a, b in zip(alone, joined, strict=True):
+        assert a.exit_layer == b.exit_layer
+        assert a.exits == [pytest.approx(exit_, abs=1e-5) for exit_ in b.exits]
+
+
+def test_one_late_row_of_a_joint_pass_leaves_the_others_alone(network, sentences):
+    class Slow:
+        encoder, encode = network.encoder, network.encode
+
+        def run(self, texts, rule, *, over, **options):
+            def wait(rows):
+                time.sleep(0.1)
+                return over(rows)
+
+            return network.run(texts, rule, over=wait, **options)
+
+    worker = Worker(Slow(), threads=1, limit=10, batch_texts=4, batch_wait_s=0.0)
+
+    async def crowd():
+        first = asyncio.create_task(worker.run([TextPair(text="a")], None, importance=False, explain=False))
+        await asyncio.sleep(0.02)
+        now = time.perf_counter()
+        return await asyncio.gather(
+            first,
+            *(
+                worker.run([TextPair(text=t)], None, importance=False, explain=False, expires=expires)
+                for t, expires in zip(sentences[:3], (None, now + 0.4, None), strict=True)
+            ),
+        )
+
+    done = [batch.answers[0] for batch in asyncio.run(crowd())]
+    worker.close()
+    assert [answer.cut for answer in done] == [False, False, True, False]
+    assert [answer.exit_layer for answer in done] == [3, 3, done[2].exit_layer, 3]
+    assert done[2].exit_layer < 3
+    whole, _ = answers(network, sentences[2:3])
+    assert len(done[3].exits) == 1
+    assert whole[0].encoded == done[3].encoded
+
+
+def test_an_abandoned_pass_stops_before_its_next_layer(network):
+    layers = []
+
+    class Watched:
+        encoder, encode = network.encoder, network.encode
+
+        def run(self, texts, rule, *, over, **options):
+            def wait(rows):
+                layers.append(1)
+                time.sleep(0.1)
+                return over(rows)
+
+            return network.run(texts, rule, over=wait, **options)
+
+    worker = Worker(Watched(), threads=1, limit=10)
+
+    async def leave():
+        task = asyncio.create_task(worker.run([TextPair(text="a")], None, importance=False, explain=False))
+        await asyncio.sleep(0.05)
+        task.cancel()
+
+    asyncio.run(leave())
+    worker.close()
+    assert len(layers) == 1
+
+
+def test_a_model_that_fails_fails_its_caller_and_not_the_thread(network):
+    class Broken:
+        encoder, encode = network.encoder, network.encode
+        broken = True
+
+        def run(self, *args, **kwargs):
+            if self.broken:
+                raise RuntimeError("no memory")
+            return network.run(*args, **kwargs)
+
+    broken = Broken()
+    worker = Worker(broken, threads=1, limit=10)
+
+    async def ask():
+        return await worker.run([TextPair(text="a")], None, importance=False, explain=False)
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        asyncio.run(ask())
+    broken.broken = False
+    assert asyncio.run(ask()).answers[0].exit_layer == 3
+    worker.close()
