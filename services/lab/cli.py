@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from services.lab.link_cli import app as links
+from services.lab.replay_cli import app as recorded
 
 if TYPE_CHECKING:
     from services.lab.stack import Layout
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(links, name="link", help="The links of running containers: show, set, cut, heal, replay a trace, verify.")
+app.add_typer(recorded)
 console = Console(width=None if sys.stdout.isatty() else 170)  # tables need room in a file or a pipe too
 
 Data = Annotated[str, typer.Option(help="A .parquet or .csv with text (or text_a,text_b), label, split; or hub:NAME.")]
@@ -181,63 +183,6 @@ def bench(
     write(figures, out, console)
     if ledger:
         ledger.unlink()
-
-
-@app.command()
-def replay(
-    data: Annotated[
-        str | None,
-        typer.Option(help="A .parquet or .csv with text (or text_a,text_b), label, split; or hub:NAME. Needed."),
-    ] = None,
-    bundle: Annotated[
-        str | None, typer.Option(help="NAME,NAME...; without it, every bundle that was calibrated on this data set.")
-    ] = None,
-    policy: Annotated[
-        list[str] | None, typer.Option(help="NAME or NAME:key=value,...; repeat to compare. `all`: every one.")
-    ] = None,
-    n: Annotated[int, typer.Option(min=1, help="Texts, after any are left out.")] = 200,
-    split: Split = "test",
-    exclude_split: Annotated[str | None, typer.Option(help="Leave out texts that also occur in this split.")] = None,
-    links: Annotated[
-        str, typer.Option(help="ACCESS/BACKBONE: profiles of deploy/netem/profiles.yaml.")
-    ] = "5g-nsa/metro",
-    measured: Annotated[
-        list[Path] | None,
-        typer.Option(exists=True, help="Live times to show beside: a bench's .json, a tier's ledger (.jsonl); repeat."),
-    ] = None,
-    profile: Annotated[bool, typer.Option("--profile", help="Measure this machine anew, not once for all.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Modelled threads of all tiers but the first.")] = None,
-    out: Annotated[Path, typer.Option(help="Writes OUT.json and OUT.png.")] = Path("replay"),
-    seed: Seed = 0,
-) -> None:
-    """Compare policies without live tiers: each text is run once, kept on disk, and every policy replayed exactly."""
-    from services.lab.data import load, without
-    from services.lab.replay_compare import Plan, compare, fitting
-    from services.lab.replay_report import write
-    from shared.bundle import load_bundle
-    from shared.errors import BadSetting
-
-    if data is None:
-        raise typer.BadParameter(
-            "name the labelled texts to replay: --data FILE.parquet or .csv (columns text, label, split), or hub:NAME"
-        )
-    bundles = [load_bundle(name) for name in bundle.split(",")] if bundle else fitting(data)
-    examples = load(data, split)
-    if exclude_split:
-        examples = without(examples, load(data, exclude_split))
-        if not examples:
-            raise BadSetting(f"every text of {split} occurs in {exclude_split}: nothing remains")
-    plan = Plan(
-        examples=examples[:n],
-        bundles=bundles,
-        policies=policy or ["all"],
-        links=links,
-        seed=seed,
-        threads=threads,
-        measured=tuple(measured or ()),
-        profile_anew=profile,
-    )
-    write(compare(plan, console), out, console)
 
 
 @app.command()

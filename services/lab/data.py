@@ -49,6 +49,12 @@ def load(source: str, split: str | None = None) -> list[Example]:
     return [Example(*row) for row in zip(table[first].to_pylist(), pairs, labels, strict=True)]
 
 
+def splits(source: str) -> list[str]:
+    """What the `split` column says; nothing where there is none."""
+    table = _table(source, None)
+    return sorted(set(table["split"].to_pylist())) if "split" in table.column_names else []
+
+
 def _table(source: str, split: str | None) -> Any:  # pyarrow has no types
     if source.startswith("hub:"):
         from huggingface_hub import HfFileSystem

@@ -47,9 +47,6 @@ def compare(plan: Plan, console: Console) -> dict[str, Any]:
         BadSetting: labels that a bundle does not have, links or files that do not exist.
         UnknownPolicy: a policy or parameter that does not exist.
     """
-    access, slash, backbone = plan.links.partition("/")
-    if not slash or "/" in backbone:
-        raise BadSetting(f"links {plan.links!r}: expected ACCESS/BACKBONE, such as lte/regional")
     recorders = Recorders(console)
     report: dict[str, Any] = {
         "n": len(plan.examples),
@@ -67,8 +64,8 @@ def compare(plan: Plan, console: Console) -> dict[str, Any]:
             replay = Replay(bundle, plan.examples, recorders, seed=plan.seed)
             times = Times(
                 replay,
-                _threads(bundle, plan.threads),
-                _links(bundle, access, backbone),
+                threads_of(bundle, plan.threads),
+                links_of(bundle, plan.links),
                 console,
                 anew=plan.profile_anew,
             )
@@ -124,13 +121,21 @@ def _is(recorded: dict[str, Any], spec: dict[str, Any]) -> bool:
     return all(recorded.get(key) == value for key, value in spec.items() if key != "arm" or value is not None)
 
 
-def _threads(bundle: Bundle, deeper: int | None) -> dict[str, int]:
+def threads_of(bundle: Bundle, deeper: int | None = None) -> dict[str, int]:
     """As `tierwise serve` sets them: one on the first tier, two on each other."""
     count = deeper or min(2, os.cpu_count() or 1)
     return {tier: 1 if at == 0 else count for at, tier in enumerate(bundle.order)}
 
 
-def _links(bundle: Bundle, access: str, backbone: str) -> dict[tuple[str, str], Profile]:
+def links_of(bundle: Bundle, named: str) -> dict[tuple[str, str], Profile]:
+    """The profile between any two tiers, from ACCESS/BACKBONE (or ACCESS,BACKBONE).
+
+    Raises:
+        BadSetting: not two names, or no such profile.
+    """
+    access, slash, backbone = named.replace(",", "/").partition("/")
+    if not slash or "/" in backbone:
+        raise BadSetting(f"links {named!r}: expected ACCESS/BACKBONE, such as lte/regional")
     order = bundle.order
     return {
         (order[a], order[b]): profile("+".join([access if at == 0 else backbone for at in range(a, b)]))
@@ -147,14 +152,16 @@ def fitting(data: str, *, hold_out: int = 2500) -> list[Bundle]:
     """
     train = load(data, "train")
     bundles = [load_bundle(path.parent.name) for path in sorted(MODELS.glob("*/bundle.json"))]
-    own = [bundle for bundle in bundles if _calibrated_on(bundle, train, hold_out)]
+    own = [bundle for bundle in bundles if held_out(bundle, train, hold_out)]
     if not own:
         known = ", ".join(bundle.name for bundle in bundles)
         raise BadSetting(f"no bundle was calibrated on {data}: name one with --bundle ({known})")
     return own
 
 
-def _calibrated_on(bundle: Bundle, train: Sequence[Example], hold_out: int) -> bool:
-    validation = bundle.card.report.get("validation", {})
-    n, sha = validation.get("n", 0), validation.get("data_sha256")
-    return 0 < n <= len(train) and sha in (digest(list(train[-n:])), digest(list(train[-hold_out:][:n])))
+def held_out(bundle: Bundle, train: Sequence[Example], hold_out: int = 2500) -> list[Example]:
+    """The rows of train that the bundle's card names as its validation data; none if it was calibrated on others."""
+    card = bundle.card.report.get("validation", {})
+    n = card.get("n", 0)
+    candidates = [list(train[-n:]), list(train[-hold_out:][:n])] if 0 < n <= len(train) else []
+    return next((rows for rows in candidates if digest(rows) == card.get("data_sha256")), [])

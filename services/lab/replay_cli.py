@@ -1,0 +1,97 @@
+"""`tierwise replay`, `tables` and `plan`: what works on recorded texts, without live tiers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer()
+console = Console(width=None if sys.stdout.isatty() else 170)  # tables need room in a file or a pipe too
+
+Links = Annotated[str, typer.Option(help="ACCESS/BACKBONE or ACCESS,BACKBONE: profiles of deploy/netem/profiles.yaml.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Modelled threads of all tiers but the first.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+@app.command()
+def replay(
+    data: Annotated[
+        str | None,
+        typer.Option(help="A .parquet or .csv with text (or text_a,text_b), label, split; or hub:NAME. Needed."),
+    ] = None,
+    bundle: Annotated[
+        str | None, typer.Option(help="NAME,NAME...; without it, every bundle that was calibrated on this data set.")
+    ] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option(help="NAME or NAME:key=value,...; repeat to compare. `all`: every one.")
+    ] = None,
+    n: Annotated[int, typer.Option(min=1, help="Texts, after any are left out.")] = 200,
+    split: Annotated[str, typer.Option(help="Rows whose `split` column says this.")] = "test",
+    exclude_split: Annotated[str | None, typer.Option(help="Leave out texts that also occur in this split.")] = None,
+    links: Links = "5g-nsa/metro",
+    measured: Annotated[
+        list[Path] | None,
+        typer.Option(exists=True, help="Live times to show beside: a bench's .json, a tier's ledger (.jsonl); repeat."),
+    ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Measure this machine anew, not once for all.")] = False,
+    threads: Threads = None,
+    out: Annotated[Path, typer.Option(help="Writes OUT.json and OUT.png.")] = Path("replay"),
+    seed: Seed = 0,
+) -> None:
+    """Compare policies without live tiers: each text is run once, kept on disk, and every policy replayed exactly."""
+    from services.lab.data import load, without
+    from services.lab.replay_compare import Plan, compare, fitting
+    from services.lab.replay_report import write
+    from shared.bundle import load_bundle
+    from shared.errors import BadSetting
+
+    if data is None:
+        raise typer.BadParameter(
+            "name the labelled texts to replay: --data FILE.parquet or .csv (columns text, label, split), or hub:NAME"
+        )
+    bundles = [load_bundle(name) for name in bundle.split(",")] if bundle else fitting(data)
+    examples = load(data, split)
+    if exclude_split:
+        examples = without(examples, load(data, exclude_split))
+        if not examples:
+            raise BadSetting(f"every text of {split} occurs in {exclude_split}: nothing remains")
+    plan = Plan(
+        examples=examples[:n],
+        bundles=bundles,
+        policies=policy or ["all"],
+        links=links,
+        seed=seed,
+        threads=threads,
+        measured=tuple(measured or ()),
+        profile_anew=profile,
+    )
+    write(compare(plan, console), out, console)
+
+
+@app.command()
+def tables(
+    table: Annotated[
+        list[str] | None, typer.Argument(help="hu-1, hu-parts, dimee-1, dimee-costs, dimee-pools; all unless given.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Folder with imdb.parquet, cola.parquet, ..."),
+    ] = None,
+    n: Annotated[int, typer.Option(min=20, help="Texts of each data set, of each split.")] = 600,
+    quick: Annotated[bool, typer.Option("--quick", help="40 texts of each: does it run, not what is true.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of report.md, report.json and the figures.")] = RESULTS,
+    links: Links = "5g-nsa/metro",
+    threads: Threads = None,
+    seed: Seed = 0,
+) -> None:
+    """The papers' tables again, with intervals and figures, beside their own numbers; texts are recorded once."""
+    from services.lab.tables import Job, run
+
+    if data is None:
+        raise typer.BadParameter("name the folder of the labelled texts: --data FOLDER")
+    run(Job(data, table or [], out, n=40 if quick else n, links=links, threads=threads, seed=seed), console)
