@@ -103,7 +103,7 @@ class Tier:
         worker: Worker,
         upstreams: Sequence[Upstream],
         telemetry: Telemetry,
-        default_policy: str,
+        default_policy: str | Mapping[str, Any],
         state_dir: Path | None = None,
     ) -> None:
         self.name, self.bundle, self.worker, self.telemetry = name, bundle, worker, telemetry

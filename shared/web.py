@@ -35,7 +35,7 @@ from shared.errors import BadInput, BadSetting, DeadlinePassed, Draining, QueueF
 from shared.ledger import Ledger
 from shared.link import Backend, ShapedLinks
 from shared.network import Network, load_network
-from shared.policies import names, spec_of
+from shared.policies import name_of, named, names, spec_of
 from shared.settings import Settings
 from shared.telemetry import NO_POLICY, Telemetry
 from shared.tier import Tier
@@ -108,7 +108,7 @@ def create_app(
         worker=worker,
         upstreams=upstreams,
         telemetry=telemetry,
-        default_policy=settings.policy,
+        default_policy=named(settings.policy),
         state_dir=settings.state_dir,
     )
     telemetry.info.labels(settings.tier, __version__, bundle.name, model.encoder.device.type).set(1)
@@ -325,7 +325,7 @@ class _Surface:
             self.ledger.add(request, answer, spec_of(answered.policy))
         stages: Mapping[str, float] = dict(results[0].hops[0].timings_ms) | timings
         timing = ", ".join(f"{stage};dur={ms}" for stage, ms in stages.items())
-        spec = request.options.policy or self.settings.policy
+        spec = request.options.policy or name_of(self.tier.default_policy)
         policy = spec if isinstance(spec, str) else spec["name"]
         return answer, "degraded" if any(result.degraded for result in results) else "ok", policy, timing
 

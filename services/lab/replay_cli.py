@@ -95,3 +95,50 @@ def tables(
     if data is None:
         raise typer.BadParameter("name the folder of the labelled texts: --data FOLDER")
     run(Job(data, table or [], out, n=40 if quick else n, links=links, threads=threads, seed=seed), console)
+
+
+@app.command()
+def plan(
+    data: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A .parquet or .csv with train and test. Needed.")
+    ] = None,
+    accuracy: Annotated[float | None, typer.Option(min=0, max=1, help="Least accuracy, as a lower bound.")] = None,
+    p95_ms: Annotated[float | None, typer.Option(min=0, help="Greatest 95th percentile of time, as a bound.")] = None,
+    max_bytes: Annotated[
+        float | None, typer.Option("--bytes", min=0, help="Most bytes of bodies a request, up and down, as a bound.")
+    ] = None,
+    objective: Annotated[str, typer.Option(help="mean or p95: the time that is least.")] = "mean",
+    bundle: Annotated[str, typer.Option(help="A bundle in deploy/models, or a folder.")] = "collaborative",
+    n: Annotated[int, typer.Option(min=40, help="Validation texts, and unseen ones.")] = 600,
+    pruning: Annotated[
+        list[float] | None, typer.Option(min=0, max=10, help="Pruning coefficients to try besides 0 (slow); repeat.")
+    ] = None,
+    measured: Annotated[
+        Path | None, typer.Option(exists=True, help="A bench's .json with the chosen policy: live times beside.")
+    ] = None,
+    links: Links = "5g-nsa/metro",
+    threads: Threads = None,
+    out: Annotated[Path, typer.Option(help="Writes OUT.json, OUT.png and OUT.policy.json.")] = Path("plan"),
+    seed: Seed = 0,
+) -> None:
+    """Find the fastest setting that keeps a target, on validation data; check it on unseen texts. Status 1: none."""
+    from services.lab.plan import Targets, grid
+    from services.lab.plan import plan as search
+    from services.lab.plan_report import report, write
+    from services.lab.recorder import Recorders
+    from services.lab.trial import Conditions, unseen, validation
+    from shared.bundle import load_bundle
+
+    if data is None or objective not in ("mean", "p95") or (accuracy, p95_ms, max_bytes) == (None, None, None):
+        raise typer.BadParameter("needs --data FILE, a target (--accuracy, --p95-ms, --bytes), --objective mean or p95")
+    conditions = Conditions(Recorders(console), links, threads, seed)
+    own, targets = load_bundle(bundle), Targets(accuracy, p95_ms, max_bytes, objective)
+    try:
+        chosen_on, judged_on = (make(own, data, n, conditions) for make in (validation, unseen))
+        found = search(chosen_on, grid(chosen_on, (0.0, *(pruning or ()))), targets)
+        said = report(found, targets, chosen_on, judged_on, measured)
+    finally:
+        conditions.recorders.save()
+    write(said, out, console)
+    if not said["feasible"]:
+        raise typer.Exit(1)

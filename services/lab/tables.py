@@ -54,8 +54,8 @@ NAMES = {
 }
 
 
-def run(job: Job, console: Console) -> None:
-    """Make the tables that were asked for, and the report over all that were ever made.
+def run(job: Job, console: Console) -> int:
+    """Make the tables that were asked for, and the report over all that were ever made; the texts that had to be run.
 
     Raises:
         BadSetting: a table that does not exist, or data that are not there.
@@ -77,7 +77,10 @@ def run(job: Job, console: Console) -> None:
     report = json.loads((job.out / "report.json").read_text())
     draw(report["tables"], job.out)
     (job.out / "report.md").write_text(markdown(report))
-    console.print(f"written: {job.out / 'report.md'}, report.json and figures beside it")
+    console.print(
+        f"written: {job.out / 'report.md'}, report.json and figures beside it; {recorders.ran} texts were run"
+    )
+    return recorders.ran
 
 
 def _steps(job: Job, conditions: Conditions) -> Iterator[tuple[str, str, Step]]:

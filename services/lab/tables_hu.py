@@ -21,6 +21,7 @@ import numpy as np
 from services.lab.trial import Trial
 from shared.bundle import Bundle
 from shared.dispatch import Curve, Dispatcher
+from shared.policies import spec_of
 from shared.policies.collaborative import by_tier
 
 PAPER = {"name": "collaborative", "steepness": 10.0, "patience": 2, "pruning_coefficient": 0.0, "weighting": "accuracy"}
@@ -83,7 +84,7 @@ def _thetas(order: tuple[str, ...], base: dict[str, Any]) -> Iterator[dict[str, 
 
 def parts(chosen_on: Trial, judged_on: Trial, *, coefficients: tuple[float, ...] = COEFFICIENTS) -> dict[str, Any]:
     """Every change of one part, paired with the card's own operating point."""
-    base = {"name": "collaborative", **judged_on.bundle.card.policies["collaborative"]}
+    base = spec_of(judged_on.replay.policy("collaborative"))
     changes: dict[str, dict[str, Any]] = {
         "no early exit": {**base, "theta": 0.0},
         "hard cut, same thresholds": {**base, "curve": "step"},
@@ -107,7 +108,7 @@ def as_many_sent(trial: Trial, base: dict[str, Any], curve: Curve) -> dict[str, 
     for at, tier in enumerate(trial.replay.order[:-1]):
         confidence = run.confidence[at, run.ran[at]].tolist()
         threshold = by_tier(base["offload_threshold"], tier)
-        wanted = _share(Dispatcher(threshold, base["steepness"], Curve(base.get("curve", "sigmoid"))), confidence)
+        wanted = _share(Dispatcher(threshold, base["steepness"], Curve(base["curve"])), confidence)
         low, high = 0.0, 1.0
         for _ in range(30):  # the share grows with the threshold
             middle = (low + high) / 2
