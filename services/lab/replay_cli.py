@@ -83,7 +83,7 @@ def tables(
         typer.Option(exists=True, file_okay=False, help="Folder with imdb.parquet, cola.parquet, ..."),
     ] = None,
     n: Annotated[int, typer.Option(min=20, help="Texts of each data set, of each split.")] = 600,
-    quick: Annotated[bool, typer.Option("--quick", help="40 texts of each: does it run, not what is true.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="30 texts of each: does it run, not what is true.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of report.md, report.json and the figures.")] = RESULTS,
     links: Links = "5g-nsa/metro",
     threads: Threads = None,
@@ -94,7 +94,7 @@ def tables(
 
     if data is None:
         raise typer.BadParameter("name the folder of the labelled texts: --data FOLDER")
-    run(Job(data, table or [], out, n=40 if quick else n, links=links, threads=threads, seed=seed), console)
+    run(Job(data, table or [], out, n=30 if quick else n, links=links, threads=threads, seed=seed), console)
 
 
 @app.command()

@@ -23,6 +23,22 @@ def findings(report: dict[str, Any]) -> list[str]:
     return out
 
 
+def planned(said: dict[str, Any]) -> str:
+    """The planner's line, from the JSON of a plan."""
+    unseen, again = said["unseen"], said["unseen"]["replanned"]
+    asked = ", ".join(f"{name} {value}" for name, value in said["targets"].items() if value and name != "objective")
+    found = "a setting found" if said["feasible"] else "no setting proves it; the nearest"
+    live = said["live"]
+    beside = f" Live mean {live['live_ms']:.0f} ms (n = {live['n']}), modelled {live['off_by']:+.0%}." if live else ""
+    return (
+        f"The planner, asked for {asked} ({said['settings']} settings, {said['validation']['n']} validation texts): "
+        f"{found} has accuracy {unseen['accuracy']:.3f} and modelled {unseen['mean_ms']:.0f} ms on {unseen['n']} "
+        f"unseen texts, where the target holds in {unseen['holds_of_100_resamplings']} of 100 resamplings. Planned "
+        f"again from 100 resampled validation sets: {again['feasible']} find a setting, {again['hold']} of those hold."
+        f"{beside}"
+    )
+
+
 def points(estimate: list[float]) -> str:
     """A difference of shares in points, with its interval."""
     value, low, high = (100 * part for part in estimate)

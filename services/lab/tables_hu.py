@@ -31,7 +31,7 @@ THETAS = (0.0, 1e-5, 1e-4, 1e-2)
 OWN_THETAS = (0.0, 0.02, 0.1, 0.3)
 LEAST = (0.0, 0.8, 0.9, 0.95)  # confidence that leaving needs besides
 MAY_LOSE = 0.005  # accuracy, on unseen texts
-COEFFICIENTS = (0.75, 1.0, 1.25)
+COEFFICIENTS = (0.75, 1.0)
 
 
 def table_1(trial: Trial) -> dict[str, Any]:

@@ -21,6 +21,7 @@ def markdown(report: dict[str, Any]) -> str:
     tables, hardware = report["tables"], report["hardware"]
     made = [part for table in tables.values() for part in table.values()]
     links = ", ".join(sorted({part["made"]["links"] for part in made}))
+    notes = sorted({note for part in made for note in part["made"].get("notes", [])})
     head = [
         "# The papers' tables, made again",
         "",
@@ -28,7 +29,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"{hardware['device']}; links {links}. **Times are modelled**: per-layer tables measured on this machine plus "
         "the links' profiles, no waiting. Brackets are 95 % intervals: Wilson's for an accuracy, paired bootstrap for "
         "a difference; p is McNemar's. Texts that occur in train are left out. The papers used BERT and other "
-        "machines: compare shapes, not milliseconds.",
+        "machines: compare shapes, not milliseconds." + "".join(f" Note: {note}." for note in notes),
         "",
         "## What was found",
         "",

@@ -137,6 +137,7 @@ class Trial:
             "seed": self.conditions.seed,
             "links": self.conditions.links,
             "threads": threads_of(self.bundle, self.conditions.threads),
+            "notes": self.times.notes,
         }
 
 
