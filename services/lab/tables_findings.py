@@ -65,7 +65,7 @@ def _hu_1(made: dict[str, Any]) -> list[str]:
         f"Zhang et al., Table I (n = {n}): *not reproduced* is that theta of 1e-5 and 1e-4 save 5 to 17 % of the time "
         "and cost 3 to 15 points. With calibrated exits, neighbours hardly ever agree that closely: these rows save "
         f"{saved:+.1%} at best (exit heads cost time too) and change accuracy by up to {100 * largest:.1f} points.",
-        "Their text says that a smaller theta is faster, their table the opposite; so do we: theta 1e-2 saves "
+        "Their text says that a smaller theta is faster, their table the opposite; here too: theta 1e-2 saves "
         f"{most:+.1%}. Their accuracy of .9685 is above our twelve rows (best {best:.3f}) and above every single model "
         "on the IMDB leaderboard.",
         f'Their "17 % without loss" costs {printed:.1f} points in their own table. Ours, theta per tier chosen on '
@@ -89,7 +89,7 @@ def _hu_parts(made: dict[str, Any]) -> list[str]:
         + "."
     ]
     if pruned:
-        parts.append("Pruning is not free: " + "; ".join(f"{name} {gain(name)}" for name in pruned) + ".")
+        parts.append("Pruning, less the card's point: " + "; ".join(f"{name} {gain(name)}" for name in pruned) + ".")
     return parts
 
 
