@@ -22,7 +22,7 @@ def resolve() -> str:
         out = Path(scratch) / "requirements.txt"
         if LOCK.exists():
             out.write_text(LOCK.read_text())
-        command = [sys.executable, "-m", "piptools", "compile", "--quiet", "--extra=lab", "--extra=dev"]
+        command = [sys.executable, "-m", "piptools", "compile", "--quiet", "--extra=lab,otel,dev"]
         options = ["--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links", "--strip-extras"]
         subprocess.run([*command, *options, "--output-file", str(out), "pyproject.toml"], check=True, cwd=ROOT)
         lines = [line for line in out.read_text().splitlines() if line and not line.startswith(("#", "-"))]

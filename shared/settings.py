@@ -34,7 +34,9 @@ class Settings(BaseSettings):
 
     tier: Annotated[str, Field(description="which tier of the bundle this is")]
     bundle: Annotated[str, Field(description="bundle: a name in deploy/models, or a folder")] = "collaborative"
-    policy: Annotated[str, Field(description="policy when a request names none")] = "collaborative"
+    policy: Annotated[str, Field(description="policy when a request names none: its name, or a file .json")] = (
+        "collaborative"
+    )
     calibration: Annotated[
         Literal["per_exit", "per_model"], Field(description="one temperature per exit, or the paper's one per model")
     ] = "per_exit"

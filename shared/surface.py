@@ -37,7 +37,7 @@ from shared.guard import authorize, read_key, while_waited_for
 from shared.ledger import Ledger
 from shared.machine import cpus
 from shared.network import Network
-from shared.policies import spec_of
+from shared.policies import name_of, spec_of
 from shared.problems import document, judge
 from shared.settings import Settings
 from shared.telemetry import NO_POLICY
@@ -238,7 +238,7 @@ class Surface:
             self.ledger.add(request, answer, spec_of(answered.policy))
         stages: Mapping[str, float] = dict(results[0].hops[0].timings_ms) | timings
         timing = ", ".join(f"{stage};dur={ms}" for stage, ms in stages.items())
-        spec = request.options.policy or self.settings.policy
+        spec = request.options.policy or name_of(self.tier.default_policy)
         policy = spec if isinstance(spec, str) else spec["name"]
         return _Done(answer, policy, timing, _facts([(result.degraded, result.hops) for result in results]))
 

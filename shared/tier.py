@@ -77,7 +77,7 @@ class Tier:
         worker: Worker,
         upstreams: Sequence[Upstream],
         telemetry: Telemetry,
-        default_policy: str,
+        default_policy: str | Mapping[str, Any],
         state_dir: Path | None = None,
         deadline_ms: float | None = None,
     ) -> None:

@@ -20,7 +20,7 @@ from shared.guard import read_key
 from shared.ledger import Ledger
 from shared.link import Backend, ShapedLinks
 from shared.network import Network, load_network
-from shared.policies import names
+from shared.policies import named, names
 from shared.settings import Settings
 from shared.surface import Surface
 from shared.telemetry import Telemetry
@@ -85,7 +85,7 @@ def create_app(
         worker=worker,
         upstreams=upstreams,
         telemetry=telemetry,
-        default_policy=settings.policy,
+        default_policy=named(settings.policy),
         state_dir=settings.state_dir,
         deadline_ms=settings.deadline_ms,
     )

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from services.lab.link_cli import app as links
+from services.lab.replay_cli import app as recorded
 
 if TYPE_CHECKING:
     from services.lab.stack import Layout
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(links, name="link", help="The links of running containers: show, set, cut, heal, replay a trace, verify.")
+app.add_typer(recorded)
 console = Console(width=None if sys.stdout.isatty() else 170)  # tables need room in a file or a pipe too
 
 Data = Annotated[str, typer.Option(help="A .parquet or .csv with text (or text_a,text_b), label, split; or hub:NAME.")]
@@ -181,57 +183,6 @@ def bench(
     write(figures, out, console)
     if ledger:
         ledger.unlink()
-
-
-@app.command()
-def replay(
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A .parquet or .csv with text (or text_a,text_b), label, split; a folder of them; hub:NAME. Repeat. "
-            "[default: data]",
-        ),
-    ] = None,
-    bundle: Annotated[
-        str | None, typer.Option(help="NAME,NAME...; without it, every bundle that was calibrated on these data.")
-    ] = None,
-    policy: Annotated[
-        list[str] | None, typer.Option(help="NAME or NAME:key=value,...; repeat to compare. `all`: every one.")
-    ] = None,
-    n: Annotated[int, typer.Option(min=1, help="Texts, after any are left out.")] = 200,
-    split: Annotated[
-        str | None,
-        typer.Option(help="Rows whose `split` column says this. [default: test, or dev where there is none]"),
-    ] = None,
-    exclude_split: Annotated[str | None, typer.Option(help="Leave out texts that also occur in this split.")] = None,
-    links: Annotated[
-        str, typer.Option(help="ACCESS/BACKBONE: profiles of deploy/netem/profiles.yaml.")
-    ] = "5g-nsa/metro",
-    measured: Annotated[
-        list[Path] | None,
-        typer.Option(exists=True, help="Live times to show beside: a bench's .json, a tier's ledger (.jsonl); repeat."),
-    ] = None,
-    profile: Annotated[bool, typer.Option("--profile", help="Measure this machine anew, not once for all.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Modelled threads of all tiers but the first.")] = None,
-    out: Annotated[Path, typer.Option(help="Writes OUT.json and OUT.png.")] = Path("replay"),
-    seed: Seed = 0,
-) -> None:
-    """Compare policies without live tiers: each text is run once, kept on disk, and every policy replayed exactly."""
-    from services.lab.replay_compare import Plan, choose, compare
-    from services.lab.replay_report import write
-
-    if data is None and not Path("data").is_dir():
-        raise typer.BadParameter("name the labelled texts to replay with --data, or put them into a folder `data`")
-    plan = Plan(
-        sets=choose(data or ["data"], bundle.split(",") if bundle else None, split, exclude_split, n),
-        policies=policy or ["all"],
-        links=links,
-        seed=seed,
-        threads=threads,
-        measured=tuple(measured or ()),
-        profile_anew=profile,
-    )
-    write(compare(plan, console), out, console)
 
 
 @app.command()

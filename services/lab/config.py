@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shared.bundle import load_bundle
-from shared.policies import build
+from shared.policies import build, named
 from shared.settings import PREFIX, Settings, load_settings
 
 
@@ -33,7 +33,7 @@ def rows(tier: str) -> Iterator[Row]:
     settings = load_settings(tier)
     bundle = load_bundle(settings.bundle)
     settings.check(bundle.order)
-    build(settings.policy, bundle.order, bundle.card.policies)
+    build(named(settings.policy), bundle.order, bundle.card.policies)
     for name, field in Settings.model_fields.items():
         value, variable = getattr(settings, name), f"{PREFIX}{name.upper()}"
         shown = ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)

@@ -25,9 +25,8 @@ class Example:
 
 def unseen(source: str) -> str:
     """The split that no bundle was fitted on: `test`, or where there is none, `dev` (GLUE's test labels are secret)."""
-    table = _table(source, None)
-    splits = set(table["split"].to_pylist()) if "split" in table.column_names else set()
-    return "dev" if "dev" in splits and "test" not in splits else "test"
+    known = splits(source)
+    return "dev" if "dev" in known and "test" not in known else "test"
 
 
 def files(sources: list[str]) -> list[str]:
@@ -69,6 +68,12 @@ def load(source: str, split: str | None = None) -> list[Example]:
     except (TypeError, ValueError) as error:
         raise BadSetting(f"{source}: labels must be integers from 0, in the order of the bundle's: {error}") from error
     return [Example(*row) for row in zip(table[first].to_pylist(), pairs, labels, strict=True)]
+
+
+def splits(source: str) -> list[str]:
+    """What the `split` column says; nothing where there is none."""
+    table = _table(source, None)
+    return sorted(set(table["split"].to_pylist())) if "split" in table.column_names else []
 
 
 def _table(source: str, split: str | None) -> Any:  # pyarrow has no types

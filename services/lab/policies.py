@@ -6,13 +6,17 @@ import json
 import re
 from typing import Any
 
+from shared.policies import named
+
 
 def parse_policy(text: str) -> str | dict[str, Any]:
-    """`NAME`, or `NAME:key=value,key=value` with JSON values or bare words, as a policy spec.
+    """`NAME`, `FILE.json`, or `NAME:key=value,key=value` with JSON values or bare words, as a policy spec.
 
     >>> parse_policy("collaborative:theta=0,weighting=last")
     {'name': 'collaborative', 'theta': 0, 'weighting': 'last'}
     """
+    if text.endswith(".json"):
+        return named(text)
     name, colon, rest = text.partition(":")
     if not colon:
         return name

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from services.lab.config import rows
+from services.lab.tables_findings import findings, planned
 from shared.bundle import MODELS
 from shared.errors import BadSetting
 from shared.policies import POLICIES
@@ -256,6 +257,12 @@ def routing() -> str:
     return _table(head, lines)
 
 
+def found() -> str:
+    """What the papers' tables, made again, and the planner say."""
+    lines = [*findings(_read(RESULTS / "report.json")), planned(_read(RESULTS / "plan.json"))]
+    return "\n".join(f"- {line}" for line in lines)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "bench": bench,
     "parts": parts,
@@ -268,6 +275,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "parameters": parameters,
     "bundles": bundles,
     "routing": routing,
+    "found": found,
 }
 
 

@@ -97,6 +97,11 @@ class Source:
     max_tokens: int
 
     @property
+    def shape(self) -> str:
+        """Names what a pass takes: the base, as adapters are merged into it, how deep, and how many tokens."""
+        return f"{json.loads((self.folder / 'network.json').read_text())['base']} {self.layers} {self.max_tokens}"
+
+    @property
     def digest(self) -> str:
         """Names everything that the recorded bits depend on."""
         meta = json.loads((self.folder / "network.json").read_text())

@@ -27,7 +27,7 @@ from shared.bundle import Bundle
 from shared.dispatch import draw
 from shared.errors import UnknownPolicy
 from shared.policies import STAY, Clues, Decision, Oracle, Policy, Where, build, spec_of
-from shared.pools import Signature
+from shared.pools import Signature, Vector
 
 
 class Replay:
@@ -283,6 +283,10 @@ class Replay:
     def _toward(self, at: int, to: int) -> int:
         """The link that leads to a tier, as `Tier._toward` finds it."""
         return max(index for link in self._links[self.order[at]] if (index := self.order.index(link)) <= to)
+
+    def signatures(self, numbers: Numbers, kind: Signature) -> list[Vector | None]:
+        """What stands for these texts at the first tier before any layer runs; null where one cannot be read."""
+        return self._recorders[0].signatures(numbers.tolist(), kind)
 
     def _clues_of(self, numbers: Numbers, at: int, kind: Signature | None) -> list[Clues]:
         missing = [n for n in numbers.tolist() if (n, kind) not in self._clues]

@@ -55,9 +55,6 @@ def compare(plan: Plan, console: Console) -> dict[str, Any]:
         BadSetting: labels that a bundle does not have, links or files that do not exist.
         UnknownPolicy: a policy or parameter that does not exist.
     """
-    access, slash, backbone = plan.links.partition("/")
-    if not slash or "/" in backbone:
-        raise BadSetting(f"links {plan.links!r}: expected ACCESS/BACKBONE, such as lte/regional")
     recorders = Recorders(console)
     report: dict[str, Any] = {
         "seed": plan.seed,
@@ -69,7 +66,7 @@ def compare(plan: Plan, console: Console) -> dict[str, Any]:
     try:
         for texts in plan.sets:
             for bundle in texts.bundles:
-                own, notes = _bundle(plan, texts, bundle, (access, backbone), recorders, console)
+                own, notes = _bundle(plan, texts, bundle, recorders, console)
                 report["bundles"][bundle.name] = own
                 report["notes"] += [note for note in notes if note not in report["notes"]]
     finally:
@@ -79,13 +76,15 @@ def compare(plan: Plan, console: Console) -> dict[str, Any]:
 
 
 def _bundle(
-    plan: Plan, texts: Texts, bundle: Bundle, links: tuple[str, str], recorders: Recorders, console: Console
+    plan: Plan, texts: Texts, bundle: Bundle, recorders: Recorders, console: Console
 ) -> tuple[dict[str, Any], list[str]]:
     """One bundle's figures, and what must be said about its times."""
     if max(example.label for example in texts.examples) >= len(bundle.labels):
         raise BadSetting(f"bundle {bundle.name} has {len(bundle.labels)} labels; {texts.source} has more")
     replay = Replay(bundle, texts.examples, recorders, seed=plan.seed)
-    times = Times(replay, _threads(bundle, plan.threads), _links(bundle, *links), console, anew=plan.profile_anew)
+    times = Times(
+        replay, threads_of(bundle, plan.threads), links_of(bundle, plan.links), console, anew=plan.profile_anew
+    )
     own = {
         "n": len(texts.examples),
         "data_sha256": digest(texts.examples),
@@ -136,13 +135,21 @@ def _is(recorded: dict[str, Any], spec: dict[str, Any]) -> bool:
     return all(recorded.get(key) == value for key, value in spec.items() if key != "arm" or value is not None)
 
 
-def _threads(bundle: Bundle, deeper: int | None) -> dict[str, int]:
+def threads_of(bundle: Bundle, deeper: int | None = None) -> dict[str, int]:
     """As `tierwise serve` sets them: one on the first tier, two on each other."""
     count = deeper or min(2, os.cpu_count() or 1)
     return {tier: 1 if at == 0 else count for at, tier in enumerate(bundle.order)}
 
 
-def _links(bundle: Bundle, access: str, backbone: str) -> dict[tuple[str, str], Profile]:
+def links_of(bundle: Bundle, named: str) -> dict[tuple[str, str], Profile]:
+    """The profile between any two tiers, from ACCESS/BACKBONE (or ACCESS,BACKBONE).
+
+    Raises:
+        BadSetting: not two names, or no such profile.
+    """
+    access, slash, backbone = named.replace(",", "/").partition("/")
+    if not slash or "/" in backbone:
+        raise BadSetting(f"links {named!r}: expected ACCESS/BACKBONE, such as lte/regional")
     order = bundle.order
     return {
         (order[a], order[b]): profile("+".join([access if at == 0 else backbone for at in range(a, b)]))
@@ -192,14 +199,16 @@ def _fitting(source: str, *, alone: bool, hold_out: int = 2500) -> list[Bundle]:
         if alone:
             raise
         return []
-    own = [bundle for bundle in bundles if _calibrated_on(bundle, train, hold_out)]
+    own = [bundle for bundle in bundles if held_out(bundle, train, hold_out)]
     if alone and not own:
         known = ", ".join(bundle.name for bundle in bundles)
         raise BadSetting(f"no bundle was calibrated on {source}: name one with --bundle ({known})")
     return own
 
 
-def _calibrated_on(bundle: Bundle, train: Sequence[Example], hold_out: int) -> bool:
-    validation = bundle.card.report.get("validation", {})
-    n, sha = validation.get("n", 0), validation.get("data_sha256")
-    return 0 < n <= len(train) and sha in (digest(list(train[-n:])), digest(list(train[-hold_out:][:n])))
+def held_out(bundle: Bundle, train: Sequence[Example], hold_out: int = 2500) -> list[Example]:
+    """The rows of train that the bundle's card names as its validation data; none if it was calibrated on others."""
+    card = bundle.card.report.get("validation", {})
+    n = card.get("n", 0)
+    candidates = [list(train[-n:]), list(train[-hold_out:][:n])] if 0 < n <= len(train) else []
+    return next((rows for rows in candidates if digest(rows) == card.get("data_sha256")), [])

@@ -35,9 +35,9 @@ class References:
     cloud: float
 
 
-def unit_costs(replay: Replay, run: Run) -> np.ndarray:
-    """What each text cost, [N]."""
-    prices, last = Costs(), len(run.tiers) - 1
+def unit_costs(replay: Replay, run: Run, prices: Costs | None = None) -> np.ndarray:
+    """What each text cost, [N], at the fitted prices or others."""
+    prices, last = prices or Costs(), len(run.tiers) - 1
     total = np.zeros(len(run.label))
     deepest = _width(replay.stations[-1].recorder.source.folder)
     for at, station in enumerate(replay.stations_of(run)):

@@ -1,10 +1,12 @@
 """What things take on this machine, measured once: each layer at each length, tokenizing, pruning, a call over HTTP.
 
-    CACHE/replay/profiles/*.json     one per network, threads and machine; one for HTTP
+    CACHE/replay/profiles/*.json     one per shape of network, threads and machine; one for HTTP
 
 `infer` holds seconds from the start of a forward pass until a text could leave by each exit, [E][lengths], with every
 exit head on the way evaluated; `whole` the time of all layers with the last head alone, per depth it is scaled from
-`infer`'s own curve. Both per attention kernel. Medians, batch of one. Left out: several texts in one request, waiting.
+`infer`'s own curve. Both per attention kernel. Medians, batch of one. One thread is timed by its CPU seconds, which are
+its seconds on an idle machine and hardly more on a busy one; several threads by the wall, on an idle machine only.
+Left out: several texts in one request, waiting.
 """
 
 from __future__ import annotations
@@ -42,6 +44,9 @@ HTTP_CALLS = 40
 _FILLER = "the film was good but slow and i would watch it again with a friend "
 
 
+Now = Callable[[], float]  # seconds on some clock
+
+
 class Table(BaseModel):
     """One network's times in seconds."""
 
@@ -65,28 +70,28 @@ class Http(BaseModel):
 class _Clock:
     """An exit rule that lets nobody leave and notes when it was asked."""
 
-    def __init__(self) -> None:
-        self.at: list[float] = []
+    def __init__(self, now: Now) -> None:
+        self._now, self.at = now, list[float]()
 
     def __call__(self, history: Tensor) -> Tensor:
-        self.at.append(time.perf_counter())
+        self.at.append(self._now())
         return history.new_zeros(history.shape[1]).bool()
 
 
-def measure_table(source: Source, digest: str, threads: int, console: Console, *, anew: bool = False) -> Table:
-    """A network's table: from the cache, or measured now (up to a minute)."""
-    path = _path(f"{digest} {threads}")
+def measure_table(source: Source, threads: int, console: Console, *, anew: bool = False) -> Table:
+    """A network's table: from the cache, or measured now (up to a minute). What it was trained on takes no time."""
+    path = _path(f"{source.shape} {threads}")
     if path.exists() and not anew:
         return Table.model_validate_json(path.read_text())
     with console.status(f"measuring {source.folder.name}, {source.layers} layers, {threads} threads"):
         network = load_network(source.folder, layers=source.layers, max_tokens=source.max_tokens)
         torch.set_num_threads(threads)
-        measured = _measure(network, source.max_tokens)
+        measured = _measure(network, source.max_tokens, time.thread_time if threads == 1 else time.perf_counter)
     _keep(path, measured)
     return measured
 
 
-def _measure(network: Network, max_tokens: int) -> Table:
+def _measure(network: Network, max_tokens: int, now: Now) -> Table:
     lengths = [*(n for n in LENGTHS if n < max_tokens), max_tokens]
     infer: dict[Kernel, list[list[float]]] = {kernel: [] for kernel in Kernel}
     whole: dict[Kernel, list[float]] = {kernel: [] for kernel in Kernel}
@@ -97,24 +102,24 @@ def _measure(network: Network, max_tokens: int) -> Table:
             asks = kernel is Kernel.COUNTED
             passes = []
             for _ in range(REPEATS + 1):
-                clock, started = _Clock(), time.perf_counter()
+                clock, started = _Clock(now), now()
                 network.run([text], clock, importance=asks)
-                passes.append([at - started for at in [*clock.at, time.perf_counter()]])
+                passes.append([at - started for at in [*clock.at, now()]])
             spread = max(p[-1] for p in passes[1:]) / min(p[-1] for p in passes[1:])
             infer[kernel].append([statistics.median(column) for column in zip(*passes[1:], strict=True)])
-            whole[kernel].append(_median(lambda t=text, a=asks: network.run([t], None, importance=a)))  # type: ignore[misc]
+            whole[kernel].append(_median(now, lambda t=text, a=asks: network.run([t], None, importance=a)))  # type: ignore[misc]
     by_exit = {kernel: [list(row) for row in zip(*rows, strict=True)] for kernel, rows in infer.items()}
     tokenize, prune = [], []
     for count in WORDS:
         text_of = " ".join((_FILLER * (count // 8)).split()[:count])
         encoded = network.encode(text_of)
         importance = [float(at % 7) for at in range(len(encoded.ids))]
-        tokenize.append(_median(lambda t=text_of: network.encode(t)))  # type: ignore[misc]
+        tokenize.append(_median(now, lambda t=text_of: network.encode(t)))  # type: ignore[misc]
 
         def drop(t: str = text_of, e: Any = encoded, i: list[float] = importance) -> None:
             keep_words(t, None, e, Pruning(1.0).mask(e, i))
 
-        prune.append(_median(drop))
+        prune.append(_median(now, drop))
     return Table(
         lengths=lengths,
         infer=by_exit,
@@ -126,12 +131,12 @@ def _measure(network: Network, max_tokens: int) -> Table:
     )
 
 
-def _median(work: Callable[[], object]) -> float:
+def _median(now: Now, work: Callable[[], object]) -> float:
     times = []
     for _ in range(REPEATS + 1):
-        started = time.perf_counter()
+        started = now()
         work()
-        times.append(time.perf_counter() - started)
+        times.append(now() - started)
     return statistics.median(times[1:])
 
 

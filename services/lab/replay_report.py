@@ -15,7 +15,7 @@ from services.lab.replay import Replay
 from services.lab.replay_costs import references, unit_costs
 from services.lab.replay_run import NONE, Run
 from services.lab.replay_times import Modelled, Times
-from services.lab.stats import judged, paired_difference, score, wilson
+from services.lab.stats import judged, paired_difference, paired_score_difference, score, wilson
 from shared.bundle import Metric
 
 
@@ -78,16 +78,8 @@ def _quality(replay: Replay, run: Run, reference: Run, read: np.ndarray) -> dict
     }
     if metric is not Metric.ACCURACY:
         out |= judged(metric, said, truth)
-        out[f"{metric.value}_minus_reference"] = _difference(metric, said, other, truth)
+        out[f"{metric.value}_minus_reference"] = paired_score_difference(metric, said, other, truth)
     return out
-
-
-def _difference(metric: Metric, a: np.ndarray, b: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
-    """`paired_difference` for a metric that is no mean."""
-    rows = np.random.default_rng(0).integers(0, len(a), (1000, len(a)))
-    drawn = [score(metric, a[row], truth[row]) - score(metric, b[row], truth[row]) for row in rows]
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return score(metric, a, truth) - score(metric, b, truth), float(low), float(high)
 
 
 def _latency(modelled: Modelled, read: np.ndarray) -> dict[str, float]:

@@ -103,7 +103,7 @@ class Times:
     def _table(self, recorder: Recorder, threads: int, *, anew: bool = False) -> Table:
         key = (recorder.digest, threads)
         if key not in self._tables:
-            self._tables[key] = measure_table(recorder.source, recorder.digest, threads, self._console, anew=anew)
+            self._tables[key] = measure_table(recorder.source, threads, self._console, anew=anew)
         return self._tables[key]
 
     def _passes(self, station: Station, kernel: Kernel, *, rule: bool) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Intervals: Wilson's for a share, and bootstrap for paired differences and for metrics that are no share."""
+"""Intervals: Wilson's for a share, bootstrap for paired differences and other metrics; McNemar's test."""
 
 from __future__ import annotations
 
@@ -10,14 +10,23 @@ import numpy as np
 from shared.bundle import Metric
 
 Z = 1.959964  # two-sided 95 %
+Z_ONE_SIDED = 1.644854  # one-sided 95 %
 
 
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927); `n` >= 1."""
-    p, z2 = right / n, Z * Z
+def wilson(right: int, n: int, z: float = Z) -> tuple[float, float]:
+    """Interval of a share (Wilson 1927), 95 % unless `z` says otherwise; `n` >= 1."""
+    p, z2 = right / n, z * z
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    half = z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     return centre - half, centre + half
+
+
+def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
+    """p value of "both are right equally often", over the same texts: the exact two-sided test (McNemar 1947)."""
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    n = only_a + only_b
+    tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / 2**n)
 
 
 def paired_difference(a: np.ndarray, b: np.ndarray, *, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
@@ -35,6 +44,26 @@ def difference_of_medians(a: np.ndarray, b: np.ndarray, *, draws: int = 2000) ->
     drawn = [np.median(random.choice(x, (draws, len(x))), axis=1) for x in (a, b)]
     low, high = np.percentile(drawn[0] - drawn[1], [2.5, 97.5])
     return float(low), float(high)
+
+
+def paired_saving(a: np.ndarray, b: np.ndarray, *, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+    """1 - mean(a) / mean(b) over the same texts, with its 95 % percentile bootstrap interval."""
+    assert a.shape == b.shape
+    rows = np.random.default_rng(seed).integers(0, len(a), (draws, len(a)))
+    low, high = np.percentile(1 - a[rows].mean(1) / b[rows].mean(1), [2.5, 97.5])
+    return float(1 - a.mean() / b.mean()), float(low), float(high)
+
+
+def paired_score_difference(
+    metric: Metric, a: np.ndarray, b: np.ndarray, truth: np.ndarray
+) -> tuple[float, float, float]:
+    """`paired_difference` of a metric, from the labels that two policies gave."""
+    if metric is Metric.ACCURACY:
+        return paired_difference(a == truth, b == truth)
+    rows = np.random.default_rng(0).integers(0, len(a), (1000, len(a)))
+    drawn = [score(metric, a[row], truth[row]) - score(metric, b[row], truth[row]) for row in rows]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return score(metric, a, truth) - score(metric, b, truth), float(low), float(high)
 
 
 def score(metric: Metric, said: np.ndarray, truth: np.ndarray) -> float:

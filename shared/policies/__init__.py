@@ -21,13 +21,15 @@ Tags beside a formula: [S001] arXiv 2410.05338 says it, [C:repository] read in t
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from shared.errors import UnknownPolicy, plain
+from shared.errors import BadSetting, UnknownPolicy, plain
 from shared.policies.bandits import AdaEE, ISplitEE, SplitEE, SplitEES
 from shared.policies.base import STAY, Clues, Decision, Outcome, Policy, State, Visit, Where, answer_at
 from shared.policies.collaborative import Collaborative, Tabi
@@ -64,6 +66,7 @@ __all__ = [
     "answer_at",
     "build",
     "name_of",
+    "named",
     "names",
     "spec_of",
 ]
@@ -139,6 +142,25 @@ def _problems(error: ValidationError) -> str:
         else:
             told.setdefault(name, f"{name}: {message}")
     return "; ".join(told.values())
+
+
+def named(setting: str) -> str | dict[str, Any]:
+    """The policy spec that a setting names: a policy's name, or a file FILE.json with `{"name": ..., ...parameters}`.
+
+    Raises:
+        BadSetting: no such file, or it holds something else.
+    """
+    if not setting.endswith(".json"):
+        return setting
+    try:
+        spec = json.loads(Path(setting).read_text("utf-8"))
+    except OSError as error:
+        raise BadSetting(f"policy file {setting}: {error.strerror}") from error
+    except ValueError as error:  # not UTF-8, not JSON
+        raise BadSetting(f"policy file {setting}: not JSON: {error}") from error
+    if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
+        raise BadSetting(f'policy file {setting}: expected {{"name": "collaborative", ...its parameters}}')
+    return spec
 
 
 def name_of(policy: Policy) -> str:

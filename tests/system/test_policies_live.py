@@ -231,3 +231,15 @@ def test_a_folder_that_cannot_be_written_stops_the_start(tiny_bundle, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadSetting, match="TIERWISE_STATE_DIR: cannot write"):
         create_app(Settings(tier="end", bundle=str(tiny_bundle), state_dir=tmp_path / "file" / "states"))
+
+
+def test_a_policy_file_decides_where_a_request_names_no_policy(build_tiers, sentences, tmp_path):
+    spec = {"name": "collaborative", "offload_threshold": 1.0, "theta": 0.0}
+    file = tmp_path / "plan.policy.json"
+    file.write_text(json.dumps(spec))
+    tiers = build_tiers({"end": ("edge",), "edge": ()}, policy=str(file))
+    assert info(tiers)["policy"]["offload_threshold"] == 1.0
+    assert [path(result) for result in tiers.results(sentences)] == [["end", "edge"]] * len(sentences)
+    assert [path(result) for result in tiers.results(sentences, policy="end-only")] == [["end"]] * len(sentences)
+    counted = 'tierwise_request_duration_seconds_count{outcome="ok",policy="collaborative",tier="end"}'
+    assert tiers.metrics("end")[counted] == 1

@@ -1,0 +1,206 @@
+"""What a plan says: its front as table and picture, the choice as a policy file, how it fares on unseen texts."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from services.lab.data import digest
+from services.lab.plan import Plan, Spec, Targets, choose, confirm, measure, parts
+from services.lab.policies import parse_policy
+from services.lab.trial import Trial
+from shared.policies import spec_of
+
+RESAMPLINGS = 100
+
+
+def report(found: Plan, targets: Targets, chosen_on: Trial, judged_on: Trial, measured: Path | None) -> dict[str, Any]:
+    """Everything, as JSON: what was asked, the front, the choice, and what unseen and live texts say of it."""
+    spec = found.specs[found.nearest]
+    seen = confirm(judged_on.of(spec), np.arange(len(judged_on.truth)))
+    misses = found.confirmed[found.nearest].misses(targets, bounds=True)
+    return {
+        "targets": _told(asdict(targets)),
+        "feasible": found.chosen is not None,
+        "policy": spec_of(chosen_on.replay.policy(spec)),
+        "missed_by": misses,
+        "settings": len(found.specs),
+        "validation": chosen_on.described(),
+        "front": [
+            {
+                "spec": found.specs[at],
+                "searched": _told(asdict(found.searched[at])),
+                "confirmed": _told(asdict(found.confirmed[at])),
+                "chosen": at == found.chosen,
+            }
+            for at in found.front
+        ],
+        "unseen": {
+            **judged_on.described(),
+            **_told(asdict(seen)),
+            "holds_of_100_resamplings": resampled(judged_on, spec, targets),
+            "replanned": replanned(found, targets, chosen_on, judged_on),
+        },
+        "live": None if measured is None else live(judged_on, spec, measured),
+        "notes": judged_on.times.notes,
+    }
+
+
+def _told(figures: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity: a bound that few texts cannot give is null."""
+    return {key: None if isinstance(v, float) and math.isinf(v) else v for key, v in figures.items()}
+
+
+def resampled(trial: Trial, spec: Spec, targets: Targets) -> int:
+    """In how many of 100 resamplings of these texts every target holds."""
+    noise, outcomes, n = np.random.default_rng(trial.conditions.seed), trial.of(spec), len(trial.truth)
+    return sum(measure(outcomes, noise.integers(0, n, n)).meets(targets, bounds=False) for _ in range(RESAMPLINGS))
+
+
+def replanned(found: Plan, targets: Targets, chosen_on: Trial, judged_on: Trial) -> dict[str, int]:
+    """100 plans from resampled validation texts: how many find a setting, how many of those hold on unseen texts."""
+    noise, n = np.random.default_rng(chosen_on.conditions.seed), len(chosen_on.truth)
+    every, everything = [chosen_on.of(spec) for spec in found.specs], np.arange(len(judged_on.truth))
+    feasible = held = 0
+    for _ in range(RESAMPLINGS):
+        search, rest = (noise.choice(rows, len(rows)) for rows in parts(n))
+        again = choose(found.specs, every, targets, search, rest)
+        if again.chosen is not None:
+            feasible += 1
+            held += measure(judged_on.of(found.specs[again.chosen]), everything).meets(targets, bounds=False)
+    return {"feasible": feasible, "hold": held}
+
+
+def live(trial: Trial, spec: Spec, path: Path) -> dict[str, Any] | None:
+    """Modelled against live mean time over the texts of a `tierwise bench`; null if it ran other texts or policies."""
+    bench = json.loads(path.read_text())
+    n, wanted = bench["n"], spec_of(trial.replay.policy(spec))
+    own = [f for name, f in bench["policies"].items() if spec_of(trial.replay.policy(parse_policy(name))) == wanted]
+    same = digest(list(trial.replay.examples[:n])) == bench["data_sha256"] and trial.read[:n].all()
+    if not own or not same:
+        return None
+    modelled, waited = float(trial.of(spec).ms[:n].mean()), own[0]["latency_ms"]["mean"]
+    return {"n": n, "modelled_ms": modelled, "live_ms": waited, "off_by": modelled / waited - 1}
+
+
+# -- for people -------------------------------------------------------------------------------------------------------
+
+
+def write(said: dict[str, Any], out: Path, console: Console) -> None:
+    """Print the plan; write OUT.json, OUT.png and, where a setting was found, OUT.policy.json."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    console.print(table(said))
+    written, picture = out.with_name(f"{out.name}.json"), out.with_name(f"{out.name}.png")
+    written.write_text(json.dumps(said, indent=1) + "\n")
+    draw(said, picture)
+    for line in sentences(said):
+        console.print(line, markup=False, highlight=False)
+    if said["feasible"]:
+        policy = out.with_name(f"{out.name}.policy.json").resolve()
+        policy.write_text(json.dumps(said["policy"], indent=1) + "\n")
+        print(f"TIERWISE_BUNDLE={said['validation']['bundle']}\nTIERWISE_POLICY={policy}")
+    console.print(f"written: {written}, {picture}", markup=False)
+
+
+def sentences(said: dict[str, Any]) -> list[str]:
+    """The choice, and how it fares."""
+    unseen, again = said["unseen"], said["unseen"]["replanned"]
+    targets = ", ".join(f"{k} {v}" for k, v in said["targets"].items() if v is not None and k != "objective")
+    parameters = {key: value for key, value in said["policy"].items() if key != "name"}
+    if said["feasible"]:
+        out = [f"Chosen for {targets}: {said['policy']['name']} {json.dumps(parameters)}"]
+    else:
+        gaps = ", ".join(f"{name} by {gap:.1%}" for name, gap in said["missed_by"].items()) or "nothing but its order"
+        out = [
+            f"No setting meets {targets} beyond doubt on {said['validation']['n']} validation texts. Nearest: "
+            f"{said['policy']['name']} {json.dumps(parameters)}; its bounds miss {gaps}."
+        ]
+    out.append(
+        f"On {unseen['n']} unseen texts: accuracy {unseen['accuracy']:.3f}, modelled mean {unseen['mean_ms']:.0f} ms, "
+        f"p95 {unseen['p95_ms']:.0f} ms, {unseen['bytes']:.0f} bytes; the targets hold in "
+        f"{unseen['holds_of_100_resamplings']} of 100 resamplings. Planned again from 100 resampled validation sets: "
+        f"{again['feasible']} find a setting, {again['hold']} of these hold there."
+    )
+    if said["live"]:
+        beside = said["live"]
+        out.append(
+            f"Live (bench, n = {beside['n']}): {beside['live_ms']:.0f} ms, modelled {beside['modelled_ms']:.0f} ms "
+            f"({beside['off_by']:+.0%})."
+        )
+    return [*out, *said["notes"]]
+
+
+def table(said: dict[str, Any]) -> Table:
+    """The front, from its safe end."""
+    made = said["validation"]
+    out = Table(
+        title=f"{said['settings']} settings of {made['bundle']}, {made['n']} validation texts, a third to search on; "
+        f"links {made['links']}; times are MODELLED",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        pad_edge=False,
+    )
+    for column in (
+        "policy",
+        "search: accuracy",
+        "mean ms",
+        "confirm: accuracy",
+        "bound",
+        "mean ms",
+        "p95",
+        "bytes",
+        "",
+    ):
+        out.add_column(column, justify="left" if column == "policy" else "right", overflow="fold")
+    for point in said["front"]:
+        a, b = point["searched"], point["confirmed"]
+        name, *rest = (str(value) if key == "name" else f"{key}={value}" for key, value in point["spec"].items())
+        out.add_row(
+            f"{name} {' '.join(rest)}",
+            f"{a['accuracy']:.3f}",
+            f"{a['mean_ms']:.0f}",
+            f"{b['accuracy']:.3f}",
+            f"{b['accuracy_low']:.3f}",
+            f"{b['mean_ms']:.0f}",
+            f"{b['p95_ms']:.0f}",
+            f"{b['bytes']:.0f}",
+            "chosen" if point["chosen"] else "",
+        )
+    return out
+
+
+def draw(said: dict[str, Any], path: Path) -> None:
+    """The front on both parts of the texts, with the bound, the target and the choice."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for half, style in (("searched", "o--"), ("confirmed", "s-")):
+        points = [point[half] for point in said["front"]]
+        label = f"{half} on {'a third of' if half == 'searched' else 'the other'} validation texts"
+        axes.plot([p["mean_ms"] for p in points], [100 * p["accuracy"] for p in points], style, ms=4, label=label)
+    bounds = [point["confirmed"] for point in said["front"]]
+    axes.plot([p["mean_ms"] for p in bounds], [100 * p["accuracy_low"] for p in bounds], "v:", ms=4, label="95 % bound")
+    if said["targets"]["accuracy"] is not None:
+        axes.axhline(100 * said["targets"]["accuracy"], color="grey", linewidth=0.8, label="target")
+    for point in said["front"]:
+        if point["chosen"]:
+            own = point["confirmed"]
+            axes.plot(own["mean_ms"], 100 * own["accuracy"], "*", ms=16, color="tab:red", label="chosen")
+    seen = said["unseen"]
+    axes.plot(seen["mean_ms"], 100 * seen["accuracy"], "x", ms=10, color="black", label=f"unseen, n = {seen['n']}")
+    axes.set(xlabel="modelled mean ms", ylabel="accuracy (%)", title=f"{said['settings']} settings, their front")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

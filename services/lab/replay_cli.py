@@ -1,0 +1,137 @@
+"""`tierwise replay`, `tables` and `plan`: what works on recorded texts, without live tiers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer()
+console = Console(width=None if sys.stdout.isatty() else 170)  # tables need room in a file or a pipe too
+
+Links = Annotated[str, typer.Option(help="ACCESS/BACKBONE or ACCESS,BACKBONE: profiles of deploy/netem/profiles.yaml.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Modelled threads of all tiers but the first.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+@app.command()
+def replay(
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A .parquet or .csv with text (or text_a,text_b), label, split; a folder of them; hub:NAME. Repeat. "
+            "[default: data]",
+        ),
+    ] = None,
+    bundle: Annotated[
+        str | None, typer.Option(help="NAME,NAME...; without it, every bundle that was calibrated on these data.")
+    ] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option(help="NAME or NAME:key=value,...; repeat to compare. `all`: every one.")
+    ] = None,
+    n: Annotated[int, typer.Option(min=1, help="Texts, after any are left out.")] = 200,
+    split: Annotated[
+        str | None, typer.Option(help="Rows whose `split` column says this. [default: test, else dev]")
+    ] = None,
+    exclude_split: Annotated[str | None, typer.Option(help="Leave out texts that also occur in this split.")] = None,
+    links: Links = "5g-nsa/metro",
+    measured: Annotated[
+        list[Path] | None,
+        typer.Option(exists=True, help="Live times to show beside: a bench's .json, a tier's ledger (.jsonl); repeat."),
+    ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Measure this machine anew, not once for all.")] = False,
+    threads: Threads = None,
+    out: Annotated[Path, typer.Option(help="Writes OUT.json and OUT.png.")] = Path("replay"),
+    seed: Seed = 0,
+) -> None:
+    """Compare policies without live tiers: each text is run once, kept on disk, and every policy replayed exactly."""
+    from services.lab.replay_compare import Plan, choose, compare
+    from services.lab.replay_report import write
+
+    if data is None and not Path("data").is_dir():
+        raise typer.BadParameter("name the labelled texts to replay with --data, or put them into a folder `data`")
+    plan = Plan(
+        sets=choose(data or ["data"], bundle.split(",") if bundle else None, split, exclude_split, n),
+        policies=policy or ["all"],
+        links=links,
+        seed=seed,
+        threads=threads,
+        measured=tuple(measured or ()),
+        profile_anew=profile,
+    )
+    write(compare(plan, console), out, console)
+
+
+@app.command()
+def tables(
+    table: Annotated[
+        list[str] | None, typer.Argument(help="hu-1, hu-parts, dimee-1, dimee-costs, dimee-pools; all unless given.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Folder with imdb.parquet, cola.parquet, ..."),
+    ] = None,
+    n: Annotated[int, typer.Option(min=20, help="Texts of each data set, of each split.")] = 600,
+    quick: Annotated[bool, typer.Option("--quick", help="30 texts of each: does it run, not what is true.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of report.md, report.json and the figures.")] = RESULTS,
+    links: Links = "5g-nsa/metro",
+    threads: Threads = None,
+    seed: Seed = 0,
+) -> None:
+    """The papers' tables again, with intervals and figures, beside their own numbers; texts are recorded once."""
+    from services.lab.tables import Job, run
+
+    if data is None:
+        raise typer.BadParameter("name the folder of the labelled texts: --data FOLDER")
+    run(Job(data, table or [], out, n=30 if quick else n, links=links, threads=threads, seed=seed), console)
+
+
+@app.command()
+def plan(
+    data: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A .parquet or .csv with train and test. Needed.")
+    ] = None,
+    accuracy: Annotated[float | None, typer.Option(min=0, max=1, help="Least accuracy, as a lower bound.")] = None,
+    p95_ms: Annotated[float | None, typer.Option(min=0, help="Greatest 95th percentile of time, as a bound.")] = None,
+    max_bytes: Annotated[
+        float | None, typer.Option("--bytes", min=0, help="Most bytes of bodies a request, up and down, as a bound.")
+    ] = None,
+    objective: Annotated[str, typer.Option(help="mean or p95: the time that is least.")] = "mean",
+    bundle: Annotated[str, typer.Option(help="A bundle in deploy/models, or a folder.")] = "collaborative",
+    n: Annotated[int, typer.Option(min=40, help="Validation texts, and unseen ones.")] = 600,
+    pruning: Annotated[
+        list[float] | None, typer.Option(min=0, max=10, help="Pruning coefficients to try besides 0 (slow); repeat.")
+    ] = None,
+    measured: Annotated[
+        Path | None, typer.Option(exists=True, help="A bench's .json with the chosen policy: live times beside.")
+    ] = None,
+    links: Links = "5g-nsa/metro",
+    threads: Threads = None,
+    out: Annotated[Path, typer.Option(help="Writes OUT.json, OUT.png and OUT.policy.json.")] = Path("plan"),
+    seed: Seed = 0,
+) -> None:
+    """Find the fastest setting that keeps a target, on validation data; check it on unseen texts. Status 1: none."""
+    from services.lab.plan import Targets, grid
+    from services.lab.plan import plan as search
+    from services.lab.plan_report import report, write
+    from services.lab.recorder import Recorders
+    from services.lab.trial import Conditions, unseen, validation
+    from shared.bundle import load_bundle
+
+    if data is None or objective not in ("mean", "p95") or (accuracy, p95_ms, max_bytes) == (None, None, None):
+        raise typer.BadParameter("needs --data FILE, a target (--accuracy, --p95-ms, --bytes), --objective mean or p95")
+    conditions = Conditions(Recorders(console), links, threads, seed)
+    own, targets = load_bundle(bundle), Targets(accuracy, p95_ms, max_bytes, objective)
+    try:
+        chosen_on, judged_on = (make(own, data, n, conditions) for make in (validation, unseen))
+        found = search(chosen_on, grid(chosen_on, (0.0, *(pruning or ()))), targets)
+        said = report(found, targets, chosen_on, judged_on, measured)
+    finally:
+        conditions.recorders.save()
+    write(said, out, console)
+    if not said["feasible"]:
+        raise typer.Exit(1)

@@ -1,0 +1,141 @@
+"""`tierwise tables`: what the papers report, made again with intervals, into one report with figures.
+
+    OUT/report.json      every number, with its n, seed, data hashes, links, threads and hardware
+    OUT/report.md        the tables beside the papers' own (`tables_report.py`)
+    OUT/*.png            the figures (`tables_figures.py`)
+
+Texts are recorded once and kept, so a killed run goes on, and a larger `n` records only what is new. A run of some
+tables leaves the others in the report as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from services.lab import tables_dimee, tables_hu
+from services.lab.bench_report import cpu
+from services.lab.recorder import Recorders
+from services.lab.tables_figures import draw
+from services.lab.tables_report import markdown
+from services.lab.trial import Conditions, Trial, unseen, validation
+from shared.bundle import MODELS, Bundle, load_bundle
+from shared.errors import BadSetting
+
+Step = Callable[[], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to make. `data` holds NAME.parquet for each bundle split-NAME, and imdb.parquet for `collaborative`."""
+
+    data: Path
+    tables: list[str]
+    out: Path
+    n: int = 600
+    links: str = "5g-nsa/metro"
+    threads: int | None = None
+    seed: int = 0
+
+
+NAMES = {
+    "hu-1": "Zhang et al., Table I, and operating points that must beat it",
+    "hu-parts": "what pruning, the S curve, calibration, early exit and the ensemble each contribute",
+    "dimee-1": "DIMEE, Table I, its rivals at equal cost, and each device alone",
+    "dimee-costs": "score against cost, and other prices of offloading",
+    "dimee-pools": "the pools: how well an embedding tells them, and a t-SNE picture",
+}
+
+
+def run(job: Job, console: Console) -> int:
+    """Make the tables that were asked for, and the report over all that were ever made; the texts that had to be run.
+
+    Raises:
+        BadSetting: a table that does not exist, or data that are not there.
+    """
+    unknown = [name for name in job.tables if name not in NAMES]
+    if unknown:
+        raise BadSetting(f"no table {unknown[0]!r}: choose among {', '.join(NAMES)}")
+    recorders = Recorders(console)
+    conditions = Conditions(recorders, job.links, job.threads, job.seed)
+    steps = [step for step in _steps(job, conditions) if step[0] in (job.tables or NAMES)]
+    try:
+        with Progress(console=console, transient=True) as progress:
+            for name, part, step in progress.track(steps, description="tables"):
+                progress.console.print(f"{name} {part}")
+                _keep(job.out, name, part, step())
+                recorders.save()
+    finally:
+        recorders.save()
+    report = json.loads((job.out / "report.json").read_text())
+    draw(report["tables"], job.out)
+    (job.out / "report.md").write_text(markdown(report))
+    console.print(
+        f"written: {job.out / 'report.md'}, report.json and figures beside it; {recorders.ran} texts were run"
+    )
+    return recorders.ran
+
+
+def _steps(job: Job, conditions: Conditions) -> Iterator[tuple[str, str, Step]]:
+    """Every table with the part of it (a data set) that one step makes. Trials are made once, when first needed."""
+    imdb = job.data / "imdb.parquet"
+    known: dict[tuple[str, str], Trial] = {}
+
+    def trial(kind: str, bundle: Bundle, data: Path) -> Trial:
+        if (kind, bundle.name) not in known:
+            make = unseen if kind == "unseen" else validation
+            known[kind, bundle.name] = make(bundle, data, job.n, conditions)
+        return known[kind, bundle.name]
+
+    def hu(part: Callable[[Trial, Trial], dict[str, Any]]) -> dict[str, Any]:
+        bundle = load_bundle("collaborative")
+        judged_on = trial("unseen", bundle, imdb)
+        return {"made": judged_on.described(), **part(trial("validation", bundle, imdb), judged_on)}
+
+    def dimee(bundle: Bundle, data: Path, part: Callable[[Trial], dict[str, Any]]) -> dict[str, Any]:
+        judged_on = trial("unseen", bundle, data)
+        return {"made": judged_on.described(), **part(judged_on)}
+
+    if imdb.is_file():
+        yield "hu-1", "imdb", lambda: hu(lambda v, t: {"table": tables_hu.table_1(t), "points": tables_hu.points(v, t)})
+        yield "hu-parts", "imdb", lambda: hu(tables_hu.parts)
+    for bundle, data in split_bundles(job.data):
+        for name, part in (
+            ("dimee-1", lambda t: {**tables_dimee.table_1(t), "devices": tables_dimee.devices(t)}),
+            ("dimee-costs", tables_dimee.curves),
+            ("dimee-pools", tables_dimee.pools),
+        ):
+            yield name, data.stem, lambda b=bundle, d=data, p=part: dimee(b, d, p)  # type: ignore[misc]
+
+
+def split_bundles(data: Path) -> list[tuple[Bundle, Path]]:
+    """The committed `split-NAME` bundles whose NAME.parquet is in the folder.
+
+    Raises:
+        BadSetting: there is none.
+    """
+    names = sorted(path.parent.name for path in MODELS.glob("split-*/bundle.json"))
+    files = {name: data / f"{name.removeprefix('split-')}.parquet" for name in names}
+    found = [(load_bundle(name), path) for name, path in files.items() if path.is_file()]
+    if not found:
+        raise BadSetting(f"{data}: none of {', '.join(path.name for path in files.values())}")
+    return found
+
+
+def _keep(out: Path, name: str, part: str, made: dict[str, Any]) -> None:
+    """Put one part of a table into the report, whole or not at all."""
+    path = out / "report.json"
+    out.mkdir(parents=True, exist_ok=True)
+    report = json.loads(path.read_text()) if path.exists() else {"tables": {}}
+    report["hardware"] = {"cpu": cpu(), "cores": os.cpu_count(), "device": "cpu"}
+    report["tables"].setdefault(name, {})[part] = made
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(report, indent=1) + "\n")
+    unfinished.replace(path)

@@ -1,0 +1,182 @@
+"""Bajpai & Hanawal 2025 (DIMEE, arXiv 2410.05338): Table I again, each device alone, costs, and the pools.
+
+    table_1    the paper's rows, and length-quantile, collaborative and oracle beside them, on one `split` bundle
+    matched    what DIMEE must beat at equal cost: length bins as large as its pools, and a confidence cascade whose
+               one threshold is set so that it costs as much. Both look at no label, so both may use the unseen texts
+    devices    each tier alone, and each tier on the texts that DIMEE sends there
+    curves     score against cost as each method's own threshold varies; cost as the price of offloading varies
+
+Unit costs are reconstructed, fitted to the paper's Table I [CALC] (`replay_costs.py`). Left out: BERT, BERT-large.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from services.lab.pools import Costs
+from services.lab.replay_costs import references, unit_costs
+from services.lab.stats import score
+from services.lab.trial import Outcomes, Spec, Trial
+from shared.errors import UnknownPolicy
+
+WHOLE: dict[str, Any] = {"name": "early-exit", "exit_threshold": 1.0}  # every layer, on the device
+ROWS: dict[str, Spec] = {
+    "whole model": WHOLE,
+    "random": "random",
+    "early-exit": "early-exit",
+    "adaee": "adaee",
+    "i-splitee": "i-splitee",
+    "dimee-f": "dimee",
+    "dimee-d": {"name": "dimee", "adaptive": True},
+    "length-quantile": "length-quantile",
+    "collaborative": "collaborative",
+    "oracle": "oracle",
+}
+DIMEE: Spec = "dimee"
+PRICES = (0.0, 0.5, 1.0, 2.0, 4.0)  # of offloading, times the fitted one
+POINTS = 10  # of each curve
+
+
+def table_1(trial: Trial) -> dict[str, Any]:
+    """Every row, paired with the whole model on the device, and what DIMEE must beat, paired with DIMEE."""
+    rows, refused = {}, {}
+    for name, spec in ROWS.items():
+        try:
+            rows[name] = trial.row(spec, WHOLE)
+        except UnknownPolicy as error:
+            refused[name] = str(error)
+    return {
+        "rows": rows,
+        "refused": refused,
+        "cloud_only": trial.row(f"{trial.replay.order[-1]}-only", WHOLE),
+        "against_dimee": matched(trial) if "dimee-f" in rows else {},
+    }
+
+
+def matched(trial: Trial) -> dict[str, Any]:
+    """Length bins and a cascade at DIMEE's cost; `paired` is each of them less DIMEE."""
+    return {name: trial.row(spec, DIMEE) for name, spec in rivals(trial).items()}
+
+
+def rivals(trial: Trial) -> dict[str, dict[str, Any]]:
+    """The settings of what is compared with DIMEE at equal cost."""
+    alpha = trial.bundle.card.policies["dimee"]["exit_threshold"]
+    run = trial.of(DIMEE).run
+    words = np.sort(run.words[trial.replay.numbers])
+    ends = np.cumsum(np.bincount(run.answered_by, minlength=len(run.tiers)))[:-1].clip(1, len(words))
+    edges = [int(words[end - 1]) for end in ends]
+    return {
+        "length-quantile, bins as large": {"name": "length-quantile", "exit_threshold": alpha, "edges": edges},
+        "confidence cascade, same cost": cascade_at(trial, float(trial.of(DIMEE).cost.mean())),
+    }
+
+
+def cascade(threshold: float) -> dict[str, Any]:
+    """Tier after tier, all layers, until one is confident enough; the last one that ran answers."""
+    return {
+        "name": "collaborative",
+        "offload_threshold": threshold,
+        "curve": "step",
+        "theta": 0.0,
+        "pruning_coefficient": 0.0,
+        "weighting": "last",
+    }
+
+
+def cascade_at(trial: Trial, cost: float) -> dict[str, Any]:
+    """The cascade whose mean cost is nearest below this one (bisection: cost grows with the threshold)."""
+    low, high = 0.0, 1.0
+    for _ in range(14):
+        middle = (low + high) / 2
+        within = float(trial.of(cascade(middle)).cost.mean()) <= cost
+        low, high = (middle, high) if within else (low, middle)
+    return cascade(round(low, 6))
+
+
+def devices(trial: Trial) -> dict[str, Any]:
+    """Each tier alone on all texts, and on those that DIMEE gives it."""
+    order, dimee = trial.replay.order, trial.of(DIMEE)
+    answered = dimee.run.answered_by[trial.read]
+    out: dict[str, Any] = {}
+    for at, tier in enumerate(order):
+        alone, own = trial.of(f"{tier}-only"), answered == at
+        out[tier] = {
+            "alone": _score(trial, alone, np.ones(len(own), bool)),
+            "alone_on_what_dimee_sends": _score(trial, alone, own),
+            "dimee_on_what_it_sends": _score(trial, dimee, own),
+            "share_of_texts": float(own.mean()),
+        }
+    return out
+
+
+def _score(trial: Trial, outcomes: Outcomes, rows: np.ndarray) -> dict[str, Any]:
+    said, truth, metric = outcomes.label[rows], trial.truth[rows], trial.bundle.metric
+    return {
+        "n": len(said),
+        "accuracy": float((said == truth).mean()) if len(said) else None,
+        metric.value: score(metric, said, truth) if len(said) else None,
+    }
+
+
+def curves(trial: Trial) -> dict[str, Any]:
+    """Score against cost, per method, as its own threshold varies; and costs under other prices of offloading."""
+    classes = len(trial.bundle.labels)
+    grid = [round(float(alpha), 6) for alpha in np.linspace(1 / classes, 1, POINTS)]
+    edges = trial.bundle.card.policies["length-quantile"]["edges"]
+    methods: dict[str, list[dict[str, Any]]] = {
+        "early-exit": [{"name": "early-exit", "exit_threshold": alpha} for alpha in grid],
+        "dimee": [{"name": "dimee", "exit_threshold": alpha} for alpha in grid],
+        "length-quantile": [{"name": "length-quantile", "exit_threshold": a, "edges": edges} for a in grid],
+        "confidence cascade": [cascade(tau) for tau in (*grid[:-1], 0.97, 0.99, 0.999)],
+    }
+    whole = references(trial.replay).device
+    out: dict[str, Any] = {"score_against_cost": {}, "offload_price": {}}
+    for name, specs in methods.items():
+        every = [trial.of(spec) for spec in specs]
+        out["score_against_cost"][name] = [
+            {"cost": float(o.cost.mean() / whole - 1), "score": score(trial.bundle.metric, o.label, trial.truth)}
+            for o in every
+        ]
+    fitted, rows = Costs(), trial.read
+    for name in ("random", "adaee", "i-splitee", "dimee-f", "length-quantile"):
+        run = trial.of(ROWS[name]).run
+        out["offload_price"][name] = [
+            {"price": price, "cost": float(unit_costs(trial.replay, run, at)[rows].mean() / whole - 1)}
+            for price in PRICES
+            for at in [replace(fitted, o1=fitted.o1 * price, o2=fitted.o2 * price)]
+        ]
+    return out
+
+
+def pools(trial: Trial) -> dict[str, Any]:
+    """Which pool each text truly belongs to (its exits say), where its embedding puts it, and two t-SNE coordinates."""
+    from sklearn.manifold import TSNE
+
+    from services.lab.recorder import Kernel
+
+    policy = trial.replay.policy(DIMEE)
+    alpha = trial.bundle.card.policies["dimee"]["exit_threshold"]
+    numbers = trial.replay.numbers[trial.read]
+    sure = [
+        (s.table(numbers, Kernel.PLAIN).exits[numbers].amax(-1) >= alpha).any(1).numpy() for s in trial.replay.stations
+    ]
+    sure[-1][:] = True
+    true = np.stack(sure).argmax(0)
+    kind = policy.signature(trial.replay.order[0])
+    assert kind is not None
+    signatures = np.array(trial.replay.signatures(numbers, kind))
+    assigned = trial.of(DIMEE).run.answered_by[trial.read]
+    perplexity = min(30.0, (len(numbers) - 1) / 3)
+    flat = TSNE(perplexity=perplexity, random_state=trial.conditions.seed).fit_transform(signatures)
+    return {
+        "true": true.tolist(),
+        "assigned": assigned.tolist(),
+        "agree": float((true == assigned).mean()),
+        "agree_by_chance": float(
+            sum((true == g).mean() * (assigned == g).mean() for g in range(len(trial.replay.order)))
+        ),
+        "xy": [[round(float(value), 2) for value in row] for row in flat],
+    }

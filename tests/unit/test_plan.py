@@ -1,0 +1,122 @@
+"""The planner against brute force, on outcomes made up so that the best setting is known."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from services.lab.plan import Measured, Targets, choose, confirm, front, measure, parts, rank_above
+
+
+def outcomes(accuracy, ms, n=3000, sent=1000.0, seed=0):
+    noise = np.random.default_rng([seed, int(1e4 * accuracy), int(ms)])
+    return SimpleNamespace(
+        right=noise.random(n) < accuracy,
+        ms=ms * noise.lognormal(-0.02, 0.2, n),
+        sent=np.full(n, sent),
+    )
+
+
+def grid(count=60, n=3000, seed=0):
+    """Settings that cost more the better they are, and as many that are merely slow."""
+    noise = np.random.default_rng(seed)
+    accuracy = noise.uniform(0.8, 0.96, count)
+    ms = 20 + 400 * (accuracy - 0.8) + np.where(noise.random(count) < 0.5, 0, noise.uniform(20, 200, count))
+    return accuracy, [outcomes(a, t, n, seed=seed) for a, t in zip(accuracy, ms, strict=True)]
+
+
+def choice(every, targets, n=3000):
+    return choose([{"name": str(at)} for at in range(len(every))], every, targets, *parts(n))
+
+
+def test_the_front_is_what_brute_force_finds():
+    _, every = grid()
+    measured = {at: measure(own, np.arange(3000)) for at, own in enumerate(every)}
+    targets = Targets(accuracy=0.9)
+
+    def beaten(own):
+        return any(
+            (o.accuracy >= own.accuracy and o.mean_ms < own.mean_ms)
+            or (o.accuracy > own.accuracy and o.mean_ms <= own.mean_ms)
+            for o in measured.values()
+        )
+
+    expected = {at for at, own in measured.items() if not beaten(own)}
+    found = front(measured, targets)
+    assert set(found) == expected
+    assert [measured[at].accuracy for at in found] == sorted((measured[at].accuracy for at in found), reverse=True)
+
+
+def test_the_choice_is_the_fastest_that_brute_force_finds_before_the_first_failure():
+    _, every = grid()
+    found = choice(every, Targets(accuracy=0.88))
+    assert found.chosen is not None
+    _, rest = parts(3000)
+    passes = [confirm(every[at], rest).accuracy_low >= 0.88 for at in found.front]
+    place = found.front.index(found.chosen)
+    assert all(passes[: place + 1])
+    assert place + 1 == len(passes) or not passes[place + 1]
+    assert found.nearest == found.chosen
+
+
+def test_a_setting_that_misses_its_target_is_chosen_in_at_most_5_percent_of_plans():
+    """Many settings just below the target: picking the best looking one would nearly always choose one of them."""
+    n, wrong, naive = 600, 0, 0
+    for seed in range(200):
+        noise = np.random.default_rng(seed)
+        every = [outcomes(0.895, 50 + at, n, seed=seed) for at in range(20)]
+        for own in every:
+            own.right = noise.random(n) < 0.895
+        found = choice(every, Targets(accuracy=0.90), n)
+        wrong += found.chosen is not None
+        naive += max(own.right.mean() for own in every) >= 0.90
+    assert naive > 150
+    assert wrong <= 0.05 * 200 + 2 * math.sqrt(0.05 * 0.95 * 200)
+
+
+def test_without_an_accuracy_target_the_most_accurate_within_the_limit_is_chosen():
+    every = [outcomes(0.80, 30), outcomes(0.90, 80), outcomes(0.96, 300)]
+    found = choice(every, Targets(p95_ms=150))
+    assert found.chosen == 1
+    assert choice(every, Targets(p95_ms=150, bytes=999)).chosen is None
+    assert choice(every, Targets(bytes=1001)).chosen == 2  # all send as much: time is no object
+
+
+def test_p95_can_be_what_is_least():
+    steady, spiky = outcomes(0.92, 100), outcomes(0.92, 60)
+    spiky.ms[::10] *= 8
+    every = [steady, spiky]
+    every[1].right = every[0].right
+    assert choice(every, Targets(accuracy=0.88)).chosen == int(spiky.ms.mean() < steady.ms.mean())
+    assert choice(every, Targets(accuracy=0.88, objective="p95")).chosen == 0
+
+
+def test_where_nothing_is_feasible_the_nearest_is_named():
+    every = [outcomes(0.80, 30), outcomes(0.90, 80), outcomes(0.85, 200)]
+    found = choice(every, Targets(accuracy=0.97))
+    assert found.chosen is None
+    assert found.nearest == 1
+    assert found.confirmed[1].misses(Targets(accuracy=0.97), bounds=True)["accuracy"] == pytest.approx(0.08, abs=0.02)
+
+
+def test_bounds_lie_on_the_safe_side_of_the_figures():
+    own = confirm(outcomes(0.9, 100, 400), np.arange(400))
+    assert own.accuracy_low < own.accuracy
+    assert own.p95_high > own.p95_ms
+    assert own.bytes_high == own.bytes == 1000
+    few = confirm(outcomes(0.9, 100, 40), np.arange(40))
+    assert few.p95_high == math.inf  # 40 texts cannot bound a 95th percentile
+
+
+def test_the_order_statistic_is_above_the_quantile_as_often_as_it_says():
+    noise, n = np.random.default_rng(5), 200
+    rank = rank_above(n)
+    above = np.mean([np.sort(noise.random(n))[rank] >= 0.95 for _ in range(2000)])
+    assert 0.95 <= above <= 0.985
+    assert (rank_above(58), rank_above(59)) == (58, 58)
+
+
+def test_what_is_measured_is_json():
+    assert json.dumps(vars(Measured(0.9, 1.0, 2.0, 3.0)))
