@@ -46,7 +46,9 @@ def test_stops_under_load_lose_no_accepted_request(listening):
         async def story(url=url, server=server, thread=thread, ledger=ledger):
             stop = asyncio.Event()
             users = asyncio.create_task(load(url, ledger, stop))
-            await asyncio.sleep(0.2)
+            async with asyncio.timeout(30):
+                while len(ledger) < 24:  # all are at work
+                    await asyncio.sleep(0.01)
             assert set(ledger) == {200}
             server.drain()
             await asyncio.to_thread(thread.join, 20)
