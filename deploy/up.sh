@@ -5,22 +5,23 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 command -v docker >/dev/null || { echo "make up: Docker is not installed; \`make serve\` runs the tiers without it" >&2; exit 2; }
-files=(-f docker-compose.yml)
+while IFS='=' read -r name value; do  # as Compose does it: the environment wins over .env
+  [ -n "${!name+x}" ] || export "$name=$value"
+done < <(grep -shE '^[A-Z0-9_]+=' .env || true)
 if docker info --format '{{json .Runtimes}}' | grep -q '"nvidia"'; then
-  files+=(-f deploy/compose.gpu.yml)
+  export COMPOSE_FILE="${COMPOSE_FILE:-docker-compose.yml}:deploy/compose.gpu.yml"
   echo "NVIDIA runtime found: tiers run on the GPU"
 fi
-compose() { docker compose "${files[@]}" "$@"; }
 
-[ "${TIERWISE_BUILD:-1}" = 0 ] || compose build end end-shaper
+[ "${TIERWISE_BUILD:-1}" = 0 ] || docker compose build end end-shaper
 if [ "${TIERWISE_LINKS:-netem}" = netem ]; then  # say it now: a tier without shape must not start
   docker run --rm --network none --cap-drop ALL --cap-add NET_ADMIN tierwise-shaper python -m services.shaper --check
 fi
 services=(end edge cloud prometheus)
 [ "${TIERWISE_DASHBOARDS:-1}" = 0 ] || services+=(grafana)
-compose up -d --wait --no-build "${services[@]}" || {
-  compose ps --all --quiet | xargs docker inspect --format '{{.Name}} {{.State.Status}}, exit {{.State.ExitCode}}, restarts {{.RestartCount}}'
-  compose logs --tail 5
+docker compose up -d --wait --no-build "${services[@]}" || {
+  docker compose ps --all --quiet | xargs docker inspect --format '{{.Name}} {{.State.Status}}, exit {{.State.ExitCode}}, restarts {{.RestartCount}}'
+  docker compose logs --tail 5
   exit 1
 }
 

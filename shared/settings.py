@@ -22,7 +22,16 @@ DEFAULT_UPSTREAMS = {
 }
 DEFAULT_LINKS = {"end": {"edge": "5g-nsa", "cloud": "5g-nsa+metro"}, "edge": {"cloud": "metro"}}
 # Read elsewhere (shared/weights.py, the containers' files), so not unknown here.
-_CONTAINERS = ("BIND", "BUILD", "DASHBOARDS", "HEALTH_INTERVAL", "PROMETHEUS_PORT", "GRAFANA_PORT")
+_CONTAINERS = (
+    "BIND",
+    "BUILD",
+    "DASHBOARDS",
+    "HEALTH_INTERVAL",
+    "TIER_KEY",
+    "DOOR_KEY",
+    "PROMETHEUS_PORT",
+    "GRAFANA_PORT",
+)
 _OTHER = {f"{PREFIX}{name}" for name in ("CACHE_DIR", *_CONTAINERS)}
 _OF_A_TIER = re.compile(rf"{PREFIX}(END|EDGE|CLOUD)_(BIND|CPUS|CPUSET|THREADS|UPSTREAMS|EDGE|CLOUD)")  # for Compose
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -17,6 +18,7 @@ from services.lab.bench import run as measure
 from services.lab.bench_report import report, table, write
 from services.lab.data import digest
 from shared.errors import BadSetting
+from shared.link import profile
 
 
 def run(plan: Plan, cells: list[str], url: str, out: Path, console: Console) -> None:
@@ -25,19 +27,21 @@ def run(plan: Plan, cells: list[str], url: str, out: Path, console: Console) -> 
     Raises:
         BadSetting: no containers, an unknown profile, or links that did not hold.
     """
-    for cell in cells:
-        access, slash, backbone = cell.partition("/")
+    pairs = [cell.partition("/") for cell in cells]
+    for cell, (access, slash, backbone) in zip(cells, pairs, strict=True):
         if not slash:
             raise BadSetting(f"cell {cell!r}: expected ACCESS/BACKBONE, such as lte/regional")
+        profile(f"{access}+{backbone}")
+    for access, _, backbone in pairs:
         own = out.with_name(f"{out.name}-{access}-{backbone}")
         done = own.with_name(f"{own.name}.json")
-        if done.exists() and (was := json.loads(done.read_text()))["data_sha256"] == digest(plan.examples):
+        if done.exists() and _is_of(was := json.loads(done.read_text()), plan):
             console.print(f"{done}: already measured")
             console.print(table(was))
             continue
         ledger = own.with_name(f"{own.name}.jsonl")
-        for link, profile in (("end-edge", access), ("edge-cloud", backbone), ("end-cloud", f"{access}+{backbone}")):
-            links.set_profile(link, profile)
+        for link, name in (("end-edge", access), ("edge-cloud", backbone), ("end-cloud", f"{access}+{backbone}")):
+            links.set_profile(link, name)
         before = _verified(console)
         info, samples = measure(plan, url, console, ledger)
         try:
@@ -47,6 +51,12 @@ def run(plan: Plan, cells: list[str], url: str, out: Path, console: Console) -> 
             raise
         write(report(plan, info, samples) | {"links_verified": {"before": before, "after": after}}, own, console)
         ledger.unlink()
+
+
+def _is_of(report: dict[str, Any], plan: Plan) -> bool:
+    """Whether a report is of this plan; only then does it stand for a run."""
+    ours = (digest(plan.examples), plan.policies, plan.loop, plan.seed)
+    return (report.get("data_sha256"), list(report.get("policies", ())), report.get("loop"), report.get("seed")) == ours
 
 
 def _verified(console: Console) -> list[dict[str, object]]:

@@ -26,6 +26,7 @@ from services.lab.client import classify
 from services.lab.demo import REVIEWS
 from services.lab.stats import difference_of_medians
 from shared.contracts import InferRequest, TextPair
+from shared.errors import BadSetting
 from shared.link import PROFILES, Backend
 from shared.upstream import Upstream
 
@@ -36,10 +37,13 @@ def run(url: str, n: int, out: Path, project: str | None, console: Console) -> N
     """Measure every profile that carries traffic; print the table and write OUT.
 
     Raises:
-        BadSetting: no containers are running.
+        BadSetting: no containers are running, their links are not shaped, or the edge does not answer.
     """
     names = [name for name, raw in yaml.safe_load(PROFILES.read_text()).items() if raw["loss"] < 100]
-    before = next(iter(links.show(project)[LINK].values()))["profile"]
+    shown = links.show(project).get(LINK)
+    if not shown:
+        raise BadSetting(f"{LINK} is not shaped by netem: start the stack without TIERWISE_LINKS=simulated or none")
+    before = next(iter(shown.values()))["profile"]
     rows = []
     try:
         with Progress(console=console) as progress:
@@ -65,7 +69,10 @@ async def _netem(url: str, n: int) -> list[float]:
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
         answers = [await classify(client, REVIEWS[at % 12], {"policy": "edge-only"}) for at in range(n + 3)]
     used = [answer.answer.results[0].hops[0].link for answer in answers[3:]]
-    return [link.ms for link in used if link is not None and link.backend == "netem"]
+    shaped = [link.ms for link in used if link is not None and link.backend == "netem"]
+    if len(shaped) < n:
+        raise BadSetting(f"only {len(shaped)} of {n} requests came back over {LINK} and netem; is the edge well?")
+    return shaped
 
 
 async def _simulated(url: str, name: str, n: int) -> list[float]:

@@ -6,6 +6,7 @@ Every change is made at both ends of a link. Shapers are containers whose Compos
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -68,17 +69,20 @@ def running_shapers(project: str | None = None) -> dict[str, ContainerShaper]:
         import docker
     except ImportError as error:
         raise BadSetting("links of running containers need the Docker SDK: pip install docker") from error
+    project = project or os.environ.get("COMPOSE_PROJECT_NAME")
     try:
         filters = {"label": [SERVICE] + ([f"{PROJECT}={project}"] if project else [])}
         found = docker.from_env().containers.list(filters=filters)
     except docker.errors.DockerException as error:
-        raise BadSetting(f"no Docker Engine answers: {error}") from error
+        raise BadSetting(f"no Docker Engine answers: start it, or set DOCKER_HOST ({error})") from error
     shapers = [one for one in found if one.labels[SERVICE].endswith("-shaper")]
     projects = sorted({one.labels.get(PROJECT, "") for one in shapers})
     if not shapers:
         raise BadSetting("no link shaper is running: start the stack with `docker compose up`")
     if len(projects) > 1:
-        raise BadSetting(f"several stacks are running ({', '.join(projects)}): choose one with --project")
+        raise BadSetting(
+            f"several stacks are running ({', '.join(projects)}): --project or COMPOSE_PROJECT_NAME chooses"
+        )
     tiers = {one.labels[SERVICE].removesuffix("-shaper"): one for one in shapers}
     return {tier: ContainerShaper(tier, one) for tier, one in tiers.items()}
 
@@ -125,9 +129,11 @@ class Links:
         """Measure links one after another (all of them unless named); nothing else should use them meanwhile.
 
         Raises:
-            BadSetting: no such link.
+            BadSetting: no such link, or none that is shaped.
         """
         shown = self.show()
+        if not shown:
+            raise BadSetting("no link is shaped: the stack was started with TIERWISE_LINKS=simulated or none")
         for link in links or ():
             if link not in shown:
                 raise BadSetting(f"link {link!r}: running links are {', '.join(shown)}")

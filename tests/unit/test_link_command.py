@@ -1,13 +1,18 @@
 """`tierwise link`: how shapers are found and asked, and what it prints. No Docker: containers are stand-ins."""
 
+import io
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
-from services.lab import link_cli, links
+from services.lab import cells, compare, link_cli, links
+from services.lab.bench import Plan
+from services.lab.data import Example, digest
 from services.shaper.verify import Check, Report
 from shared.errors import BadSetting
 
@@ -157,3 +162,35 @@ def test_a_change_says_what_is_in_force_at_each_end(engine, tmp_path, command):
     result = CliRunner().invoke(link_cli.app, [command, "end-edge", *more])
     assert result.exit_code == 0, result.output
     assert "end-edge up: lte (profile): 14 Mbit/s, RTT 37 ms, loss 0 %" in result.stdout
+
+
+def test_a_stack_without_shape_is_neither_verified_nor_compared(engine, tmp_path):
+    engine(*(Container(f"{tier}-shaper", answer=b'{"links": {}}') for tier in ("end", "edge")))
+    with pytest.raises(BadSetting, match="no link is shaped"):
+        links.verify()
+    with pytest.raises(BadSetting, match="end-edge is not shaped by netem"):
+        compare.run("http://127.0.0.1:1", 5, tmp_path / "out.json", None, Console(quiet=True))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bad_cell_is_refused_before_the_first_is_measured(engine, tmp_path):
+    engine(end := Container("end-shaper"), edge := Container("edge-shaper"))
+    plan = Plan([Example("a film", None, 0)], ["end-only"])
+    for bad, complaint in (("bad", "expected ACCESS/BACKBONE"), ("lte/6g", "'6g'")):
+        with pytest.raises(BadSetting, match=complaint):
+            cells.run(plan, ["lte/regional", bad], "http://127.0.0.1:1", tmp_path / "out", Console(quiet=True))
+    assert end.asked == edge.asked == []
+
+
+def test_a_measured_cell_stands_for_its_own_plan_alone(engine, tmp_path, monkeypatch):
+    engine()
+    plan = Plan([Example("a film", None, 0)], ["end-only"])
+    report = {"data_sha256": digest(plan.examples), "policies": {"end-only": {}}, "loop": plan.loop, "seed": 0}
+    (tmp_path / "out-lte-regional.json").write_text(json.dumps(report))
+    monkeypatch.setattr(cells, "table", lambda report: "the table")
+    said = Console(record=True, quiet=False, file=io.StringIO())
+    cells.run(plan, ["lte/regional"], "http://127.0.0.1:1", tmp_path / "out", said)
+    assert "already measured" in said.export_text()
+    for other in (replace(plan, policies=["edge-only"]), replace(plan, rate=5.0), replace(plan, seed=1)):
+        with pytest.raises(BadSetting, match="no link shaper is running"):  # it sets out to measure
+            cells.run(other, ["lte/regional"], "http://127.0.0.1:1", tmp_path / "out", said)

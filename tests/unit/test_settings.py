@@ -30,7 +30,13 @@ def test_three_tiers_on_one_host_need_no_setting_at_all():
 
 def test_what_the_containers_read_from_the_environment_stops_no_tier_beside_them(monkeypatch):
     root = Path(__file__).resolve().parents[2]
-    files = ("docker-compose.yml", "deploy/compose.host.yml", "deploy/compose.gpu.yml", "deploy/up.sh")
+    files = (
+        "docker-compose.yml",
+        "deploy/compose.host.yml",
+        "deploy/compose.gpu.yml",
+        "deploy/compose.keys.yml",
+        "deploy/up.sh",
+    )
     read = {name for file in files for name in re.findall(r"\$\{(TIERWISE_\w+)", (root / file).read_text())}
     assert len(read) > 20
     for name in read - {f"TIERWISE_{own.upper()}" for own in Settings.model_fields}:
