@@ -6,8 +6,8 @@ cd "$(dirname "$0")/.."
 
 command -v docker >/dev/null || { echo "make up: Docker is not installed; \`make serve\` runs the tiers without it" >&2; exit 2; }
 while IFS='=' read -r name value; do  # as Compose does it: the environment wins over .env
-  [ -n "${!name+x}" ] || export "$name=$value"
-done < <(grep -shE '^[A-Z0-9_]+=' .env || true)
+  [ -z "$name" ] || [ -n "${!name+x}" ] || export "$name=$value"
+done <<<"$(grep -shE '^[A-Z0-9_]+=' .env || true)"
 if docker info --format '{{json .Runtimes}}' | grep -q '"nvidia"'; then
   export COMPOSE_FILE="${COMPOSE_FILE:-docker-compose.yml}:deploy/compose.gpu.yml"
   echo "NVIDIA runtime found: tiers run on the GPU"
