@@ -32,7 +32,6 @@ from services.lab.client import classify
 from services.lab.recorder import Kernel, Source
 from services.lab.stack import Layout, free_ports, running
 from shared.bundle import Bundle
-from shared.errors import TierwiseError
 from shared.network import Network, load_network
 from shared.pruning import Pruning, keep_words
 from shared.weights import cache_dir
@@ -64,7 +63,6 @@ class Http(BaseModel):
 
     client: float
     hop: float
-    note: str = ""
 
 
 class _Clock:
@@ -146,11 +144,8 @@ def measure_http(bundle: Bundle, console: Console, *, anew: bool = False) -> Htt
     if path.exists() and not anew:
         return Http.model_validate_json(path.read_text())
     layout = Layout(bundle=str(bundle.folder), port=free_ports(len(bundle.order)), access="ideal", backbone="ideal")
-    try:
-        with running(layout, console) as stack:
-            measured = asyncio.run(_calls(stack.url, bundle.order))
-    except TierwiseError as error:  # no memory for live tiers: models run all the same
-        return Http(client=0.0, hop=0.0, note=f"the cost of HTTP is left out: {error}")
+    with running(layout, console) as stack:
+        measured = asyncio.run(_calls(stack.url, bundle.order))
     _keep(path, measured)
     return measured
 

@@ -67,10 +67,11 @@ class Times:
     def notes(self) -> list[str]:
         """What a reader of the times must know about their measurement."""
         worst = max(measured.spread for measured in self._tables.values())
-        busy = (
+        if worst <= BUSY:
+            return []
+        return [
             f"the machine was busy when it was measured (times varied {worst:.1f}-fold): measure again with --profile"
-        )
-        return [note for note in (self.http.note, busy if worst > BUSY else "") if note]
+        ]
 
     def of(self, run: Run) -> Modelled:
         """The modelled figures of a run."""

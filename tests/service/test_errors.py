@@ -9,6 +9,14 @@ import pytest
 from shared.errors import BadSetting
 
 JSON = {"content-type": "application/json"}
+POST = {  # the ASGI scope of a request, for callers who leave half way
+    "type": "http",
+    "method": "POST",
+    "path": "/v1/classify",
+    "raw_path": b"/v1/classify",
+    "query_string": b"",
+    "headers": [(b"content-type", b"application/json")],
+}
 NO_WORD = "\u200b"
 
 
@@ -216,14 +224,6 @@ def test_a_caller_who_leaves_in_the_middle_of_the_body_breaks_nothing(serve):
 
     async def leave():
         said = iter([{"type": "http.request", "body": b'{"inputs"', "more_body": True}, {"type": "http.disconnect"}])
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": "/v1/classify",
-            "raw_path": b"/v1/classify",
-            "query_string": b"",
-            "headers": [(b"content-type", b"application/json")],
-        }
 
         async def receive():
             return next(said)
@@ -231,7 +231,7 @@ def test_a_caller_who_leaves_in_the_middle_of_the_body_breaks_nothing(serve):
         async def send(message):
             pass
 
-        await caller.app(scope, receive, send)
+        await caller.app(dict(POST), receive, send)
 
     asyncio.run(leave())
     assert caller.samples()["tierwise_request_duration_seconds_count", "error", "none"] == 0
@@ -331,15 +331,7 @@ def test_a_caller_who_leaves_is_dropped_from_the_queue_within_100_ms_and_never_r
             async def send(message):
                 gone.append(message)
 
-            scope = {
-                "type": "http",
-                "method": "POST",
-                "path": "/v1/classify",
-                "raw_path": b"/v1/classify",
-                "query_string": b"",
-                "headers": [(b"content-type", b"application/json")],
-            }
-            await caller.app(scope, receive, send)
+            await caller.app(dict(POST), receive, send)
 
         leaving = asyncio.Event()
         crowd = [asyncio.create_task(leave_soon()) for _ in range(20)]
