@@ -29,8 +29,8 @@ test: $(STAMP)  ## unit, service and system tests
 e2e: $(STAMP)  ## the containers over netem: needs Docker and sch_netem, else skipped with the reason
 	$(BIN)/python -m pytest tests/e2e -rs $(E2E)
 
-faults: $(STAMP)  ## every fault on the edge and the cloud link, in process (minutes; prints a table)
-	TIERWISE_TEST_FAULTS=all $(BIN)/python -m pytest tests/faults -s
+faults: $(STAMP)  ## every fault on the edge and the cloud link: in process, and with Docker and sch_netem for real (prints a table)
+	TIERWISE_TEST_FAULTS=all $(BIN)/python -m pytest tests/faults tests/e2e/test_faults.py -rs
 
 netns: $(STAMP)  ## the shapers alone, in network namespaces: needs root and sch_netem
 	$(BIN)/python -m pytest tests/netns -rs

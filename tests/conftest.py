@@ -22,6 +22,7 @@ from shared.network import Network, load_network, save_network
 from shared.pools import Pools, Signature
 from shared.tokens import SpecialTokens
 
+pytest_plugins = ["tests.hooks"]
 torch.set_num_threads(1)
 logging.disable_progress_bar()
 settings.register_profile("tierwise", deadline=None, derandomize=True)  # a busy machine is no failure

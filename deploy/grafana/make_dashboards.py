@@ -341,6 +341,12 @@ SERVICE = Dashboard(
         ),
         Panel("How many requests are under way?", "short", [(f"tierwise_inflight{{{TIER}}}", "{{tier}}")]),
         Panel(
+            "Which links are left alone?",
+            "short",
+            [(f"max by (link) (tierwise_breaker_open{{{TIER}}})", "{{link}}")],
+            about="1 while the breaker is open: the upstream failed again and again, and is only probed.",
+        ),
+        Panel(
             "How much memory does each tier hold?",
             "bytes",
             [(f'process_resident_memory_bytes{{job="tier", {TIER}}}', "{{tier}}")],

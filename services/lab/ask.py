@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import httpx
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from services.lab.client import NoAnswer, classify
+from services.lab.client import NoAnswer, classify, connect
 from services.lab.policies import parse_policy
 
 
@@ -23,7 +22,7 @@ async def ask(url: str, texts: list[str], policy: str | None, console: Console, 
         raise NoAnswer("nothing to classify: give a text, --file, or lines on standard input")
     options: dict[str, Any] = {} if policy is None else {"policy": parse_policy(policy)}
     table = Table("label", "confidence", "path (exit/layers)", "batch ms", "text", show_edge=False, pad_edge=False)
-    async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+    async with connect(url, timeout=120) as client:
         for start in range(0, len(texts), 16):
             chunk = texts[start : start + 16]
             timed = await classify(client, chunk, options)

@@ -20,7 +20,7 @@ import httpx
 from rich.console import Console
 from rich.progress import Progress
 
-from services.lab.client import NoAnswer, classify
+from services.lab.client import NoAnswer, classify, connect
 from services.lab.data import Example, digest
 from services.lab.policies import parse_policy
 from shared.contracts import Result
@@ -69,7 +69,7 @@ def run(plan: Plan, url: str, console: Console, ledger: Path | None = None) -> t
 
 async def _run(plan: Plan, url: str, console: Console, ledger: Path | None) -> tuple[dict[str, Any], list[Sample]]:
     limits = httpx.Limits(max_connections=256, max_keepalive_connections=256, keepalive_expiry=60)
-    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
+    async with connect(url, timeout=120, limits=limits) as client:
         try:
             info = (await client.get("/info")).json()
         except httpx.HTTPError as error:

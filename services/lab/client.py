@@ -1,15 +1,21 @@
-"""A client of a running tier: ask it to classify, and say plainly what went wrong if it does not."""
+"""A client of a running tier: ask it to classify, and say plainly what went wrong if it does not.
+
+It shows the door's key that the tiers themselves ask for: the one in the file that `TIERWISE_DOOR_KEY_FILE` names.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from shared.contracts import ClassifyResponse
 from shared.errors import TierwiseError
+from shared.guard import read_key
 
 
 class NoAnswer(TierwiseError):
@@ -22,6 +28,27 @@ class Timed:
 
     answer: ClassifyResponse
     seconds: float
+
+
+def key_of(setting: str) -> str | None:
+    """The key in the file that a setting names, `TIERWISE_DOOR_KEY_FILE`; null where it names none.
+
+    Raises:
+        BadSetting: no key in that file.
+    """
+    named = os.environ.get(setting)
+    return read_key(Path(named) if named else None)
+
+
+def connect(url: str, **options: Any) -> httpx.AsyncClient:
+    """A client of the tier at `url`, with its key; `options` are httpx's own.
+
+    Raises:
+        BadSetting: no key in the file that `TIERWISE_DOOR_KEY_FILE` names.
+    """
+    key = key_of("TIERWISE_DOOR_KEY_FILE")
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    return httpx.AsyncClient(base_url=url, headers=headers, **options)
 
 
 async def classify(client: httpx.AsyncClient, inputs: Any, options: dict[str, Any]) -> Timed:

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import yaml
 from rich.console import Console
@@ -22,7 +21,7 @@ from rich.table import Table
 
 from services.lab import links
 from services.lab.bench_report import cpu
-from services.lab.client import classify
+from services.lab.client import classify, connect, key_of
 from services.lab.demo import REVIEWS
 from services.lab.stats import difference_of_medians
 from shared.contracts import InferRequest, TextPair
@@ -66,7 +65,7 @@ def run(url: str, n: int, out: Path, project: str | None, console: Console) -> N
 
 async def _netem(url: str, n: int) -> list[float]:
     """Link times (ms) of requests that the end only passes on."""
-    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+    async with connect(url, timeout=60) as client:
         answers = [await classify(client, REVIEWS[at % 12], {"policy": "edge-only"}) for at in range(n + 3)]
     used = [answer.answer.results[0].hops[0].link for answer in answers[3:]]
     shaped = [link.ms for link in used if link is not None and link.backend == "netem"]
@@ -78,7 +77,13 @@ async def _netem(url: str, n: int) -> list[float]:
 async def _simulated(url: str, name: str, n: int) -> list[float]:
     """The same calls from here, over a simulated link."""
     upstream = Upstream(
-        source="end", target="edge", url=url, backend=Backend.SIMULATED, profile_name=name, timeout_s=60
+        source="end",
+        target="edge",
+        url=url,
+        backend=Backend.SIMULATED,
+        profile_name=name,
+        timeout_s=60,
+        key=key_of("TIERWISE_KEY_FILE"),
     )
     seen = []
     for at in range(n + 3):

@@ -6,11 +6,10 @@ import asyncio
 import json
 from collections import Counter
 
-import httpx
 from rich.console import Console
 from rich.table import Table
 
-from services.lab.client import Timed, classify
+from services.lab.client import Timed, classify, connect
 from shared.contracts import Hop
 
 REVIEWS = [
@@ -47,7 +46,7 @@ REVIEWS = [
 
 async def run(url: str, console: Console) -> None:
     """Classify every review, one after the other, and print the table and a curl line."""
-    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+    async with connect(url, timeout=60) as client:
         await classify(client, REVIEWS[0], {"policy": "cloud-only"})  # opens the connections
         timed = [await classify(client, text, {"seed": index}) for index, text in enumerate(REVIEWS)]
     console.print(_table(timed))

@@ -21,14 +21,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
 from pydantic import BaseModel
 from rich.console import Console
 from torch import Tensor
 
 from services.lab.bench_report import cpu
-from services.lab.client import classify
+from services.lab.client import classify, connect
 from services.lab.recorder import Kernel, Source
 from services.lab.stack import Layout, free_ports, running
 from shared.bundle import Bundle
@@ -153,7 +152,7 @@ def measure_http(bundle: Bundle, console: Console, *, anew: bool = False) -> Htt
 async def _calls(url: str, order: tuple[str, ...]) -> Http:
     """Client seconds less the tier's own stages, asked at the first tier and through it at the last."""
     added: dict[str, list[float]] = {}
-    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+    async with connect(url, timeout=60) as client:
         for call in range(HTTP_CALLS):
             for tier in (order[0], order[-1]):
                 timed = await classify(client, _FILLER, {"policy": f"{tier}-only"})

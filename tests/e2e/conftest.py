@@ -13,7 +13,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "tierwise-e2e"
 API, PROMETHEUS = 18080, 19090
-BUSY = 0.25  # of the processor's time
 OWN = {
     "COMPOSE_PROJECT_NAME": PROJECT,
     "TIERWISE_BIND": f"127.0.0.1:{API}",
@@ -36,32 +35,9 @@ def _missing():
     return None
 
 
-def _lost(seconds=2.0):
-    """The share of a time that something else had this processor."""
-    lost, started = 0.0, time.perf_counter()
-    before = started
-    while before < started + seconds:
-        now = time.perf_counter()
-        lost += now - before if now - before > 0.002 else 0.0
-        before = now
-    return lost / seconds
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item, call):
-    """What measures time on a host that is measurably too busy has shown nothing: it counts as not run."""
-    report = yield
-    if report.when == "call" and report.failed and item.get_closest_marker("timing") and (lost := _lost()) > BUSY:
-        why = f"the host is too busy to measure time: {lost:.0%} of it goes to others; {report.longreprtext[-300:]}"
-        report.outcome, report.longrepr = "skipped", (str(item.path), item.location[1], f"Skipped: {why}")
-    return report
-
-
 def pytest_collection_modifyitems(items):
     reason = None
     for item in items:
-        if item.get_closest_marker("timing"):
-            item.add_marker(pytest.mark.flaky(reruns=2))
         if Path(__file__).parent in item.path.parents:
             if reason is None:
                 reason = _missing() or ""

@@ -1,6 +1,10 @@
-"""Whatever comes in, it is answered, or refused with a problem document: never a 500."""
+"""Whatever comes in, it is answered, or refused with a problem document: never a 500.
+
+TIERWISE_TEST_TEXTS examples of each kind.
+"""
 
 import json
+import os
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -12,7 +16,8 @@ names = (
     st.sampled_from(["inputs", "options", "text", "text_pair", "policy", "name", "seed", "theta", "explain"]) | texts
 )
 values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4))
-quick = settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+number = int(os.environ.get("TIERWISE_TEST_TEXTS", "200"))
+quick = settings(max_examples=number, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
 def assert_answered_or_refused(response):

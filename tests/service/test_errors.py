@@ -4,8 +4,10 @@ import asyncio
 import json
 import time
 
+import httpx
 import pytest
 
+from services.lab.client import NoAnswer, classify, connect
 from shared.errors import BadSetting
 
 JSON = {"content-type": "application/json"}
@@ -415,6 +417,22 @@ def test_with_the_key_the_door_opens_and_probes_of_the_platform_need_none(serve,
     caller = serve(door_key_file=key_file)
     assert caller.classify("a fine film", {"authorization": f"Bearer {KEY}"}).status_code == 200
     assert {caller.get(path).status_code for path in ("/livez", "/readyz", "/info", "/metrics")} == {200}
+
+
+def test_the_command_line_shows_the_doors_key(serve, key_file, tmp_path, monkeypatch):
+    app = serve(door_key_file=key_file).app
+
+    async def ask():
+        async with connect("http://end", transport=httpx.ASGITransport(app)) as client:
+            return (await classify(client, "a fine film", {})).answer.results
+
+    with pytest.raises(NoAnswer, match="401"):
+        asyncio.run(ask())
+    monkeypatch.setenv("TIERWISE_DOOR_KEY_FILE", str(key_file))
+    assert len(asyncio.run(ask())) == 1
+    monkeypatch.setenv("TIERWISE_DOOR_KEY_FILE", str(tmp_path / "missing"))
+    with pytest.raises(BadSetting, match="missing"):
+        asyncio.run(ask())
 
 
 def test_the_door_and_the_tiers_have_keys_of_their_own(serve, key_file, tmp_path):

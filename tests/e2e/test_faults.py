@@ -1,0 +1,135 @@
+"""Every fault that needs a kernel or real processes, on the edge's and on the cloud's link: containers over netem.
+
+`faults/ledger.py` says what must hold. `make faults` runs all of them, `make e2e` a few. Two links lead to the cloud:
+the end's own and the edge's. What died comes back as a tier does, importing torch: repaired is it once it is ready.
+"""
+
+import asyncio
+import os
+import subprocess
+import time
+
+import pytest
+
+from services.lab import links
+from tests.e2e.conftest import API, PROJECT, ROOT, sh
+from tests.faults.ledger import Late, story
+
+ALL = os.environ.get("TIERWISE_TEST_FAULTS") == "all"
+TIERS = {"edge": ["edge"], "cloud": ["cloud"], "both": ["edge", "cloud"]}
+LINKS = {"edge": ["end-edge"], "cloud": ["edge-cloud", "end-cloud"], "both": ["end-edge", "edge-cloud", "end-cloud"]}
+WELL = {"end-edge": "5g-nsa", "edge-cloud": "metro", "end-cloud": "5g-nsa+metro"}
+DRIVING = ROOT / "deploy/netem/traces/driving.csv"
+OUTAGE = 80  # second of that trace; it lasts 20 s
+READY = ("python", "-S", "/app/deploy/docker/ready.py")
+RESTARTS = []
+LOST = ["upstream_timeout", "upstream_unavailable"]
+
+
+def docker(*command):
+    return lambda where: sh("docker", *command, *containers(where))
+
+
+def containers(where):
+    return [f"{PROJECT}-{tier}-1" for tier in TIERS[where]]
+
+
+def ask_shapers(up, down=None):
+    def change(where):
+        for link in LINKS[where]:
+            links.Links(links.running_shapers()).change(link, up, down)
+
+    return change
+
+
+def impaired(bits_per_second, rtt_ms, loss):
+    """A trace of one row, which holds for ever."""
+    return ask_shapers({"do": "trace", "name": "fault", "text": f"0,{bits_per_second:.0f},{rtt_ms},{loss}"})
+
+
+def drive(where):
+    """The driving trace from 5 s before its outage."""
+    rows = [row.split(",") for row in DRIVING.read_text().splitlines()[2:]]
+    later = [[f"{float(at) - OUTAGE + 5:.1f}", *rest] for at, *rest in rows if float(at) >= OUTAGE - 5]
+    ask_shapers({"do": "trace", "name": "driving", "text": "\n".join(map(",".join, later))})(where)
+
+
+def restart(where):
+    """Does not wait: the stream goes on meanwhile."""
+    command = ["docker", "restart", *containers(where)]
+    RESTARTS.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+
+
+def restarted(where):
+    assert RESTARTS.pop().wait(180) == 0
+    ready(where)
+
+
+def unplug(where):
+    """Takes the tier off its networks, and so its name away."""
+    for link in LINKS[where]:
+        sh("docker", "network", "disconnect", f"{PROJECT}_{link}", f"{PROJECT}-{where}-shaper-1")
+
+
+def plug_in(where):
+    for link in LINKS[where]:
+        sh("docker", "network", "connect", "--alias", where, f"{PROJECT}_{link}", f"{PROJECT}-{where}-shaper-1")
+
+
+def ready(where):
+    until = time.monotonic() + 180
+    for container in containers(where):
+        while sh("docker", "exec", container, *READY, check=False).returncode:
+            assert time.monotonic() < until, f"{container} does not come back"
+            time.sleep(0.2)
+
+
+def revive(where):
+    docker("start")(where)
+    ready(where)
+
+
+def well(where):
+    for link in LINKS[where]:
+        links.set_profile(link, WELL[link])
+
+
+FAULTS = {  # name -> cause, repair, the reasons that may be given, whether something must be degraded
+    "killed": (docker("kill"), revive, LOST, True),
+    "stopped": (docker("pause"), docker("unpause"), LOST, True),
+    "restarting": (restart, restarted, [*LOST, "upstream_refused"], True),
+    "partition": (ask_shapers({"do": "cut"}), ask_shapers({"do": "heal"}), LOST, True),
+    "black hole": (ask_shapers({"do": "heal"}, {"do": "cut"}), ask_shapers({"do": "heal"}), LOST, True),
+    "name failure": (unplug, plug_in, LOST, True),
+    "30 % loss": (impaired(67e6, 16, 30), well, LOST, None),
+    "+5 s delay": (impaired(67e6, 5016, 0), well, LOST, True),
+    "10 kbit/s": (impaired(1e4, 16, 0), well, LOST, None),
+    "driving trace": (drive, lambda where: None, LOST, True),
+}
+CASES = [(name, where) for name in FAULTS if name != "driving trace" for where in ("edge", "cloud")]
+CASES += [("killed", "both"), ("partition", "both"), ("driving trace", "edge")]
+FEW = [
+    ("stopped", "edge"),
+    ("killed", "cloud"),
+    ("partition", "cloud"),
+    ("name failure", "edge"),
+    ("10 kbit/s", "edge"),
+]
+
+
+@pytest.fixture(autouse=True)
+def mended(stack):
+    """Whatever a failed case left."""
+    yield
+    well("both")
+
+
+@pytest.mark.timing(raises=Late)
+@pytest.mark.parametrize(("name", "where"), CASES if ALL else FEW)
+def test_every_request_is_answered_once_in_time_and_flagged(name, where):
+    cause, repair, reasons, must = FAULTS[name]
+    load = {"deadline_ms": 2000, "users": 2, "each": 12, "pace_s": 0.5}
+    if name == "driving trace":
+        load |= {"each": 52}  # 26 s at least: to the end of the outage
+    case = asyncio.run(story(f"http://127.0.0.1:{API}", lambda: cause(where), lambda: repair(where), **load))
+    case.check(f"{name} (containers)", where, reasons, must=must)

@@ -1,0 +1,124 @@
+"""A fixed stream of requests while something is broken, its ledger, and what must hold of it: for both halves.
+
+Of every request: answered exactly once, 200, at most 50 ms after its deadline, flagged if and only if a tier that its
+policy asks for is missing or was cut short, with a reason that fits the fault; after the repair, full service within
+10 s. A busy host wakes everybody late: by how much it woke this client, at worst, is measured, printed, and allowed.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+import httpx
+
+TOLERANCE_MS, REPAIR_S = 50, 10.0
+ALWAYS = {"name": "collaborative", "offload_threshold": 1.0}
+STREAM = [(ALWAYS, ["end", "edge", "cloud"]), ("cloud-only", ["cloud"])]  # policy, the tiers of full service
+STREAM += [STREAM[0], ("edge-only", ["edge"])]
+TABLE = []  # a line per case; `tests/hooks.py` prints it at the end
+HEAD = f"{'fault':33}{'on':7}{'n':>4}{'degraded':>10}{'ms over':>9}{'host late':>11}{'back after s':>14}  reasons"
+
+
+class Late(AssertionError):
+    """An answer came too late: on a host that is measurably too busy, this shows nothing."""
+
+
+@dataclass
+class Entry:
+    """One request of the ledger."""
+
+    request_id: str
+    full: list
+    ms: float = 0.0
+    status: int = 0
+    degraded: str | None = None
+    tiers: list = field(default_factory=list)
+    answers: int = 0
+
+    @property
+    def rightly(self):
+        """Whether the flag says what came back."""
+        whole = self.tiers == self.full
+        return whole if self.degraded is None else not whole or self.degraded == "deadline"
+
+
+@dataclass
+class Case:
+    """What a fault did to the stream."""
+
+    ledger: list
+    over_ms: float  # the latest answer, after its deadline
+    late_ms: float  # the latest wake-up of this client
+    back_s: float
+
+    def check(self, fault, where, reasons, *, must=True):
+        """`reasons` may be given; `must`: something has to be degraded, or nothing may be (None: as it happens)."""
+        given = sorted({entry.degraded for entry in self.ledger if entry.degraded})
+        degraded = sum(entry.degraded is not None for entry in self.ledger)
+        counts = f"{len(self.ledger):4}{degraded:10}{self.over_ms:9.0f}{self.late_ms:11.0f}{self.back_s:14.1f}"
+        TABLE.append(f"{fault:33}{where:7}{counts}  {', '.join(given)}")
+        assert [entry for entry in self.ledger if (entry.status, entry.answers) != (200, 1)] == []
+        assert [entry for entry in self.ledger if not entry.rightly] == []
+        # a reason that fits, or that of a tier that gave up waiting for the one that met the fault
+        assert set(given) <= {*reasons, "breaker_open", "deadline"}
+        assert must is None or bool(degraded) == must
+        if self.over_ms > TOLERANCE_MS + self.late_ms:
+            raise Late(f"{self.over_ms:.0f} ms after the deadline, on a host that wakes {self.late_ms:.0f} ms late")
+        if self.back_s > REPAIR_S:
+            raise Late(f"full service {self.back_s:.1f} s after the repair")
+
+
+async def story(url, cause, repair, *, deadline_ms, users, each, pace_s=0.0):
+    """The stream, `cause` as it starts, `repair` as it ends (both block), and the way back to full service."""
+    loop, late = asyncio.get_running_loop(), [0.0]
+
+    async def watch():
+        while True:
+            due = loop.time() + 0.005
+            await asyncio.sleep(0.005)
+            late.append(loop.time() - due)
+
+    async def user(client, number):
+        for n in range(each):
+            entry = Entry(f"{number}-{n}", STREAM[(number + n) % len(STREAM)][1])
+            ledger.append(entry)
+            soon = asyncio.create_task(asyncio.sleep(pace_s))
+            await _ask(client, entry, STREAM[(number + n) % len(STREAM)][0], deadline_ms)
+            await soon
+
+    ledger = []
+    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+        assert await _recovery(client, deadline_ms) < 3 * REPAIR_S, "not well at the start"
+        watching = asyncio.create_task(watch())
+        streams = asyncio.gather(*(user(client, number) for number in range(users)))
+        await asyncio.to_thread(cause)
+        await streams
+        watching.cancel()
+        await asyncio.to_thread(repair)
+        over = max(entry.ms for entry in ledger) - deadline_ms
+        return Case(ledger, over, 1e3 * max(late), await _recovery(client, deadline_ms))
+
+
+async def _ask(client, entry, policy, deadline_ms):
+    started = time.perf_counter()
+    body = {"inputs": "a fine film with a strong cast", "options": {"policy": policy, "deadline_ms": deadline_ms}}
+    answer = await client.post("/v1/classify", json=body, headers={"x-request-id": entry.request_id})
+    entry.ms, entry.status = (time.perf_counter() - started) * 1e3, answer.status_code
+    if answer.status_code == 200:
+        assert answer.json()["id"] == entry.request_id
+        (result,) = answer.json()["results"]
+        entry.answers += 1
+        entry.degraded, entry.tiers = result["degraded"], [hop["tier"] for hop in result["hops"]]
+
+
+async def _recovery(client, deadline_ms):
+    """Seconds until every kind of request gets full service again."""
+    started = time.perf_counter()
+    while time.perf_counter() - started < 3 * REPAIR_S:
+        entries = [Entry(f"back-{n}", full) for n, (_, full) in enumerate(STREAM)]
+        for entry, (policy, _) in zip(entries, STREAM, strict=True):
+            await _ask(client, entry, policy, deadline_ms)
+        if all(entry.degraded is None and entry.status == 200 for entry in entries):
+            break
+        await asyncio.sleep(0.05)
+    return time.perf_counter() - started
