@@ -29,8 +29,14 @@ test: $(STAMP)  ## unit, service and system tests
 e2e: $(STAMP)  ## the containers over netem: needs Docker and sch_netem, else skipped with the reason
 	$(BIN)/python -m pytest tests/e2e -rs $(E2E)
 
-faults: $(STAMP)  ## every fault on the edge and the cloud link: in process, and with Docker and sch_netem for real (prints a table)
+faults: $(STAMP)  ## every fault on the edge and the cloud link: in process; with Docker and sch_netem also for real (a table)
 	TIERWISE_TEST_FAULTS=all $(BIN)/python -m pytest tests/faults tests/e2e/test_faults.py -rs
+
+CASES ?= 1000
+TEXTS ?= 10000
+fuzz: $(STAMP)  ## CASES generated requests an operation of the OpenAPI document, TEXTS generated texts (minutes)
+	TIERWISE_TEST_CASES=$(CASES) TIERWISE_TEST_TEXTS=$(TEXTS) $(BIN)/python -m pytest \
+		tests/service/test_schema.py tests/service/test_any_input.py --durations=6
 
 netns: $(STAMP)  ## the shapers alone, in network namespaces: needs root and sch_netem
 	$(BIN)/python -m pytest tests/netns -rs
@@ -63,4 +69,4 @@ down:  ## stop the containers and remove what they left
 clean:  ## remove the virtual environment and what tools left behind
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo serve test e2e faults netns check audit lock bench readme up down clean
+.PHONY: help setup demo serve test e2e faults fuzz netns check audit lock bench readme up down clean

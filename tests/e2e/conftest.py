@@ -17,6 +17,7 @@ OWN = {
     "COMPOSE_PROJECT_NAME": PROJECT,
     "TIERWISE_BIND": f"127.0.0.1:{API}",
     "TIERWISE_PROMETHEUS_PORT": str(PROMETHEUS),
+    "TIERWISE_HEALTH_INTERVAL": "60s",  # seven checks at once take a slow processor from what is timed here
     "TIERWISE_DASHBOARDS": "0",  # their queries are run against Prometheus instead
 }
 

@@ -1,0 +1,56 @@
+"""The ledger of the fault suites finds every kind of miss."""
+
+import pytest
+
+from tests.faults import ledger
+from tests.faults.ledger import Case, Entry, Late
+
+FULL = ["end", "edge"]
+
+
+def case(*, over_ms=10.0, back_s=1.0, **entry):
+    fine = {"status": 200, "answers": 1, "degraded": None, "tiers": FULL}
+    return Case([Entry("0-0", FULL, **{**fine, **entry})], over_ms, late_ms=5.0, back_s=back_s)
+
+
+@pytest.fixture(autouse=True)
+def no_table(monkeypatch):
+    monkeypatch.setattr(ledger, "TABLE", [])
+
+
+@pytest.mark.parametrize(
+    ("seen", "must"),
+    [
+        ({}, False),
+        ({"degraded": "upstream_timeout", "tiers": ["end"]}, True),
+        ({"degraded": "deadline"}, None),  # cut between two layers of the last tier
+        ({"over_ms": 54.0}, None),
+    ],
+)
+def test_what_the_promise_allows_passes(seen, must):
+    case(**seen).check("fault", "edge", ["upstream_timeout"], must=must)
+    assert len(ledger.TABLE) == 1
+
+
+@pytest.mark.parametrize(
+    ("seen", "must"),
+    [
+        ({"status": 500, "answers": 0}, None),
+        ({"answers": 2}, None),
+        ({"tiers": ["end"]}, None),  # not flagged
+        ({"degraded": "upstream_timeout"}, None),  # flagged without cause
+        ({"degraded": "upstream_invalid", "tiers": ["end"]}, None),  # not this fault's reason
+        ({}, True),
+        ({"degraded": "upstream_timeout", "tiers": ["end"]}, False),
+    ],
+)
+def test_a_miss_is_never_taken_for_a_busy_host(seen, must):
+    with pytest.raises(AssertionError) as miss:
+        case(**seen).check("fault", "edge", ["upstream_timeout"], must=must)
+    assert not isinstance(miss.value, Late)
+
+
+@pytest.mark.parametrize("seen", [{"over_ms": 56.0}, {"back_s": 10.1}, {"status": 504, "answers": 0, "tiers": []}])
+def test_what_came_late_may_be_the_hosts(seen):
+    with pytest.raises(Late):
+        case(**seen).check("fault", "edge", ["upstream_timeout"], must=None)
