@@ -1,7 +1,7 @@
 """A link that breaks on command: a TCP proxy before a tier, speaking just enough HTTP/1.1 to break it where it hurts.
 
-`Faulty.mode` names the fault; `well` passes everything on. The same names will drive the netem lab, where a kernel can
-do what a proxy cannot (partition, packet loss, SIGSTOP of a real container).
+`Faulty.mode` names the fault; `well` passes everything on. What a proxy cannot do (partition, packet loss, a container
+that is paused) a kernel does: `e2e/test_faults.py`.
 """
 
 import asyncio

@@ -6,6 +6,7 @@ policy asks for is missing or was cut short, with a reason that fits the fault; 
 """
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -72,8 +73,11 @@ class Case:
             raise Late(f"full service {self.back_s:.1f} s after the repair")
 
 
-async def story(url, cause, repair, *, deadline_ms, users, each, pace_s=0.0):
-    """`cause`, the stream, `repair`, and the way back to full service; the two block while they change something."""
+async def story(url, cause, repair, *, deadline_ms, users, each, pace_s=0.0, lasts_s=math.inf):
+    """`cause`, the stream, `repair`, and the way back to full service; the two block while they change something.
+
+    Each of `users` asks `each` times, at most once in `pace_s`, and no more once `cause` was `lasts_s` ago.
+    """
     loop, late = asyncio.get_running_loop(), []
 
     async def watch():
@@ -84,6 +88,8 @@ async def story(url, cause, repair, *, deadline_ms, users, each, pace_s=0.0):
 
     async def user(client, number):
         for n in range(each):
+            if loop.time() > began + lasts_s:
+                break
             entry = Entry(f"{number}-{n}", STREAM[(number + n) % len(STREAM)][1])
             ledger.append(entry)
             soon = asyncio.create_task(asyncio.sleep(pace_s))
@@ -93,7 +99,7 @@ async def story(url, cause, repair, *, deadline_ms, users, each, pace_s=0.0):
     ledger = []
     async with httpx.AsyncClient(base_url=url, timeout=30) as client:
         assert await _recovery(client, deadline_ms) < 3 * REPAIR_S, "not well at the start"
-        watching = asyncio.create_task(watch())
+        began, watching = loop.time(), asyncio.create_task(watch())
         try:
             await asyncio.to_thread(cause)
             late.clear()
