@@ -32,6 +32,12 @@ e2e: $(STAMP)  ## the containers over netem: needs Docker and sch_netem, else sk
 faults: $(STAMP)  ## every fault on the edge and the cloud link, in process (minutes; prints a table)
 	TIERWISE_TEST_FAULTS=all $(BIN)/python -m pytest tests/faults -s
 
+load: $(STAMP)  ## open-loop load at rest, at half and at five times saturation (minutes; prints a table)
+	$(BIN)/python -m tests.load.overload $(LOAD)
+
+soak: $(STAMP)  ## half load for 30 minutes: memory, descriptors, errors (SOAK="--minutes 5": shorter)
+	$(BIN)/python -m tests.load.soak $(SOAK)
+
 netns: $(STAMP)  ## the shapers alone, in network namespaces: needs root and sch_netem
 	$(BIN)/python -m pytest tests/netns -rs
 
@@ -63,4 +69,4 @@ down:  ## stop the containers and remove what they left
 clean:  ## remove the virtual environment and what tools left behind
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo serve test e2e faults netns check audit lock bench readme up down clean
+.PHONY: help setup demo serve test e2e faults load soak netns check audit lock bench readme up down clean
