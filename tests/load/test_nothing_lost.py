@@ -69,7 +69,7 @@ async def stream(tiers, sentences):
 
 def test_one_answer_per_request_id_under_random_faults(tiny_bundle, sentences, tmp_path):
     path = tmp_path / "ledger.jsonl"
-    tiers = Tiers(TRAINED or tiny_bundle, faulty=True, end={"ledger": path}, probe_ms=20)
+    tiers = Tiers(TRAINED or tiny_bundle, faulty=True, end={"ledger": path}, probe_ms=20, queue_wait_ms=60_000)
     started = time.perf_counter()
     try:
         answers, faults = asyncio.run(stream(tiers, sentences))
