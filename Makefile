@@ -38,6 +38,12 @@ fuzz: $(STAMP)  ## CASES generated requests an operation of the OpenAPI document
 	TIERWISE_TEST_CASES=$(CASES) TIERWISE_TEST_TEXTS=$(TEXTS) $(BIN)/python -m pytest \
 		tests/service/test_schema.py tests/service/test_any_input.py --durations=6
 
+load: $(STAMP)  ## open-loop load at rest, at half and at five times saturation (minutes; prints a table)
+	$(BIN)/python -m tests.load.overload $(LOAD)
+
+soak: $(STAMP)  ## half load for 30 minutes: memory, descriptors, errors (SOAK="--minutes 5": shorter)
+	$(BIN)/python -m tests.load.soak $(SOAK)
+
 netns: $(STAMP)  ## the shapers alone, in network namespaces: needs root and sch_netem
 	$(BIN)/python -m pytest tests/netns -rs
 
@@ -69,4 +75,4 @@ down:  ## stop the containers and remove what they left
 clean:  ## remove the virtual environment and what tools left behind
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo serve test e2e faults fuzz netns check audit lock bench readme up down clean
+.PHONY: help setup demo serve test e2e faults fuzz load soak netns check audit lock bench readme up down clean

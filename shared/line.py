@@ -3,6 +3,9 @@
 The rows of waiting jobs join into one forward pass where they want the same (exit rule, importance, explanation) and
 are of like length, up to `batch_texts` of them. A job that had to wait may wait `batch_wait_s` more for company; one
 that finds the model idle never does, so at low load the line costs nothing.
+
+The bound is one of time, too: who comes when those waiting need longer than `wait_s` is refused. A count alone would
+let the wait grow with the cost of a text, and a late answer is worth less than a refusal at once.
 """
 
 from __future__ import annotations
@@ -53,30 +56,43 @@ class Job:
 class Line:
     """Any thread may `put`; the model's thread alone takes."""
 
-    def __init__(self, *, limit: int, batch_texts: int, batch_wait_s: float) -> None:
-        self._limit, self._batch_texts, self._batch_wait_s = limit, batch_texts, batch_wait_s
+    def __init__(self, *, limit: int, wait_s: float, batch_texts: int, batch_wait_s: float) -> None:
+        self._limit, self._wait_s = limit, wait_s
+        self._batch_texts, self._batch_wait_s = batch_texts, batch_wait_s
         self._jobs: list[Job] = []
         self._changed = threading.Condition()
         self._busy = self._closed = False
+        self._running = 0  # texts of the pass under way
 
     @property
     def waiting(self) -> int:
         return len(self._jobs)
 
     @property
+    def texts(self) -> int:
+        """Texts that wait."""
+        return sum(len(job.texts) for job in self._jobs)
+
+    @property
+    def ahead(self) -> int:
+        """Texts that wait or run."""
+        return self.texts + self._running
+
+    @property
     def busy(self) -> bool:
         """Whether the model is at work."""
         return self._busy
 
-    def put(self, job: Job, *, retry_after_s: float) -> None:
-        """Stand in line.
+    def put(self, job: Job, *, text_s: float) -> None:
+        """Stand in line, where a text is known to take `text_s`.
 
         Raises:
-            QueueFull: the line is at its limit.
+            QueueFull: the line is at one of its limits.
         """
         with self._changed:
-            if len(self._jobs) >= self._limit:
-                raise QueueFull(f"{len(self._jobs)} requests wait for the model already", retry_after_s=retry_after_s)
+            wait = self.texts * text_s
+            if len(self._jobs) >= self._limit or wait > self._wait_s:
+                raise QueueFull(f"{len(self._jobs)} requests wait for the model already", retry_after_s=wait)
             job.queued = self._busy
             self._jobs.append(job)
             self._changed.notify()
@@ -94,7 +110,7 @@ class Line:
         Jobs that could not reach their first exit within `least_s` from now are refused, not started.
         """
         with self._changed:
-            self._busy = False
+            self._busy, self._running = False, 0
             while True:
                 self._changed.wait_for(lambda: self._jobs or self._closed)
                 if self._closed:
@@ -102,11 +118,11 @@ class Line:
                 if self._batch_wait_s and self._jobs[0].queued:
                     self._changed.wait_for(lambda: self._closed or self._full(), self._batch_wait_s)
                 if taken := self._next(least_s):
-                    self._busy = True
+                    self._busy, self._running = True, sum(len(job.texts) for job in taken)
                     return taken
 
     def _full(self) -> bool:
-        return sum(len(job.texts) for job in self._jobs) >= self._batch_texts
+        return self.texts >= self._batch_texts
 
     def _next(self, least_s: float) -> list[Job]:
         taken: list[Job] = []

@@ -85,6 +85,9 @@ class Settings(BaseSettings):
         str | None, Field(description="URL that OpenTelemetry spans are sent to (extra `otel`); none: not sent")
     ] = None
     queue_limit: Annotated[int, Field(ge=1, description="requests that may wait for the model")] = 64
+    queue_wait_ms: Annotated[
+        float, Field(gt=0, description="requests are refused while those that wait need longer than this (ms)")
+    ] = 250.0
     batch_texts: Annotated[int, Field(ge=1, description="texts of waiting requests that may join; 1: none")] = 1
     batch_wait_ms: Annotated[
         float,

@@ -147,6 +147,7 @@ class Surface:
                 "max_inputs": self.settings.max_inputs,
                 "max_body_bytes": self.settings.max_body_bytes,
                 "queue_limit": self.settings.queue_limit,
+                "queue_wait_ms": self.settings.queue_wait_ms,
                 "upstream_timeout_ms": self.settings.upstream_timeout_ms,
             },
             "links": [

@@ -59,6 +59,7 @@ def create_app(
         model,
         threads=settings.threads,
         limit=settings.queue_limit,
+        wait_s=settings.queue_wait_ms / 1e3,
         batch_texts=settings.batch_texts,
         batch_wait_s=settings.batch_wait_ms / 1e3,
     )

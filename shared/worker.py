@@ -8,6 +8,7 @@ deadline, or at once if nobody waits for them any more.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -54,14 +55,22 @@ class Batch:
 
 
 class Worker:
-    """Runs one network in one thread. `limit` calls may wait; one more raises `QueueFull`."""
+    """Runs one network in one thread. `limit` calls may wait, and as many as take `wait_s`; then `QueueFull`."""
 
     def __init__(
-        self, network: Network, *, threads: int, limit: int, batch_texts: int = 1, batch_wait_s: float = 0.0
+        self,
+        network: Network,
+        *,
+        threads: int,
+        limit: int,
+        wait_s: float = math.inf,
+        batch_texts: int = 1,
+        batch_wait_s: float = 0.0,
     ) -> None:
         self._network = network
-        self._line = Line(limit=limit, batch_texts=batch_texts, batch_wait_s=batch_wait_s)
-        self._row_layer, self._pass = Smoothed(), Smoothed()  # seconds of a row's layer, and of a forward pass
+        self._line = Line(limit=limit, wait_s=wait_s, batch_texts=batch_texts, batch_wait_s=batch_wait_s)
+        self._row_layer = Smoothed()  # seconds of a row's layer
+        self._text_s = 0.0  # seconds of a text in its pass: grows from nothing, so a slow first pass refuses nobody
         self._thread = threading.Thread(target=self._work, args=(threads,), name="model", daemon=True)
         self._thread.start()
 
@@ -100,13 +109,11 @@ class Worker:
     def expected(self, texts: int, layers: int) -> float | None:
         """Seconds until `texts` put in line now have passed `layers`, as measured; null before anything was."""
         row_layer = self._row_layer.high
-        return None if row_layer is None else self._wait_s() + texts * layers * row_layer
-
-    def _wait_s(self) -> float:
-        return (self.waiting + self._line.busy) * (self._pass.mean or 0.0)
+        ahead_s = self._line.ahead * self._text_s
+        return None if row_layer is None else ahead_s + texts * layers * row_layer
 
     async def _do(self, job: Job) -> Any:
-        self._line.put(job, retry_after_s=self._wait_s())
+        self._line.put(job, text_s=self._text_s)
         try:
             return await asyncio.wrap_future(job.future)
         except asyncio.CancelledError:
@@ -155,7 +162,7 @@ class Worker:
         job = jobs[0]
         ran = self._network.run(readable, job.rule, importance=job.importance, every_exit=job.explain, over=over)
         seconds = time.perf_counter() - started
-        self._pass.add(seconds)
+        self._text_s += (seconds / len(readable) - self._text_s) / 8
         self._row_layer.add(seconds / sum(trace.exit_layer for trace in ran))
         return iter(ran)
 

@@ -263,6 +263,22 @@ def found() -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
+def load() -> str:
+    """`make load`: goodput and latency at rest, at half and at five times saturation; what must hold."""
+    report = _read(RESULTS / "load.json")
+    lines = []
+    for p in (p for p in report["phases"] if p["name"] != "ladder"):
+        times = [p["p50"], p["p99"], *([p["refused_p95"]] if p["refused"] else [])]
+        lines.append(
+            f"| {p['name']} | {p['rate']:.1f} | {p['n']} | {p['goodput']:.1f} | {p['degraded']:.0%} | {p['refused']} | "
+            f"{p['errors']} | {' | '.join(f'{ms:.0f}' for ms in times)}{'' if p['refused'] else ' | -'} |"
+        )
+    head = "| load | offered/s | n | answers/s | degraded | refused | errors | p50 ms | p99 ms | refusals p95 ms |"
+    missed = [f"{v['what']} {v['measured']:.2f} (limit {v['limit']:g})" for v in report["verdict"] if not v["holds"]]
+    where = f"`{report['bundle']}`, {report['hardware']}, {report['cores']} core(s) for the tiers and the load"
+    return f"{where}.\n\n{_table(head, lines)}\n\nMissed: {'; '.join(missed) or 'nothing'}."
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "bench": bench,
     "parts": parts,
@@ -276,6 +292,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "bundles": bundles,
     "routing": routing,
     "found": found,
+    "load": load,
 }
 
 

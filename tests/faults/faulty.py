@@ -163,7 +163,7 @@ class Faulty:
     def __init__(self, port, target):
         self.port, self.target, self.mode, self.random = port, target, "well", random.Random(0)
         self.asked = 0
-        self._open = set()
+        self._open, self._tasks = set(), set()
         self._server = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -191,6 +191,7 @@ class Faulty:
 
     async def _serve(self, reader, writer):
         self._open.add(writer)
+        self._tasks.add(task := asyncio.current_task())  # asyncio itself holds a task by a weak reference alone
         try:
             while request := await message(reader):
                 self.asked += b'"texts":[]' not in request
@@ -199,10 +200,11 @@ class Faulty:
                 else:
                     await FAULTS[self.mode][0](self, request, writer)
                 await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             self._open.discard(writer)
+            self._tasks.discard(task)
             writer.close()
 
     async def ask(self, request):

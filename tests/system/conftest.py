@@ -22,6 +22,7 @@ from shared.web import create_app
 
 TRIANGLE = {"end": ("edge", "cloud"), "edge": ("cloud",), "cloud": ()}
 CHAIN = {"end": ("edge",), "edge": ("cloud",), "cloud": ()}
+PATIENT = {"queue_wait_ms": 60_000}  # these tests are not about overload, and a busy machine is none
 
 
 class Joined(httpx.AsyncBaseTransport):
@@ -95,6 +96,7 @@ def build_tiers(tiny_bundle):
                 bundle=str(bundle),
                 upstreams={to: f"http://{to}" for to in upstreams},
                 link_profiles={to: (profiles or {}).get((tier, to), "ideal") for to in upstreams},
+                **PATIENT,
                 **settings,
             )
             joined.apps[tier] = create_app(own, transport=joined)
@@ -147,7 +149,7 @@ def listening(tiny_bundle):
     running = []
 
     def start(**settings):
-        app = create_app(Settings(tier="end", bundle=str(tiny_bundle), **settings))
+        app = create_app(Settings(tier="end", bundle=str(tiny_bundle), **PATIENT, **settings))
         port = free_ports(1)
         server = Server(app, host="127.0.0.1", port=port, drain_s=10)
         thread = threading.Thread(target=server.run, daemon=True)

@@ -17,10 +17,10 @@ def job(*texts, **options):
     return Job([TextPair(text=text) for text in texts], **options)
 
 
-def line(limit=100, batch_texts=1, batch_wait_s=0.0, jobs=()):
-    out = Line(limit=limit, batch_texts=batch_texts, batch_wait_s=batch_wait_s)
+def line(limit=100, wait_s=60.0, batch_texts=1, batch_wait_s=0.0, jobs=()):
+    out = Line(limit=limit, wait_s=wait_s, batch_texts=batch_texts, batch_wait_s=batch_wait_s)
     for one in jobs:
-        out.put(one, retry_after_s=1)
+        out.put(one, text_s=1)
     return out
 
 
@@ -31,11 +31,20 @@ def test_jobs_leave_in_the_order_they_came():
 
 
 def test_the_line_is_bounded_and_says_when_to_come_back():
-    full = line(limit=1, jobs=[job("a")])
+    full = line(limit=1, jobs=[job("a", "b")])
     with pytest.raises(QueueFull) as refused:
-        full.put(job("b"), retry_after_s=3.2)
+        full.put(job("c"), text_s=1.6)
     assert refused.value.retry_after_s == 3.2
     assert full.waiting == 1
+
+
+def test_the_line_is_bounded_in_time_and_an_empty_one_takes_anything():
+    waiting = line(wait_s=1.0)
+    waiting.put(job(*"abc"), text_s=0.4)
+    with pytest.raises(QueueFull, match="1 requests wait"):
+        waiting.put(job("d"), text_s=0.4)  # it would wait 1.2 s
+    waiting.put(job("d"), text_s=0.3)
+    assert waiting.waiting == 2
 
 
 def test_alike_jobs_join_up_to_the_limit_of_texts():
@@ -91,7 +100,7 @@ def test_waiting_for_company_is_bounded_and_only_for_those_who_had_to_queue():
     started = time.perf_counter()
     assert waiting.take(0.0) == [first]  # the model was idle
     assert time.perf_counter() - started < 0.1
-    waiting.put(second, retry_after_s=1)
+    waiting.put(second, text_s=1)
     started = time.perf_counter()
     assert waiting.take(0.0) == [second]
     assert 0.2 <= time.perf_counter() - started < 0.2 + 0.1
@@ -101,8 +110,8 @@ def test_company_ends_the_wait():
     jobs = [job("a"), job("b"), job("c")]
     waiting = line(batch_texts=2, batch_wait_s=10, jobs=jobs[:1])
     waiting.take(0.0)
-    waiting.put(jobs[1], retry_after_s=1)
-    threading.Timer(0.05, lambda: waiting.put(jobs[2], retry_after_s=1)).start()
+    waiting.put(jobs[1], text_s=1)
+    threading.Timer(0.05, lambda: waiting.put(jobs[2], text_s=1)).start()
     started = time.perf_counter()
     assert waiting.take(0.0) == jobs[1:]
     assert time.perf_counter() - started < 5
