@@ -15,10 +15,10 @@ from rich.console import Console
 from services.lab.bench_report import cpu
 from services.lab.data import Example, digest, files, load, unseen, without
 from services.lab.policies import parse_policy
-from services.lab.recorder import Recorders
-from services.lab.replay import Replay
-from services.lab.replay_report import figures
-from services.lab.replay_times import Times
+from services.lab.replay.recorder import Recorders
+from services.lab.replay.report import figures
+from services.lab.replay.times import Times
+from services.lab.replay.walk import Replay
 from shared.bundle import MODELS, Bundle, load_bundle
 from shared.errors import BadSetting, UnknownPolicy
 from shared.ledger import entries

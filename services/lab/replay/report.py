@@ -11,10 +11,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from services.lab.replay import Replay
-from services.lab.replay_costs import references, unit_costs
-from services.lab.replay_run import NONE, Run
-from services.lab.replay_times import Modelled, Times
+from services.lab.replay.costs import references, unit_costs
+from services.lab.replay.run import NONE, Run
+from services.lab.replay.times import Modelled, Times
+from services.lab.replay.walk import Replay
 from services.lab.stats import judged, paired_difference, paired_score_difference, score, wilson
 from shared.bundle import Metric
 
