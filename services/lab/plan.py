@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from services.lab.stats import Z_ONE_SIDED, wilson
-from services.lab.trial import Outcomes, Trial
+from services.lab.tables.trial import Outcomes, Trial
 from shared.errors import UnknownPolicy
 
 Spec = dict[str, Any]

@@ -16,7 +16,7 @@ from rich.table import Table
 from services.lab.data import digest
 from services.lab.plan import Plan, Spec, Targets, choose, confirm, measure, parts
 from services.lab.policies import parse_policy
-from services.lab.trial import Trial
+from services.lab.tables.trial import Trial
 from shared.policies import spec_of
 
 RESAMPLINGS = 100

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from services.lab.config import rows
-from services.lab.tables_findings import findings, planned
+from services.lab.tables.findings import findings, planned
 from shared.bundle import MODELS
 from shared.errors import BadSetting
 from shared.policies import POLICIES

@@ -49,8 +49,8 @@ def replay(
     seed: Seed = 0,
 ) -> None:
     """Compare policies without live tiers: each text is run once, kept on disk, and every policy replayed exactly."""
-    from services.lab.replay_compare import Plan, choose, compare
-    from services.lab.replay_report import write
+    from services.lab.replay.compare import Plan, choose, compare
+    from services.lab.replay.report import write
 
     if data is None and not Path("data").is_dir():
         raise typer.BadParameter("name the labelled texts to replay with --data, or put them into a folder `data`")
@@ -69,7 +69,8 @@ def replay(
 @app.command()
 def tables(
     table: Annotated[
-        list[str] | None, typer.Argument(help="hu-1, hu-parts, dimee-1, dimee-costs, dimee-pools; all unless given.")
+        list[str] | None,
+        typer.Argument(help="hu-1, hu-parts, hu-pruned, dimee-1, dimee-costs, dimee-pools; else all."),
     ] = None,
     data: Annotated[
         Path | None,
@@ -83,7 +84,7 @@ def tables(
     seed: Seed = 0,
 ) -> None:
     """The papers' tables again, with intervals and figures, beside their own numbers; texts are recorded once."""
-    from services.lab.tables import Job, run
+    from services.lab.tables.make import Job, run
 
     if data is None:
         raise typer.BadParameter("name the folder of the labelled texts: --data FOLDER")
@@ -118,8 +119,8 @@ def plan(
     from services.lab.plan import Targets, grid
     from services.lab.plan import plan as search
     from services.lab.plan_report import report, write
-    from services.lab.recorder import Recorders
-    from services.lab.trial import Conditions, unseen, validation
+    from services.lab.replay.recorder import Recorders
+    from services.lab.tables.trial import Conditions, unseen, validation
     from shared.bundle import load_bundle
 
     if data is None or objective not in ("mean", "p95") or (accuracy, p95_ms, max_bytes) == (None, None, None):

@@ -21,11 +21,11 @@ from rich.console import Console
 
 from services.lab.bench_report import cpu
 from services.lab.data import Example
-from services.lab.recorder import Kernel, Record, Recorder, Recorders
-from services.lab.replay import Replay
-from services.lab.replay_profile import Http, Table
-from services.lab.replay_report import brief
-from services.lab.replay_times import Times
+from services.lab.replay.profile import Http, Table
+from services.lab.replay.recorder import Kernel, Record, Recorder, Recorders
+from services.lab.replay.report import brief
+from services.lab.replay.times import Times
+from services.lab.replay.walk import Replay
 from shared.bundle import load_bundle
 from shared.link import profile
 

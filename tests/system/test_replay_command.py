@@ -72,6 +72,7 @@ def test_a_folder_and_the_dev_split_will_do(command, data, tiny_bundle, tmp_path
 
 def test_measured_times_stand_beside_the_modelled_ones(command, data, tiny_bundle, tmp_path):
     bench = {
+        "n": 40,
         "first_tier": {"bundle": tiny_bundle.name},
         "policies": {"end-only": {"latency_ms": {"mean": 12.5}}},
     }
@@ -80,7 +81,8 @@ def test_measured_times_stand_beside_the_modelled_ones(command, data, tiny_bundl
     done = command(*arguments, "--measured", str(tmp_path / "bench.json"), "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     policies = json.loads((tmp_path / "out.json").read_text())["bundles"][tiny_bundle.name]["policies"]
-    assert policies["end-only"]["measured_ms"] == {"mean": 12.5, "n": 1}
+    off_by = policies["end-only"]["modelled_ms"]["mean"] / 12.5 - 1
+    assert policies["end-only"]["measured_ms"] == {"mean": 12.5, "n": 40, "modelled_is_off_by": off_by}
     assert "measured_ms" not in policies["edge-only"]
     assert "measured" in done.stdout
 

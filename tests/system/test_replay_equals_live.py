@@ -17,10 +17,10 @@ from rich.console import Console
 
 from services.lab.data import Example, load
 from services.lab.policies import parse_policy
-from services.lab.recorder import Recorders
-from services.lab.replay import Replay
-from services.lab.replay_run import NONE
-from services.lab.replay_sizes import Sizes
+from services.lab.replay.recorder import Recorders
+from services.lab.replay.run import NONE
+from services.lab.replay.sizes import Sizes
+from services.lab.replay.walk import Replay
 from shared.bundle import load_bundle
 
 ALWAYS = {"name": "collaborative", "offload_threshold": 1.0}

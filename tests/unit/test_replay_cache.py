@@ -4,8 +4,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from services.lab.recorder import Corpus, Kernel, Recorder, Recorders, source_of
-from services.lab.replay_cache import CHUNK, Shelf
+from services.lab.replay.cache import CHUNK, Shelf
+from services.lab.replay.recorder import Corpus, Kernel, Recorder, Recorders, source_of
 from shared.bundle import load_bundle
 from shared.pools import Signature
 

@@ -7,12 +7,12 @@ import pytest
 from rich.console import Console
 
 from services.lab.data import Example
-from services.lab.recorder import Kernel, Recorders
-from services.lab.replay import Replay
-from services.lab.replay_costs import references, unit_costs
-from services.lab.replay_profile import Http, Table
-from services.lab.replay_report import brief, figures
-from services.lab.replay_times import Times, round_trip
+from services.lab.replay.costs import references, unit_costs
+from services.lab.replay.profile import Http, Table
+from services.lab.replay.recorder import Kernel, Recorders
+from services.lab.replay.report import brief, figures
+from services.lab.replay.times import Times, round_trip
+from services.lab.replay.walk import Replay
 from shared.bundle import load_bundle
 from shared.errors import UnknownPolicy
 from shared.link import Profile, SimulatedLink, profile

@@ -6,7 +6,7 @@
     devices    each tier alone, and each tier on the texts that DIMEE sends there
     curves     score against cost as each method's own threshold varies; cost as the price of offloading varies
 
-Unit costs are reconstructed, fitted to the paper's Table I [CALC] (`replay_costs.py`). Left out: BERT, BERT-large.
+Unit costs are reconstructed, fitted to the paper's Table I [CALC] (`replay/costs.py`). Left out: BERT, BERT-large.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from services.lab.pools import Costs
-from services.lab.replay_costs import references, unit_costs
+from services.lab.replay.costs import references, unit_costs
 from services.lab.stats import score
-from services.lab.trial import Outcomes, Spec, Trial
+from services.lab.tables.trial import Outcomes, Spec, Trial
 from shared.errors import UnknownPolicy
 
 WHOLE: dict[str, Any] = {"name": "early-exit", "exit_threshold": 1.0}  # every layer, on the device
@@ -155,7 +155,7 @@ def pools(trial: Trial) -> dict[str, Any]:
     """Which pool each text truly belongs to (its exits say), where its embedding puts it, and two t-SNE coordinates."""
     from sklearn.manifold import TSNE
 
-    from services.lab.recorder import Kernel
+    from services.lab.replay.recorder import Kernel
 
     policy = trial.replay.policy(DIMEE)
     alpha = trial.bundle.card.policies["dimee"]["exit_threshold"]

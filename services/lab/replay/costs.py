@@ -23,8 +23,8 @@ import numpy as np
 from safetensors import safe_open
 
 from services.lab.pools import Costs
-from services.lab.replay import Replay
-from services.lab.replay_run import NONE, Run
+from services.lab.replay.run import NONE, Run
+from services.lab.replay.walk import Replay
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,10 @@ from rich.console import Console
 from services.lab.bench_report import cpu
 from services.lab.data import Example, digest, files, load, unseen, without
 from services.lab.policies import parse_policy
-from services.lab.recorder import Recorders
-from services.lab.replay import Replay
-from services.lab.replay_report import figures
-from services.lab.replay_times import Times
+from services.lab.replay.recorder import Recorders
+from services.lab.replay.report import figures
+from services.lab.replay.times import Times
+from services.lab.replay.walk import Replay
 from shared.bundle import MODELS, Bundle, load_bundle
 from shared.errors import BadSetting, UnknownPolicy
 from shared.ledger import entries
@@ -110,21 +109,23 @@ def _policies(plan: Plan, replay: Replay, times: Times, console: Console) -> dic
             refused[name] = str(error)
             continue
         done[name] = figures(replay, run, reference, times)
-        measured = [ms for path in plan.measured for ms in _measured(path, replay, name, spec_of(policy))]
-        if measured:
-            done[name]["measured_ms"] = {"mean": statistics.mean(measured), "n": len(measured)}
+        measured = [own for path in plan.measured for own in _measured(path, replay, name, spec_of(policy))]
+        if n := sum(texts for _, texts in measured):
+            mean = sum(ms * texts for ms, texts in measured) / n
+            modelled = done[name]["modelled_ms"]["mean"]
+            done[name]["measured_ms"] = {"mean": mean, "n": n, "modelled_is_off_by": modelled / mean - 1}
     return {"policies": done, "refused": refused}
 
 
-def _measured(path: Path, replay: Replay, name: str, spec: dict[str, Any]) -> list[float]:
-    """Live times in ms of a policy: what clients of a bench waited, or totals at the tier that wrote a ledger."""
+def _measured(path: Path, replay: Replay, name: str, spec: dict[str, Any]) -> list[tuple[float, int]]:
+    """Live mean ms of a policy and how many texts it is of: what clients of a bench waited, or totals in a ledger."""
     if path.suffix != ".jsonl":
         said = json.loads(path.read_text())
         own = said["policies"].get(name) if said["first_tier"]["bundle"] == replay.bundle.name else None
-        return [own["latency_ms"]["mean"]] if own else []
+        return [(own["latency_ms"]["mean"], said["n"])] if own else []
     model, texts = f"{replay.bundle.name}@{replay.bundle.digest[:12]}", set(replay.corpus.keys)
     return [
-        line["timings_ms"]["total"]
+        (line["timings_ms"]["total"], 1)
         for line in entries(path)
         if line.get("model") == model and line["text_sha256"] in texts and _is(line["policy"], spec)
     ]

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from services.lab.replay_cache import Shelf
+from services.lab.replay.cache import Shelf
 from shared.bundle import Bundle
 from shared.encoder import Received
 from shared.errors import UnreadableText

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from services.lab.replay import Replay
-from services.lab.replay_run import NONE, Run
+from services.lab.replay.run import NONE, Run
+from services.lab.replay.walk import Replay
 from shared.contracts import Hop, InferredRow, InferRequest, InferResponse, LinkUse, TextPair
 from shared.policies import spec_of
 

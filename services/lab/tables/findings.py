@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from services.lab.published import published
-from services.lab.tables_hu import beats
+from services.lab.tables.hu import beats
+from services.lab.tables.published import published
 
 
 def findings(report: dict[str, Any]) -> list[str]:
@@ -16,6 +16,8 @@ def findings(report: dict[str, Any]) -> list[str]:
         out += _hu_1(tables["hu-1"]["imdb"])
     if "hu-parts" in tables:
         out += _hu_parts(tables["hu-parts"]["imdb"])
+    if "hu-pruned" in tables:
+        out.append(_hu_pruned(tables["hu-pruned"]["imdb"]))
     if "dimee-1" in tables:
         out += _dimee(tables["dimee-1"])
     if "dimee-pools" in tables:
@@ -91,6 +93,14 @@ def _hu_parts(made: dict[str, Any]) -> list[str]:
     if pruned:
         parts.append("Pruning, less the card's point: " + "; ".join(f"{name} {gain(name)}" for name in pruned) + ".")
     return parts
+
+
+def _hu_pruned(made: dict[str, Any]) -> str:
+    gains = [
+        f"{row['pruning_coefficient']:g} ({row['words_kept']:.0%} of the words) {points(row['paired']['accuracy'])}"
+        for row in made["rows"]
+    ]
+    return f"Points that training on pruned texts adds, by coefficient (n = {made['made']['n']}): {'; '.join(gains)}."
 
 
 def _dimee(parts: dict[str, Any]) -> list[str]:

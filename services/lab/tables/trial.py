@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from services.lab.data import Example, digest, load, splits, without
-from services.lab.recorder import Recorders
-from services.lab.replay import Replay
-from services.lab.replay_compare import held_out, links_of, threads_of
-from services.lab.replay_costs import unit_costs
-from services.lab.replay_report import figures
-from services.lab.replay_run import NONE, Run
-from services.lab.replay_times import Times
+from services.lab.replay.compare import held_out, links_of, threads_of
+from services.lab.replay.costs import unit_costs
+from services.lab.replay.recorder import Recorders
+from services.lab.replay.report import figures
+from services.lab.replay.run import NONE, Run
+from services.lab.replay.times import Times
+from services.lab.replay.walk import Replay
 from services.lab.stats import mcnemar, paired_difference, paired_saving, paired_score_difference
 from shared.bundle import Bundle
 from shared.errors import BadSetting

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from services.lab.recorder import Kernel
-from services.lab.replay_run import Run
-from services.lab.replay_station import Station
+from services.lab.replay.recorder import Kernel
+from services.lab.replay.run import Run
+from services.lab.replay.station import Station
 from shared.ensemble import Ensemble, Weighting
 from shared.policies import Clues, Outcome, Policy, Visit
 

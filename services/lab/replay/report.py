@@ -11,10 +11,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from services.lab.replay import Replay
-from services.lab.replay_costs import references, unit_costs
-from services.lab.replay_run import NONE, Run
-from services.lab.replay_times import Modelled, Times
+from services.lab.replay.costs import references, unit_costs
+from services.lab.replay.run import NONE, Run
+from services.lab.replay.times import Modelled, Times
+from services.lab.replay.walk import Replay
 from services.lab.stats import judged, paired_difference, paired_score_difference, score, wilson
 from shared.bundle import Metric
 
@@ -122,7 +122,7 @@ def table(report: dict[str, Any]) -> Table:
     )
     measured = any("measured_ms" in f for b in report["bundles"].values() for f in b["policies"].values())
     columns = ["bundle (texts)", "policy", "score [95 %]", "vs cloud, points", "model ms", "p95"]
-    columns += ["measured"] if measured else []
+    columns += ["measured (model off)"] if measured else []
     columns += ["cost/device", "/cloud", "answered at, %", "words", "bytes"]
     for column in columns:
         words = column in ("bundle (texts)", "policy", "answered at, %")
@@ -152,7 +152,7 @@ def _row(bundle: str, policy: str, metric: str, f: dict[str, Any], *, measured: 
         f"{gain:+.1f} [{gain_low:+.1f} {gain_high:+.1f}]",
         f"{f['modelled_ms']['mean']:.0f}",
         f"{f['modelled_ms']['p95']:.0f}",
-        *([f"{beside['mean']:.0f}" if beside else "-"] if measured else []),
+        *([f"{beside['mean']:.0f} ({beside['modelled_is_off_by']:+.0%})" if beside else "-"] if measured else []),
         f"{f['unit_cost']['against_whole_model_on_device']:+.0%}",
         f"{f['unit_cost']['against_cloud_only']:+.0%}",
         " ".join(f"{tier} {100 * share:.0f}" for tier, share in f["answered_by_tier"].items()),

@@ -1,8 +1,8 @@
 """`tierwise tables`: what the papers report, made again with intervals, into one report with figures.
 
     OUT/report.json      every number, with its n, seed, data hashes, links, threads and hardware
-    OUT/report.md        the tables beside the papers' own (`tables_report.py`)
-    OUT/*.png            the figures (`tables_figures.py`)
+    OUT/report.md        the tables beside the papers' own (`report.py`)
+    OUT/*.png            the figures (`figures.py`)
 
 Texts are recorded once and kept, so a killed run goes on, and a larger `n` records only what is new. A run of some
 tables leaves the others in the report as they are.
@@ -20,12 +20,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from services.lab import tables_dimee, tables_hu
 from services.lab.bench_report import cpu
-from services.lab.recorder import Recorders
-from services.lab.tables_figures import draw
-from services.lab.tables_report import markdown
-from services.lab.trial import Conditions, Trial, unseen, validation
+from services.lab.replay.recorder import Recorders
+from services.lab.tables import dimee, hu, pruned
+from services.lab.tables.figures import draw
+from services.lab.tables.report import markdown
+from services.lab.tables.trial import Conditions, Trial, unseen, validation
 from shared.bundle import MODELS, Bundle, load_bundle
 from shared.errors import BadSetting
 
@@ -48,6 +48,7 @@ class Job:
 NAMES = {
     "hu-1": "Zhang et al., Table I, and operating points that must beat it",
     "hu-parts": "what pruning, the S curve, calibration, early exit and the ensemble each contribute",
+    "hu-pruned": "networks trained with pruned texts and without, on pruned texts",
     "dimee-1": "DIMEE, Table I, its rivals at equal cost, and each device alone",
     "dimee-costs": "score against cost, and other prices of offloading",
     "dimee-pools": "the pools: how well an embedding tells them, and a t-SNE picture",
@@ -94,25 +95,26 @@ def _steps(job: Job, conditions: Conditions) -> Iterator[tuple[str, str, Step]]:
             known[kind, bundle.name] = make(bundle, data, job.n, conditions)
         return known[kind, bundle.name]
 
-    def hu(part: Callable[[Trial, Trial], dict[str, Any]]) -> dict[str, Any]:
+    def zhang(part: Callable[[Trial, Trial], dict[str, Any]]) -> dict[str, Any]:
         bundle = load_bundle("collaborative")
         judged_on = trial("unseen", bundle, imdb)
         return {"made": judged_on.described(), **part(trial("validation", bundle, imdb), judged_on)}
 
-    def dimee(bundle: Bundle, data: Path, part: Callable[[Trial], dict[str, Any]]) -> dict[str, Any]:
+    def split(bundle: Bundle, data: Path, part: Callable[[Trial], dict[str, Any]]) -> dict[str, Any]:
         judged_on = trial("unseen", bundle, data)
         return {"made": judged_on.described(), **part(judged_on)}
 
     if imdb.is_file():
-        yield "hu-1", "imdb", lambda: hu(lambda v, t: {"table": tables_hu.table_1(t), "points": tables_hu.points(v, t)})
-        yield "hu-parts", "imdb", lambda: hu(tables_hu.parts)
+        yield "hu-1", "imdb", lambda: zhang(lambda v, t: {"table": hu.table_1(t), "points": hu.points(v, t)})
+        yield "hu-parts", "imdb", lambda: zhang(hu.parts)
+        yield "hu-pruned", "imdb", lambda: split(load_bundle("collaborative"), imdb, pruned.trained)
     for bundle, data in split_bundles(job.data):
         for name, part in (
-            ("dimee-1", lambda t: {**tables_dimee.table_1(t), "devices": tables_dimee.devices(t)}),
-            ("dimee-costs", tables_dimee.curves),
-            ("dimee-pools", tables_dimee.pools),
+            ("dimee-1", lambda t: {**dimee.table_1(t), "devices": dimee.devices(t)}),
+            ("dimee-costs", dimee.curves),
+            ("dimee-pools", dimee.pools),
         ):
-            yield name, data.stem, lambda b=bundle, d=data, p=part: dimee(b, d, p)  # type: ignore[misc]
+            yield name, data.stem, lambda b=bundle, d=data, p=part: split(b, d, p)  # type: ignore[misc]
 
 
 def split_bundles(data: Path) -> list[tuple[Bundle, Path]]:

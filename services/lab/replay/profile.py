@@ -28,7 +28,7 @@ from torch import Tensor
 
 from services.lab.bench_report import cpu
 from services.lab.client import classify, connect
-from services.lab.recorder import Kernel, Source
+from services.lab.replay.recorder import Kernel, Source
 from services.lab.stack import Layout, free_ports, running
 from shared.bundle import Bundle
 from shared.network import Network, load_network

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.lab.recorder import Corpus, Kernel, Recorder
+from services.lab.replay.recorder import Corpus, Kernel, Recorder
 from shared.exits import ExitRule
 from shared.pruning import Pruning, keep_words
 

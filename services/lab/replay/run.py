@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.lab.recorder import Corpus
+from services.lab.replay.recorder import Corpus
 from shared.policies import Policy
 
 NONE = -1  # no tier, no text

@@ -2,7 +2,7 @@
 
     T = client + sum over tiers (tokenize + infer + prune) + sum over links crossed (hop + RTT + size/rate, each way)
 
-tokenize, infer, prune and what HTTP adds are measured on this machine (`services/lab/replay_profile.py`); a link
+tokenize, infer, prune and what HTTP adds are measured on this machine (`services/lab/replay/profile.py`); a link
 takes what the simulated one (`shared/link.py`) takes on average. Left out: waiting for a busy model.
 """
 
@@ -16,12 +16,12 @@ from statistics import NormalDist
 import numpy as np
 from rich.console import Console
 
-from services.lab.recorder import Kernel, Recorder
-from services.lab.replay import Replay
-from services.lab.replay_profile import Http, Table, measure_http, measure_table
-from services.lab.replay_run import NONE, Run
-from services.lab.replay_sizes import Sizes
-from services.lab.replay_station import Station
+from services.lab.replay.profile import Http, Table, measure_http, measure_table
+from services.lab.replay.recorder import Kernel, Recorder
+from services.lab.replay.run import NONE, Run
+from services.lab.replay.sizes import Sizes
+from services.lab.replay.station import Station
+from services.lab.replay.walk import Replay
 from shared.link import Profile, on_the_wire, packets
 
 BUSY = 1.3  # slowest over fastest pass: below it, medians are to be trusted

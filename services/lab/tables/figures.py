@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from services.lab.published import published
+from services.lab.tables.published import published
 
 Axes = Any  # matplotlib has no types
 COLOURS = {0.9: "tab:blue", 0.8: "tab:orange", 0.7: "tab:green"}
@@ -79,6 +79,20 @@ def _hu_parts(axes: list[Axes], made: dict[str, Any]) -> None:
         one.set(xlabel=f"{label}, less the card's operating point")
 
 
+def _hu_pruned(axes: list[Axes], made: dict[str, Any]) -> None:
+    """Accuracy against the coefficient, for both networks, and the words that are left."""
+    at = [row["pruning_coefficient"] for row in made["rows"]]
+    for key, label in (("trained_on_whole", "trained on whole texts"), ("trained_on_pruned_too", "on pruned ones too")):
+        values = [100 * row[key]["accuracy"] for row in made["rows"]]
+        ends = [[100 * end for end in row[key]["accuracy_ci95"]] for row in made["rows"]]
+        below, above = zip(*((v - low, high - v) for v, (low, high) in zip(values, ends, strict=True)), strict=True)
+        axes[0].errorbar(at, values, [below, above], fmt="o-", capsize=3, label=label)
+    axes[0].set(xlabel="pruning coefficient", ylabel="accuracy (%)")
+    axes[0].legend(fontsize=7)
+    axes[1].plot(at, [100 * row["words_kept"] for row in made["rows"]], "o-", color="tab:grey")
+    axes[1].set(xlabel="pruning coefficient", ylabel="words kept (%)", ylim=(0, 105))
+
+
 def _dimee_1(axes: list[Axes], made: dict[str, Any]) -> None:
     """Each device alone, and on what DIMEE sends it; and the rows of the table."""
     metric = made["made"]["metric"]
@@ -130,6 +144,7 @@ def _dimee_pools(axes: list[Axes], made: dict[str, Any]) -> None:
 FIGURES: dict[str, tuple[int, int, Callable[[list[Axes], dict[str, Any]], None]]] = {
     "hu-1": (1, 3, _hu_1),
     "hu-parts": (1, 2, _hu_parts),
+    "hu-pruned": (1, 2, _hu_pruned),
     "dimee-1": (0, 2, _dimee_1),
     "dimee-costs": (0, 2, _dimee_costs),
     "dimee-pools": (0, 2, _dimee_pools),

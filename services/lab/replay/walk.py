@@ -19,10 +19,10 @@ import numpy as np
 from rich.progress import Progress
 
 from services.lab.data import Example
-from services.lab.recorder import Kernel, Recorders, source_of
-from services.lab.replay_answers import answer, outcome
-from services.lab.replay_run import NONE, Run
-from services.lab.replay_station import Numbers, Station
+from services.lab.replay.answers import answer, outcome
+from services.lab.replay.recorder import Kernel, Recorders, source_of
+from services.lab.replay.run import NONE, Run
+from services.lab.replay.station import Numbers, Station
 from shared.bundle import Bundle
 from shared.dispatch import draw
 from shared.errors import UnknownPolicy

@@ -1,0 +1,1 @@
+"""Replay: every text is run once and recorded; any policy with any parameters is then evaluated exactly."""

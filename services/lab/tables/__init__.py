@@ -1,0 +1,1 @@
+"""The papers' tables, made again with intervals beside their own numbers."""
