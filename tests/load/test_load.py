@@ -1,4 +1,4 @@
-"""The short forms of `make load` and `make soak`, with the same measuring code and the same limits.
+"""The short forms of `make load` (with wide limits: a test is no benchmark) and of `make soak`, by the same code.
 
 Overload: models whose layers sleep, as on an accelerator, so that the line is what saturates and not a busy core.
 Soak: three processes of tiny random models for a minute.
@@ -35,7 +35,7 @@ def bodies(sentences):
     return [{"inputs": text, "options": {"seed": at}} for at, text in enumerate(sentences)]
 
 
-@pytest.mark.flaky(reruns=1)  # it measures time
+@pytest.mark.timing
 def test_at_five_times_saturation_goodput_and_latency_hold_and_refusals_are_quick(tiny_bundle, bodies):
     networks = {tier: sleeping(tiny_bundle, *model) for tier, model in SLOW.items()}
     tiers = Tiers(tiny_bundle, networks=networks, queue_wait_ms=100)
@@ -44,11 +44,14 @@ def test_at_five_times_saturation_goodput_and_latency_hold_and_refusals_are_quic
     finally:
         tiers.close()
     overload.show(phases, verdicts)
-    assert [what for what, _, _, holds in verdicts if not holds] == []
-    assert phases[-1].refused > phases[-1].n / 2  # it was overload
-    assert phases[-1].late_p99 < 20  # and the load was not what fell short
+    rest, *_, saturated, _half, five = phases
+    assert five.errors == 0
+    assert five.refused > five.n / 2  # it was overload
+    assert five.goodput > 0.6 * saturated.goodput  # wide: the figures themselves are `make load`'s to hold
+    assert five.p99 < 6 * rest.p99
 
 
+@pytest.mark.timing
 def test_a_minute_at_half_load_leaves_memory_and_descriptors_flat(tiny_bundle, bodies):
     with running(Layout(bundle=str(tiny_bundle), port=18480, access="ideal", backbone="ideal"), Console()) as stack:
         report = soak(stack, rate=15.0, minutes=1, bodies=bodies)

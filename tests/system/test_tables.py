@@ -36,8 +36,11 @@ def world(tmp_path_factory, tiny_bundle, sentences):
         pq.write_table(pa.table(columns), root / "data" / f"{name}.parquet")
     for name in ("collaborative", "split-tiny"):
         shutil.copytree(tiny_bundle, root / "models" / name)
-        network = load_bundle(str(tiny_bundle)).tiers["end"].network
-        shutil.copytree(tiny_bundle / network, root / "models" / name / f"{network}-pruned")
+        for network in ("minilm-6-whole", "minilm-6-pruned"):
+            shutil.copytree(tiny_bundle / "bert-3", folder := root / "models" / name / network)
+            meta = json.loads((folder / "network.json").read_text())
+            meta |= {"training": {"examples": 9}, "recipe": {"pruned_share": 0.25}}
+            (folder / "network.json").write_text(json.dumps(meta))
         card = json.loads((root / "models" / name / "card.json").read_text())
         held = load(str(root / "data" / "tiny.parquet"), "train")[-10:]
         card["report"]["validation"] = {"n": 10, "data_sha256": digest(held)}

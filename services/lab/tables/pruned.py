@@ -1,12 +1,14 @@
 """What it is worth to train on pruned texts: two networks trained alike but for that, asked about the same texts.
 
 The first tier prunes each text by what its last exit saw, as it would before sending it on; each network then reads
-what is left, and its last exit answers. Both are the small network, since one more of the large kind is hours of
-training on a CPU: `tierwise train --pruned-share 0.25`, every other setting and the data being those of the first tier.
+what is left, and its last exit answers. Both are of the small kind and trained on few texts, since two more of the
+large kind are a day of training on a CPU: `tierwise train --n 5000`, with and without `--pruned-share 0.25`.
 """
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,12 @@ from shared.pruning import Pruning
 COEFFICIENTS = (0.0, 0.5, 0.75, 0.9, 1.0, 1.25)
 
 
-def trained_on_pruned(bundle: Bundle) -> Path:
-    """The network that is like the first tier's, but for a share of pruned texts in training."""
-    folder = bundle.folder / bundle.tiers[bundle.order[0]].network
-    return folder.with_name(f"{folder.name}-pruned")
+def networks(bundle: Bundle) -> dict[str, Path]:
+    """The folders of both networks."""
+    return {
+        "trained_on_whole": bundle.folder / "minilm-6-whole",
+        "trained_on_pruned_too": bundle.folder / "minilm-6-pruned",
+    }
 
 
 def trained(trial: Trial) -> dict[str, Any]:
@@ -36,32 +40,37 @@ def trained(trial: Trial) -> dict[str, Any]:
     for coefficient in COEFFICIENTS:
         layers = np.full(len(numbers), first.layers)
         pruned = first.pruned(numbers, layers, Pruning(coefficient)) if coefficient else numbers
-        on_whole, on_pruned = (_right(trial, pruned, pruned_too=too) for too in (False, True))
+        right = {name: _right(trial, pruned, folder) for name, folder in networks(trial.bundle).items()}
+        on_whole, on_pruned = right.values()
         rows.append(
             {
                 "pruning_coefficient": coefficient,
                 "words_kept": float(trial.replay.corpus.words[pruned].sum() / whole_words),
-                "trained_on_whole": _accuracy(on_whole),
-                "trained_on_pruned_too": _accuracy(on_pruned),
+                **{name: _accuracy(own) for name, own in right.items()},
                 "paired": {
                     "accuracy": paired_difference(on_pruned, on_whole),
                     "mcnemar_p": mcnemar(on_pruned, on_whole),
                 },
             }
         )
-    return {"rows": rows}
+    return {"rows": rows, "networks": {name: _trained(folder) for name, folder in networks(trial.bundle).items()}}
 
 
-def _right(trial: Trial, numbers: Numbers, *, pruned_too: bool) -> np.ndarray:
-    """Bool [N]: whether the last exit is right about each text."""
+def _right(trial: Trial, numbers: Numbers, folder: Path) -> np.ndarray:
+    """Bool [N]: whether the last exit of a network is right about each text."""
     bundle = trial.bundle
-    source = source_of(bundle, bundle.order[0])
-    if pruned_too:
-        source = type(source)(trained_on_pruned(bundle), source.layers, source.max_tokens)
-    recorder = trial.conditions.recorders.of(source, len(bundle.labels))
+    recorder = trial.conditions.recorders.of(
+        replace(source_of(bundle, bundle.order[0]), folder=folder), len(bundle.labels)
+    )
     records = recorder.records(numbers.tolist(), Kernel.PLAIN)
     return np.array([int(record.logits[-1].argmax()) for record in records]) == trial.truth
 
 
 def _accuracy(right: np.ndarray) -> dict[str, Any]:
     return {"accuracy": float(right.mean()), "accuracy_ci95": wilson(int(right.sum()), len(right))}
+
+
+def _trained(folder: Path) -> dict[str, Any]:
+    """On how many texts, and which share of them pruned."""
+    meta = json.loads((folder / "network.json").read_text())
+    return {"examples": meta["training"]["examples"], "pruned_share": meta["recipe"]["pruned_share"]}

@@ -125,6 +125,7 @@ def hu_parts(parts: dict[str, Any]) -> list[str]:
 def hu_pruned(parts: dict[str, Any]) -> list[str]:
     """Networks trained with pruned texts and without, on pruned texts."""
     made = parts["imdb"]
+    trained = made["networks"]["trained_on_pruned_too"]
     columns = ["pruning coefficient", "words kept", "trained on whole texts", "on pruned ones too", "points", "p"]
     rows = [
         [
@@ -141,8 +142,9 @@ def hu_pruned(parts: dict[str, Any]) -> list[str]:
         "## Zhang et al.: training on pruned texts",
         "",
         f"n = {made['made']['n']}; every text pruned by the end's last exit, then read by two networks of the end's "
-        "kind (MiniLM, 6 layers), trained alike on the same 20,000 reviews, one with a quarter of them pruned. MPNet, "
-        "which serves the edge and the cloud, was trained with a quarter pruned.",
+        f"kind (MiniLM, 6 layers), trained alike on the same {trained['examples']} reviews, one with "
+        f"{trained['pruned_share']:.0%} of them pruned. MPNet, which serves the edge and the cloud, was trained with "
+        "25% pruned.",
         "",
         *table(columns, rows),
         "",
