@@ -6,7 +6,7 @@ Latency counts from the moment a request was due, so that a slow service cannot 
 omission), and what this process was late by is reported beside it: under a few ms, it is not the bottleneck.
 
 Why our own: locust's users wait for their answers, which is a closed loop however it is paced; k6 and Gatling are no
-Python. Why not httpx: it costs more of a core per request than the tier's refusal does; this needs a tenth of it.
+Python. Why not httpx: it costs more of a core per request than the tier's refusal does.
 """
 
 import asyncio

@@ -39,6 +39,7 @@ LENGTHS = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512)  # tokens
 WORDS = (8, 32, 128, 512)
 REPEATS = 5
 HTTP_CALLS = 40
+_MEASURED: set[Path] = set()  # by this process: anew is once a run, however many bundles share a shape
 _FILLER = "the film was good but slow and i would watch it again with a friend "
 
 
@@ -78,7 +79,7 @@ class _Clock:
 def measure_table(source: Source, threads: int, console: Console, *, anew: bool = False) -> Table:
     """A network's table: from the cache, or measured now (up to a minute). What it was trained on takes no time."""
     path = _path(f"{source.shape} {threads}")
-    if path.exists() and not anew:
+    if _held(path, anew):
         return Table.model_validate_json(path.read_text())
     with console.status(f"measuring {source.folder.name}, {source.layers} layers, {threads} threads"):
         network = load_network(source.folder, layers=source.layers, max_tokens=source.max_tokens)
@@ -140,7 +141,7 @@ def _median(now: Now, work: Callable[[], object]) -> float:
 def measure_http(bundle: Bundle, console: Console, *, anew: bool = False) -> Http:
     """What HTTP adds on this machine: from the cache, or measured on live tiers over loopback, links unshaped."""
     path = _path("http")
-    if path.exists() and not anew:
+    if _held(path, anew):
         return Http.model_validate_json(path.read_text())
     layout = Layout(bundle=str(bundle.folder), port=free_ports(len(bundle.order)), access="ideal", backbone="ideal")
     with running(layout, console) as stack:
@@ -170,8 +171,13 @@ def _path(what: str) -> Path:
     return cache_dir() / "replay" / "profiles" / f"{name}.json"
 
 
+def _held(path: Path, anew: bool) -> bool:
+    return path in _MEASURED if anew else path.exists()
+
+
 def _keep(path: Path, measured: BaseModel) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.part")
     unfinished.write_text(json.dumps(measured.model_dump(mode="json")))
     unfinished.replace(path)
+    _MEASURED.add(path)
