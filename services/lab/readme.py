@@ -6,6 +6,7 @@ A block in the README is everything between `<!-- made: NAME -->` and `<!-- end 
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from services.lab.tables.findings import findings, planned
 from shared.bundle import MODELS
 from shared.errors import BadSetting
 from shared.policies import POLICIES
+from shared.settings import PREFIX
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -194,11 +196,15 @@ def replay() -> str:
 
 
 def settings() -> str:
-    """Every setting of the first tier."""
-    return _table(
-        "| variable | default (end tier) | meaning |",
-        [f"| `{row.variable}` | {f'`{row.value}`' if row.value else 'none'} | {row.meaning} |" for row in rows("end")],
-    )
+    """Every setting of the first tier, as it is where the environment names none."""
+    named = {name: os.environ.pop(name) for name in [*os.environ] if name.startswith(PREFIX)}
+    try:
+        lines = [
+            f"| `{row.variable}` | {f'`{row.value}`' if row.value else 'none'} | {row.meaning} |" for row in rows("end")
+        ]
+    finally:
+        os.environ.update(named)
+    return _table("| variable | default (end tier) | meaning |", lines)
 
 
 def parameters() -> str:
