@@ -124,9 +124,11 @@ class Ledger:
 
 def entries(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a ledger, in order; one that a kill cut short is passed over."""
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                yield json.loads(line)
+                entry = json.loads(line)
             except ValueError:
                 continue
+            if isinstance(entry, dict):
+                yield entry

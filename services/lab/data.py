@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
 from shared.errors import BadSetting
+
+_TEXTS = dict.fromkeys(("text", "text_a", "text_b", "sentence", "split"), pa.string())  # digits are a text too
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ def load(source: str, split: str | None = None) -> list[Example]:
     """All examples of a split, in file order; `split=None` takes every row.
 
     Raises:
-        BadSetting: the file, its columns or the split are not there.
+        BadSetting: the file cannot be read; its columns or the split are not there; a text is none, a label no
+            integer from 0.
     """
     table = _table(source, split)
     columns = set(table.column_names)
@@ -56,24 +60,38 @@ def load(source: str, split: str | None = None) -> list[Example]:
     if first is None or "label" not in columns:
         raise BadSetting(f"{source}: needs columns text (or text_a, text_b) and label; it has {sorted(columns)}")
     if split is not None and "split" in columns:
-        splits = sorted(set(table["split"].to_pylist()))
-        if split not in splits:
-            raise BadSetting(f"{source}: no split {split!r}; it has {splits}")
+        known = _splits(table)
+        if split not in known:
+            raise BadSetting(f"{source}: no split {split!r}; it has {known}")
         table = table.filter(pc.equal(table["split"], split))
     pairs = table["text_b"].to_pylist() if "text_b" in columns else [None] * len(table)
     if not len(table):
         raise BadSetting(f"{source}: no rows")
+    texts = table[first].to_pylist()
+    if (row := next((at for at, text in enumerate(texts) if not isinstance(text, str)), None)) is not None:
+        raise BadSetting(f"{source}: {first} must be text; row {row} of the split has {texts[row]!r}")
     try:
-        labels = [int(label) for label in table["label"].to_pylist()]
+        labels = [_label(label) for label in table["label"].to_pylist()]
     except (TypeError, ValueError) as error:
         raise BadSetting(f"{source}: labels must be integers from 0, in the order of the bundle's: {error}") from error
-    return [Example(*row) for row in zip(table[first].to_pylist(), pairs, labels, strict=True)]
+    return [Example(*row) for row in zip(texts, pairs, labels, strict=True)]
+
+
+def _label(said: Any) -> int:
+    label = int(said)
+    if label < 0 or label != float(said):
+        raise ValueError(f"{said!r} is none")
+    return label
 
 
 def splits(source: str) -> list[str]:
     """What the `split` column says; nothing where there is none."""
     table = _table(source, None)
-    return sorted(set(table["split"].to_pylist())) if "split" in table.column_names else []
+    return _splits(table) if "split" in table.column_names else []
+
+
+def _splits(table: Any) -> list[str]:
+    return sorted({str(name) for name in table["split"].to_pylist() if name is not None})
 
 
 def _table(source: str, split: str | None) -> Any:  # pyarrow has no types
@@ -86,7 +104,12 @@ def _table(source: str, split: str | None) -> Any:  # pyarrow has no types
         return pq.read_table(files, filesystem=HfFileSystem())
     if not Path(source).is_file():
         raise BadSetting(f"{source}: no such file (a .parquet or .csv path, or hub:NAME)")
-    return pcsv.read_csv(source) if source.endswith(".csv") else pq.read_table(source)
+    try:
+        if source.endswith(".csv"):
+            return pcsv.read_csv(source, convert_options=pcsv.ConvertOptions(column_types=_TEXTS))
+        return pq.read_table(source)
+    except (pa.ArrowException, OSError) as error:
+        raise BadSetting(f"{source}: cannot be read: {error}") from error
 
 
 def digest(examples: list[Example]) -> str:

@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+from shared.errors import UnknownPolicy
 from shared.policies import named
 
 
@@ -14,6 +15,9 @@ def parse_policy(text: str) -> str | dict[str, Any]:
 
     >>> parse_policy("collaborative:theta=0,weighting=last")
     {'name': 'collaborative', 'theta': 0, 'weighting': 'last'}
+
+    Raises:
+        UnknownPolicy: neither.
     """
     if text.endswith(".json"):
         return named(text)
@@ -22,7 +26,9 @@ def parse_policy(text: str) -> str | dict[str, Any]:
         return name
     spec: dict[str, Any] = {"name": name}
     for part in re.split(r",(?![^{]*\})", rest):  # a comma inside {} belongs to a value
-        key, _, value = part.partition("=")
+        key, equals, value = part.partition("=")
+        if not equals or key.strip() in spec:
+            raise UnknownPolicy(f"policy {text!r}: expected NAME:key=value,key=value, each key once")
         try:
             spec[key.strip()] = json.loads(value, parse_constant=str)  # NaN and Infinity are not JSON
         except ValueError:

@@ -18,7 +18,7 @@ def wilson(right: int, n: int, z: float = Z) -> tuple[float, float]:
     p, z2 = right / n, z * z
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return centre - half, centre + half
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 from shared.errors import UnknownPolicy
 from shared.exits import Confidence, ExitRule
@@ -57,7 +57,9 @@ class LengthQuantile(Pooled):
 
     name = "length-quantile"
 
-    edges: list[int] = Field([], description="words up to which a text belongs to each tier but the last, ascending")
+    edges: list[NonNegativeInt] = Field(
+        [], description="words up to which a text belongs to each tier but the last, ascending"
+    )
 
     def check(self, layers: Mapping[str, int], order: Sequence[str]) -> None:
         if len(self.edges) != len(self._tiers) - 1 or self.edges != sorted(self.edges):

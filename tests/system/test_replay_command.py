@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from services.lab.data import digest, load
+
 REPLAY = [sys.executable, "-m", "services.lab.cli", "replay"]
 
 
@@ -70,12 +72,17 @@ def test_a_folder_and_the_dev_split_will_do(command, data, tiny_bundle, tmp_path
     assert (own["n"], "end-only" in own["policies"]) == (5, True)
 
 
-def test_measured_times_stand_beside_the_modelled_ones(command, data, tiny_bundle, tmp_path):
-    bench = {
+@pytest.fixture
+def bench(tiny_bundle, data):
+    return {
         "n": 40,
-        "first_tier": {"bundle": tiny_bundle.name},
+        "data_sha256": digest(load(str(data), "test")),
+        "first_tier": {"bundle": tiny_bundle.name, "links": [{"to": "edge", "profile": "5g-nsa"}]},
         "policies": {"end-only": {"latency_ms": {"mean": 12.5}}},
     }
+
+
+def test_measured_times_stand_beside_the_modelled_ones(command, data, tiny_bundle, tmp_path, bench):
     (tmp_path / "bench.json").write_text(json.dumps(bench))
     arguments = ["--data", str(data), "--bundle", str(tiny_bundle), "--policy", "end-only", "--policy", "edge-only"]
     done = command(*arguments, "--measured", str(tmp_path / "bench.json"), "--out", str(tmp_path / "out"))
@@ -85,6 +92,36 @@ def test_measured_times_stand_beside_the_modelled_ones(command, data, tiny_bundl
     assert policies["end-only"]["measured_ms"] == {"mean": 12.5, "n": 40, "modelled_is_off_by": off_by}
     assert "measured_ms" not in policies["edge-only"]
     assert "measured" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"data_sha256": "0"}, "other texts"),
+        ({"first_tier": {"links": [{"to": "edge", "profile": "lte"}]}}, "measured over lte to the edge, not 5g-nsa"),
+        ({"policies": 3}, "neither a bench"),
+    ],
+)
+def test_times_measured_elsewhere_are_refused(command, data, tiny_bundle, tmp_path, bench, change, complaint):
+    first = bench["first_tier"] | change.get("first_tier", {})
+    (tmp_path / "bench.json").write_text(json.dumps(bench | change | {"first_tier": first}))
+    arguments = ["--data", str(data), "--bundle", str(tiny_bundle), "--policy", "end-only"]
+    done = command(*arguments, "--measured", str(tmp_path / "bench.json"), "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert complaint in done.stderr
+
+
+def test_a_policy_that_one_bundle_lacks_is_replayed_on_the_others(command, data, tiny_bundle, tmp_path):
+    two = tmp_path / "two"
+    two.mkdir()
+    tier = {"network": str(tiny_bundle / "mpnet-4"), "layers": 4, "max_tokens": 64}
+    (two / "bundle.json").write_text(json.dumps({"labels": ["a", "b"], "tiers": {"end": tier, "cloud": tier}}))
+    arguments = ["--data", str(data), "--bundle", f"{two},{tiny_bundle}", "--n", "6", "--policy", "edge-only"]
+    done = command(*arguments, "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    bundles = json.loads((tmp_path / "out.json").read_text())["bundles"]
+    assert "edge-only" in bundles[tiny_bundle.name]["policies"]
+    assert "unknown policy 'edge-only'" in bundles["two"]["refused"]["edge-only"]
 
 
 @pytest.mark.parametrize(
@@ -98,6 +135,7 @@ def test_measured_times_stand_beside_the_modelled_ones(command, data, tiny_bundl
         (["--data", "DATA", "--split", "train"], "no split 'train'"),
         (["--data", "DATA", "--bundle", "nonsense"], "bundle 'nonsense'"),
         (["--data", "DATA", "--bundle", "TINY", "--policy", "nonsense"], "unknown policy 'nonsense'"),
+        (["--data", "DATA", "--bundle", "TINY", "--policy", "tabi:"], "expected NAME:key=value"),
         (["--data", "DATA", "--bundle", "TINY", "--links", "lte"], "expected ACCESS/BACKBONE"),
         (["--data", "DATA", "--bundle", "TINY", "--links", "warp/metro"], "'warp'"),
     ],

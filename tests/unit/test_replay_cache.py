@@ -7,6 +7,7 @@ from rich.console import Console
 from services.lab.replay.cache import CHUNK, Shelf
 from services.lab.replay.recorder import Corpus, Kernel, Recorder, Recorders, source_of
 from shared.bundle import load_bundle
+from shared.errors import BadSetting
 from shared.pools import Signature
 
 
@@ -43,6 +44,16 @@ def test_a_kill_loses_only_what_was_not_yet_written(tmp_path):
         killed.put(str(number), number)
     (tmp_path / "half.123.part").write_bytes(b"\x00")  # what a kill in the middle of a write leaves
     assert shelf(tmp_path).fetch([str(n) for n in range(CHUNK + 3)]) == [str(n) for n in range(CHUNK, CHUNK + 3)]
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    kept = shelf(tmp_path)
+    kept.put("a", 1)
+    kept.save()
+    (path,) = tmp_path.glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(BadSetting, match=f"{path.name}: damaged.*delete it"):
+        shelf(tmp_path)
 
 
 def test_a_second_recorder_runs_nothing(tiny_bundle, sentences):

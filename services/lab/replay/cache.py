@@ -7,18 +7,24 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from shared.errors import BadSetting
 
 T = TypeVar("T")
 CHUNK, CHUNK_S = 32, 20.0  # items in a file at most, and seconds of work that a kill may cost
 
 
 class Shelf(Generic[T]):
-    """Items by key, in memory and in the files of one folder. `pack` makes tensors of items, `unpack` the reverse."""
+    """Items by key, in memory and in the files of one folder. `pack` makes tensors of items, `unpack` the reverse.
+
+    Raises:
+        BadSetting: a file is damaged.
+    """
 
     def __init__(
         self, folder: Path, pack: Callable[[list[T]], dict[str, Tensor]], unpack: Callable[[dict[str, Tensor]], list[T]]
@@ -29,14 +35,14 @@ class Shelf(Generic[T]):
         self._saved_at = time.monotonic()
         self._files: dict[str, Path] = {}
         for path in folder.glob("*.safetensors"):
-            with safe_open(path, "pt") as file:
+            with _opened(path) as file:
                 self._files.update(dict.fromkeys(json.loads(file.metadata()["keys"]), path))
 
     def fetch(self, keys: Iterable[str]) -> list[str]:
         """Read these items into memory; the keys that no file has, each once."""
         missing = [key for key in keys if key not in self.items]
         for path in {self._files[key] for key in missing if key in self._files}:
-            with safe_open(path, "pt") as file:
+            with _opened(path) as file:
                 own = json.loads(file.metadata()["keys"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
             self.items.update(zip(own, self._unpack(tensors), strict=True))
@@ -63,3 +69,10 @@ class Shelf(Generic[T]):
         unfinished.replace(path)
         self._files.update(dict.fromkeys(self._unsaved, path))
         self._unsaved = []
+
+
+def _opened(path: Path) -> Any:  # safetensors does not name the type
+    try:
+        return safe_open(path, "pt")
+    except SafetensorError as error:
+        raise BadSetting(f"{path}: damaged ({error}): delete it, and its texts are run again") from error

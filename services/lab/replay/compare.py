@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +13,17 @@ from rich.console import Console
 from services.lab.bench_report import cpu
 from services.lab.data import Example, digest, files, load, unseen, without
 from services.lab.policies import parse_policy
+from services.lab.replay.measured import live_ms
 from services.lab.replay.recorder import Recorders
 from services.lab.replay.report import figures
+from services.lab.replay.run import NONE
 from services.lab.replay.times import Times
 from services.lab.replay.walk import Replay
 from shared.bundle import MODELS, Bundle, load_bundle
 from shared.errors import BadSetting, UnknownPolicy
-from shared.ledger import entries
 from shared.link import Profile, profile
-from shared.policies import names, spec_of
+from shared.machine import cpus
+from shared.policies import build, names, spec_of
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Texts:
     """Texts of one data set, and the bundles to replay on them."""
 
     source: str
+    split: str
     examples: list[Example]
     bundles: list[Bundle]
 
@@ -51,13 +53,15 @@ def compare(plan: Plan, console: Console) -> dict[str, Any]:
     """The report over every bundle and policy.
 
     Raises:
-        BadSetting: labels that a bundle does not have, links or files that do not exist.
-        UnknownPolicy: a policy or parameter that does not exist.
+        BadSetting: labels that a bundle does not have, links or files that do not exist, times measured elsewhere.
+        UnknownPolicy: a policy or parameter that no bundle has.
     """
+    _check(plan)
     recorders = Recorders(console)
     report: dict[str, Any] = {
         "seed": plan.seed,
         "links": plan.links,
+        "threads": {"first_tier": 1, "deeper_tiers": deeper_threads(plan.threads)},
         "hardware": {"cpu": cpu(), "cores": os.cpu_count(), "device": "cpu"},
         "notes": [],
         "bundles": {},
@@ -74,6 +78,20 @@ def compare(plan: Plan, console: Console) -> dict[str, Any]:
     return report
 
 
+def _check(plan: Plan) -> None:
+    """Every policy must fit some bundle: known before hours of recording, not after."""
+    bundles = [bundle for texts in plan.sets for bundle in texts.bundles]
+    for name in [] if plan.policies == ["all"] else plan.policies:
+        spec, refused = parse_policy(name), list[UnknownPolicy]()
+        for bundle in bundles:
+            try:
+                build(spec, bundle.order, bundle.card.policies)
+            except UnknownPolicy as error:
+                refused.append(error)
+        if len(refused) == len(bundles):
+            raise refused[0]
+
+
 def _bundle(
     plan: Plan, texts: Texts, bundle: Bundle, recorders: Recorders, console: Console
 ) -> tuple[dict[str, Any], list[str]]:
@@ -86,6 +104,8 @@ def _bundle(
     )
     own = {
         "n": len(texts.examples),
+        "data": Path(texts.source).name,
+        "split": texts.split,
         "data_sha256": digest(texts.examples),
         "card_sha256": bundle.digest,
         "metric": bundle.metric.value,
@@ -99,17 +119,19 @@ def _policies(plan: Plan, replay: Replay, times: Times, console: Console) -> dic
     done: dict[str, Any] = {}
     refused: dict[str, str] = {}
     reference = replay.run(replay.policy(f"{replay.order[-1]}-only"))
+    if (reference.label == NONE).all():
+        raise BadSetting(f"bundle {replay.bundle.name} can read none of the texts")
     wanted = names(replay.order) if plan.policies == ["all"] else plan.policies
     for name in wanted:
-        policy = replay.policy(parse_policy(name))
         try:
+            policy = replay.policy(parse_policy(name))
             with console.status(f"{replay.bundle.name}, {name}"):
                 run = replay.run(policy)
         except UnknownPolicy as error:  # this bundle lacks what it needs
             refused[name] = str(error)
             continue
         done[name] = figures(replay, run, reference, times)
-        measured = [own for path in plan.measured for own in _measured(path, replay, name, spec_of(policy))]
+        measured = [own for path in plan.measured for own in live_ms(path, replay, name, spec_of(policy), plan.links)]
         if n := sum(texts for _, texts in measured):
             mean = sum(ms * texts for ms, texts in measured) / n
             modelled = done[name]["modelled_ms"]["mean"]
@@ -117,29 +139,14 @@ def _policies(plan: Plan, replay: Replay, times: Times, console: Console) -> dic
     return {"policies": done, "refused": refused}
 
 
-def _measured(path: Path, replay: Replay, name: str, spec: dict[str, Any]) -> list[tuple[float, int]]:
-    """Live mean ms of a policy and how many texts it is of: what clients of a bench waited, or totals in a ledger."""
-    if path.suffix != ".jsonl":
-        said = json.loads(path.read_text())
-        own = said["policies"].get(name) if said["first_tier"]["bundle"] == replay.bundle.name else None
-        return [(own["latency_ms"]["mean"], said["n"])] if own else []
-    model, texts = f"{replay.bundle.name}@{replay.bundle.digest[:12]}", set(replay.corpus.keys)
-    return [
-        (line["timings_ms"]["total"], 1)
-        for line in entries(path)
-        if line.get("model") == model and line["text_sha256"] in texts and _is(line["policy"], spec)
-    ]
-
-
-def _is(recorded: dict[str, Any], spec: dict[str, Any]) -> bool:
-    """Whether a line is of this policy; one that learns has an arm in every line."""
-    return all(recorded.get(key) == value for key, value in spec.items() if key != "arm" or value is not None)
-
-
 def threads_of(bundle: Bundle, deeper: int | None = None) -> dict[str, int]:
     """As `tierwise serve` sets them: one on the first tier, two on each other."""
-    count = deeper or min(2, os.cpu_count() or 1)
-    return {tier: 1 if at == 0 else count for at, tier in enumerate(bundle.order)}
+    return {tier: 1 if at == 0 else deeper_threads(deeper) for at, tier in enumerate(bundle.order)}
+
+
+def deeper_threads(named: int | None) -> int:
+    """Of every tier but the first: what was named, else two where there are as many processors."""
+    return named or max(1, min(2, int(cpus())))
 
 
 def links_of(bundle: Bundle, named: str) -> dict[tuple[str, str], Profile]:
@@ -185,7 +192,7 @@ def choose(
             examples = without(examples, load(source, exclude_split))
             if not examples:
                 raise BadSetting(f"{source}: every text of {used} occurs in {exclude_split}: nothing remains")
-        chosen.append(Texts(source, examples[:n], bundles))
+        chosen.append(Texts(source, used, examples[:n], bundles))
     if not chosen:
         raise BadSetting(f"no bundle was calibrated on a file of {', '.join(sources)}: name one with --bundle")
     return chosen

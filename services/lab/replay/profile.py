@@ -4,9 +4,10 @@
 
 `infer` holds seconds from the start of a forward pass until a text could leave by each exit, [E][lengths], with every
 exit head on the way evaluated; `whole` the time of all layers with the last head alone, per depth it is scaled from
-`infer`'s own curve. Both per attention kernel. Medians, batch of one. One thread is timed by its CPU seconds, which are
-its seconds on an idle machine and hardly more on a busy one; several threads by the wall, on an idle machine only.
-Left out: several texts in one request, waiting.
+`infer`'s own curve. Both per attention kernel. Batch of one. One thread is timed by its CPU seconds, which are its
+seconds on an idle machine and hardly more on a busy one; several threads by the wall, on an idle machine only. Means
+over a tenth of a second at least: some kernels count CPU time in ticks of 10 ms, which are right on average alone.
+Left out: several texts in one request, waiting, what else runs on the processor.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel
@@ -31,19 +32,24 @@ from services.lab.client import classify, connect
 from services.lab.replay.recorder import Kernel, Source
 from services.lab.stack import Layout, free_ports, running
 from shared.bundle import Bundle
+from shared.errors import BadSetting
+from shared.machine import cpus
 from shared.network import Network, load_network
 from shared.pruning import Pruning, keep_words
 from shared.weights import cache_dir
+from shared.words import Encoded
 
 LENGTHS = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512)  # tokens
 WORDS = (8, 32, 128, 512)
-REPEATS = 5
+PASSES, SECONDS = 7, 0.1  # at least, of whatever is measured
 HTTP_CALLS = 40
 _MEASURED: set[Path] = set()  # by this process: anew is once a run, however many bundles share a shape
 _FILLER = "the film was good but slow and i would watch it again with a friend "
 
 
 Now = Callable[[], float]  # seconds on some clock
+T = TypeVar("T")
+Kept = TypeVar("Kept", bound=BaseModel)
 
 
 class Table(BaseModel):
@@ -55,7 +61,7 @@ class Table(BaseModel):
     words: list[int]
     tokenize: list[float]  # [words]
     prune: list[float]  # [words]
-    spread: float  # slowest over fastest pass of the longest text: well above 1 on a machine that was not idle
+    spread: float  # slowest pass of the longest text over the mean: well above 1 on a machine that was not idle
 
 
 class Http(BaseModel):
@@ -80,7 +86,7 @@ def measure_table(source: Source, threads: int, console: Console, *, anew: bool 
     """A network's table: from the cache, or measured now (up to a minute). What it was trained on takes no time."""
     path = _path(f"{source.shape} {threads}")
     if _held(path, anew):
-        return Table.model_validate_json(path.read_text())
+        return _read(path, Table)
     with console.status(f"measuring {source.folder.name}, {source.layers} layers, {threads} threads"):
         network = load_network(source.folder, layers=source.layers, max_tokens=source.max_tokens)
         torch.set_num_threads(threads)
@@ -98,26 +104,28 @@ def _measure(network: Network, max_tokens: int, now: Now) -> Table:
         text = network.tokens.encode(_FILLER * (length // 8 + 1), None, length)
         for kernel in Kernel:
             asks = kernel is Kernel.COUNTED
-            passes = []
-            for _ in range(REPEATS + 1):
+
+            def pass_through(t: Encoded = text, a: bool = asks) -> list[float]:
                 clock, started = _Clock(now), now()
-                network.run([text], clock, importance=asks)
-                passes.append([at - started for at in [*clock.at, now()]])
-            spread = max(p[-1] for p in passes[1:]) / min(p[-1] for p in passes[1:])
-            infer[kernel].append([statistics.median(column) for column in zip(*passes[1:], strict=True)])
-            whole[kernel].append(_median(now, lambda t=text, a=asks: network.run([t], None, importance=a)))  # type: ignore[misc]
+                network.run([t], clock, importance=a)
+                return [at - started for at in [*clock.at, now()]]
+
+            passes = _passes(now, pass_through)
+            infer[kernel].append([statistics.fmean(column) for column in zip(*passes, strict=True)])
+            spread = max(p[-1] for p in passes) / infer[kernel][-1][-1]
+            whole[kernel].append(_mean(now, lambda t=text, a=asks: network.run([t], None, importance=a)))  # type: ignore[misc]
     by_exit = {kernel: [list(row) for row in zip(*rows, strict=True)] for kernel, rows in infer.items()}
     tokenize, prune = [], []
     for count in WORDS:
         text_of = " ".join((_FILLER * (count // 8)).split()[:count])
         encoded = network.encode(text_of)
         importance = [float(at % 7) for at in range(len(encoded.ids))]
-        tokenize.append(_median(now, lambda t=text_of: network.encode(t)))  # type: ignore[misc]
+        tokenize.append(_mean(now, lambda t=text_of: network.encode(t)))  # type: ignore[misc]
 
         def drop(t: str = text_of, e: Any = encoded, i: list[float] = importance) -> None:
             keep_words(t, None, e, Pruning(1.0).mask(e, i))
 
-        prune.append(_median(now, drop))
+        prune.append(_mean(now, drop))
     return Table(
         lengths=lengths,
         infer=by_exit,
@@ -129,20 +137,32 @@ def _measure(network: Network, max_tokens: int, now: Now) -> Table:
     )
 
 
-def _median(now: Now, work: Callable[[], object]) -> float:
-    times = []
-    for _ in range(REPEATS + 1):
-        started = now()
-        work()
-        times.append(now() - started)
-    return statistics.median(times[1:])
+def _passes(now: Now, once: Callable[[], T]) -> list[T]:
+    """What `once` returned each time but the first, which warms up."""
+    once()
+    out: list[T] = []
+    started = now()
+    while len(out) < PASSES or now() - started < SECONDS:
+        out.append(once())
+    return out
+
+
+def _mean(now: Now, work: Callable[[], object]) -> float:
+    """Seconds of a call."""
+    return statistics.fmean(_passes(now, lambda: _seconds(now, work)))
+
+
+def _seconds(now: Now, work: Callable[[], object]) -> float:
+    started = now()
+    work()
+    return now() - started
 
 
 def measure_http(bundle: Bundle, console: Console, *, anew: bool = False) -> Http:
     """What HTTP adds on this machine: from the cache, or measured on live tiers over loopback, links unshaped."""
     path = _path("http")
     if _held(path, anew):
-        return Http.model_validate_json(path.read_text())
+        return _read(path, Http)
     layout = Layout(bundle=str(bundle.folder), port=free_ports(len(bundle.order)), access="ideal", backbone="ideal")
     with running(layout, console) as stack:
         measured = asyncio.run(_calls(stack.url, bundle.order))
@@ -161,18 +181,25 @@ async def _calls(url: str, order: tuple[str, ...]) -> Http:
                 own = stages["tokenize"] + stages["infer"] + stages["prune"]
                 if call:
                     added.setdefault(tier, []).append(timed.seconds - own / 1e3)
-    near, far = statistics.median(added[order[0]]), statistics.median(added[order[-1]])
+    near, far = statistics.fmean(added[order[0]]), statistics.fmean(added[order[-1]])
     return Http(client=near, hop=max(0.0, far - near))
 
 
 def _path(what: str) -> Path:
-    machine = f"{cpu()} {os.cpu_count()} {torch.__version__}"
+    machine = f"{cpu()} {cpus():g} {torch.__version__}"
     name = hashlib.sha256(f"{what} {machine}".encode()).hexdigest()[:24]
     return cache_dir() / "replay" / "profiles" / f"{name}.json"
 
 
 def _held(path: Path, anew: bool) -> bool:
     return path in _MEASURED if anew else path.exists()
+
+
+def _read(path: Path, kind: type[Kept]) -> Kept:
+    try:
+        return kind.model_validate_json(path.read_text())
+    except ValueError as error:
+        raise BadSetting(f"{path}: damaged: delete it, and it is measured again") from error
 
 
 def _keep(path: Path, measured: BaseModel) -> None:

@@ -111,10 +111,11 @@ def table(report: dict[str, Any]) -> Table:
     hardware = report["hardware"]
     out = Table(
         title=f"Replayed; links {report['links']}; times are MODELLED from tables measured on "
-        f"{hardware['cpu']}, {hardware['cores']} cores",
+        f"{hardware['cpu']}, {report['threads']['deeper_tiers']} thread(s) for each tier but the first, which has 1",
         caption="cost in DIMEE's units (constants fitted to its Table I, not the paper's own), relative to the whole "
         "model on the device, and to the cloud. *: replay only; what needs the whole model on the first tier gets the "
-        "last tier's network there. " + " ".join(report["notes"]),
+        "last tier's network there. words: what was sent on of what was read, where a tier that had read a text sent "
+        "it on. " + " ".join(report["notes"]),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -137,8 +138,13 @@ def table(report: dict[str, Any]) -> Table:
     for name, own in report["bundles"].items():
         out.add_section()
         for at, (policy, f) in enumerate(own["policies"].items()):
-            out.add_row(*_row("" if at else f"{name} ({own['n']})", policy, own["metric"], f, measured=measured))
+            out.add_row(*_row("" if at else f"{name} ({_answered(own)})", policy, own["metric"], f, measured=measured))
     return out
+
+
+def _answered(own: dict[str, Any]) -> int:
+    """Texts behind the figures: a blank one has no words to read."""
+    return int(own["n"]) - max((f["texts_left_out"] for f in own["policies"].values()), default=0)
 
 
 def _row(bundle: str, policy: str, metric: str, f: dict[str, Any], *, measured: bool) -> list[str]:
@@ -182,9 +188,11 @@ def draw(report: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     bundles = report["bundles"]
+    looks = {policy: at for at, policy in enumerate(dict.fromkeys(p for b in bundles.values() for p in b["policies"]))}
     figure, panels = plt.subplots(len(bundles), 1, figsize=(9, 5 * len(bundles)), layout="constrained", squeeze=False)
     for axes, (name, own) in zip(panels[:, 0], bundles.items(), strict=True):
-        for at, (policy, f) in enumerate(own["policies"].items()):
+        for policy, f in own["policies"].items():
+            at = looks[policy]
             value, (low, high) = f[own["metric"]], f[f"{own['metric']}_ci95"]
             error = [[100 * max(0.0, value - low)], [100 * max(0.0, high - value)]]
             marker = "s" if f["replay_only"] else "o^vD"[at % 4]
@@ -194,7 +202,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
         axes.set(
             xlabel="modelled mean latency (ms)",
             ylabel=f"{own['metric']} (%), 95 % interval",
-            title=f"{name}, {own['n']} texts",
+            title=f"{name}, {_answered(own)} texts",
         )
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
         axes.grid(alpha=0.3)
