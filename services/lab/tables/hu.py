@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from services.lab.stats import Z_ONE_SIDED
 from services.lab.tables.trial import Trial
 from shared.bundle import Bundle
 from shared.dispatch import Curve, Dispatcher
@@ -58,14 +59,14 @@ def points(chosen_on: Trial, judged_on: Trial) -> dict[str, Any]:
 
 
 def fastest_within(trial: Trial, base: dict[str, Any], loss: float) -> dict[str, Any]:
-    """The setting with the least mean time whose accuracy, less one standard error, is within `loss` of the base's.
+    """The setting with the least mean time whose loss of accuracy against the base has a 95 % bound within `loss`.
 
-    What is picked on few texts looks better there than it is: the standard error is the price of that.
+    What is picked on few texts looks better there than it is: the bound is the price of that.
     """
 
     def within(spec: dict[str, Any]) -> bool:
         lost = trial.of(base).right.astype(float) - trial.of(spec).right
-        return bool(lost.mean() + lost.std() / math.sqrt(len(lost)) <= loss)
+        return bool(lost.mean() + Z_ONE_SIDED * lost.std() / math.sqrt(len(lost)) <= loss)
 
     good = [spec for spec in (base, *_thetas(trial.replay.order, base)) if within(spec)]
     return min(good, key=lambda spec: float(trial.of(spec).ms.mean()))

@@ -35,8 +35,8 @@ def hu_1(parts: dict[str, Any]) -> list[str]:
         "### Operating points that must beat it",
         "",
         "theta per tier, patience, and the confidence that leaving needs besides, chosen on "
-        f"{losses['chosen_on']['n']} validation texts as the fastest whose loss and one standard error stay within "
-        f"{allowed} points; fitted weights. Asked of unseen texts: at least 17 % less mean time than theta = 0 at the "
+        f"{losses['chosen_on']['n']} validation texts as the fastest whose loss is within {allowed} points "
+        f"by its 95 % bound; fitted weights. Asked of unseen texts: at least 17 % less mean time than theta = 0 at the "
         f"same threshold for at most {allowed} points. Beyond doubt: the intervals say so too. With weights by "
         f"accuracy, the table's, theta = 0 has {weights} points against the baseline here, theta = 0 with fitted ones.",
         "",
