@@ -5,8 +5,9 @@
 `infer` holds seconds from the start of a forward pass until a text could leave by each exit, [E][lengths], with every
 exit head on the way evaluated; `whole` the time of all layers with the last head alone, per depth it is scaled from
 `infer`'s own curve. Both per attention kernel. Batch of one. One thread is timed by its CPU seconds, which are its
-seconds on an idle machine and hardly more on a busy one; several threads by the wall, on an idle machine only. Means
-over a tenth of a second at least: some kernels count CPU time in ticks of 10 ms, which are right on average alone.
+seconds on an idle machine and hardly more on a busy one; several threads by the wall, on an idle machine only. Means,
+since some kernels count CPU time in ticks of 10 ms, which are right on average alone; everything once a round, so that
+a slow spell of the machine falls on all alike.
 Left out: several texts in one request, waiting, what else runs on the processor.
 """
 
@@ -18,9 +19,10 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from pydantic import BaseModel
@@ -41,14 +43,14 @@ from shared.words import Encoded
 
 LENGTHS = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512)  # tokens
 WORDS = (8, 32, 128, 512)
-PASSES, SECONDS = 7, 0.1  # at least, of whatever is measured
+ROUNDS, SECONDS = 7, 0.015  # and how long at least each thing is repeated in each
 HTTP_CALLS = 40
 _MEASURED: set[Path] = set()  # by this process: anew is once a run, however many bundles share a shape
 _FILLER = "the film was good but slow and i would watch it again with a friend "
 
 
 Now = Callable[[], float]  # seconds on some clock
-T = TypeVar("T")
+Work = Callable[[], list[float]]  # does it, and says how many seconds it took
 Kept = TypeVar("Kept", bound=BaseModel)
 
 
@@ -61,7 +63,7 @@ class Table(BaseModel):
     words: list[int]
     tokenize: list[float]  # [words]
     prune: list[float]  # [words]
-    spread: float  # slowest pass of the longest text over the mean: well above 1 on a machine that was not idle
+    spread: float  # slowest round over the mean, of the longest text: well above 1 on a machine that was not idle
 
 
 class Http(BaseModel):
@@ -97,65 +99,68 @@ def measure_table(source: Source, threads: int, console: Console, *, anew: bool 
 
 def _measure(network: Network, max_tokens: int, now: Now) -> Table:
     lengths = [*(n for n in LENGTHS if n < max_tokens), max_tokens]
-    infer: dict[Kernel, list[list[float]]] = {kernel: [] for kernel in Kernel}
-    whole: dict[Kernel, list[float]] = {kernel: [] for kernel in Kernel}
-    spread = 1.0
+    works: dict[tuple[object, ...], Work] = {}
     for length in lengths:
         text = network.tokens.encode(_FILLER * (length // 8 + 1), None, length)
         for kernel in Kernel:
-            asks = kernel is Kernel.COUNTED
-
-            def pass_through(t: Encoded = text, a: bool = asks) -> list[float]:
-                clock, started = _Clock(now), now()
-                network.run([t], clock, importance=a)
-                return [at - started for at in [*clock.at, now()]]
-
-            passes = _passes(now, pass_through)
-            infer[kernel].append([statistics.fmean(column) for column in zip(*passes, strict=True)])
-            spread = max(p[-1] for p in passes) / infer[kernel][-1][-1]
-            whole[kernel].append(_mean(now, lambda t=text, a=asks: network.run([t], None, importance=a)))  # type: ignore[misc]
-    by_exit = {kernel: [list(row) for row in zip(*rows, strict=True)] for kernel, rows in infer.items()}
-    tokenize, prune = [], []
+            works["infer", kernel, length] = partial(_by_exit, now, network, text, kernel)
+            works["whole", kernel, length] = partial(_whole, now, network, text, kernel)
     for count in WORDS:
-        text_of = " ".join((_FILLER * (count // 8)).split()[:count])
-        encoded = network.encode(text_of)
-        importance = [float(at % 7) for at in range(len(encoded.ids))]
-        tokenize.append(_mean(now, lambda t=text_of: network.encode(t)))  # type: ignore[misc]
-
-        def drop(t: str = text_of, e: Any = encoded, i: list[float] = importance) -> None:
-            keep_words(t, None, e, Pruning(1.0).mask(e, i))
-
-        prune.append(_mean(now, drop))
+        words = " ".join((_FILLER * (count // 8)).split()[:count])
+        works["tokenize", count] = partial(_tokenize, now, network, words)
+        works["prune", count] = partial(_prune, now, words, network.encode(words))
+    rounds = _rounds(works)
+    mean = {key: [statistics.fmean(column) for column in zip(*own, strict=True)] for key, own in rounds.items()}
+    longest = [own[0] for own in rounds["whole", Kernel.PLAIN, max_tokens]]
     return Table(
         lengths=lengths,
-        infer=by_exit,
-        whole=whole,
+        infer={k: [list(row) for row in zip(*(mean["infer", k, n] for n in lengths), strict=True)] for k in Kernel},
+        whole={kernel: [mean["whole", kernel, n][0] for n in lengths] for kernel in Kernel},
         words=list(WORDS),
-        tokenize=tokenize,
-        prune=prune,
-        spread=spread,
+        tokenize=[mean["tokenize", count][0] for count in WORDS],
+        prune=[mean["prune", count][0] for count in WORDS],
+        spread=max(longest) / statistics.fmean(longest),
     )
 
 
-def _passes(now: Now, once: Callable[[], T]) -> list[T]:
-    """What `once` returned each time but the first, which warms up."""
-    once()
-    out: list[T] = []
-    started = now()
-    while len(out) < PASSES or now() - started < SECONDS:
-        out.append(once())
+def _rounds(works: Mapping[tuple[object, ...], Work]) -> dict[tuple[object, ...], list[list[float]]]:
+    """What each work returned, averaged over each round; a first pass of each warms up."""
+    for work in works.values():
+        work()
+    out = {key: list[list[float]]() for key in works}
+    for _ in range(ROUNDS):
+        for key, work in works.items():
+            passes, until = [work()], time.perf_counter() + SECONDS
+            while time.perf_counter() < until:
+                passes.append(work())
+            out[key].append([statistics.fmean(column) for column in zip(*passes, strict=True)])
     return out
 
 
-def _mean(now: Now, work: Callable[[], object]) -> float:
-    """Seconds of a call."""
-    return statistics.fmean(_passes(now, lambda: _seconds(now, work)))
+def _by_exit(now: Now, network: Network, text: Encoded, kernel: Kernel) -> list[float]:
+    """Seconds until each exit."""
+    clock, started = _Clock(now), now()
+    network.run([text], clock, importance=kernel is Kernel.COUNTED)
+    return [at - started for at in [*clock.at, now()]]
 
 
-def _seconds(now: Now, work: Callable[[], object]) -> float:
+def _whole(now: Now, network: Network, text: Encoded, kernel: Kernel) -> list[float]:
     started = now()
-    work()
-    return now() - started
+    network.run([text], None, importance=kernel is Kernel.COUNTED)
+    return [now() - started]
+
+
+def _tokenize(now: Now, network: Network, text: str) -> list[float]:
+    started = now()
+    network.encode(text)
+    return [now() - started]
+
+
+def _prune(now: Now, text: str, encoded: Encoded) -> list[float]:
+    importance = [float(at % 7) for at in range(len(encoded.ids))]
+    started = now()
+    keep_words(text, None, encoded, Pruning(1.0).mask(encoded, importance))
+    return [now() - started]
 
 
 def measure_http(bundle: Bundle, console: Console, *, anew: bool = False) -> Http:

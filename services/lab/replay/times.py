@@ -24,7 +24,7 @@ from services.lab.replay.station import Station
 from services.lab.replay.walk import Replay
 from shared.link import Profile, on_the_wire, packets
 
-BUSY = 1.3  # slowest pass over the mean: below it, the tables are to be trusted
+BUSY = 1.3  # slowest round over the mean: below it, the tables are to be trusted
 
 
 @dataclass(frozen=True)
