@@ -21,7 +21,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,11 @@ class Targets:
     bytes: float | None = None
     objective: str = "mean"
 
+    @property
+    def traded(self) -> str:
+        """The target that the front trades against: the others must hold for whatever is on it."""
+        return "accuracy" if self.accuracy is not None else "bytes" if self.p95_ms is None else "p95_ms"
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -65,7 +70,7 @@ class Measured:
     def cost(self, targets: Targets) -> float:
         """What is traded against accuracy: the objective, or what is limited where there is no accuracy target."""
         if targets.accuracy is None:
-            return self.p95_ms if targets.p95_ms is not None else self.bytes
+            return self.p95_ms if targets.traded == "p95_ms" else self.bytes
         return self.p95_ms if targets.objective == "p95" else self.mean_ms
 
     def meets(self, targets: Targets, *, bounds: bool) -> bool:
@@ -150,7 +155,7 @@ def choose(
 ) -> Plan:
     """The front on the rows to search, walked on the rest."""
     searched = {at: measure(outcomes, search) for at, outcomes in enumerate(every)}
-    limits = replace(targets, accuracy=None) if targets.accuracy is not None else Targets()
+    limits = Targets(**{name: value for name, value in asdict(targets).items() if name != targets.traded})
     able = [at for at, own in searched.items() if own.meets(limits, bounds=False)] or list(searched)
     path = front({at: searched[at] for at in able}, targets)
     if targets.accuracy is None:

@@ -17,12 +17,15 @@ from services.lab.data import digest
 from services.lab.plan import Plan, Spec, Targets, choose, confirm, measure, parts
 from services.lab.policies import parse_policy
 from services.lab.tables.trial import Trial
+from shared.errors import BadSetting
 from shared.policies import spec_of
 
 RESAMPLINGS = 100
 
 
-def report(found: Plan, targets: Targets, chosen_on: Trial, judged_on: Trial, measured: Path | None) -> dict[str, Any]:
+def report(
+    found: Plan, targets: Targets, chosen_on: Trial, judged_on: Trial, bench: dict[str, Any] | None
+) -> dict[str, Any]:
     """Everything, as JSON: what was asked, the front, the choice, and what unseen and live texts say of it."""
     spec = found.specs[found.nearest]
     seen = confirm(judged_on.of(spec), np.arange(len(judged_on.truth)))
@@ -49,7 +52,7 @@ def report(found: Plan, targets: Targets, chosen_on: Trial, judged_on: Trial, me
             "holds_of_100_resamplings": resampled(judged_on, spec, targets),
             "replanned": replanned(found, targets, chosen_on, judged_on),
         },
-        "live": None if measured is None else live(judged_on, spec, measured),
+        "live": None if bench is None else live(judged_on, spec, bench),
         "notes": judged_on.times.notes,
     }
 
@@ -79,9 +82,23 @@ def replanned(found: Plan, targets: Targets, chosen_on: Trial, judged_on: Trial)
     return {"feasible": feasible, "hold": held}
 
 
-def live(trial: Trial, spec: Spec, path: Path) -> dict[str, Any] | None:
+def read_bench(path: Path) -> dict[str, Any]:
+    """The report of a `tierwise bench`.
+
+    Raises:
+        BadSetting: the file is none.
+    """
+    try:
+        bench: dict[str, Any] = json.loads(path.read_text())
+        if {"n", "data_sha256", "policies"} <= bench.keys():
+            return bench
+    except (ValueError, AttributeError):
+        pass
+    raise BadSetting(f"{path}: not a bench's .json")
+
+
+def live(trial: Trial, spec: Spec, bench: dict[str, Any]) -> dict[str, Any] | None:
     """Modelled against live mean time over the texts of a `tierwise bench`; null if it ran other texts or policies."""
-    bench = json.loads(path.read_text())
     n, wanted = bench["n"], spec_of(trial.replay.policy(spec))
     own = [f for name, f in bench["policies"].items() if spec_of(trial.replay.policy(parse_policy(name))) == wanted]
     same = digest(list(trial.replay.examples[:n])) == bench["data_sha256"] and trial.read[:n].all()

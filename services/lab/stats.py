@@ -21,6 +21,15 @@ def wilson(right: int, n: int, z: float = Z) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def unseen_share(n: int, level: float = 0.025) -> float:
+    """The largest share of events that n texts without one leave open (exact; about 3.7 / n).
+
+    >>> round(unseen_share(1000), 4)
+    0.0037
+    """
+    return 1.0 - float(level ** (1 / n))
+
+
 def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
     """p value of "both are right equally often", over the same texts: the exact two-sided test (McNemar 1947)."""
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
@@ -36,6 +45,13 @@ def paired_difference(a: np.ndarray, b: np.ndarray, *, draws: int = 2000, seed: 
     rows = np.random.default_rng(seed).integers(0, len(difference), (draws, len(difference)))
     low, high = np.percentile(difference[rows].mean(1), [2.5, 97.5])
     return float(difference.mean()), float(low), float(high)
+
+
+def paired_shares(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
+    """`paired_difference` of shares; where no text differs, resampling knows no doubt, and `unseen_share` bounds it."""
+    if (a == b).all():
+        return 0.0, -unseen_share(len(a)), unseen_share(len(a))
+    return paired_difference(a, b)
 
 
 def difference_of_medians(a: np.ndarray, b: np.ndarray, *, draws: int = 2000) -> tuple[float, float]:

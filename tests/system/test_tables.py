@@ -88,7 +88,9 @@ def test_every_table_and_its_numbers_are_those_of_replay(here, tmp_path):
     assert costs["confidence cascade, same cost"] <= made["rows"]["dimee-f"]["unit_cost"]["mean"] + 1e-9
 
     for row in report["tables"]["hu-pruned"]["imdb"]["rows"]:  # the same network twice: no difference
-        assert row["paired"]["accuracy"] == [0, 0, 0]
+        value, low, high = row["paired"]["accuracy"]
+        assert value == 0
+        assert low == -high < 0  # what the texts leave open, not certainty
     rows = report["tables"]["hu-1"]["imdb"]["table"]["rows"]
     assert [(r["spec"]["offload_threshold"], r["spec"]["theta"]) for r in rows][:4] == [
         (0.9, 0.0),
@@ -159,3 +161,11 @@ def test_a_plan_that_nothing_meets_names_the_nearest_and_exits_with_1(here, tmp_
     assert "No setting meets accuracy 0.99, p95_ms 1.0" in " ".join(done.output.split())
     assert "Nearest: " in done.output
     assert not (tmp_path / "plan.policy.json").exists()
+
+
+def test_a_table_whose_data_are_missing_is_refused(here, tmp_path):
+    (tmp_path / "data").mkdir()
+    data = here / "data" / "tiny.parquet"
+    (tmp_path / "data" / data.name).write_bytes(data.read_bytes())
+    with pytest.raises(BadSetting, match=r"needs imdb\.parquet"):
+        run(Job(tmp_path / "data", ["hu-1"], tmp_path / "out", n=24), QUIET)

@@ -49,6 +49,12 @@ def test_the_front_is_what_brute_force_finds():
     assert [measured[at].accuracy for at in found] == sorted((measured[at].accuracy for at in found), reverse=True)
 
 
+def test_what_is_sent_too_much_does_not_stand_in_the_way_of_what_is_fast_and_small():
+    heavy, light = outcomes(0.88, 40, sent=2000.0), outcomes(0.92, 60, sent=500.0)
+    home = outcomes(0.85, 20, sent=0.0)
+    assert choice([home, heavy, light], Targets(p95_ms=150, bytes=900)).chosen == 2
+
+
 def test_the_choice_is_the_fastest_that_brute_force_finds_before_the_first_failure():
     _, every = grid()
     found = choice(every, Targets(accuracy=0.88))

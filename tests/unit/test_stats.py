@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from services.lab.stats import Z_ONE_SIDED, mcnemar, paired_saving, paired_score_difference, score, wilson
+from services.lab.stats import (
+    Z_ONE_SIDED,
+    mcnemar,
+    paired_saving,
+    paired_score_difference,
+    paired_shares,
+    score,
+    wilson,
+)
 from shared.bundle import Metric
 
 
@@ -53,3 +61,11 @@ def test_the_difference_of_a_metric_is_that_of_its_scores_and_zero_against_itsel
     assert value == pytest.approx(score(metric, a, truth) - score(metric, b, truth))
     assert low < value < high
     assert paired_score_difference(metric, a, a, truth) == (0, 0, 0)
+
+
+def test_no_difference_among_few_texts_is_no_certainty():
+    right = np.ones(30, bool)
+    value, low, high = paired_shares(right, right.copy())
+    assert (value, low) == (0.0, -high)
+    assert high == pytest.approx(0.1157, abs=1e-4)  # Clopper-Pearson, 0 of 30
+    assert paired_shares(right, ~right) == (1.0, 1.0, 1.0)

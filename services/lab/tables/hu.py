@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from services.lab.stats import Z_ONE_SIDED
+from services.lab.stats import Z_ONE_SIDED, unseen_share
 from services.lab.tables.trial import Trial
 from shared.bundle import Bundle
 from shared.dispatch import Curve, Dispatcher
@@ -54,7 +54,7 @@ def points(chosen_on: Trial, judged_on: Trial) -> dict[str, Any]:
         base = {**OURS, "offload_threshold": threshold, "theta": 0.0}
         spec = fastest_within(chosen_on, base, MAY_LOSE)
         seen = chosen_on.paired(chosen_on.of(spec), chosen_on.of(base))
-        rows.append({**judged_on.row(spec, base), "on_validation": seen})
+        rows.append({**judged_on.row(spec, base), "on_validation": seen, "base": judged_on.row(base)})
     return {"rows": rows, "may_lose": MAY_LOSE, "chosen_on": chosen_on.described()}
 
 
@@ -66,7 +66,8 @@ def fastest_within(trial: Trial, base: dict[str, Any], loss: float) -> dict[str,
 
     def within(spec: dict[str, Any]) -> bool:
         lost = trial.of(base).right.astype(float) - trial.of(spec).right
-        return bool(lost.mean() + Z_ONE_SIDED * lost.std() / math.sqrt(len(lost)) <= loss)
+        doubt = Z_ONE_SIDED * lost.std() / math.sqrt(len(lost)) if lost.any() else unseen_share(len(lost), 0.05)
+        return spec is base or bool(lost.mean() + doubt <= loss)
 
     good = [spec for spec in (base, *_thetas(trial.replay.order, base)) if within(spec)]
     return min(good, key=lambda spec: float(trial.of(spec).ms.mean()))

@@ -67,6 +67,8 @@ def run(job: Job, console: Console) -> int:
     recorders = Recorders(console)
     conditions = Conditions(recorders, job.links, job.threads, job.seed)
     steps = [step for step in _steps(job, conditions) if step[0] in (job.tables or NAMES)]
+    if not steps:
+        raise BadSetting(f"{job.data}: {', '.join(job.tables)} needs imdb.parquet")
     try:
         with Progress(console=console, transient=True) as progress:
             for name, part, step in progress.track(steps, description="tables"):

@@ -16,7 +16,7 @@ import numpy as np
 
 from services.lab.replay.recorder import Kernel, source_of
 from services.lab.replay.station import Numbers
-from services.lab.stats import mcnemar, paired_difference, wilson
+from services.lab.stats import mcnemar, paired_difference, paired_shares, wilson
 from services.lab.tables.trial import Trial
 from shared.bundle import Bundle
 from shared.pruning import Pruning
@@ -35,6 +35,7 @@ def networks(bundle: Bundle) -> dict[str, Path]:
 def trained(trial: Trial) -> dict[str, Any]:
     """Per coefficient: words kept, and the accuracy of both networks on the same pruned texts, paired."""
     first, rows = trial.replay.stations[0], []
+    unpruned: np.ndarray | None = None
     numbers = trial.replay.numbers[trial.read]
     whole_words = trial.replay.corpus.words[numbers].sum()
     for coefficient in COEFFICIENTS:
@@ -42,15 +43,18 @@ def trained(trial: Trial) -> dict[str, Any]:
         pruned = first.pruned(numbers, layers, Pruning(coefficient)) if coefficient else numbers
         right = {name: _right(trial, pruned, folder) for name, folder in networks(trial.bundle).items()}
         on_whole, on_pruned = right.values()
+        gain = on_pruned.astype(float) - on_whole
+        unpruned = gain if unpruned is None else unpruned
         rows.append(
             {
                 "pruning_coefficient": coefficient,
                 "words_kept": float(trial.replay.corpus.words[pruned].sum() / whole_words),
                 **{name: _accuracy(own) for name, own in right.items()},
                 "paired": {
-                    "accuracy": paired_difference(on_pruned, on_whole),
+                    "accuracy": paired_shares(on_pruned, on_whole),
                     "mcnemar_p": mcnemar(on_pruned, on_whole),
                 },
+                "gain_over_unpruned": paired_difference(gain, unpruned),
             }
         )
     return {"rows": rows, "networks": {name: _trained(folder) for name, folder in networks(trial.bundle).items()}}

@@ -23,7 +23,7 @@ from services.lab.replay.report import figures
 from services.lab.replay.run import NONE, Run
 from services.lab.replay.times import Times
 from services.lab.replay.walk import Replay
-from services.lab.stats import mcnemar, paired_difference, paired_saving, paired_score_difference
+from services.lab.stats import mcnemar, paired_difference, paired_saving, paired_score_difference, paired_shares
 from shared.bundle import Bundle
 from shared.errors import BadSetting
 
@@ -117,8 +117,8 @@ class Trial:
         """`a` less `b` over the same texts, each with its 95 % interval."""
         metric = self.bundle.metric
         return {
-            "accuracy": paired_difference(a.right, b.right),
             metric.value: paired_score_difference(metric, a.label, b.label, self.truth),
+            "accuracy": (0.0, 0.0, 0.0) if a is b else paired_shares(a.right, b.right),
             "mcnemar_p": mcnemar(a.right, b.right),
             "modelled_ms": paired_difference(a.ms, b.ms),
             "time_saved": paired_saving(a.ms, b.ms),
