@@ -11,12 +11,19 @@ COST_NOTE = (
     "Costs are DIMEE's units, **reconstructed, fitted to its Table I**, never the paper's own constants; relative to "
     "the whole model on the device (section IV-B) and to the cloud (abstract)."
 )
+PARAMETERS_NOTE = (
+    "Every row has the parameters of the bundle's card, chosen on validation data. AdaEE, I-SplitEE and DIMEE-D learn "
+    "from the texts that they are judged on, never from labels. Below each table what is compared at DIMEE-F's cost, as "
+    "nearly as it can be met: length edges and the cascade's threshold are set on the judged texts. p is of accuracy "
+    "(exact McNemar, stricter than a bootstrap interval), whatever the metric."
+)
 SCORE = {"accuracy": "accuracy", "mcc": "MCC", "f1": "F1"}
 
 
 def dimee_1(parts: dict[str, Any]) -> list[str]:
     """Table I of every data set beside the paper's, and DIMEE's rivals at its cost."""
     out = ["## DIMEE, Table I", "", COST_NOTE + " *: replayed with the whole network on the first tier."]
+    out += ["", PARAMETERS_NOTE]
     for name, made in parts.items():
         metric = made["made"]["metric"]
         paper = published("dimee-1")["rows"]
@@ -88,8 +95,8 @@ def dimee_costs(parts: dict[str, Any]) -> list[str]:
     return [
         "## DIMEE: costs",
         "",
-        COST_NOTE + " Left: each method as its own threshold varies. Right: the same decisions at other prices of "
-        f"offloading. Data sets: {sizes}.",
+        COST_NOTE + " Left: each method as its own threshold varies. DIMEE's pools stay the card's. "
+        f"Right: the same decisions at other prices of offloading; layers' prices stay. Data sets: {sizes}.",
         "",
         "![Score against cost](dimee-costs.png)",
     ]
