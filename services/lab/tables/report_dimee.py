@@ -14,8 +14,8 @@ COST_NOTE = (
 PARAMETERS_NOTE = (
     "Every row has the parameters of the bundle's card, chosen on validation data. AdaEE, I-SplitEE and DIMEE-D learn "
     "from the texts that they are judged on, never from labels. Below each table what is compared at DIMEE-F's cost, "
-    "as nearly as it can be met: length edges and the cascade's threshold are set on the judged texts. p is of accuracy "
-    "(exact McNemar, stricter than a bootstrap interval), whatever the metric."
+    "as nearly as it can be met: length edges and the cascade's threshold are set on the judged texts. p is of "
+    "accuracy (exact McNemar, stricter than a bootstrap interval), whatever the metric."
 )
 SCORE = {"accuracy": "accuracy", "mcc": "MCC", "f1": "F1"}
 
