@@ -15,6 +15,7 @@ from rich.table import Table
 
 from services.lab.bench import Plan, Sample
 from services.lab.data import digest
+from services.lab.policies import parse_policy
 from services.lab.stats import paired_difference, wilson
 
 STAGES: tuple[Literal["tokenize", "queue", "infer", "prune"], ...] = ("tokenize", "queue", "infer", "prune")
@@ -30,7 +31,10 @@ def report(plan: Plan, info: dict[str, Any], samples: list[Sample]) -> dict[str,
         "seed": plan.seed,
         "hardware": {"machine": platform.machine(), "cpu": cpu(), "cores": os.cpu_count(), "device": info["device"]},
         "first_tier": info,
-        "policies": {policy: _summary(rows, by_policy[plan.policies[0]]) for policy, rows in by_policy.items()},
+        "policies": {
+            policy: {"asked": parse_policy(policy), **_summary(rows, by_policy[plan.policies[0]])}
+            for policy, rows in by_policy.items()
+        },
     }
 
 

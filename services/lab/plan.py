@@ -33,8 +33,8 @@ from shared.errors import UnknownPolicy
 Spec = dict[str, Any]
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95)
 STEEPNESS = (10.0, 30.0)
-THETAS = (0.0, 0.02, 0.1)
-LEAST = (0.0, 0.9)  # confidence that leaving needs besides
+THETAS = (0.0, 0.02, 0.1, 0.5)
+LEAST = (0.0, 0.9, 0.95)  # confidence that leaving needs besides
 ALPHAS = (0.8, 0.9, 0.95, 0.98)
 
 

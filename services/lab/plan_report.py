@@ -13,19 +13,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from services.lab.data import digest
 from services.lab.plan import Plan, Spec, Targets, choose, confirm, measure, parts
-from services.lab.policies import parse_policy
+from services.lab.replay.measured import bench_ms
 from services.lab.tables.trial import Trial
-from shared.errors import BadSetting
 from shared.policies import spec_of
 
 RESAMPLINGS = 100
 
 
-def report(
-    found: Plan, targets: Targets, chosen_on: Trial, judged_on: Trial, bench: dict[str, Any] | None
-) -> dict[str, Any]:
+def report(found: Plan, targets: Targets, chosen_on: Trial, judged_on: Trial, bench: Path | None) -> dict[str, Any]:
     """Everything, as JSON: what was asked, the front, the choice, and what unseen and live texts say of it."""
     spec = found.specs[found.nearest]
     seen = confirm(judged_on.of(spec), np.arange(len(judged_on.truth)))
@@ -82,29 +78,17 @@ def replanned(found: Plan, targets: Targets, chosen_on: Trial, judged_on: Trial)
     return {"feasible": feasible, "hold": held}
 
 
-def read_bench(path: Path) -> dict[str, Any]:
-    """The report of a `tierwise bench`.
+def live(trial: Trial, spec: Spec | str, bench: Path) -> dict[str, Any] | None:
+    """Modelled against live mean time over the texts of a `tierwise bench`; null if it has not this policy.
 
     Raises:
-        BadSetting: the file is none.
+        BadSetting: no bench, or one of other texts or over other links.
     """
-    try:
-        bench: dict[str, Any] = json.loads(path.read_text())
-        if {"n", "data_sha256", "policies"} <= bench.keys():
-            return bench
-    except (ValueError, AttributeError):
-        pass
-    raise BadSetting(f"{path}: not a bench's .json")
-
-
-def live(trial: Trial, spec: Spec, bench: dict[str, Any]) -> dict[str, Any] | None:
-    """Modelled against live mean time over the texts of a `tierwise bench`; null if it ran other texts or policies."""
-    n, wanted = bench["n"], spec_of(trial.replay.policy(spec))
-    own = [f for name, f in bench["policies"].items() if spec_of(trial.replay.policy(parse_policy(name))) == wanted]
-    same = digest(list(trial.replay.examples[:n])) == bench["data_sha256"] and trial.read[:n].all()
-    if not own or not same:
+    own = bench_ms(bench, trial.replay, spec_of(trial.replay.policy(spec)), trial.conditions.links)
+    if own is None:
         return None
-    modelled, waited = float(trial.of(spec).ms[:n].mean()), own[0]["latency_ms"]["mean"]
+    waited, n = own
+    modelled = float(trial.of(spec).ms[: trial.read[:n].sum()].mean())
     return {"n": n, "modelled_ms": modelled, "live_ms": waited, "off_by": modelled / waited - 1}
 
 

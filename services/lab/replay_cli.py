@@ -123,7 +123,7 @@ def plan(
     data; check it on unseen texts. Status 1: none."""
     from services.lab.plan import Targets, grid
     from services.lab.plan import plan as search
-    from services.lab.plan_report import read_bench, report, write
+    from services.lab.plan_report import live, report, write
     from services.lab.replay.recorder import Recorders
     from services.lab.tables.trial import Conditions, unseen, validation
     from shared.bundle import load_bundle
@@ -132,15 +132,16 @@ def plan(
         raise typer.BadParameter("needs --data FILE, a target (--accuracy, --p95-ms, --bytes), --objective mean or p95")
     conditions = Conditions(Recorders(console), links, threads, seed)
     own, targets = load_bundle(bundle), Targets(accuracy, p95_ms, max_bytes, objective)
-    bench = read_bench(measured) if measured else None
     try:
         chosen_on, judged_on = (make(own, data, n, conditions) for make in (validation, unseen))
+        if measured:
+            live(judged_on, f"{own.order[-1]}-only", measured)  # refuses other texts and links before the search
         found = search(chosen_on, grid(chosen_on, (0.0, *(pruning or ()))), targets)
-        said = report(found, targets, chosen_on, judged_on, bench)
+        said = report(found, targets, chosen_on, judged_on, measured)
     finally:
         conditions.recorders.save()
     write(said, out, console)
-    if bench and not said["live"]:
-        console.print(f"{measured}: not shown, since it is of other texts or has not the chosen policy", markup=False)
+    if measured and not said["live"]:
+        console.print(f"{measured}: the chosen policy is not in it", markup=False)
     if not said["feasible"]:
         raise typer.Exit(1)

@@ -31,7 +31,9 @@ class Collaborative(Policy):
         description="difference of neighbouring exits below which they agree, a number or one per tier; 0: no exit",
     )
     patience: Annotated[int, Field(ge=1, le=64)] = Field(2, description="agreements in a row after which a text leaves")
-    exit_min_confidence: Ratio = Field(0.0, description="confidence that leaving needs besides")
+    exit_min_confidence: Ratio | dict[str, Ratio] = Field(
+        0.0, description="confidence that leaving needs besides; a number, or one per tier"
+    )
     pruning_coefficient: Annotated[float, Field(ge=0, le=10)] = Field(
         1.0, description="words below this many times the mean importance stay behind; 0: none"
     )
@@ -53,7 +55,7 @@ class Collaborative(Policy):
 
     def exit_rule(self, tier: str) -> ExitRule | None:
         theta = by_tier(self.theta, tier)
-        return Similarity(theta, self.patience, self.exit_min_confidence) if theta > 0 else None
+        return Similarity(theta, self.patience, by_tier(self.exit_min_confidence, tier)) if theta > 0 else None
 
     def pruning(self, tier: str) -> Pruning:
         return Pruning(self.pruning_coefficient)

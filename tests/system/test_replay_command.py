@@ -74,11 +74,12 @@ def test_a_folder_and_the_dev_split_will_do(command, data, tiny_bundle, tmp_path
 
 @pytest.fixture
 def bench(tiny_bundle, data):
+    examples = load(str(data), "test")
     return {
-        "n": 40,
-        "data_sha256": digest(load(str(data), "test")),
+        "n": len(examples),
+        "data_sha256": digest(examples),
         "first_tier": {"bundle": tiny_bundle.name, "links": [{"to": "edge", "profile": "5g-nsa"}]},
-        "policies": {"end-only": {"latency_ms": {"mean": 12.5}}},
+        "policies": {"any name": {"asked": "end-only", "latency_ms": {"mean": 12.5}}},
     }
 
 
@@ -89,7 +90,7 @@ def test_measured_times_stand_beside_the_modelled_ones(command, data, tiny_bundl
     assert done.returncode == 0, done.stderr
     policies = json.loads((tmp_path / "out.json").read_text())["bundles"][tiny_bundle.name]["policies"]
     off_by = policies["end-only"]["modelled_ms"]["mean"] / 12.5 - 1
-    assert policies["end-only"]["measured_ms"] == {"mean": 12.5, "n": 40, "modelled_is_off_by": off_by}
+    assert policies["end-only"]["measured_ms"] == {"mean": 12.5, "n": bench["n"], "modelled_is_off_by": off_by}
     assert "measured_ms" not in policies["edge-only"]
     assert "measured" in done.stdout
 
@@ -98,8 +99,9 @@ def test_measured_times_stand_beside_the_modelled_ones(command, data, tiny_bundl
     ("change", "complaint"),
     [
         ({"data_sha256": "0"}, "other texts"),
+        ({"n": 3}, "other texts"),
         ({"first_tier": {"links": [{"to": "edge", "profile": "lte"}]}}, "measured over lte to the edge, not 5g-nsa"),
-        ({"policies": 3}, "neither a bench"),
+        ({"policies": 3}, "not a bench"),
     ],
 )
 def test_times_measured_elsewhere_are_refused(command, data, tiny_bundle, tmp_path, bench, change, complaint):

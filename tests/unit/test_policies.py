@@ -70,13 +70,19 @@ def test_collaborative_names_its_exit_rule_pruning_and_weights():
 
 def test_thresholds_and_theta_may_differ_by_tier():
     policy = made(
-        {"name": "collaborative", "offload_threshold": {"end": 0.9}, "theta": {"edge": 0.01}, "curve": "step"}
+        {
+            "name": "collaborative",
+            "offload_threshold": {"end": 0.9},
+            "theta": {"edge": 0.01},
+            "exit_min_confidence": {"edge": 0.8},
+            "curve": "step",
+        }
     )
     assert policy.after(END, 0.85, draw=0.5).to == "edge"
     assert policy.after(EDGE, 0.0, draw=0.0) == Decision(None, 0.0, "policy")  # not named: never offloads
     assert not policy.may_offload_after(EDGE)
     assert policy.exit_rule("end") is None
-    assert policy.exit_rule("edge") == Similarity(0.01, 2)
+    assert policy.exit_rule("edge") == Similarity(0.01, 2, 0.8)
 
 
 def test_tabi_is_collaborative_without_early_exits():

@@ -131,7 +131,7 @@ def _policies(plan: Plan, replay: Replay, times: Times, console: Console) -> dic
             refused[name] = str(error)
             continue
         done[name] = figures(replay, run, reference, times)
-        measured = [own for path in plan.measured for own in live_ms(path, replay, name, spec_of(policy), plan.links)]
+        measured = [own for path in plan.measured for own in live_ms(path, replay, spec_of(policy), plan.links)]
         if n := sum(texts for _, texts in measured):
             mean = sum(ms * texts for ms, texts in measured) / n
             modelled = done[name]["modelled_ms"]["mean"]

@@ -11,35 +11,57 @@ from services.lab.data import digest
 from services.lab.replay.walk import Replay
 from shared.errors import BadSetting
 from shared.ledger import entries
+from shared.policies import spec_of
+
+_NOT_ONE = (ValueError, KeyError, TypeError, AttributeError)
 
 
-def live_ms(path: Path, replay: Replay, name: str, spec: dict[str, Any], links: str) -> list[tuple[float, int]]:
+def live_ms(path: Path, replay: Replay, spec: dict[str, Any], links: str) -> list[tuple[float, int]]:
     """Live mean ms of a policy, and of how many texts, for each run in the file; empty if the policy is not in it.
 
     Raises:
         BadSetting: not such a file, or a bench of other texts or over other links: nothing to compare with.
     """
+    if path.suffix != ".jsonl":
+        return [own] if (own := bench_ms(path, replay, spec, links, exactly=True)) else []
     try:
-        return _ledger(path, replay, spec) if path.suffix == ".jsonl" else _bench(path, replay, name, links)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadSetting(f"{path}: neither a bench's .json nor a ledger's .jsonl ({error!r})") from error
+        return _ledger(path, replay, spec)
+    except _NOT_ONE as error:
+        raise BadSetting(f"{path}: not a ledger's .jsonl ({error!r})") from error
 
 
-def _bench(path: Path, replay: Replay, name: str, links: str) -> list[tuple[float, int]]:
-    said = json.loads(path.read_text())
-    if said["first_tier"]["bundle"] != replay.bundle.name:
-        return []
-    if said["data_sha256"] != digest(list(replay.examples)):
-        raise BadSetting(f"{path}: measured on other texts: replay the same (--data, --n, --split, --exclude-split)")
+def bench_ms(
+    path: Path, replay: Replay, spec: dict[str, Any], links: str, *, exactly: bool = False
+) -> tuple[float, int] | None:
+    """Live mean ms of a policy in a bench's .json, and of how many of the replay's texts (the first ones; all of them
+    if `exactly`); None if the bench has not this policy or another bundle.
+
+    Raises:
+        BadSetting: not such a file, or a bench of other texts or over other links.
+    """
+    try:
+        said = json.loads(path.read_text())
+        n, sent, first, policies = said["n"], said["data_sha256"], said["first_tier"], said["policies"]
+        if first["bundle"] != replay.bundle.name:
+            return None
+        if sent != digest(list(replay.examples[:n])) or (exactly and n != len(replay.examples)):
+            raise BadSetting(f"{path}: measured on other texts: name the same (--data, --n, --split, --exclude-split)")
+        _check_links(path, first["links"], replay.order, links)
+        live = [(own["asked"], float(own["latency_ms"]["mean"])) for own in policies.values()]
+    except _NOT_ONE as error:
+        raise BadSetting(f"{path}: not a bench's .json ({error!r})") from error
+    same = [ms for asked, ms in live if spec_of(replay.policy(asked)) == spec]
+    return (same[0], n) if same else None
+
+
+def _check_links(path: Path, live: list[dict[str, Any]], order: tuple[str, ...], links: str) -> None:
     access, _, backbone = links.replace(",", "/").partition("/")
-    for link in said["first_tier"]["links"]:
-        modelled = "+".join([access, *[backbone] * (replay.order.index(link["to"]) - 1)])
+    for link in live:
+        modelled = "+".join([access, *[backbone] * (order.index(link["to"]) - 1)])
         if link["profile"] not in (None, modelled):
             raise BadSetting(
                 f"{path}: measured over {link['profile']} to the {link['to']}, not {modelled}: name its --links"
             )
-    policy = said["policies"].get(name)
-    return [(policy["latency_ms"]["mean"], said["n"])] if policy else []
 
 
 def _ledger(path: Path, replay: Replay, spec: dict[str, Any]) -> list[tuple[float, int]]:

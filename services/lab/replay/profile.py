@@ -3,12 +3,11 @@
     CACHE/replay/profiles/*.json     one per shape of network, threads and machine; one for HTTP
 
 `infer` holds seconds from the start of a forward pass until a text could leave by each exit, [E][lengths], with every
-exit head on the way evaluated; `whole` the time of all layers with the last head alone, per depth it is scaled from
-`infer`'s own curve. Both per attention kernel. Batch of one. One thread is timed by its CPU seconds, which are its
-seconds on an idle machine and hardly more on a busy one; several threads by the wall, on an idle machine only. Means,
-since some kernels count CPU time in ticks of 10 ms, which are right on average alone; everything once a round, so that
-a slow spell of the machine falls on all alike.
-Left out: several texts in one request, waiting, what else runs on the processor.
+exit on the way evaluated; `whole` the same pass less what the exits before the last one took in it: a difference of two
+passes would drown in noise. Both per attention kernel. Batch of one. By the wall clock, so what always runs beside
+(the containers of an idle stack) is in it: measure where the texts will run, and let nothing else run. Means, all
+once a round, so that a slow spell of the machine falls on all alike.
+Left out: several texts in one request, waiting.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ import hashlib
 import json
 import os
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import TypeVar
 
 import torch
@@ -35,6 +34,7 @@ from services.lab.replay.recorder import Kernel, Source
 from services.lab.stack import Layout, free_ports, running
 from shared.bundle import Bundle
 from shared.errors import BadSetting
+from shared.exits import Similarity
 from shared.machine import cpus
 from shared.network import Network, load_network
 from shared.pruning import Pruning, keep_words
@@ -43,13 +43,12 @@ from shared.words import Encoded
 
 LENGTHS = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512)  # tokens
 WORDS = (8, 32, 128, 512)
-ROUNDS, SECONDS = 7, 0.015  # and how long at least each thing is repeated in each
+ROUNDS, SECONDS = 10, 0.015  # and how long at least each thing is repeated in each
 HTTP_CALLS = 40
 _MEASURED: set[Path] = set()  # by this process: anew is once a run, however many bundles share a shape
 _FILLER = "the film was good but slow and i would watch it again with a friend "
 
 
-Now = Callable[[], float]  # seconds on some clock
 Work = Callable[[], list[float]]  # does it, and says how many seconds it took
 Kept = TypeVar("Kept", bound=BaseModel)
 
@@ -74,14 +73,19 @@ class Http(BaseModel):
 
 
 class _Clock:
-    """An exit rule that lets nobody leave and notes when it was asked."""
+    """An exit rule that lets nobody leave, as dear as the usual one; notes when each exit's head began and it ended."""
 
-    def __init__(self, now: Now) -> None:
-        self._now, self.at = now, list[float]()
+    def __init__(self) -> None:
+        self.began, self.ended = list[float](), list[float]()
+        self._rule = Similarity(1e-30, 2, 0.9)
+
+    def head(self, *_: object) -> None:
+        self.began.append(perf_counter())
 
     def __call__(self, history: Tensor) -> Tensor:
-        self.at.append(self._now())
-        return history.new_zeros(history.shape[1]).bool()
+        leave = self._rule(history)
+        self.ended.append(perf_counter())
+        return leave & False
 
 
 def measure_table(source: Source, threads: int, console: Console, *, anew: bool = False) -> Table:
@@ -92,30 +96,31 @@ def measure_table(source: Source, threads: int, console: Console, *, anew: bool 
     with console.status(f"measuring {source.folder.name}, {source.layers} layers, {threads} threads"):
         network = load_network(source.folder, layers=source.layers, max_tokens=source.max_tokens)
         torch.set_num_threads(threads)
-        measured = _measure(network, source.max_tokens, time.thread_time if threads == 1 else time.perf_counter)
+        measured = _measure(network, source.max_tokens)
     _keep(path, measured)
     return measured
 
 
-def _measure(network: Network, max_tokens: int, now: Now) -> Table:
+def _measure(network: Network, max_tokens: int) -> Table:
     lengths = [*(n for n in LENGTHS if n < max_tokens), max_tokens]
     works: dict[tuple[object, ...], Work] = {}
     for length in lengths:
         text = network.tokens.encode(_FILLER * (length // 8 + 1), None, length)
         for kernel in Kernel:
-            works["infer", kernel, length] = partial(_by_exit, now, network, text, kernel)
-            works["whole", kernel, length] = partial(_whole, now, network, text, kernel)
+            works["infer", kernel, length] = partial(_pass, network, text, kernel)
     for count in WORDS:
         words = " ".join((_FILLER * (count // 8)).split()[:count])
-        works["tokenize", count] = partial(_tokenize, now, network, words)
-        works["prune", count] = partial(_prune, now, words, network.encode(words))
+        works["tokenize", count] = partial(_tokenize, network, words)
+        works["prune", count] = partial(_prune, words, network.encode(words))
     rounds = _rounds(works)
     mean = {key: [statistics.fmean(column) for column in zip(*own, strict=True)] for key, own in rounds.items()}
-    longest = [own[0] for own in rounds["whole", Kernel.PLAIN, max_tokens]]
+    longest = [own[-1] for own in rounds["infer", Kernel.PLAIN, max_tokens]]
     return Table(
         lengths=lengths,
-        infer={k: [list(row) for row in zip(*(mean["infer", k, n] for n in lengths), strict=True)] for k in Kernel},
-        whole={kernel: [mean["whole", kernel, n][0] for n in lengths] for kernel in Kernel},
+        infer={
+            k: [list(row) for row in zip(*(mean["infer", k, n][:-1] for n in lengths), strict=True)] for k in Kernel
+        },
+        whole={kernel: [mean["infer", kernel, n][-1] for n in lengths] for kernel in Kernel},
         words=list(WORDS),
         tokenize=[mean["tokenize", count][0] for count in WORDS],
         prune=[mean["prune", count][0] for count in WORDS],
@@ -130,37 +135,37 @@ def _rounds(works: Mapping[tuple[object, ...], Work]) -> dict[tuple[object, ...]
     out = {key: list[list[float]]() for key in works}
     for _ in range(ROUNDS):
         for key, work in works.items():
-            passes, until = [work()], time.perf_counter() + SECONDS
-            while time.perf_counter() < until:
+            passes, until = [work()], perf_counter() + SECONDS
+            while perf_counter() < until:
                 passes.append(work())
             out[key].append([statistics.fmean(column) for column in zip(*passes, strict=True)])
     return out
 
 
-def _by_exit(now: Now, network: Network, text: Encoded, kernel: Kernel) -> list[float]:
-    """Seconds until each exit."""
-    clock, started = _Clock(now), now()
+def _pass(network: Network, text: Encoded, kernel: Kernel) -> list[float]:
+    """Seconds until each exit; and until the last one had the others not been evaluated."""
+    clock = _Clock()
+    hooks = [head.register_forward_pre_hook(clock.head) for head in network.encoder.heads]
+    started = perf_counter()
     network.run([text], clock, importance=kernel is Kernel.COUNTED)
-    return [at - started for at in [*clock.at, now()]]
+    ended = perf_counter()
+    for hook in hooks:
+        hook.remove()
+    exits = sum(end - began for began, end in zip(clock.began, clock.ended, strict=False))  # the last asks no rule
+    return [*(end - started for end in clock.ended), ended - started, ended - started - exits]
 
 
-def _whole(now: Now, network: Network, text: Encoded, kernel: Kernel) -> list[float]:
-    started = now()
-    network.run([text], None, importance=kernel is Kernel.COUNTED)
-    return [now() - started]
-
-
-def _tokenize(now: Now, network: Network, text: str) -> list[float]:
-    started = now()
+def _tokenize(network: Network, text: str) -> list[float]:
+    started = perf_counter()
     network.encode(text)
-    return [now() - started]
+    return [perf_counter() - started]
 
 
-def _prune(now: Now, text: str, encoded: Encoded) -> list[float]:
+def _prune(text: str, encoded: Encoded) -> list[float]:
     importance = [float(at % 7) for at in range(len(encoded.ids))]
-    started = now()
+    started = perf_counter()
     keep_words(text, None, encoded, Pruning(1.0).mask(encoded, importance))
-    return [now() - started]
+    return [perf_counter() - started]
 
 
 def measure_http(bundle: Bundle, console: Console, *, anew: bool = False) -> Http:

@@ -68,7 +68,7 @@ def _hu_1(made: dict[str, Any]) -> list[str]:
         f"and cost 3 to 15 points. Neighbouring exits hardly ever agree that closely: these rows take "
         f"{-saved:.1%} more time at best (exit heads cost time too) and change accuracy by {100 * largest:.1f} points.",
         "Their text says that a smaller theta is faster, their table the opposite; here too: theta 1e-2 saves "
-        f"{most:+.1%}. Their accuracy of .9685 is above our twelve rows (best {best:.3f}) and above every single model "
+        f"{most:.1%}. Their accuracy of .9685 is above our twelve rows (best {best:.3f}) and above every single model "
         "on the IMDB leaderboard.",
         f'Their "17 % without loss" costs {printed:.1f} points in their own table. Ours, theta per tier chosen on '
         f"validation: {own}. At least 17 % for at most 0.5 points: {sum(h['here'] for h in held)} of {len(held)} on "
