@@ -185,22 +185,26 @@ def draw(said: dict[str, Any], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
+    tail = said["targets"]["p95_ms"] is not None or said["targets"]["objective"] == "p95"
+    time, label = ("p95_ms", "modelled p95 ms") if tail else ("mean_ms", "modelled mean ms")
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for half, style in (("searched", "o--"), ("confirmed", "s-")):
         points = [point[half] for point in said["front"]]
-        label = f"{half} on {'a third of' if half == 'searched' else 'the other'} validation texts"
-        axes.plot([p["mean_ms"] for p in points], [100 * p["accuracy"] for p in points], style, ms=4, label=label)
+        where = f"{half} on {'a third of' if half == 'searched' else 'the other'} validation texts"
+        axes.plot([p[time] for p in points], [100 * p["accuracy"] for p in points], style, ms=4, label=where)
     bounds = [point["confirmed"] for point in said["front"]]
-    axes.plot([p["mean_ms"] for p in bounds], [100 * p["accuracy_low"] for p in bounds], "v:", ms=4, label="95 % bound")
+    axes.plot([p[time] for p in bounds], [100 * p["accuracy_low"] for p in bounds], "v:", ms=4, label="95 % bound")
     if said["targets"]["accuracy"] is not None:
-        axes.axhline(100 * said["targets"]["accuracy"], color="grey", linewidth=0.8, label="target")
+        axes.axhline(100 * said["targets"]["accuracy"], color="grey", linewidth=0.8, label="target accuracy")
+    if said["targets"]["p95_ms"] is not None:
+        axes.axvline(said["targets"]["p95_ms"], color="grey", linewidth=0.8, label="target p95")
     for point in said["front"]:
         if point["chosen"]:
             own = point["confirmed"]
-            axes.plot(own["mean_ms"], 100 * own["accuracy"], "*", ms=16, color="tab:red", label="chosen")
+            axes.plot(own[time], 100 * own["accuracy"], "*", ms=16, color="tab:red", label="chosen")
     seen = said["unseen"]
-    axes.plot(seen["mean_ms"], 100 * seen["accuracy"], "x", ms=10, color="black", label=f"unseen, n = {seen['n']}")
-    axes.set(xlabel="modelled mean ms", ylabel="accuracy (%)", title=f"{said['settings']} settings, their front")
+    axes.plot(seen[time], 100 * seen["accuracy"], "x", ms=10, color="black", label=f"unseen, n = {seen['n']}")
+    axes.set(xlabel=label, ylabel="accuracy (%)", title=f"{said['settings']} settings, their front")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

@@ -195,6 +195,25 @@ def replay() -> str:
     )
 
 
+def modelled() -> str:
+    """Modelled times beside live ones (`tierwise replay --profile --measured`): a row per policy."""
+    reports = {path.stem.removeprefix("modelled-"): _read(path) for path in sorted(RESULTS.glob("modelled-*.json"))}
+    own = {name: report["bundles"]["collaborative"]["policies"] for name, report in reports.items()}
+    lines = []
+    for policy in next(iter(own.values())):
+        cells = [_beside(policies.get(policy)) for policies in own.values()]
+        lines.append(f"| {'planned' if policy.endswith('.json') else f'`{policy}`'} | {' | '.join(cells)} |")
+    head = " | ".join(f"{name}: live mean ms | modelled | off" for name in own)
+    return _table(f"| policy | {head} |", lines)
+
+
+def _beside(f: dict[str, Any] | None) -> str:
+    if f is None:
+        return "- | - | -"
+    live = f["measured_ms"]
+    return f"{live['mean']:.0f} (n = {live['n']}) | {f['modelled_ms']['mean']:.0f} | {live['modelled_is_off_by']:+.1%}"
+
+
 def settings() -> str:
     """Every setting of the first tier, as it is where the environment names none."""
     named = {name: os.environ.pop(name) for name in [*os.environ] if name.startswith(PREFIX)}
@@ -293,6 +312,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "links": links,
     "cells": cells,
     "replay": replay,
+    "modelled": modelled,
     "settings": settings,
     "parameters": parameters,
     "bundles": bundles,

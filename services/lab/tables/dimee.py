@@ -18,7 +18,7 @@ import numpy as np
 
 from services.lab.pools import Costs
 from services.lab.replay.costs import references, unit_costs
-from services.lab.stats import score
+from services.lab.stats import judged, score, wilson
 from services.lab.tables.trial import Outcomes, Spec, Trial
 from shared.errors import UnknownPolicy
 
@@ -113,12 +113,12 @@ def devices(trial: Trial) -> dict[str, Any]:
 
 
 def _score(trial: Trial, outcomes: Outcomes, rows: np.ndarray) -> dict[str, Any]:
-    said, truth, metric = outcomes.label[rows], trial.truth[rows], trial.bundle.metric
-    return {
-        "n": len(said),
-        "accuracy": float((said == truth).mean()) if len(said) else None,
-        metric.value: score(metric, said, truth) if len(said) else None,
-    }
+    said, truth = outcomes.label[rows], trial.truth[rows]
+    if not len(said):
+        return {"n": 0}
+    right = int((said == truth).sum())
+    own = {"accuracy": right / len(said), "accuracy_ci95": list(wilson(right, len(said)))}
+    return {"n": len(said), **own, **judged(trial.bundle.metric, said, truth)}
 
 
 def curves(trial: Trial) -> dict[str, Any]:

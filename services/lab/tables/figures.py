@@ -100,9 +100,10 @@ def _dimee_1(axes: list[Axes], made: dict[str, Any]) -> None:
         for shift, (key, colour) in enumerate(
             (("alone", "tab:grey"), ("alone_on_what_dimee_sends", "tab:blue"), ("dimee_on_what_it_sends", "tab:orange"))
         ):
-            value = own[key][metric]
+            value, (low, high) = own[key].get(metric, 0), own[key].get(f"{metric}_ci95", (0, 0))
+            error = [[100 * max(0, value - low)], [100 * max(0, high - value)]]
             label = key.replace("_", " ") if at == 0 else None
-            axes[0].bar(at + 0.25 * (shift - 1), 100 * (value or 0), 0.25, color=colour, label=label)
+            axes[0].bar(at + 0.25 * (shift - 1), 100 * value, 0.25, yerr=error, capsize=2, color=colour, label=label)
     shares = [f"{tier}\n{own['share_of_texts']:.0%} of texts" for tier, own in made["devices"].items()]
     axes[0].set_xticks(range(len(shares)), shares)
     axes[0].set(ylabel=f"{metric} (x 100)")

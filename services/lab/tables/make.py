@@ -25,11 +25,12 @@ from services.lab.replay.recorder import Recorders
 from services.lab.tables import dimee, hu, pruned
 from services.lab.tables.figures import draw
 from services.lab.tables.report import markdown
-from services.lab.tables.trial import Conditions, Trial, unseen, validation
+from services.lab.tables.trial import Conditions, Trial, tuning, unseen, validation
 from shared.bundle import MODELS, Bundle, load_bundle
 from shared.errors import BadSetting
 
 Step = Callable[[], dict[str, Any]]
+Make = Callable[[Bundle, Path, int, Conditions], Trial]
 
 
 @dataclass(frozen=True)
@@ -91,24 +92,24 @@ def _steps(job: Job, conditions: Conditions) -> Iterator[tuple[str, str, Step]]:
     imdb = job.data / "imdb.parquet"
     known: dict[tuple[str, str], Trial] = {}
 
-    def trial(kind: str, bundle: Bundle, data: Path) -> Trial:
-        if (kind, bundle.name) not in known:
-            make = unseen if kind == "unseen" else validation
-            known[kind, bundle.name] = make(bundle, data, job.n, conditions)
-        return known[kind, bundle.name]
+    def trial(make: Make, bundle: Bundle, data: Path) -> Trial:
+        key = (make.__name__, bundle.name)
+        if key not in known:
+            known[key] = make(bundle, data, job.n, conditions)
+        return known[key]
 
-    def zhang(part: Callable[[Trial, Trial], dict[str, Any]]) -> dict[str, Any]:
+    def zhang(chosen_on: Make, part: Callable[[Trial, Trial], dict[str, Any]]) -> dict[str, Any]:
         bundle = load_bundle("collaborative")
-        judged_on = trial("unseen", bundle, imdb)
-        return {"made": judged_on.described(), **part(trial("validation", bundle, imdb), judged_on)}
+        judged_on = trial(unseen, bundle, imdb)
+        return {"made": judged_on.described(), **part(trial(chosen_on, bundle, imdb), judged_on)}
 
     def split(bundle: Bundle, data: Path, part: Callable[[Trial], dict[str, Any]]) -> dict[str, Any]:
-        judged_on = trial("unseen", bundle, data)
+        judged_on = trial(unseen, bundle, data)
         return {"made": judged_on.described(), **part(judged_on)}
 
     if imdb.is_file():
-        yield "hu-1", "imdb", lambda: zhang(lambda v, t: {"table": hu.table_1(t), "points": hu.points(v, t)})
-        yield "hu-parts", "imdb", lambda: zhang(hu.parts)
+        yield "hu-1", "imdb", lambda: zhang(tuning, lambda v, t: {"table": hu.table_1(t), "points": hu.points(v, t)})
+        yield "hu-parts", "imdb", lambda: zhang(validation, hu.parts)
         yield "hu-pruned", "imdb", lambda: split(load_bundle("collaborative"), imdb, pruned.trained)
     for bundle, data in split_bundles(job.data):
         for name, part in (
@@ -138,7 +139,7 @@ def _keep(out: Path, name: str, part: str, made: dict[str, Any]) -> None:
     path = out / "report.json"
     out.mkdir(parents=True, exist_ok=True)
     report = json.loads(path.read_text()) if path.exists() else {"tables": {}}
-    report["hardware"] = {"cpu": cpu(), "cores": os.cpu_count(), "device": "cpu"}
+    made["made"]["hardware"] = f"{cpu()}, {os.cpu_count()} cores"
     report["tables"].setdefault(name, {})[part] = made
     unfinished = path.with_suffix(".part")
     unfinished.write_text(json.dumps(report, indent=1) + "\n")

@@ -14,18 +14,18 @@ from services.lab.tables.report_hu import hu_1, hu_parts, hu_pruned
 
 def markdown(report: dict[str, Any]) -> str:
     """The whole report."""
-    tables, hardware = report["tables"], report["hardware"]
+    tables = report["tables"]
     made = [part for table in tables.values() for part in table.values()]
-    links = ", ".join(sorted({part["made"]["links"] for part in made}))
+    links, hardware = (", ".join(sorted({part["made"][key] for part in made})) for key in ("links", "hardware"))
     notes = sorted({note for part in made for note in part["made"].get("notes", [])})
     head = [
         "# The papers' tables, made again",
         "",
-        f"Made by `tierwise tables` from recorded texts; {hardware['cpu']}, {hardware['cores']} cores, "
-        f"{hardware['device']}; links {links}. **Times are modelled**: per-layer tables measured on this machine plus "
-        "the links' profiles, no waiting. Brackets are 95 % intervals: Wilson's for an accuracy, paired bootstrap for "
-        "a difference; p is McNemar's. Texts that occur in train are left out. The papers used BERT and other "
-        "machines: compare shapes, not milliseconds." + "".join(f" Note: {note}." for note in notes),
+        f"Made by `tierwise tables` from recorded texts; {hardware}, no GPU; links {links}. **Times are modelled**: "
+        "per-layer tables measured on this machine plus the links' profiles, no waiting. Brackets are 95 % intervals: "
+        "Wilson's for an accuracy, paired bootstrap for a difference; p is McNemar's. Texts that occur in train are "
+        "left out. The papers used BERT and other machines: compare shapes, not milliseconds."
+        + "".join(f" Note: {note}." for note in notes),
         "",
         "## What was found",
         "",
@@ -57,13 +57,14 @@ def _provenance(tables: dict[str, Any]) -> list[str]:
             f"{made['made']['seed']}",
             made["made"]["links"],
             " ".join(f"{tier} {count}" for tier, count in made["made"]["threads"].items()),
+            made["made"]["hardware"],
             f"`{made['made']['data_sha256'][:12]}`",
             f"`{made['made']['card_sha256'][:12]}`",
         ]
         for name, own in tables.items()
         for part, made in own.items()
     ]
-    columns = ["table", "bundle", "split", "n", "seed", "links", "threads", "data sha256", "card sha256"]
+    columns = ["table", "bundle", "split", "n", "seed", "links", "threads", "hardware", "data sha256", "card sha256"]
     return [
         "## Made of",
         "",

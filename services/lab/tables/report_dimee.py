@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from services.lab.stats import wilson
 from services.lab.tables.markdown import interval, p_value, score, share, table
 from services.lab.tables.published import published
 
@@ -105,7 +106,7 @@ def dimee_costs(parts: dict[str, Any]) -> list[str]:
 def dimee_pools(parts: dict[str, Any]) -> list[str]:
     """How often an embedding names the pool that the exits say."""
     rows = [
-        [name, f"{made['made']['n']}", f"{made['agree']:.0%}", f"{made['agree_by_chance']:.0%}"]
+        [name, f"{made['made']['n']}", _agreeing(made), f"{made['agree_by_chance']:.0%}"]
         for name, made in parts.items()
     ]
     return [
@@ -115,3 +116,9 @@ def dimee_pools(parts: dict[str, Any]) -> list[str]:
         "",
         "![t-SNE of the signatures, coloured by pool](dimee-pools.png)",
     ]
+
+
+def _agreeing(made: dict[str, Any]) -> str:
+    n = made["made"]["n"]
+    low, high = wilson(round(made["agree"] * n), n)
+    return f"{made['agree']:.0%} [{100 * low:.0f}, {100 * high:.0f}]"

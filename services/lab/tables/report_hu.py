@@ -30,7 +30,8 @@ def hu_1(parts: dict[str, Any]) -> list[str]:
         "",
         f"Asked of unseen texts, against theta = 0 at the same threshold: {limits}. theta and the confidence that "
         f"leaving needs besides (per tier), and patience, are those that keep both limits by the most standard errors "
-        f"on {losses['chosen_on']['n']} validation texts; fitted weights. Holds: both intervals are within the limits. "
+        f"on {losses['chosen_on']['n']} other texts ({losses['chosen_on']['split']}); fitted weights. Holds: both "
+        "intervals are within the limits. "
         "The last two columns are theta = 0 with the same fitted weights: a lower threshold's is often the better way "
         "to save time.",
         "",
