@@ -5,6 +5,7 @@ pure function of that history, so the live encoder and a replay over recorded ex
 
     similarity   D_l = 1/2 * sum_c |p_l(c) - p_{l-1}(c)|;  leave once D < theta held `patience` times in a row
                  (Zhang et al. 2025, arXiv 2412.12102, eq. 13-14; theta = 0 never leaves because the test is strict)
+                 ours: only the sure, and those too unsure to be kept, if the policy says so
     confidence   leave once max_c p_l(c) >= threshold            (BranchyNet-style; DIMEE's rule, arXiv 2410.05338)
     entropy      leave once -sum_c p ln p < threshold            (DeeBERT, Xin et al. 2020)
     patience     leave once the label stayed the same `patience` times in a row   (PABEE, Zhou et al. 2020)
@@ -33,19 +34,22 @@ class ExitRule(Protocol):
 class Similarity:
     """Neighbouring exits agree: total variation below `theta`, `patience` times in a row (eq. 13-14).
 
-    `min_confidence` guards against neighbours that agree on an unsure answer; 0 is the paper's rule.
+    `min_confidence` guards against neighbours that agree on an unsure answer; 0 is the paper's rule. Below `unsure`
+    they may leave all the same: such a text is sent on whatever the layers to come would say.
     """
 
     theta: float
     patience: int = 2
     min_confidence: float = 0.0
+    unsure: float = 0.0
 
     def __call__(self, history: Tensor) -> Tensor:
         if history.shape[0] <= self.patience:
             return history.new_zeros(history.shape[1]).bool()
         recent = history[-self.patience - 1 :]
         difference = (recent[1:] - recent[:-1]).abs().sum(-1) / 2  # [patience, B]
-        return (difference < self.theta).all(0) & (history[-1].amax(-1) >= self.min_confidence)
+        confidence = history[-1].amax(-1)
+        return (difference < self.theta).all(0) & ((confidence >= self.min_confidence) | (confidence < self.unsure))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from shared.bundle import Bundle
 from shared.call import Call
 from shared.contracts import Hop, InferredRow, TextPair
 from shared.errors import UpstreamFailure
-from shared.policies import Decision
+from shared.policies import Decision, Where
 from shared.telemetry import Telemetry
 from shared.upstream import Upstream
 
@@ -74,6 +74,10 @@ class Sender:
         self._telemetry.link_bytes.labels(name, "up").inc(carried.request_bytes)
         self._telemetry.link_bytes.labels(name, "down").inc(carried.response_bytes)
         return upstream.with_link(carried, texts)
+
+    def stuck(self, where: Where) -> bool:
+        """Whether the nearest tier that a text could go to is known to be down."""
+        return bool(where.reachable) and self._toward(where.reachable[0]).breaker.open
 
     def _sound(self, hop: Hop) -> bool:
         """Whether a hop can be one of this bundle's."""

@@ -281,11 +281,12 @@ class Tier:
         if left is not None and left <= 0:
             raise DeadlinePassed("the deadline passed before the first exit was reached")
         final = call.request.target == self.name
+        stuck = final or bool(failed) or self.sender.stuck(call.where)
         try:
             async with asyncio.timeout(left):
                 batch = await self.worker.run(
                     [call.request.texts[row] for row in rows],
-                    call.policy.exit_rule(self.name),
+                    call.policy.exit_rule(replace(call.where, reachable=()) if stuck else call.where),
                     importance=(not final and call.policy.prunes_at(call.where)) or call.request.explain,
                     explain=call.request.explain,
                     expires=None if call.expires is None else call.expires - MERGE_S,

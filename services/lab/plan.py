@@ -34,7 +34,7 @@ Spec = dict[str, Any]
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95)
 STEEPNESS = (10.0, 30.0)
 THETAS = (0.0, 0.02, 0.1, 0.5)
-LEAST = (0.0, 0.9, 0.95)  # confidence that leaving needs besides
+LEAST = ((0.0, False), (0.9, False), (0.9, True), (0.95, True))  # confidence that leaving needs; or the unsure too
 ALPHAS = (0.8, 0.9, 0.95, 0.98)
 
 
@@ -199,8 +199,8 @@ def grid(trial: Trial, coefficients: Sequence[float]) -> list[Spec]:
 def _collaborative(order: tuple[str, ...], coefficients: Sequence[float]) -> Iterator[Spec]:
     for thresholds in itertools.product(THRESHOLDS, repeat=len(order) - 1):
         per_tier = dict(zip(order, thresholds, strict=False))
-        for steepness, coefficient, (theta, patience, least) in itertools.product(
-            STEEPNESS, coefficients, [(0.0, 2, 0.0), *itertools.product(THETAS[1:], (1, 2), LEAST)]
+        for steepness, coefficient, (theta, patience, (least, unsure)) in itertools.product(
+            STEEPNESS, coefficients, [(0.0, 2, LEAST[0]), *itertools.product(THETAS[1:], (1, 2), LEAST)]
         ):
             yield {
                 "name": "collaborative",
@@ -209,6 +209,7 @@ def _collaborative(order: tuple[str, ...], coefficients: Sequence[float]) -> Ite
                 "theta": theta,
                 "patience": patience,
                 "exit_min_confidence": least,
+                "exit_when_unsure": unsure,
                 "pruning_coefficient": coefficient,
             }
 

@@ -205,7 +205,7 @@ def draw(said: dict[str, Any], path: Path) -> None:
     seen = said["unseen"]
     axes.plot(seen[time], 100 * seen["accuracy"], "x", ms=10, color="black", label=f"unseen, n = {seen['n']}")
     axes.set(xlabel=label, ylabel="accuracy (%)", title=f"{said['settings']} settings, their front")
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, ncols=3, loc="outside lower center")  # nothing under it
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -138,8 +138,8 @@ class SplitEE(Bandit):
     def time(self, rounds: int) -> int:
         return rounds + 1
 
-    def exit_rule(self, tier: str) -> ExitRule | None:
-        return None if self.arm is None or self._tiers[-1:] == (tier,) else AtLayer(self.arm)
+    def exit_rule(self, where: Where) -> ExitRule | None:
+        return None if self.arm is None or self._tiers[-1:] == (where.tier,) else AtLayer(self.arm)
 
     def after(self, where: Where, confidence: float, draw: float) -> Decision:
         if self.arm is None or not self.may_offload_after(where) or confidence >= self.exit_threshold:

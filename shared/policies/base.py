@@ -117,8 +117,10 @@ class Policy(BaseModel):
         """Whether a text that leaves here is pruned: only then is importance computed."""
         return self.may_offload_after(where) and self.pruning(where.tier).coefficient > 0
 
-    def exit_rule(self, tier: str) -> ExitRule | None:
-        """Where texts may leave a tier's encoder; null runs all layers."""
+    def exit_rule(self, where: Where) -> ExitRule | None:
+        """Where texts may leave a tier's encoder; null runs all layers. Nothing is reachable from a tier that must
+        answer itself, or whose next tier is known to be down.
+        """
         return None
 
     def pruning(self, tier: str) -> Pruning:

@@ -34,6 +34,9 @@ class Collaborative(Policy):
     exit_min_confidence: Ratio | dict[str, Ratio] = Field(
         0.0, description="confidence that leaving needs besides; a number, or one per tier"
     )
+    exit_when_unsure: bool = Field(
+        False, description="whether a text below offload_threshold may leave too: it is sent on anyway"
+    )
     pruning_coefficient: Annotated[float, Field(ge=0, le=10)] = Field(
         1.0, description="words below this many times the mean importance stay behind; 0: none"
     )
@@ -53,9 +56,13 @@ class Collaborative(Policy):
         named = not isinstance(self.offload_threshold, Mapping) or where.tier in self.offload_threshold
         return named and bool(where.reachable)
 
-    def exit_rule(self, tier: str) -> ExitRule | None:
-        theta = by_tier(self.theta, tier)
-        return Similarity(theta, self.patience, by_tier(self.exit_min_confidence, tier)) if theta > 0 else None
+    def exit_rule(self, where: Where) -> ExitRule | None:
+        theta = by_tier(self.theta, where.tier)
+        if theta == 0:
+            return None
+        goes_on = self.exit_when_unsure and self.may_offload_after(where)
+        unsure = by_tier(self.offload_threshold, where.tier) if goes_on else 0.0
+        return Similarity(theta, self.patience, by_tier(self.exit_min_confidence, where.tier), unsure)
 
     def pruning(self, tier: str) -> Pruning:
         return Pruning(self.pruning_coefficient)

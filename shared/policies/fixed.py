@@ -48,8 +48,8 @@ class Pooled(Policy):
         pool, tiers = self.pool(clues), list(where.layers)
         return STAY if pool is None else answer_at(where, tiers[min(pool, len(tiers) - 1)])
 
-    def exit_rule(self, tier: str) -> ExitRule | None:
-        return None if self._tiers[-1:] == (tier,) else Confidence(self.exit_threshold)
+    def exit_rule(self, where: Where) -> ExitRule | None:
+        return None if self._tiers[-1:] == (where.tier,) else Confidence(self.exit_threshold)
 
 
 class LengthQuantile(Pooled):

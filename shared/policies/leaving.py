@@ -28,7 +28,7 @@ class EarlyExit(Policy):
     def check(self, layers: Mapping[str, int], order: Sequence[str]) -> None:
         needs_all_layers(self.name, layers, order)
 
-    def exit_rule(self, tier: str) -> ExitRule | None:
+    def exit_rule(self, where: Where) -> ExitRule | None:
         return Confidence(self.exit_threshold)
 
 
@@ -48,7 +48,7 @@ class DeeBert(_AtTier):
 
     entropy_threshold: Annotated[float, Field(ge=0, le=10)] = Field(0.3, description="nats; 0 never exits early")
 
-    def exit_rule(self, tier: str) -> ExitRule | None:
+    def exit_rule(self, where: Where) -> ExitRule | None:
         return Entropy(self.entropy_threshold)
 
 
@@ -59,5 +59,5 @@ class Pabee(_AtTier):
 
     patience: Annotated[int, Field(ge=1, le=64)] = Field(4, description="exits in a row that keep the label (P)")
 
-    def exit_rule(self, tier: str) -> ExitRule | None:
+    def exit_rule(self, where: Where) -> ExitRule | None:
         return Patience(self.patience)

@@ -259,6 +259,14 @@ def test_an_upstream_that_fails_again_and_again_is_left_alone_and_probed_until_i
     assert caller.samples()["tierwise_breaker_open", "end-edge"] == 0
 
 
+def test_an_unsure_text_that_cannot_be_sent_on_runs_all_layers(serve, always):
+    unsure = {**always, "theta": 1.0, "patience": 1, "exit_min_confidence": 1.0, "exit_when_unsure": True}
+    caller = serve(edge=answers(500), probe_ms=60_000)
+    assert caller.results("a fine film", policy=unsure, max_tier="end")[0]["exit_layer"] == 3
+    layers = [caller.results("a fine film", policy=unsure)[0]["exit_layer"] for _ in range(7)]
+    assert layers == [2] * 5 + [3] * 2  # once the breaker is open
+
+
 @pytest.mark.parametrize("status", [413, 422, 429])
 def test_what_is_a_requests_own_fault_opens_no_breaker(serve, always, status):
     caller = serve(edge=answers(status))

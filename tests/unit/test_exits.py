@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from shared.exits import Confidence, Entropy, Patience, Similarity
 
-RULES = [Similarity(0.1, 1), Similarity(0.1, 2), Confidence(0.9), Entropy(0.3), Patience(1), Patience(3)]
+RULES = [
+    Similarity(0.1, 1),
+    Similarity(0.1, 2),
+    Similarity(0.1, 1, 0.8, 0.6),
+    Confidence(0.9),
+    Entropy(0.3),
+    Patience(1),
+    Patience(3),
+]
 
 
 def history(*exits):
@@ -52,6 +60,11 @@ def test_similarity_can_demand_confidence_of_agreeing_exits():
     whole = history([0.55], [0.55], [0.56], [0.97], [0.97])
     assert first_exit(Similarity(0.05, 1), whole) == [2]
     assert first_exit(Similarity(0.05, 1, min_confidence=0.9), whole) == [5]
+
+
+def test_similarity_can_let_the_unsure_leave_besides():
+    whole = history([0.55, 0.8], [0.55, 0.8], [0.56, 0.81], [0.97, 0.97], [0.97, 0.97])
+    assert first_exit(Similarity(0.05, 1, min_confidence=0.9, unsure=0.7), whole) == [2, 5]
 
 
 def test_confidence_accepts_the_threshold_itself_from_either_label():

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -62,10 +63,21 @@ def test_the_last_tier_keeps_what_it_has():
 def test_collaborative_names_its_exit_rule_pruning_and_weights():
     spec = {"name": "collaborative", "theta": 0.02, "patience": 3, "exit_min_confidence": 0.7}
     policy = made({**spec, "pruning_coefficient": 0.9, "weighting": "accuracy"})
-    assert policy.exit_rule("end") == Similarity(0.02, 3, 0.7)
+    assert policy.exit_rule(END) == Similarity(0.02, 3, 0.7)
     assert policy.pruning("end") == Pruning(0.9)
     assert policy.weighting_for() is Weighting.ACCURACY
-    assert made({"name": "collaborative", "theta": 0}).exit_rule("end") is None
+    assert made({"name": "collaborative", "theta": 0}).exit_rule(END) is None
+
+
+def test_an_unsure_text_may_leave_early_only_where_it_is_sent_on():
+    policy = made({"name": "collaborative", "theta": 0.1, "exit_min_confidence": 0.9, "exit_when_unsure": True})
+    sure = Similarity(0.1, 2, 0.9)
+    assert policy.exit_rule(END) == replace(sure, unsure=policy.offload_threshold)
+    assert policy.exit_rule(CLOUD) == sure
+    assert policy.exit_rule(replace(END, reachable=())) == sure
+    named = made({**spec_of(policy), "offload_threshold": {"edge": 0.7}})
+    assert named.exit_rule(END) == sure
+    assert named.exit_rule(EDGE) == replace(sure, unsure=0.7)
 
 
 def test_thresholds_and_theta_may_differ_by_tier():
@@ -81,14 +93,14 @@ def test_thresholds_and_theta_may_differ_by_tier():
     assert policy.after(END, 0.85, draw=0.5).to == "edge"
     assert policy.after(EDGE, 0.0, draw=0.0) == Decision(None, 0.0, "policy")  # not named: never offloads
     assert not policy.may_offload_after(EDGE)
-    assert policy.exit_rule("end") is None
-    assert policy.exit_rule("edge") == Similarity(0.01, 2, 0.8)
+    assert policy.exit_rule(END) is None
+    assert policy.exit_rule(EDGE) == Similarity(0.01, 2, 0.8)
 
 
 def test_tabi_is_collaborative_without_early_exits():
     policy = made({"name": "tabi", "offload_threshold": 0.8})
     assert isinstance(policy, Collaborative)
-    assert policy.exit_rule("end") is None
+    assert policy.exit_rule(END) is None
     assert policy.after(END, 0.5, draw=0.9) == made({"name": "collaborative", "offload_threshold": 0.8}).after(
         END, 0.5, 0.9
     )
@@ -131,7 +143,7 @@ def test_policies_that_decide_before_change_nothing_afterwards():
         policy = made(name)
         assert policy.after(END, 0.5, draw=0.0).to is None
         assert not policy.may_offload_after(END)
-        assert policy.exit_rule("end") is None
+        assert policy.exit_rule(END) is None
         assert policy.pruning("end").coefficient == 0
         assert policy.weighting_for() is Weighting.LAST
 

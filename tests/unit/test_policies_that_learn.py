@@ -48,8 +48,8 @@ def test_the_nearest_pool_decides_and_a_tie_stays_shallow(signature, to):
 
 def test_dimee_leaves_by_confidence_and_runs_the_last_tier_whole():
     policy = made("dimee", exit_threshold=0.8)
-    assert policy.exit_rule("end") == policy.exit_rule("edge") == Confidence(0.8)
-    assert policy.exit_rule("cloud") is None
+    assert policy.exit_rule(where("end")) == policy.exit_rule(where("edge")) == Confidence(0.8)
+    assert policy.exit_rule(where("cloud")) is None
     assert policy.signature("end") is Signature.MEAN_WORD
     assert made("dimee", signature="token_norms").signature("end") is Signature.TOKEN_NORMS
 
@@ -211,8 +211,8 @@ def test_splitees_rewards(name, arm, confidences, exits, rewards):
 
 def test_a_split_is_where_the_device_stops_and_the_last_tier_runs_whole():
     policy = made("splitee", arm=5)
-    assert policy.exit_rule("end") == AtLayer(5)
-    assert policy.exit_rule("cloud") is None
+    assert policy.exit_rule(where("end")) == AtLayer(5)
+    assert policy.exit_rule(where("cloud")) is None
     assert policy.after(where(layers=WHOLE), 0.69, 0.5) == Decision("cloud", 1.0, "confidence", final=True)
     assert policy.after(where(layers=WHOLE), 0.7, 0.5).to is None
     assert made("splitee", arm=12).after(where(layers=WHOLE), 0.1, 0.5).to is None

@@ -10,7 +10,7 @@ from services.lab.replay.recorder import Kernel
 from services.lab.replay.run import Run
 from services.lab.replay.station import Station
 from shared.ensemble import Ensemble, Weighting
-from shared.policies import Clues, Outcome, Policy, Visit
+from shared.policies import Clues, Outcome, Policy, Visit, Where
 
 
 def answer(out: Run, policy: Policy, stations: Sequence[Station], ensemble: Ensemble, rows: np.ndarray) -> None:
@@ -60,7 +60,7 @@ def outcome(out: Run, policy: Policy, stations: Sequence[Station], clues: Clues,
             continue
         confidence = float(out.confidence[at, row])
         own = (confidence,)
-        if at == 0 and policy.exit_rule(station.name) is not None:
+        if at == 0 and policy.exit_rule(Where(station.name, (), {})) is not None:
             kernel = Kernel.COUNTED if out.counted[at, row] else Kernel.PLAIN
             number = out.numbers[at, row]
             own = tuple(station.table(np.array([number]), kernel).rounded[number, :layer].max(-1).tolist())

@@ -23,6 +23,7 @@ from services.lab.replay.sizes import Sizes
 from services.lab.replay.station import Station
 from services.lab.replay.walk import Replay
 from shared.link import Profile, on_the_wire, packets
+from shared.policies import Where
 
 BUSY = 1.3  # slowest round over the mean: below it, the tables are to be trusted
 
@@ -83,7 +84,7 @@ class Times:
                 if not len(rows):
                     continue
                 numbers, layer = run.numbers[at, rows], run.exit_layer[at, rows]
-                rule = run.bound.exit_rule(station.name) is not None
+                rule = run.bound.exit_rule(Where(station.name, (), {})) is not None
                 tokens = station.table(numbers, kernel).tokens[numbers]
                 infer[rows] += self._passes(station, kernel, rule=rule)[layer - 1, tokens]
                 measured = self._table(station.recorder, self._threads[station.name])

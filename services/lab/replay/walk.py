@@ -13,6 +13,7 @@ Left out: what only happens live (late and failed upstreams, deadlines).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -231,7 +232,7 @@ class Replay:
         rows, numbers = rows[readable], numbers[readable]
         if not len(rows):
             return
-        layer = station.left(numbers, policy.exit_rule(station.name), kernel)
+        layer = station.left(numbers, policy.exit_rule(replace(where, reachable=()) if final else where), kernel)
         confidence = table.exits[numbers, layer - 1].amax(-1).tolist()
         out.numbers[at, rows], out.exit_layer[at, rows], out.counted[at, rows] = numbers, layer, prunes
         out.confidence[at, rows] = table.rounded[numbers, layer - 1].max(-1)

@@ -29,7 +29,7 @@ PAPER = {"name": "collaborative", "steepness": 10.0, "patience": 2, "pruning_coe
 OURS = {**PAPER, "weighting": "fitted"}
 THRESHOLDS = (0.9, 0.8, 0.7)
 THETAS = (0.0, 1e-5, 1e-4, 1e-2)
-OWN_THETAS = (0.1, 0.3, 0.5)
+OWN_THETAS = (0.1, 0.3)
 LEAST = (0.85, 0.9, 0.93, 0.95, 0.97)  # confidence that leaving needs besides
 MUST_SAVE, MAY_LOSE = 0.17, 0.005  # mean time and accuracy, on unseen texts
 COEFFICIENTS = (0.5, 0.75, 0.9, 1.0, 1.25)
@@ -81,15 +81,19 @@ def _error(values: np.ndarray) -> float:
 
 
 def _settings(order: tuple[str, ...], base: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """theta and the confidence that leaving needs, of the first tier and one of all others; patience."""
+    """theta and the confidence that leaving needs, of the first tier and one of all others; patience; whether a text
+    that is sent on anyway may leave too."""
     able = [(0.0, 0.0), *itertools.product(OWN_THETAS, LEAST)]
-    for (theta, least), (deeper, least_deeper), patience in itertools.product(able, able, (1, 2)):
+    for (theta, least), (deeper, least_deeper), patience, unsure in itertools.product(
+        able, able, (1, 2), (False, True)
+    ):
         if theta or deeper:
             yield {
                 **base,
                 "theta": {order[0]: theta, **dict.fromkeys(order[1:], deeper)},
                 "patience": patience,
                 "exit_min_confidence": {order[0]: least, **dict.fromkeys(order[1:], least_deeper)},
+                "exit_when_unsure": unsure,
             }
 
 

@@ -8,6 +8,7 @@ from services.lab.tables.hu import beats
 from services.lab.tables.markdown import interval, p_value, score, table
 from services.lab.tables.published import published
 
+_BESIDE = ("holds", "theta 0: accuracy", "ms")
 _SAME = "accuracy | modelled ms | points vs theta 0 | p | % time saved"
 
 
@@ -29,14 +30,14 @@ def hu_1(parts: dict[str, Any]) -> list[str]:
         "### Operating points that must beat it",
         "",
         f"Asked of unseen texts, against theta = 0 at the same threshold: {limits}. theta and the confidence that "
-        f"leaving needs besides (per tier), and patience, are those that keep both limits by the most standard errors "
-        f"on {losses['chosen_on']['n']} other texts ({losses['chosen_on']['split']}); fitted weights. Holds: both "
-        "intervals are within the limits. "
+        "leaving needs besides (per tier), patience, and whether an unsure text may leave too (it is sent on anyway), "
+        f"are those that keep both limits by the most standard errors on {losses['chosen_on']['n']} other texts "
+        f"({losses['chosen_on']['split']}); fitted weights. Holds: both intervals are within the limits. "
         "The last two columns are theta = 0 with the same fitted weights: a lower threshold's is often the better way "
         "to save time.",
         "",
         *table(
-            f"threshold | theta | patience | least confidence | {_SAME} | holds | theta 0: accuracy | ms".split(" | "),
+            ["threshold", "theta", "patience", "least confidence", "unsure leave", *_SAME.split(" | "), *_BESIDE],
             [_hu_point(row) for row in losses["rows"]],
         ),
         "",
@@ -64,6 +65,7 @@ def _hu_point(row: dict[str, Any]) -> list[str]:
         _per_tier(spec["theta"]),
         f"{spec['patience']}",
         _per_tier(spec["exit_min_confidence"]),
+        "yes" if spec["exit_when_unsure"] else "no",
         *_against_theta_0(row),
         "yes" if held["at_95"] else "on these texts, not beyond doubt" if held["here"] else "no",
         score(row["base"], "accuracy"),
