@@ -105,6 +105,8 @@ def parts(chosen_on: Trial, judged_on: Trial, *, coefficients: tuple[float, ...]
     base = spec_of(judged_on.replay.policy("collaborative"))
     changes: dict[str, dict[str, Any]] = {
         "no early exit": {**base, "theta": 0.0},
+        "only the sure leave": {**base, "exit_min_confidence": 0.95},
+        "the sure, and what is sent on": {**base, "exit_min_confidence": 0.95, "exit_when_unsure": True},
         "hard cut, same thresholds": {**base, "curve": "step"},
         "straight line, same thresholds": {**base, "curve": "linear"},
         "hard cut, as many sent": {**base, "curve": "step", **as_many_sent(chosen_on, base, Curve.STEP)},
