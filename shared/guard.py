@@ -1,19 +1,36 @@
-"""Who may ask, and whether somebody still waits: bearer keys from secret files, and the caller who leaves."""
+"""Who may ask, and whether somebody still waits: limits on heads, bearer keys from secret files, callers who leave."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastapi import Request
+from fastapi import Request, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shared.errors import BadSetting, CallerLeft, Refused
 
 T = TypeVar("T")
 LEAST_KEY = 16  # characters
+HEAD_BYTES = 16_384  # of a request's line and headers
+
+
+class HeadLimit:
+    """Refuses a request whose line and headers are too long: h11 bounds only those that come in pieces."""
+
+    def __init__(self, app: ASGIApp, refuse: Callable[[Request], Response]) -> None:
+        self._app, self._refuse = app, refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            line = len(scope.get("raw_path", b"")) + len(scope["query_string"])
+            if line + sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > HEAD_BYTES:
+                await self._refuse(Request(scope))(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 def read_key(path: Path | None) -> str | None:
@@ -41,8 +58,8 @@ def authorize(request: Request, key: str | None) -> None:
     """
     if key is None:
         return
-    given = request.headers.get("authorization", "")
-    if not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), key.encode()):
         raise Refused(401, "unauthorized", "send the key of this tier: `authorization: Bearer KEY`")
 
 

@@ -107,7 +107,7 @@ class Line:
     def take(self, least_s: float) -> list[Job]:
         """Wait for work: the jobs of one forward pass; none once the line is closed.
 
-        Jobs that could not reach their first exit within `least_s` from now are refused, not started.
+        Jobs that could not reach their first exit, `least_s` a text from now, are refused, not started.
         """
         with self._changed:
             self._busy, self._running = False, 0
@@ -128,7 +128,7 @@ class Line:
         taken: list[Job] = []
         rows = 0
         for job in list(self._jobs):
-            if job.over(time.perf_counter() + least_s):
+            if job.over(time.perf_counter() + least_s * len(job.texts)):
                 self._jobs.remove(job)
                 if job.future.set_running_or_notify_cancel():
                     job.future.set_exception(DeadlinePassed("the deadline passed before the first exit was reached"))

@@ -25,6 +25,7 @@ _REFUSALS = {
     413: "too_large",
     415: "unsupported_media",
     422: "invalid",
+    431: "too_large",
 }
 _TITLES = {
     400: "Not JSON",
@@ -36,6 +37,7 @@ _TITLES = {
     415: "Send application/json",
     422: "Cannot classify this",
     429: "Too busy",
+    431: "Headers too large",
     499: "The caller left",
     503: "Shutting down",
     504: "Deadline passed",
@@ -76,6 +78,6 @@ def document(error: TierwiseError, verdict: Verdict, request_id: str, headers: d
         out["retry-after"] = str(math.ceil(max(1.0, wait)))
     if verdict.status == 401:
         out["www-authenticate"] = "Bearer"
-    if verdict.status in (401, 408, 413, 415, 503):  # what is left of the body is not read
+    if verdict.status in (401, 408, 413, 415, 431, 503):  # what is left of the body is not read
         out["connection"] = "close"
     return Response(problem.model_dump_json(), verdict.status, out, media_type="application/problem+json")

@@ -50,10 +50,10 @@ class Pruning:
         for word, value in tokens:
             best[word] = value if best[word] == math.inf else max(best[word], value)
         floor = min(count, max(self.min_keep_words, math.ceil(self.min_keep_ratio * count)))
-        strongest = sorted(range(count), key=lambda word: -best[word])[:floor]
         keep = [value > threshold for value in best]
-        for word in strongest:
-            keep[word] = True
+        if sum(keep) < floor:
+            for word in sorted(range(count), key=lambda word: -best[word])[:floor]:
+                keep[word] = True
         return keep
 
 

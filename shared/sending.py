@@ -67,7 +67,8 @@ class Sender:
         try:
             carried = await upstream.infer(onward, dict(call.headers), left_s=left_s, sound=self._sound)
         except UpstreamFailure as failure:
-            log.warning("upstream_failed", tier=self._name, to=to, reason=failure.reason, detail=str(failure))
+            if failure.reason != "breaker_open":  # said once, when it opened
+                log.warning("upstream_failed", tier=self._name, to=to, reason=failure.reason, detail=str(failure))
             return [InferredRow(hops=[], degraded=failure.reason) for _ in rows]
         self._telemetry.stage("link", carried.link_s)
         name = f"{self._name}-{upstream.target}"

@@ -18,8 +18,9 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEAD_BYTES = 16_384  # of a request's line and headers
-HEAD_S = 10.0  # from a connection's first byte, or the end of the last answer's, to the end of the headers
+from shared.guard import HEAD_BYTES
+
+HEAD_S = 10.0  # from the connection, or the end of the last answer's, to the end of the headers
 NOTICE_S = 0.5
 _TICK_S = 0.1
 
@@ -67,6 +68,7 @@ class Server(uvicorn.Server):
                 http=Protocol,
                 ws="none",
                 log_level="warning",
+                log_config=None,  # `configure_logs` has seen to it
                 timeout_keep_alive=75,  # longer than the callers' pool keeps one: they, not we, close idle connections
                 timeout_graceful_shutdown=math.ceil(drain_s),
                 h11_max_incomplete_event_size=HEAD_BYTES,

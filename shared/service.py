@@ -15,16 +15,28 @@ from shared.settings import load_settings
 
 def configure_logs(level: str, out: TextIO | None = None) -> None:
     """One JSON object a line on standard error (or `out`); never a request's text."""
+    common: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,  # request_id, trace_id
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,  # request_id, trace_id
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(),
-        ],
+        processors=[*common, structlog.processors.JSONRenderer()],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.WriteLoggerFactory(out or sys.stderr),
     )
+    server = logging.StreamHandler(out or sys.stderr)  # what the HTTP server says
+    server.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=common,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    logging.getLogger("uvicorn").handlers = [server]
 
 
 def serve(tier: str | None = None) -> None:

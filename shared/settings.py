@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AnyHttpUrl, Field, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.errors import BadSetting, plain
@@ -36,6 +36,9 @@ _OTHER = {f"{PREFIX}{name}" for name in ("CACHE_DIR", *_CONTAINERS)}
 _OF_A_TIER = re.compile(rf"{PREFIX}(END|EDGE|CLOUD)_(BIND|CPUS|CPUSET|THREADS|UPSTREAMS|EDGE|CLOUD)")  # for Compose
 
 
+_URL = TypeAdapter(AnyHttpUrl)
+
+
 class Settings(BaseSettings):
     """One tier's settings. Lists of pairs are written `edge=http://edge:8081,cloud=http://cloud:8082`."""
 
@@ -49,7 +52,7 @@ class Settings(BaseSettings):
     calibration: Annotated[
         Literal["per_exit", "per_model"], Field(description="one temperature per exit, or the paper's one per model")
     ] = "per_exit"
-    host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
+    host: Annotated[str, Field(min_length=1, description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="port to listen on")] = 8080
     upstreams: Annotated[
         dict[str, str], NoDecode, Field(description="tiers to offload to, nearest first: TIER=URL,...")
@@ -61,10 +64,12 @@ class Settings(BaseSettings):
     link_state_dir: Annotated[Path, Field(description="with netem: where the shaper says what is in force")] = Path(
         "/run/tierwise"
     )
-    upstream_timeout_ms: Annotated[float, Field(gt=0, description="limit of one call to an upstream (ms)")] = 10_000.0
+    upstream_timeout_ms: Annotated[
+        float, Field(gt=0, le=600_000, description="limit of one call to an upstream (ms)")
+    ] = 10_000.0
     probe_ms: Annotated[
         float,
-        Field(gt=0, description="pause before a failed upstream is probed, up to 4 times this (ms)"),
+        Field(gt=0, le=600_000, description="pause before a failed upstream is probed, up to 4 times this (ms)"),
     ] = 2_000.0
     deadline_ms: Annotated[
         float | None,
@@ -74,7 +79,9 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=1, le=512, description="compute threads of the model")] = 1
     max_inputs: Annotated[int, Field(ge=1, description="inputs in one request")] = 32
     max_body_bytes: Annotated[int, Field(ge=1024, description="size of a request's body (bytes)")] = 2_000_000
-    body_timeout_ms: Annotated[float, Field(gt=0, description="limit of reading a request's body (ms)")] = 30_000.0
+    body_timeout_ms: Annotated[float, Field(gt=0, le=600_000, description="limit of reading a request's body (ms)")] = (
+        30_000.0
+    )
     key_file: Annotated[
         Path | None, Field(description="secret file: the bearer key that tiers show each other; none: no key")
     ] = None
@@ -86,14 +93,17 @@ class Settings(BaseSettings):
     ] = None
     queue_limit: Annotated[int, Field(ge=1, description="requests that may wait for the model")] = 64
     queue_wait_ms: Annotated[
-        float, Field(gt=0, description="requests are refused while those that wait need longer than this (ms)")
+        float,
+        Field(gt=0, le=600_000, description="requests are refused while those that wait need longer than this (ms)"),
     ] = 250.0
     batch_texts: Annotated[int, Field(ge=1, description="texts of waiting requests that may join; 1: none")] = 1
     batch_wait_ms: Annotated[
         float,
-        Field(ge=0, description="how long a request that had to queue waits for others to join (ms)"),
+        Field(ge=0, le=10_000, description="how long a request that had to queue waits for others to join (ms)"),
     ] = 0.0
-    drain_s: Annotated[float, Field(ge=0, description="time to finish accepted requests on shutdown (s)")] = 20.0
+    drain_s: Annotated[float, Field(ge=0, le=3600, description="time to finish accepted requests on shutdown (s)")] = (
+        20.0
+    )
     state_dir: Annotated[
         Path | None, Field(description="where policies that learn keep what they learned; none: lost on restart")
     ] = None
@@ -113,7 +123,20 @@ class Settings(BaseSettings):
         pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
         if not all(sep and key.strip() and rest.strip() for key, sep, rest in pairs):
             raise ValueError("expected TIER=VALUE,TIER=VALUE")
-        return {key.strip(): rest.strip() for key, _, rest in pairs}
+        out = {key.strip(): rest.strip() for key, _, rest in pairs}
+        if len(out) < len(pairs):
+            raise ValueError("a tier is named twice")
+        return out
+
+    @field_validator("upstreams", "otlp_endpoint")
+    @classmethod
+    def _urls(cls, value: dict[str, str] | str | None) -> dict[str, str] | str | None:
+        for url in value.values() if isinstance(value, dict) else filter(None, [value]):
+            try:
+                _URL.validate_python(url)
+            except ValidationError as error:
+                raise ValueError(f"{url!r} is no http(s) URL: {plain(error.errors()[0]['msg'])}") from error
+        return value
 
     def check(self, order: Sequence[str]) -> None:
         """Whether tier and links fit the tiers of a bundle, shallowest first.

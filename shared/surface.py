@@ -6,6 +6,7 @@ The log line has the request id, the trace id and what happened, never a text or
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import uuid
@@ -33,7 +34,7 @@ from shared.contracts import (
     Problem,
 )
 from shared.errors import Draining, Refused, TierwiseError
-from shared.guard import authorize, read_key, while_waited_for
+from shared.guard import HEAD_BYTES, HeadLimit, authorize, read_key, while_waited_for
 from shared.ledger import Ledger
 from shared.machine import cpus
 from shared.network import Network
@@ -112,6 +113,7 @@ class Surface:
         add("/info", self.info, methods=["GET"])
         add("/metrics", self.metrics, methods=["GET"], response_class=Response)
         self.app.add_exception_handler(HTTPException, self.on_http_error)
+        self.app.add_middleware(HeadLimit, refuse=self.on_long_head)
 
     async def classify(self, request: Request) -> Response:
         return await self._answer(request, self.door_key, self._classify)
@@ -208,7 +210,11 @@ class Surface:
                 if self.app.state.draining:
                     headers["connection"] = "close"
                 return Response(done.answer.model_dump_json(by_alias=True), 200, headers, "application/json")
-            except TierwiseError as error:
+            except (TierwiseError, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError):
+                    if not self.app.state.draining:
+                        raise
+                    error = Draining("this tier stopped before it was answered")
                 refused = self._problem(error, request_id, headers)
                 outcome, status = "rejected", refused.status_code
                 return refused
@@ -274,8 +280,12 @@ class Surface:
         """404 and 405, as Starlette raises them."""
         assert isinstance(error, HTTPException)
         kind = {404: "no-such-path", 405: "method-not-allowed"}.get(error.status_code, "bad-request")
-        detail = f"{request.method} {request.url.path}: {error.detail}; see /docs"
+        detail = f"{request.method} {request.url.path[:200]}: {error.detail}; see /docs"
         return self._problem(Refused(error.status_code, kind, detail), _request_id(request), error.headers)
+
+    def on_long_head(self, request: Request) -> Response:
+        detail = f"the request's line and headers are over {HEAD_BYTES} bytes"
+        return self._problem(Refused(431, "headers-too-large", detail), _request_id(request))
 
 
 def _request_id(request: Request) -> str:

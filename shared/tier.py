@@ -82,6 +82,7 @@ class Tier:
         deadline_ms: float | None = None,
     ) -> None:
         self._deadline_ms = deadline_ms
+        self._away = 0  # texts that another tier reads before any layer ran here
         self.name, self.bundle, self.worker, self.telemetry = name, bundle, worker, telemetry
         self.sender = Sender(name=name, bundle=bundle, upstreams=upstreams, telemetry=telemetry)
         self.upstreams = self.sender.upstreams
@@ -210,25 +211,30 @@ class Tier:
         away = {row: decision for row, decision in before.items() if decision.to is not None}
         stay = [row for row in rows if row not in away]
         texts = {row: request.texts[row] for row in away}
-        sent = asyncio.create_task(self.sender.send(call, away, texts, reserve_s=self._reserve(call, len(away))))
+        self._away += len(away)
+        sent = asyncio.create_task(self.sender.send(call, away, texts, reserve_s=self._reserve(call)))
         try:
             out = await self._local(call, stay, {})
             relayed = await sent
         finally:
+            self._away -= len(away)
             sent.cancel()
         failed = {row: answer.degraded for row, answer in relayed.items() if not answer.hops and answer.degraded}
         out |= {row: answer for row, answer in relayed.items() if row not in failed}
         out |= await self._local(call, list(failed), failed)
         return [out[row] for row in rows]
 
-    def _reserve(self, call: Call, texts: int) -> float:
-        """Seconds of a deadline kept back while texts are away before any layer ran here: what running them here is
-        measured to take and a tenth of what is left (a busy machine's share), but never more than half of it."""
+    def _reserve(self, call: Call) -> float:
+        """Seconds of a deadline kept back while texts are away before any layer ran here.
+
+        What running all that are away is measured to take here, since they come back together if their upstream
+        fails, and a tenth of what is left (a busy machine's share); half of what is left before anything was measured.
+        """
         left = call.remaining()
         if left is None:
             return 0.0
-        expected = self.worker.expected(texts, self.layers)
-        return left / 2 if expected is None else min(expected + left / 10, left / 2)
+        expected = self.worker.expected(self._away, self.layers)
+        return left / 2 if expected is None else min(expected + left / 10, 0.9 * left)
 
     async def _look(self, call: Call) -> None:
         """Add each text's signature to its clues, where the policy asks for one."""

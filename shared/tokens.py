@@ -2,7 +2,8 @@
 
 Tokens are mapped to words by character offsets, which holds for WordPiece and for byte-level BPE. A text longer than
 the tier reads is read at both ends (head + tail): reviews state their verdict early or late. Words in the gap are
-*unread*, not lost: pruning keeps them. Left out: tokenizers without offsets (slow ones such as BERTweet's).
+*unread*, not lost: pruning keeps them. What is too far from both ends to be read is not tokenized: a megabyte of
+punctuation would hold the process for seconds. Left out: tokenizers without offsets (slow ones such as BERTweet's).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from shared.errors import UnreadableText
 from shared.words import Encoded, starts_of, words_of
+
+REACH = 32  # characters looked at for each token that there is room for, from either end
 
 
 class SpecialTokens:
@@ -47,16 +50,17 @@ class SpecialTokens:
         Raises:
             UnreadableText: no word of it gives a token that the tokenizer knows.
         """
-        sides = [text] if pair is None else [text, pair]
+        reach = REACH * max_tokens
+        sides = [side if len(side) <= 2 * reach else side.strip() for side in (text, pair) if side is not None]
         layout = self.single if pair is None else self.pair
         room = max_tokens - sum(side == -1 for _, _, side in layout)
         tokens: list[tuple[list[int], list[int]]] = []
         words: list[str] = []
         firsts: list[int] = []
         for side in sides:
-            ids, word_of = self._side(side, offset=len(words))
-            tokens.append((ids, word_of))
-            words.extend(words_of(side))
+            own = words_of(side)
+            tokens.append(self._side(side, len(own), offset=len(words), reach=reach))
+            words.extend(own)
             firsts.append(len(words))
         if all(id_ == self.unknown_id for ids, _ in tokens for id_ in ids):
             raise UnreadableText("no word of the text is known to the tokenizer")
@@ -70,9 +74,19 @@ class SpecialTokens:
             out_segments += [segment] * len(ids)
             out_words += word_of
         truncated = any(len(ids) > length for (ids, _), length in zip(tokens, lengths, strict=True))
+        truncated |= any(len(side) > 2 * reach for side in sides)
         return Encoded(out_ids, out_segments, out_words, words, firsts[0], truncated)
 
-    def _side(self, text: str, *, offset: int) -> tuple[list[int], list[int]]:
+    def _side(self, text: str, words: int, *, offset: int, reach: int) -> tuple[list[int], list[int]]:
+        """Ids, and the word of each, of one side with so many words; of a very long one, of its two ends."""
+        if len(text) <= 2 * reach:
+            return self._part(text, offset=offset)
+        tail = text[-reach:]
+        before_tail = offset + words - len(starts_of(tail))  # a word cut in two counts as the tail's first
+        parts = self._part(text[:reach], offset=offset), self._part(tail, offset=before_tail)
+        return tuple(head + rest for head, rest in zip(*parts, strict=True))  # type: ignore[return-value]
+
+    def _part(self, text: str, *, offset: int) -> tuple[list[int], list[int]]:
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         starts = starts_of(text)
         ids, word_of = [], []

@@ -17,7 +17,15 @@ from shared.errors import BadSetting
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
-_PARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
+_PARENT = re.compile(
+    r"(?!ff)(?P<version>[0-9a-f]{2})-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-(?P<flags>[0-9a-f]{2})(?P<more>-.*)?"
+)
+
+
+def _parent(headers: Mapping[str, str]) -> re.Match[str] | None:
+    """The caller's span; a version after 00 may say more behind the flags (W3C Trace Context, 3.2.4)."""
+    found = _PARENT.fullmatch(headers.get("traceparent", ""))
+    return None if found is None or (found["more"] and found["version"] == "00") else found
 
 
 @dataclass(frozen=True)
@@ -43,9 +51,9 @@ class Traces:
     @contextmanager
     def span(self, name: str, headers: Mapping[str, str]) -> Iterator[Span]:
         """A span in the trace that the headers name, or in a new one."""
-        parent = _PARENT.fullmatch(headers.get("traceparent", ""))
+        parent = _parent(headers)
         if self._tracer is None:
-            trace, _, flags = parent.groups() if parent else (secrets.token_hex(16), "", "00")
+            trace, flags = (parent["trace"], parent["flags"]) if parent else (secrets.token_hex(16), "00")
             yield Span(trace, secrets.token_hex(8), flags)
             return
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator

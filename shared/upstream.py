@@ -164,7 +164,7 @@ class Upstream:
         if failure.reason != "deadline":
             return failure.status not in _NEUTRAL
         usual = self._usual.high
-        return failure.status is None and left_s is not None and left_s > (_IMPATIENT_S if usual is None else 2 * usual)
+        return failure.status is None and left_s is not None and left_s > (_IMPATIENT_S if usual is None else usual)
 
     def _tell(self, *, failed: bool) -> None:
         was_open = self.breaker.open

@@ -70,6 +70,7 @@ class Worker:
         self._network = network
         self._line = Line(limit=limit, wait_s=wait_s, batch_texts=batch_texts, batch_wait_s=batch_wait_s)
         self._row_layer = Smoothed()  # seconds of a row's layer
+        self._tokenize = Smoothed()  # of a text
         self._text_s = 0.0  # seconds of a text in its pass: grows from nothing, so a slow first pass refuses nobody
         self._thread = threading.Thread(target=self._work, args=(threads,), name="model", daemon=True)
         self._thread.start()
@@ -122,7 +123,7 @@ class Worker:
 
     def _work(self, threads: int) -> None:
         torch.set_num_threads(threads)
-        while jobs := self._line.take(self._row_layer.mean or 0.0):
+        while jobs := self._line.take((self._row_layer.mean or 0.0) + (self._tokenize.mean or 0.0)):
             try:
                 done = self._run(jobs)
             except BaseException as error:  # noqa: BLE001 - whatever it is belongs to those who wait, not to this thread
@@ -138,6 +139,7 @@ class Worker:
         if (kind := jobs[0].signature) is not None:
             return [[None if item is None else self._network.signature(item, kind) for item in encoded[0]]]
         tokenized = time.perf_counter()
+        self._tokenize.add((tokenized - started) / max(1, sum(len(own) for own in encoded)))
         traces = self._forward(jobs, encoded)
         answers = [[None if item is None else self._answer(item, next(traces)) for item in own] for own in encoded]
         infer = time.perf_counter() - tokenized

@@ -403,6 +403,15 @@ def test_a_slow_body_is_a_408(serve):
 KEY = "correct-horse-battery"
 
 
+@pytest.mark.parametrize("path", ["/v1/classify", "/info", "/nowhere"])
+def test_a_head_over_16_kb_is_refused(serve, path):
+    caller = serve()
+    response = caller.post(b'{"inputs": "a film"}', path, {**JSON, "x-much": "a" * 17_000})
+    assert_problem(response, 431, "headers-too-large", "16384 bytes")
+    assert_problem(caller.get(f"/{'a' * 17_000}"), 431, "headers-too-large", "16384 bytes")
+    assert caller.classify("a film", {"x-much": "a" * 15_000}).status_code == 200
+
+
 @pytest.fixture
 def key_file(tmp_path):
     path = tmp_path / "key"
@@ -411,7 +420,7 @@ def key_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "given", [None, "Bearer wrong-horse-battery", KEY, f"bearer {KEY}", f"Bearer {KEY} ", "Bearer "]
+    "given", [None, "Bearer wrong-horse-battery", KEY, f"Basic {KEY}", f"Bearer {KEY} ", "Bearer "]
 )
 def test_without_the_key_nobody_is_answered(serve, key_file, given):
     caller = serve(door_key_file=key_file, key_file=key_file)
@@ -425,7 +434,8 @@ def test_without_the_key_nobody_is_answered(serve, key_file, given):
 
 def test_with_the_key_the_door_opens_and_probes_of_the_platform_need_none(serve, key_file):
     caller = serve(door_key_file=key_file)
-    assert caller.classify("a fine film", {"authorization": f"Bearer {KEY}"}).status_code == 200
+    for scheme in ("Bearer", "bearer"):
+        assert caller.classify("a fine film", {"authorization": f"{scheme} {KEY}"}).status_code == 200
     assert {caller.get(path).status_code for path in ("/livez", "/readyz", "/info", "/metrics")} == {200}
 
 

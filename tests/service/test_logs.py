@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 
 import httpx
 import pytest
@@ -97,3 +98,32 @@ def test_nothing_is_exported_unless_an_endpoint_is_set():
     assert exporting(None, "end")._tracer is None
     traces = exporting("http://127.0.0.1:9/v1/traces", "end")
     assert traces._tracer is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "followed"),
+    [
+        (f"00-{TRACE}-00f067aa0ba902b7-01", True),
+        (f"01-{TRACE}-00f067aa0ba902b7-01", True),
+        (f"01-{TRACE}-00f067aa0ba902b7-01-what-comes-later", True),
+        (f"00-{TRACE}-00f067aa0ba902b7-01-more", False),
+        (f"ff-{TRACE}-00f067aa0ba902b7-01", False),
+        (f"00-{'0' * 32}-00f067aa0ba902b7-01", False),
+    ],
+)
+def test_a_trace_is_followed_if_its_parent_is_well_formed(serve, lines, given, followed):
+    caller = serve()
+    lines()
+    caller.classify("a film", {"traceparent": given}, policy="end-only")
+    assert (lines()[-1]["trace_id"] == TRACE) is followed
+
+
+def test_what_the_http_server_says_is_json_too(lines):
+    logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
+    try:
+        raise ValueError("no text of a request")
+    except ValueError:
+        logging.getLogger("uvicorn.error").exception("Exception in ASGI application")
+    warning, error = lines()
+    assert (warning["event"], warning["level"]) == ("Invalid HTTP request received.", "warning")
+    assert error["exception"].endswith("ValueError: no text of a request")

@@ -166,6 +166,27 @@ def test_a_policy_that_waits_for_a_late_tier_before_any_inference_is_answered_he
         assert result["exit_layer"] == 3
 
 
+def test_time_is_kept_back_for_all_that_are_away_at_once(serve, slow_network):
+    """They come back together, and the model takes one after another."""
+
+    async def sleeps(request):
+        await asyncio.sleep(30)
+
+    caller = serve(edge=sleeps, network=slow_network)
+    slow_network.seconds = 0.02
+    for _ in range(3):
+        caller.results("a fine film", policy="end-only")
+
+    async def story():
+        return await asyncio.gather(
+            *(caller.ask("a fine film", policy="edge-only", deadline_ms=1200) for _ in range(8))
+        )
+
+    answers = asyncio.run(story())
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.json()["results"][0]["degraded"] for answer in answers} == {"deadline"}
+
+
 def test_a_late_call_is_cancelled(serve):
     cancelled = []
 

@@ -86,6 +86,14 @@ def test_who_is_late_is_refused_and_not_started():
         late.future.result(0)
 
 
+def test_many_texts_need_longer_to_their_first_exit_than_one():
+    soon = time.perf_counter() + 10
+    many, one = job(*"abcdefgh", expires=soon), job("a", expires=soon)
+    assert line(jobs=[many, one]).take(2.0) == [one]
+    with pytest.raises(DeadlinePassed):
+        many.future.result(0)
+
+
 def test_who_left_is_dropped_at_once():
     jobs = [job("a"), job("b")]
     waiting = line(jobs=jobs)

@@ -207,3 +207,20 @@ def test_a_batch_is_padded_to_its_longest_text(tokens):
 def test_a_batch_of_equal_lengths_has_no_padding(tokens):
     text = tokens.encode("a film", None, 64)
     assert tokens.batch([text, text], torch.device("cpu"))[2] is None
+
+
+def test_of_a_very_long_text_only_the_ends_are_tokenized_and_read_as_ever(tokens, monkeypatch):
+    text = " ".join(WORDS[at % len(WORDS)] for at in range(4000))
+    whole = tokens.encode(text, "not it", 40)
+    seen = []
+    encode = tokens._part
+    monkeypatch.setattr(tokens, "_part", lambda part, **own: (seen.append(part), encode(part, **own))[1])
+    monkeypatch.setattr("shared.tokens.REACH", 20)
+    assert tokens.encode(text, "not it", 40) == whole
+    assert sum(map(len, seen)) == 2 * 20 * 40 + len("not it")
+    assert whole.truncated
+
+
+def test_a_readable_word_between_oceans_of_white_space_is_read(tokens):
+    text = f"{' ' * 30_000}a film{' ' * 30_000}"
+    assert [tokens.encode(text, None, 12).words, tokens.encode(text, None, 12).truncated] == [["a", "film"], False]
