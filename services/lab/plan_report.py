@@ -16,6 +16,7 @@ from rich.table import Table
 from services.lab.plan import Plan, Spec, Targets, choose, confirm, measure, parts
 from services.lab.replay.measured import bench_ms
 from services.lab.tables.trial import Trial
+from shared.bundle import MODELS
 from shared.policies import spec_of
 
 RESAMPLINGS = 100
@@ -28,6 +29,7 @@ def report(found: Plan, targets: Targets, chosen_on: Trial, judged_on: Trial, be
     misses = found.confirmed[found.nearest].misses(targets, bounds=True)
     return {
         "targets": _told(asdict(targets)),
+        "bundle": chosen_on.bundle.name if chosen_on.bundle.folder.parent == MODELS else str(chosen_on.bundle.folder),
         "feasible": found.chosen is not None,
         "policy": spec_of(chosen_on.replay.policy(spec)),
         "missed_by": misses,
@@ -104,10 +106,12 @@ def write(said: dict[str, Any], out: Path, console: Console) -> None:
     draw(said, picture)
     for line in sentences(said):
         console.print(line, markup=False, highlight=False)
+    policy = out.with_name(f"{out.name}.policy.json").resolve()
     if said["feasible"]:
-        policy = out.with_name(f"{out.name}.policy.json").resolve()
         policy.write_text(json.dumps(said["policy"], indent=1) + "\n")
-        print(f"TIERWISE_BUNDLE={said['validation']['bundle']}\nTIERWISE_POLICY={policy}")
+        print(f"TIERWISE_BUNDLE={said['bundle']}\nTIERWISE_POLICY={policy}")
+    else:
+        policy.unlink(missing_ok=True)  # an older plan's would pass for this one's
     console.print(f"written: {written}, {picture}", markup=False)
 
 
@@ -119,7 +123,8 @@ def sentences(said: dict[str, Any]) -> list[str]:
     if said["feasible"]:
         out = [f"Chosen for {targets}: {said['policy']['name']} {json.dumps(parameters)}"]
     else:
-        gaps = ", ".join(f"{name} by {gap:.1%}" for name, gap in said["missed_by"].items()) or "nothing but its order"
+        missed = [f"{name} by {gap:.1%}" for name, gap in said["missed_by"].items()]
+        gaps = ", ".join(missed) or "nothing, but a safer setting before it on the front did, so it is not proved"
         out = [
             f"No setting meets {targets} beyond doubt on {said['validation']['n']} validation texts. Nearest: "
             f"{said['policy']['name']} {json.dumps(parameters)}; its bounds miss {gaps}."

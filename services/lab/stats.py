@@ -21,6 +21,17 @@ def wilson(right: int, n: int, z: float = Z) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def share_above(right: int, n: int) -> float:
+    """Lower bound of a share, one-sided 95 %, exact (Clopper and Pearson 1934).
+
+    >>> round(share_above(59, 59), 3), share_above(0, 10)
+    (0.95, 0.0)
+    """
+    from scipy.special import betaincinv
+
+    return float(betaincinv(right, n - right + 1, 0.05)) if right else 0.0
+
+
 def unseen_share(n: int, level: float = 0.025) -> float:
     """The largest share of events that n texts without one leave open (exact; about 3.7 / n).
 

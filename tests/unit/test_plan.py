@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from services.lab.plan import Measured, Targets, choose, confirm, front, measure, parts, rank_above
+from services.lab.plan import Measured, Targets, bytes_below, choose, confirm, front, measure, parts, rank_above
 
 
 def outcomes(accuracy, ms, n=3000, sent=1000.0, seed=0):
@@ -126,3 +126,26 @@ def test_the_order_statistic_is_above_the_quantile_as_often_as_it_says():
 
 def test_what_is_measured_is_json():
     assert json.dumps(vars(Measured(0.9, 1.0, 2.0, 3.0)))
+
+
+def test_a_second_limit_that_only_just_holds_does_not_hide_what_meets_both():
+    """The most accurate setting sits at the limit of p95: a walk that starts there would end there."""
+    at_the_limit, well_within = outcomes(0.94, 92.5), outcomes(0.92, 50)
+    targets = Targets(accuracy=0.9, p95_ms=float(np.percentile(at_the_limit.ms[::3], 95)) + 0.01)
+    assert choice([at_the_limit, well_within], targets).chosen == 1
+
+
+def test_a_limit_of_nothing_is_a_limit():
+    home, away = outcomes(0.85, 20, sent=0.0), outcomes(0.95, 60, sent=500.0)
+    found = choice([home, away], Targets(bytes=0.0))
+    assert found.chosen == 0
+    assert choice([away], Targets(accuracy=0.9, bytes=0.0)).chosen is None
+
+
+def test_what_is_hardly_ever_sent_is_not_taken_for_nothing():
+    noise = np.random.default_rng(0)
+    within = 0
+    for _ in range(200):
+        sent = np.where(noise.random(400) < 0.01, noise.lognormal(7, 0.3, 400), 0.0)
+        within += bytes_below(sent) >= 0.01 * math.exp(7 + 0.045) or not sent.any()
+    assert within >= 190
