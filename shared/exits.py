@@ -35,7 +35,7 @@ class Similarity:
     """Neighbouring exits agree: total variation below `theta`, `patience` times in a row (eq. 13-14).
 
     `min_confidence` guards against neighbours that agree on an unsure answer; 0 is the paper's rule. Below `unsure`
-    they may leave all the same: such a text is sent on whatever the layers to come would say.
+    they may leave all the same: such a text is sent on, though the layers to come might have kept it.
     """
 
     theta: float

@@ -35,7 +35,7 @@ class Collaborative(Policy):
         0.0, description="confidence that leaving needs besides; a number, or one per tier"
     )
     exit_when_unsure: bool = Field(
-        False, description="whether a text below offload_threshold may leave too: it is sent on anyway"
+        False, description="whether a text below offload_threshold may leave too; it is then sent on"
     )
     pruning_coefficient: Annotated[float, Field(ge=0, le=10)] = Field(
         1.0, description="words below this many times the mean importance stay behind; 0: none"

@@ -38,7 +38,7 @@ def draw(tables: dict[str, Any], out: Path) -> None:
 
 
 def _hu_1(axes: list[Axes], made: dict[str, Any]) -> None:
-    """Accuracy and time by theta (after the paper's figures 8 and 9, as we read Table I), and the points."""
+    """Accuracy and time by theta (after the paper's figures 9 and 8), and the points."""
     paper = published("hu-1")["rows"]
     ours = [(r["spec"]["offload_threshold"], r["spec"]["theta"], r) for r in made["table"]["rows"]]
     thetas = sorted({theta for _, theta, _ in ours})
@@ -50,18 +50,26 @@ def _hu_1(axes: list[Axes], made: dict[str, Any]) -> None:
         for rows, style, who in ((own, "o-", "ours"), (printed, "x--", "paper")):
             axes[0].plot([r[0] for r in rows], [100 * r[2] for r in rows], style, color=colour, label=f"{tau} {who}")
             axes[1].plot([r[0] for r in rows], [100 * r[1] / first_ms[who] for r in rows], style, color=colour)
-    axes[0].set(xlabel="theta", ylabel="accuracy (%)", title="after figure 8: accuracy by theta")
-    axes[1].set(xlabel="theta", ylabel="mean time, % of threshold 0.9, theta 0", title="after figure 9 (ours modelled)")
+    axes[0].set(xlabel="theta", ylabel="accuracy (%)", title="after figure 9: accuracy by theta")
+    axes[1].set(xlabel="theta", ylabel="mean time, % of threshold 0.9, theta 0", title="after figure 8 (ours modelled)")
     for one in axes[:2]:
         one.set_xticks(range(len(thetas)), [f"{theta:g}" for theta in thetas])
     axes[0].legend(fontsize=7)
-    for _, _, r in ours:
-        axes[2].plot(r["modelled_ms"]["mean"], 100 * r["accuracy"], ".", color="grey")
+    without = [(r["modelled_ms"]["mean"], 100 * r["accuracy"]) for r in made["points"]["without_exit"]]
+    axes[2].plot(*zip(*without, strict=True), ".-", color="grey", label="theta 0, thresholds .55 to .9")
     for r in made["points"]["rows"]:
         (low, high), x, y = r["accuracy_ci95"], r["modelled_ms"]["mean"], r["accuracy"]
         colour = COLOURS[r["spec"]["offload_threshold"]]
-        axes[2].errorbar(x, 100 * y, [[100 * (y - low)], [100 * (high - y)]], fmt="D", color=colour, capsize=3)
-    axes[2].set(xlabel="modelled mean ms", ylabel="accuracy (%)", title="our points (diamonds) and the twelve rows")
+        axes[2].errorbar(
+            x,
+            100 * y,
+            [[100 * (y - low)], [100 * (high - y)]],
+            fmt="D" if r["rule"] == "ours" else "v",
+            color=colour,
+            capsize=3,
+        )
+    axes[2].set(xlabel="modelled mean ms", ylabel="accuracy (%)", title="our points (diamonds), eq. 13-14 alone (v)")
+    axes[2].legend(fontsize=7)
 
 
 def _hu_parts(axes: list[Axes], made: dict[str, Any]) -> None:
