@@ -19,18 +19,27 @@ HEAD_BYTES = 16_384  # of a request's line and headers
 
 
 class HeadLimit:
-    """Refuses a request whose line and headers are too long: h11 bounds only those that come in pieces."""
+    """Refuses a request whose line and headers are too long (h11 bounds only those that come in pieces), or that states
+    its length in two ways, which may hide a second request (RFC 9112, 6.1)."""
 
-    def __init__(self, app: ASGIApp, refuse: Callable[[Request], Response]) -> None:
+    def __init__(self, app: ASGIApp, refuse: Callable[[Request, Refused], Response]) -> None:
         self._app, self._refuse = app, refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            line = len(scope.get("raw_path", b"")) + len(scope["query_string"])
-            if line + sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > HEAD_BYTES:
-                await self._refuse(Request(scope))(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        if scope["type"] != "http" or (problem := _wrong(scope)) is None:
+            await self._app(scope, receive, send)
+        else:
+            await self._refuse(Request(scope), problem)(scope, receive, send)
+
+
+def _wrong(scope: Scope) -> Refused | None:
+    size = len(scope.get("raw_path", b"")) + len(scope["query_string"])
+    size += sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+    if size > HEAD_BYTES:
+        return Refused(431, "headers-too-large", f"the request's line and headers are over {HEAD_BYTES} bytes")
+    if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+        return Refused(400, "bad-request", "both content-length and transfer-encoding: send one")
+    return None
 
 
 def read_key(path: Path | None) -> str | None:

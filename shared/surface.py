@@ -34,7 +34,7 @@ from shared.contracts import (
     Problem,
 )
 from shared.errors import Draining, Refused, TierwiseError
-from shared.guard import HEAD_BYTES, HeadLimit, authorize, read_key, while_waited_for
+from shared.guard import HeadLimit, authorize, read_key, while_waited_for
 from shared.ledger import Ledger
 from shared.machine import cpus
 from shared.network import Network
@@ -113,7 +113,7 @@ class Surface:
         add("/info", self.info, methods=["GET"])
         add("/metrics", self.metrics, methods=["GET"], response_class=Response)
         self.app.add_exception_handler(HTTPException, self.on_http_error)
-        self.app.add_middleware(HeadLimit, refuse=self.on_long_head)
+        self.app.add_middleware(HeadLimit, refuse=self.on_bad_head)
 
     async def classify(self, request: Request) -> Response:
         return await self._answer(request, self.door_key, self._classify)
@@ -283,9 +283,8 @@ class Surface:
         detail = f"{request.method} {request.url.path[:200]}: {error.detail}; see /docs"
         return self._problem(Refused(error.status_code, kind, detail), _request_id(request), error.headers)
 
-    def on_long_head(self, request: Request) -> Response:
-        detail = f"the request's line and headers are over {HEAD_BYTES} bytes"
-        return self._problem(Refused(431, "headers-too-large", detail), _request_id(request))
+    def on_bad_head(self, request: Request, problem: Refused) -> Response:
+        return self._problem(problem, _request_id(request), {"connection": "close"})
 
 
 def _request_id(request: Request) -> str:
