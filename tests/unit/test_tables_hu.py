@@ -6,11 +6,12 @@ import numpy as np
 
 from services.lab.tables import hu
 
+ORDER = ("end", "edge", "cloud")
 BASE = {**hu.OURS, "offload_threshold": 0.8, "theta": 0.0}
 
 
 def trial(of):
-    return SimpleNamespace(replay=SimpleNamespace(order=("end", "edge", "cloud")), of=of)
+    return SimpleNamespace(replay=SimpleNamespace(order=ORDER), of=of)
 
 
 def outcomes(saved, lost, n=2000):
@@ -35,7 +36,7 @@ def test_the_point_is_surest_of_the_limit_that_it_is_least_sure_of():
         same = least["end"] == least["edge"] and least["end"] in known
         return known[least["end"]] if alone and same else outcomes(0.05, 40)
 
-    chosen = hu.surest(trial(of), BASE)
+    chosen = hu.surest(trial(of), BASE, hu.own_rule(ORDER, BASE))
     assert chosen["exit_min_confidence"] == {"end": 0.9, "edge": 0.9, "cloud": 0.9}
     assert chosen["patience"] == 1
     assert chosen["offload_threshold"] == 0.8
@@ -46,9 +47,11 @@ def test_no_lost_answer_among_few_texts_proves_little():
         return lambda spec: outcomes(0, 0, n) if spec["theta"] == 0.0 else known[spec["patience"]](n)
 
     known = {1: lambda n: outcomes(0.2, 0, n), 2: lambda n: outcomes(0.19, 0, n)}
-    assert hu.surest(trial(of(40)), BASE)["patience"] == 1  # both keep the accuracy equally little surely: first come
+    assert (
+        hu.surest(trial(of(40)), BASE, hu.own_rule(ORDER, BASE))["patience"] == 1
+    )  # both keep the accuracy equally little surely: first come
     known[1] = lambda n: outcomes(0.2, 9, n)
-    assert hu.surest(trial(of(2000)), BASE)["patience"] == 2
+    assert hu.surest(trial(of(2000)), BASE, hu.own_rule(ORDER, BASE))["patience"] == 2
 
 
 def test_a_point_beats_by_its_estimates_or_by_its_intervals():
