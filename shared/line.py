@@ -90,12 +90,20 @@ class Line:
             QueueFull: the line is at one of its limits.
         """
         with self._changed:
-            wait = self.texts * text_s
-            if len(self._jobs) >= self._limit or wait > self._wait_s:
-                raise QueueFull(f"{len(self._jobs)} requests wait for the model already", retry_after_s=wait)
+            self.admit(text_s=text_s)
             job.queued = self._busy
             self._jobs.append(job)
             self._changed.notify()
+
+    def admit(self, *, text_s: float) -> None:
+        """Whether one more may stand in line.
+
+        Raises:
+            QueueFull: the line is at one of its limits.
+        """
+        wait = self.texts * text_s
+        if len(self._jobs) >= self._limit or wait > self._wait_s:
+            raise QueueFull(f"{len(self._jobs)} requests wait for the model already", retry_after_s=wait)
 
     def leave(self, job: Job) -> None:
         """Its caller is gone: out of the line, or stopped before the next layer."""

@@ -203,6 +203,8 @@ class Surface:
                     raise Draining("this tier is shutting down")
                 authorize(request, key)
                 body = await read(request, self.settings.max_body_bytes, self.settings.body_timeout_ms / 1e3)
+                if request.url.path == "/v1/classify":
+                    self.tier.worker.admit()  # at the door: under overload a refusal must cost next to nothing
                 done = await while_waited_for(request, work(parse(body), request_id, dict(headers)))
                 outcome, policy, status = done.outcome, done.policy, 200
                 span.facts.update(done.facts)

@@ -80,6 +80,14 @@ class Worker:
         """Calls that wait."""
         return self._line.waiting
 
+    def admit(self) -> None:
+        """Whether one more call may wait, asked before anything is done for it.
+
+        Raises:
+            QueueFull: too many wait.
+        """
+        self._line.admit(text_s=self._text_s)
+
     async def run(
         self,
         texts: Sequence[TextPair],
