@@ -99,7 +99,7 @@ class Surface:
             here = f"#/paths/{path.replace('/', '~1')}/post/requestBody/content/application~1json/schema"
             schema = takes.model_json_schema(ref_template=here + "/$defs/{model}")
             body = {"content": {"application/json": {"schema": schema}}, "required": True}
-            problems = {status: {"model": Problem} for status in (400, 401, 408, 413, 415, 422, 429, 503, 504)}
+            problems = {status: {"model": Problem} for status in (400, 401, 408, 413, 415, 422, 429, 431, 503, 504)}
             add(
                 path,
                 endpoint,
@@ -116,7 +116,7 @@ class Surface:
         self.app.add_middleware(HeadLimit, refuse=self.on_bad_head)
 
     async def classify(self, request: Request) -> Response:
-        return await self._answer(request, self.door_key, self._classify)
+        return await self._answer(request, self.door_key, self._classify, at_door=self.tier.worker.admit)
 
     async def infer(self, request: Request) -> Response:
         return await self._answer(request, self.key, self._infer)
@@ -186,9 +186,13 @@ class Surface:
         self,
         request: Request,
         key: str | None,
-        work: Callable[[Any, str, Mapping[str, str]], Coroutine[Any, Any, _Done]],
+        work: Callable[[bytes, str, Mapping[str, str]], Coroutine[Any, Any, _Done]],
+        at_door: Callable[[], None] = lambda: None,
     ) -> Response:
-        """Parse, run `work`, and turn every error of ours into its problem document; counted and logged once, here."""
+        """Read the body, run `work`, and turn every error of ours into its problem document; counted and logged once.
+
+        `at_door` may refuse before anything is parsed, whatever the policy: a refusal under overload must cost little.
+        """
         started, request_id = time.perf_counter(), _request_id(request)
         inflight = self.telemetry.inflight.labels(self.tier.name)
         outcome, policy, status = "error", NO_POLICY, 500
@@ -203,9 +207,8 @@ class Surface:
                     raise Draining("this tier is shutting down")
                 authorize(request, key)
                 body = await read(request, self.settings.max_body_bytes, self.settings.body_timeout_ms / 1e3)
-                if request.url.path == "/v1/classify":
-                    self.tier.worker.admit()  # at the door: under overload a refusal must cost next to nothing
-                done = await while_waited_for(request, work(parse(body), request_id, dict(headers)))
+                at_door()
+                done = await while_waited_for(request, work(body, request_id, dict(headers)))
                 outcome, policy, status = done.outcome, done.policy, 200
                 span.facts.update(done.facts)
                 headers["server-timing"] = done.timing
@@ -228,8 +231,9 @@ class Surface:
                 log.info("request", path=request.url.path, ms=round(seconds * 1e3, 3), **span.facts)
                 span.facts["request_id"] = request_id
 
-    async def _classify(self, parsed: Any, request_id: str, headers: Mapping[str, str]) -> _Done:
+    async def _classify(self, body: bytes, request_id: str, headers: Mapping[str, str]) -> _Done:
         started = time.perf_counter()
+        parsed = parse(body)
         if isinstance(parsed, dict) and isinstance(inputs := parsed.get("inputs"), list):
             self._check_count(inputs)
         request = validate(ClassifyRequest, parsed)
@@ -251,9 +255,9 @@ class Surface:
         policy = spec if isinstance(spec, str) else spec["name"]
         return _Done(answer, policy, timing, _facts([(result.degraded, result.hops) for result in results]))
 
-    async def _infer(self, parsed: Any, request_id: str, headers: Mapping[str, str]) -> _Done:
+    async def _infer(self, body: bytes, request_id: str, headers: Mapping[str, str]) -> _Done:
         started = time.perf_counter()
-        request = validate(InferRequest, parsed)
+        request = validate(InferRequest, parse(body))
         if len(request.texts) > self.settings.max_inputs:  # none at all is a probe
             self._check_count(request.texts)
         if request.version != CONTRACT_VERSION or len(request.indices) != len(request.texts):

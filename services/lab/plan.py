@@ -50,9 +50,16 @@ class Targets:
     objective: str = "mean"
 
     @property
+    def cost(self) -> str:
+        """The figure of `Measured` on the front's other axis: the objective; without an accuracy, what is limited."""
+        if self.accuracy is None:
+            return "bytes" if self.p95_ms is None else "p95_ms"
+        return "p95_ms" if self.objective == "p95" else "mean_ms"
+
+    @property
     def traded(self) -> str:
         """The target that the front trades against: the others must hold for whatever is on it."""
-        return "accuracy" if self.accuracy is not None else "bytes" if self.p95_ms is None else "p95_ms"
+        return "accuracy" if self.accuracy is not None else self.cost
 
 
 @dataclass(frozen=True)
@@ -70,10 +77,8 @@ class Measured:
     bytes_high: float = math.inf
 
     def cost(self, targets: Targets) -> float:
-        """What is traded against accuracy: the objective, or what is limited where there is no accuracy target."""
-        if targets.accuracy is None:
-            return self.p95_ms if targets.traded == "p95_ms" else self.bytes
-        return self.p95_ms if targets.objective == "p95" else self.mean_ms
+        """What is traded against accuracy."""
+        return float(getattr(self, targets.cost))
 
     def meets(self, targets: Targets, *, bounds: bool) -> bool:
         """Whether every target holds: for the figures themselves, or for their bounds."""

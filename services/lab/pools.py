@@ -15,7 +15,8 @@ last pool is void. So mu is halved until no pool is smaller than `SMALLEST` and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -71,6 +72,10 @@ class Exited:
         """What a text gets at its tier, [N]."""
         return what.gather(0, tier[None])[0]
 
+    def reward(self, mu: float) -> float:
+        """Mean reward of eq. 2, every text at its pool's tier."""
+        return float((self.at(self.pool, self.confidence) - mu * self.at(self.pool, self.cost)).mean())
+
 
 @dataclass
 class Chosen:
@@ -118,12 +123,8 @@ def choose(
         kind: torch.tensor([network.signature(network.encode(t.text, t.pair), kind) for t in texts])
         for kind in Signature
     }
-    sizes = torch.bincount(pool, minlength=count)
-    chosen.pools = Pools(
-        tuple(sizes.tolist()),
-        {kind: tuple(map(tuple, _means(s, pool, count).tolist())) for kind, s in signatures.items()},
-    )
-    edges = bins(words, sizes)
+    chosen.pools = pools_of(signatures, pool, count)
+    edges = bins(words, torch.bincount(pool, minlength=count))
     chosen.policies |= {
         "dimee": {"exit_threshold": alpha},
         "length-quantile": {"exit_threshold": alpha, "edges": edges},
@@ -139,10 +140,8 @@ def choose_alpha(
     exits: Sequence[Tensor], labels: Tensor, costs: Costs, within: float
 ) -> tuple[float | None, dict[str, Any]]:
     """alpha by the reward under the dearest mu that leaves useful pools; null where none does."""
-    classes, deepest = exits[-1].shape[2], exits[-1].shape[1]
-    grid = [round(alpha, 6) for alpha in torch.linspace(1 / classes, 1, 10).tolist()]
-    by_alpha = {alpha: _exited(exits, labels, alpha, costs) for alpha in grid}
-    target = by_alpha[grid[0]].right[-1].double().mean().item() - within
+    deepest, by_alpha = exits[-1].shape[1], exited_by_alpha(exits, labels, costs)
+    target = by_alpha[min(by_alpha)].right[-1].double().mean().item() - within
 
     def step(alpha: float, mu: float | None) -> dict[str, Any]:
         exited = by_alpha[alpha]
@@ -161,12 +160,9 @@ def choose_alpha(
     tried = []
     for halving in range(HALVINGS):
         mu = 1 / (costs.lambda1 * deepest) / 2**halving
-        rewards = {
-            a: (e.at(e.pool, e.confidence) - mu * e.at(e.pool, e.cost)).mean().item() for a, e in by_alpha.items()
-        }
-        alpha = max(rewards, key=rewards.__getitem__)
-        tried.append({**step(alpha, round(mu, 6)), "reward": round(rewards[alpha], 4)})
-    found = useful(tried) or useful([step(alpha, None) for alpha in grid])  # null: no mu leads to any useful alpha
+        alpha = best_alpha(by_alpha, mu)
+        tried.append({**step(alpha, round(mu, 6)), "reward": round(by_alpha[alpha].reward(mu), 4)})
+    found = useful(tried) or useful([step(alpha, None) for alpha in by_alpha])  # null: no mu leads to any useful alpha
     report = {
         "tried": tried,
         "chosen": found[0] if found else None,
@@ -174,6 +170,24 @@ def choose_alpha(
         "smallest_pool": SMALLEST,
     }
     return (found[0]["alpha"] if found else None), report
+
+
+def exited_by_alpha(exits: Sequence[Tensor], labels: Tensor, costs: Costs) -> dict[float, Exited]:
+    """Every text under each of ten equidistant alphas from 1 / C to 1; `exits` as in `choose_alpha`."""
+    alphas = [round(alpha, 6) for alpha in torch.linspace(1 / exits[-1].shape[2], 1, 10).tolist()]
+    return {alpha: _exited(exits, labels, alpha, costs) for alpha in alphas}
+
+
+def best_alpha(by_alpha: Mapping[float, Exited], mu: float) -> float:
+    """Eq. 3."""
+    return max(by_alpha, key=lambda alpha: by_alpha[alpha].reward(mu))
+
+
+def pools_of(signatures: Mapping[Signature, Tensor], pool: Tensor, count: int) -> Pools:
+    """Sizes and means of the pools, [N] each text's own; a void one is infinitely far from every text."""
+    sizes = torch.bincount(pool, minlength=count)
+    means = {kind: _means(own, pool, count).nan_to_num(nan=math.inf) for kind, own in signatures.items()}
+    return Pools(tuple(sizes.tolist()), {kind: tuple(map(tuple, own.tolist())) for kind, own in means.items()})
 
 
 def bins(words: Tensor, sizes: Tensor) -> list[int]:

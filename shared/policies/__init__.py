@@ -113,7 +113,8 @@ def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping
     given = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = given.pop("name", None)
     if name not in names(tiers):
-        raise UnknownPolicy(f"unknown policy {name!r}: choose one of {', '.join(names(tiers))}")
+        live = ", ".join(known for known in names(tiers) if known != Oracle.name)
+        raise UnknownPolicy(f"unknown policy {name!r}: choose one of {live} (or {Oracle.name}, in replay only)")
     elsewhere = [tier for value in given.values() if isinstance(value, dict) for tier in value if tier not in tiers]
     if isinstance(given.get("tier"), str) and given["tier"] not in tiers:
         elsewhere.append(given["tier"])

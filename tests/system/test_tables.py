@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import pairwise
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,6 +45,7 @@ def world(tmp_path_factory, tiny_bundle, sentences):
         card = json.loads((root / "models" / name / "card.json").read_text())
         held = load(str(root / "data" / "tiny.parquet"), "train")[-10:]
         card["report"]["validation"] = {"n": 10, "data_sha256": digest(held)}
+        card["report"]["pools"] = {"chosen": {"mu": 0.02}}
         (root / "models" / name / "card.json").write_text(json.dumps(card))
     return root
 
@@ -86,6 +88,15 @@ def test_every_table_and_its_numbers_are_those_of_replay(here, tmp_path):
     assert whole["paired"]["accuracy"] == [0, 0, 0]
     costs = {name: row["unit_cost"]["mean"] for name, row in made["against_dimee"].items()}
     assert costs["confidence cascade, same cost"] <= made["rows"]["dimee-f"]["unit_cost"]["mean"] + 1e-9
+
+    varied = report["tables"]["dimee-costs"]["tiny"]["cost_variation"]["rows"]
+    (alpha,) = {own["alpha"] for points in varied.values() for own in points if own["factor"] == 1}
+    for points in varied.values():
+        alike = [own for own in points if own["alpha"] == alpha]
+        assert all(own["less_unchanged"][0] == 0 for own in alike)
+        slopes = [(b["units"] - a["units"]) / (b["factor"] - a["factor"]) for a, b in pairwise(alike)]
+        assert slopes == pytest.approx(slopes[:1] * len(slopes))  # the same decisions: the price alone moves the cost
+    assert any(own["alpha"] != alpha for points in varied.values() for own in points)
 
     for row in report["tables"]["hu-pruned"]["imdb"]["rows"]:  # the same network twice: no difference
         value, low, high = row["paired"]["accuracy"]

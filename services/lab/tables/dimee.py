@@ -4,20 +4,18 @@
     matched    what DIMEE must beat at equal cost: length bins as large as its pools, and a confidence cascade whose
                one threshold is set so that it costs as much. Both look at no label, so both may use the unseen texts
     devices    each tier alone, and each tier on the texts that DIMEE sends there
-    curves     score against cost as each method's own threshold varies; cost as the price of offloading varies
+    curves     score against cost as each method's own threshold varies (as a unit cost varies: `dimee_prices.py`)
 
 Unit costs are reconstructed, fitted to the paper's Table I [CALC] (`replay/costs.py`). Left out: BERT, BERT-large.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from services.lab.pools import Costs
-from services.lab.replay.costs import references, unit_costs
+from services.lab.replay.costs import references
 from services.lab.stats import judged, score, wilson
 from services.lab.tables.trial import Outcomes, Spec, Trial
 from shared.errors import UnknownPolicy
@@ -36,7 +34,6 @@ ROWS: dict[str, Spec] = {
     "oracle": "oracle",
 }
 DIMEE: Spec = "dimee"
-PRICES = (0.0, 0.5, 1.0, 2.0, 4.0)  # of offloading, times the fitted one
 POINTS = 10  # of each curve
 
 
@@ -100,6 +97,7 @@ def devices(trial: Trial) -> dict[str, Any]:
     """Each tier alone on all texts, and on those that DIMEE gives it."""
     order, dimee = trial.replay.order, trial.of(DIMEE)
     answered = dimee.run.answered_by[trial.read]
+    cloud = references(trial.replay).cloud
     out: dict[str, Any] = {}
     for at, tier in enumerate(order):
         alone, own = trial.of(f"{tier}-only"), answered == at
@@ -108,6 +106,7 @@ def devices(trial: Trial) -> dict[str, Any]:
             "alone_on_what_dimee_sends": _score(trial, alone, own),
             "dimee_on_what_it_sends": _score(trial, dimee, own),
             "share_of_texts": float(own.mean()),
+            "cost_against_cloud": float(alone.cost.mean() / cloud - 1),
         }
     return out
 
@@ -122,7 +121,7 @@ def _score(trial: Trial, outcomes: Outcomes, rows: np.ndarray) -> dict[str, Any]
 
 
 def curves(trial: Trial) -> dict[str, Any]:
-    """Score against cost, per method, as its own threshold varies; and costs under other prices of offloading."""
+    """Score against cost, per method, as its own threshold varies."""
     classes = len(trial.bundle.labels)
     grid = [round(float(alpha), 6) for alpha in np.linspace(1 / classes, 1, POINTS)]
     edges = trial.bundle.card.policies["length-quantile"]["edges"]
@@ -133,20 +132,12 @@ def curves(trial: Trial) -> dict[str, Any]:
         "confidence cascade": [cascade(tau) for tau in (*grid[:-1], 0.97, 0.99, 0.999)],
     }
     whole = references(trial.replay).device
-    out: dict[str, Any] = {"score_against_cost": {}, "offload_price": {}}
+    out: dict[str, Any] = {"score_against_cost": {}}
     for name, specs in methods.items():
         every = [trial.of(spec) for spec in specs]
         out["score_against_cost"][name] = [
             {"cost": float(o.cost.mean() / whole - 1), "score": score(trial.bundle.metric, o.label, trial.truth)}
             for o in every
-        ]
-    fitted, rows = Costs(), trial.read
-    for name in ("random", "adaee", "i-splitee", "dimee-f", "length-quantile"):
-        run = trial.of(ROWS[name]).run
-        out["offload_price"][name] = [
-            {"price": price, "cost": float(unit_costs(trial.replay, run, at)[rows].mean() / whole - 1)}
-            for price in PRICES
-            for at in [replace(fitted, o1=fitted.o1 * price, o2=fitted.o2 * price)]
         ]
     return out
 

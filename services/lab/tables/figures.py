@@ -112,8 +112,11 @@ def _dimee_1(axes: list[Axes], made: dict[str, Any]) -> None:
             error = [[100 * max(0, value - low)], [100 * max(0, high - value)]]
             label = key.replace("_", " ") if at == 0 else None
             axes[0].bar(at + 0.25 * (shift - 1), 100 * value, 0.25, yerr=error, capsize=2, color=colour, label=label)
-    shares = [f"{tier}\n{own['share_of_texts']:.0%} of texts" for tier, own in made["devices"].items()]
-    axes[0].set_xticks(range(len(shares)), shares)
+    shares = [
+        f"{tier}\n{own['share_of_texts']:.0%} of texts\nalone: cost {own['cost_against_cloud']:+.0%} / cloud"
+        for tier, own in made["devices"].items()
+    ]
+    axes[0].set_xticks(range(len(shares)), shares, fontsize=8)
     axes[0].set(ylabel=f"{metric} (x 100)")
     axes[0].legend(fontsize=7, loc="lower right")
     for name, row in made["rows"].items():
@@ -130,9 +133,16 @@ def _dimee_costs(axes: list[Axes], made: dict[str, Any]) -> None:
     axes[0].set(
         xlabel="unit cost against the whole model on the device (%)", ylabel=f"{made['made']['metric']} (x 100)"
     )
-    for name, points in made["offload_price"].items():
-        axes[1].plot([p["price"] for p in points], [100 * p["cost"] for p in points], "o-", ms=3, label=name)
-    axes[1].set(xlabel="price of offloading, times the fitted one", ylabel="unit cost (%)")
+    for name, points in made["cost_variation"]["rows"].items():
+        factors = [p["factor"] for p in points]
+        axes[1].plot(factors, [100 * p["score"] for p in points], "o-", ms=3, label=name)
+        axes[2].plot(factors, [p["units"] for p in points], "o-", ms=3, label=name)
+    axes[1].set(ylabel=f"DIMEE-F, {made['made']['metric']} (x 100)")
+    axes[2].set(ylabel="DIMEE-F, mean cost (units)")
+    for one in axes[1:]:
+        one.set(xlabel="a unit cost, times the fitted one", xscale="log")
+        one.set_xticks(factors, [f"{factor:g}" for factor in factors], minor=False)
+        one.minorticks_off()
     for one in axes:
         one.legend(fontsize=7)
 
@@ -155,6 +165,6 @@ FIGURES: dict[str, tuple[int, int, Callable[[list[Axes], dict[str, Any]], None]]
     "hu-parts": (1, 2, _hu_parts),
     "hu-pruned": (1, 2, _hu_pruned),
     "dimee-1": (0, 2, _dimee_1),
-    "dimee-costs": (0, 2, _dimee_costs),
+    "dimee-costs": (0, 3, _dimee_costs),
     "dimee-pools": (0, 2, _dimee_pools),
 }

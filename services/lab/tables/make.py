@@ -23,6 +23,7 @@ from rich.progress import Progress
 from services.lab.bench_report import cpu
 from services.lab.replay.recorder import Recorders
 from services.lab.tables import dimee, hu, pruned
+from services.lab.tables.dimee_prices import variation
 from services.lab.tables.figures import draw
 from services.lab.tables.report import markdown
 from services.lab.tables.trial import Conditions, Trial, tuning, unseen, validation
@@ -51,7 +52,7 @@ NAMES = {
     "hu-parts": "what pruning, the S curve, calibration, early exit and the ensemble each contribute",
     "hu-pruned": "networks trained with pruned texts and without, on pruned texts",
     "dimee-1": "DIMEE, Table I, its rivals at equal cost, and each device alone",
-    "dimee-costs": "score against cost, and other prices of offloading",
+    "dimee-costs": "score against cost, and DIMEE as each unit cost changes",
     "dimee-pools": "the pools: how well an embedding tells them, and a t-SNE picture",
 }
 
@@ -98,26 +99,26 @@ def _steps(job: Job, conditions: Conditions) -> Iterator[tuple[str, str, Step]]:
             known[key] = make(bundle, data, job.n, conditions)
         return known[key]
 
-    def zhang(chosen_on: Make, part: Callable[[Trial, Trial], dict[str, Any]]) -> dict[str, Any]:
-        bundle = load_bundle("collaborative")
-        judged_on = trial(unseen, bundle, imdb)
-        return {"made": judged_on.described(), **part(trial(chosen_on, bundle, imdb), judged_on)}
-
-    def split(bundle: Bundle, data: Path, part: Callable[[Trial], dict[str, Any]]) -> dict[str, Any]:
+    def made(bundle: Bundle, data: Path, part: Callable[..., dict[str, Any]], *chosen_on: Make) -> dict[str, Any]:
         judged_on = trial(unseen, bundle, data)
-        return {"made": judged_on.described(), **part(judged_on)}
+        return {"made": judged_on.described(), **part(*(trial(make, bundle, data) for make in chosen_on), judged_on)}
 
     if imdb.is_file():
-        yield "hu-1", "imdb", lambda: zhang(tuning, lambda v, t: {"table": hu.table_1(t), "points": hu.points(v, t)})
-        yield "hu-parts", "imdb", lambda: zhang(validation, hu.parts)
-        yield "hu-pruned", "imdb", lambda: split(load_bundle("collaborative"), imdb, pruned.trained)
+        card = load_bundle("collaborative")
+        yield (
+            "hu-1",
+            "imdb",
+            lambda: made(card, imdb, lambda v, t: {"table": hu.table_1(t), "points": hu.points(v, t)}, tuning),
+        )
+        yield "hu-parts", "imdb", lambda: made(card, imdb, hu.parts, validation)
+        yield "hu-pruned", "imdb", lambda: made(card, imdb, pruned.trained)
     for bundle, data in split_bundles(job.data):
-        for name, part in (
+        for name, part, *chosen_on in (
             ("dimee-1", lambda t: {**dimee.table_1(t), "devices": dimee.devices(t)}),
-            ("dimee-costs", dimee.curves),
+            ("dimee-costs", lambda v, t: {**dimee.curves(t), "cost_variation": variation(v, t)}, validation),
             ("dimee-pools", dimee.pools),
         ):
-            yield name, data.stem, lambda b=bundle, d=data, p=part: split(b, d, p)  # type: ignore[misc]
+            yield name, data.stem, lambda b=bundle, d=data, p=part, c=chosen_on: made(b, d, p, *c)  # type: ignore[misc]
 
 
 def split_bundles(data: Path) -> list[tuple[Bundle, Path]]:

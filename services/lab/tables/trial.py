@@ -161,7 +161,7 @@ def validation(bundle: Bundle, data: Path, n: int, conditions: Conditions) -> Tr
 
 
 def tuning(bundle: Bundle, data: Path, n: int, conditions: Conditions) -> Trial:
-    """What a choice may look at if the first `n` unseen rows judge it: the held-out ones, and as many after those `n`.
+    """What a choice may look at if the first `n` unseen rows judge it: held-out ones, and `n` / 2 after those.
 
     More texts tell the luckiest setting from the surest; those after the judged ones come from the judged split.
 
@@ -170,7 +170,7 @@ def tuning(bundle: Bundle, data: Path, n: int, conditions: Conditions) -> Trial:
     """
     held = _held_out(bundle, data)[:n]
     split, rows = _unseen(data)
-    later = rows[n : n + len(held)]
+    later = rows[n : n + n // 2]
     return Trial(bundle, held + later, conditions, split=f"held out of train, {len(later)} of {split}")
 
 
