@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from typing import TextIO
 
@@ -42,6 +43,8 @@ def configure_logs(level: str, out: TextIO | None = None) -> None:
 def serve(tier: str | None = None) -> None:
     """Serve `tier` (or the one that `TIERWISE_TIER` names) until SIGTERM; a bad setting is one line, exit status 2."""
     tier = tier or os.environ.get("TIERWISE_TIER", "")
+    for stop in (signal.SIGTERM, signal.SIGINT):  # until the server takes them over there is nothing to drain
+        signal.signal(stop, lambda *_: sys.exit(0))
     try:
         settings = load_settings(tier)
         configure_logs(settings.log_level)

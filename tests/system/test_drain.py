@@ -88,6 +88,19 @@ def test_while_it_drains_it_is_not_ready_and_says_so_and_what_runs_is_finished(l
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_it_starts_ends_the_process_with_status_0(tiny_bundle, number, tmp_path):
+    os.mkfifo(fifo := tmp_path / "key")  # a secret file that does not come: the start waits for it
+    settings = {"TIERWISE_BUNDLE": str(tiny_bundle), "TIERWISE_UPSTREAMS": "", "TIERWISE_KEY_FILE": str(fifo)}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "services.end"], env={**CLEAN, **settings}, stderr=subprocess.PIPE, text=True
+    )
+    with fifo.open("w"):  # opens once the other side reads
+        child.send_signal(number)
+        _, said = child.communicate(timeout=60)
+    assert (child.returncode, said) == (0, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_process_with_status_0(tiny_bundle, number):
     port = free_ports(1)
     settings = {"TIERWISE_BUNDLE": str(tiny_bundle), "TIERWISE_PORT": str(port), "TIERWISE_UPSTREAMS": ""}

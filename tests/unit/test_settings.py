@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from shared.errors import BadSetting
 from shared.link import Backend
@@ -42,6 +43,15 @@ def test_what_the_containers_read_from_the_environment_stops_no_tier_beside_them
     for name in read - {f"TIERWISE_{own.upper()}" for own in Settings.model_fields}:
         monkeypatch.setenv(name, "anything")
     assert load_settings("end").port == 8080
+
+
+def test_every_setting_reaches_a_container():
+    compose = yaml.safe_load((Path(__file__).resolve().parents[2] / "docker-compose.yml").read_text())
+    fixed = {"host", "link_state_dir"}  # by the image and by the volumes
+    keys = {"key_file", "door_key_file"}  # deploy/compose.keys.yml, with the secrets
+    for tier in ("end", "edge", "cloud"):
+        given = {name.removeprefix("TIERWISE_").lower() for name in compose["services"][tier]["environment"]}
+        assert given == {*Settings.model_fields} - fixed - keys
 
 
 def test_variables_win_over_defaults(monkeypatch):
