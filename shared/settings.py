@@ -95,7 +95,7 @@ class Settings(BaseSettings):
     queue_wait_ms: Annotated[
         float,
         Field(gt=0, le=600_000, description="requests are refused while those that wait need longer than this (ms)"),
-    ] = 250.0
+    ] = 100.0
     batch_texts: Annotated[int, Field(ge=1, description="texts of waiting requests that may join; 1: none")] = 1
     batch_wait_ms: Annotated[
         float,
