@@ -190,7 +190,8 @@ def replay() -> str:
     head = " | ".join(f"{name}: {own['metric']}, n = {own['n']}" for name, own in bundles.items())
     notes = "".join(f" {note[0].upper()}{note[1:]}." for note in report["notes"])
     return (
-        f"Links {report['links']}; modelled for {hardware['cpu']}, {hardware['cores']} cores.{notes}"
+        f"Links {report['links']}; modelled for {hardware['cpu']}, {hardware['cores']} cores.{notes} Made in "
+        f"{report['took_s']:.0f} s, with {report['texts_run']} passes that were not in the cache."
         f"\n\n{_table(f'| policy | {head} |', lines)}"
     )
 

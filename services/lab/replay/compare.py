@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def compare(plan: Plan, console: Console) -> dict[str, Any]:
         UnknownPolicy: a policy or parameter that no bundle has.
     """
     _check(plan)
-    recorders = Recorders(console)
+    started, recorders = time.perf_counter(), Recorders(console)
     report: dict[str, Any] = {
         "seed": plan.seed,
         "links": plan.links,
@@ -74,7 +75,7 @@ def compare(plan: Plan, console: Console) -> dict[str, Any]:
                 report["notes"] += [note for note in notes if note not in report["notes"]]
     finally:
         recorders.save()
-    report["texts_run"] = recorders.ran
+    report |= {"texts_run": recorders.ran, "took_s": time.perf_counter() - started}
     return report
 
 
