@@ -136,7 +136,8 @@ def _altered(parts: dict[str, Any]) -> list[str]:
         for cost, points in own["rows"].items():
             for point in (points[0], points[-1]):
                 columns.append(f"{cost} x {point['factor']:g}")
-                cells.append(interval(point["less_unchanged"]))
+                same = point["alpha"] == unaltered["alpha"]
+                cells.append("same alpha" if same else interval(point["less_unchanged"]))
         rows.append(cells)
     return table(columns, rows)
 
