@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from shared.errors import Refused, plain
 
-_MAX_DEPTH = 32
+_MAX_DEPTH, _MAX_VALUES = 32, 10_000  # walking and refusing more would keep the event loop from everybody else
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -25,6 +25,8 @@ async def read(request: Request, limit: int, timeout_s: float) -> bytes:
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != "application/json":
         raise Refused(415, "unsupported-media", f"content type {media or 'missing'}; send application/json")
+    if (coding := request.headers.get("content-encoding", "identity").lower()) != "identity":
+        raise Refused(415, "unsupported-media", f"content encoding {coding}; send the JSON as it is")
     too_large = Refused(413, "too-large", f"the body is over {limit} bytes")
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > limit:
@@ -44,21 +46,26 @@ async def read(request: Request, limit: int, timeout_s: float) -> bytes:
 
 
 def parse(body: bytes) -> Any:
-    """Strict JSON: UTF-8, no NaN or Infinity, at most 32 levels deep."""
+    """Strict JSON: UTF-8, no NaN or Infinity, at most 32 levels deep, at most 10,000 values."""
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
     try:
         parsed = json.loads(body.decode("utf-8"), parse_constant=refuse)
-        level, depth = [parsed], 0
+        level, depth, values = [parsed], 0, 1
         while level := [inner for outer in level for inner in _children(outer)]:
             depth += 1
+            values += len(level)
+            if values > _MAX_VALUES:
+                raise Refused(413, "too-large", f"the body holds over {_MAX_VALUES} values")
             if depth > _MAX_DEPTH:
                 raise ValueError(f"nested more than {_MAX_DEPTH} deep")
         return parsed
     except (ValueError, RecursionError) as error:
         why = f"nested more than {_MAX_DEPTH} deep" if isinstance(error, RecursionError) else error
+        if "integer string conversion" in str(error):
+            why = "a number has thousands of digits"
         raise Refused(400, "bad-json", f"the body is not JSON: {why}") from error
 
 

@@ -23,6 +23,9 @@ def _readable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_readable)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0, le=10**9)]
+Ms = Annotated[float, Field(ge=0, le=1e9)]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.+-]+$")]
 
 
@@ -71,9 +74,9 @@ class LinkUse(Wire):
     target: Name = Field(alias="to")
     backend: Literal["netem", "simulated", "none"]
     profile: str
-    request_bytes: int
-    response_bytes: int
-    ms: float
+    request_bytes: Count
+    response_bytes: Count
+    ms: Ms
 
 
 class WordUse(Wire):
@@ -86,21 +89,21 @@ class Hop(Wire):
     """One tier's part in an answer."""
 
     tier: Name
-    exit_layer: int
-    layers: int
+    exit_layer: Count
+    layers: Count
     label: str
-    probabilities: dict[str, float]
-    confidence: float
-    offload_probability: float
-    draw: float | None = None
+    probabilities: dict[str, Share]
+    confidence: Share
+    offload_probability: Share
+    draw: Share | None = None
     offloaded_to: Name | None = None
-    words_in: int
-    words_kept: int | None = None
-    weight: float = 0.0
+    words_in: Count
+    words_kept: Count | None = None
+    weight: Share = 0.0
     truncated: bool
     link: LinkUse | None = None
-    timings_ms: dict[Literal["tokenize", "queue", "infer", "prune", "total"], float]
-    exits: list[dict[str, float]] | None = None  # with `explain`
+    timings_ms: dict[Literal["tokenize", "queue", "infer", "prune", "total"], Ms]
+    exits: list[dict[str, Share]] | None = None  # with `explain`
     words: list[WordUse] | None = None  # with `explain`
 
 
@@ -109,11 +112,11 @@ class Result(Wire):
 
     index: int
     label: str
-    probabilities: dict[str, float]
-    confidence: float
+    probabilities: dict[str, Share]
+    confidence: Share
     tier: Name
-    exit_layer: int
-    words_in: int
+    exit_layer: Count
+    words_in: Count
     truncated: bool
     degraded: DegradedReason | None
     hops: list[Hop]
@@ -149,7 +152,7 @@ class InferredRow(Wire):
 class InferResponse(Wire):
     version: int = CONTRACT_VERSION
     rows: list[InferredRow]
-    total_ms: float  # the callee's own time for the call, its waiting for further tiers included
+    total_ms: Ms  # the callee's own time for the call, its waiting for further tiers included
 
 
 class Problem(Wire):

@@ -14,6 +14,8 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
+FLATTEST = 1e-3  # below it the sigmoid is its limit, the straight line, and the quotient of eq. 8 is rounding errors
+
 
 class Curve(StrEnum):
     """How the offload probability falls from 1 at the threshold to 0 at full confidence."""
@@ -38,7 +40,7 @@ class Dispatcher:
         if self.curve is Curve.STEP or self.offload_threshold >= 1:
             return 0.0
         u = (confidence - self.offload_threshold) / (1 - self.offload_threshold)
-        if self.curve is Curve.LINEAR:
+        if self.curve is Curve.LINEAR or self.steepness < FLATTEST:
             return 1 - u
         low, high = _sigmoid(-self.steepness / 2), _sigmoid(self.steepness / 2)
         return min(1.0, max(0.0, (_sigmoid(-self.steepness * (u - 0.5)) - low) / (high - low)))

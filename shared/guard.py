@@ -68,7 +68,7 @@ def authorize(request: Request, key: str | None) -> None:
     if key is None:
         return
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), key.encode()):
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.lstrip(" ").encode(), key.encode()):
         raise Refused(401, "unauthorized", "send the key of this tier: `authorization: Bearer KEY`")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fastapi import Response
@@ -28,7 +29,7 @@ _REFUSALS = {
     431: "too_large",
 }
 _TITLES = {
-    400: "Not JSON",
+    400: "Bad request",
     401: "No valid key",
     404: "No such path",
     405: "Method not allowed",
@@ -44,6 +45,14 @@ _TITLES = {
 }
 
 
+PROBLEM_TYPE = "application/problem+json"
+
+
+def title(status: int) -> str:
+    """What a status is called here."""
+    return _TITLES.get(status, "Not possible")
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What an error means to a caller; `reason` is its label among the rejections, if it is counted."""
@@ -54,21 +63,24 @@ class Verdict:
     errors: list[dict[str, str]] = field(default_factory=list)
 
 
-def judge(error: TierwiseError) -> Verdict | None:
-    """The verdict on an error; null for one that no caller causes, which is a bug."""
+def judge(error: TierwiseError) -> Verdict:
+    """The verdict on an error; one that no caller causes is a bug, and raised again."""
     if isinstance(error, Refused):
         return Verdict(error.status, error.kind, _REFUSALS.get(error.status), error.errors)
     known = next((row for base, row in _STATUS.items() if isinstance(error, base)), None)
-    return None if known is None else Verdict(*known)
+    if known is None:
+        raise error
+    return Verdict(*known)
 
 
-def document(error: TierwiseError, verdict: Verdict, request_id: str, headers: dict[str, str]) -> Response:
+def document(error: TierwiseError, request_id: str, headers: Mapping[str, str]) -> Response:
     """The response that says so."""
+    verdict = judge(error)
     problem = Problem(
         type=f"urn:tierwise:{verdict.kind}",
-        title=_TITLES.get(verdict.status, "Not possible"),
+        title=title(verdict.status),
         status=verdict.status,
-        detail=str(error).encode(errors="backslashreplace").decode(),  # it may quote a lone surrogate
+        detail=_shortened(str(error).encode(errors="backslashreplace").decode()),  # it may quote a lone surrogate
         request_id=request_id,
         errors=verdict.errors,
     )
@@ -80,4 +92,9 @@ def document(error: TierwiseError, verdict: Verdict, request_id: str, headers: d
         out["www-authenticate"] = "Bearer"
     if verdict.status in (401, 408, 413, 415, 431, 503):  # what is left of the body is not read
         out["connection"] = "close"
-    return Response(problem.model_dump_json(), verdict.status, out, media_type="application/problem+json")
+    return Response(problem.model_dump_json(), verdict.status, out, media_type=PROBLEM_TYPE)
+
+
+def _shortened(text: str, limit: int = 500) -> str:
+    """What a caller sent may be quoted, not sent back whole."""
+    return text if len(text) <= limit else f"{text[:limit]}..."

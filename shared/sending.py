@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import structlog
 
@@ -80,14 +81,25 @@ class Sender:
         """Whether the nearest tier that a text could go to is known to be down."""
         return bool(where.reachable) and self._toward(where.reachable[0]).breaker.open
 
-    def _sound(self, hop: Hop) -> bool:
+    def _sound(self, hops: Sequence[Hop]) -> bool:
+        """Whether these can be the hops of a text that was sent on from here, ever deeper."""
+        order = self._bundle.order
+        if not all(hop.tier in order and self._possible(hop) for hop in hops):
+            return False
+        depths = [order.index(hop.tier) for hop in hops]
+        return all(above < below for above, below in pairwise([order.index(self._name), *depths]))
+
+    def _possible(self, hop: Hop) -> bool:
         """Whether a hop can be one of this bundle's."""
-        values = hop.probabilities.values()
+        values, layers = hop.probabilities, self._bundle.tiers[hop.tier].layers
         return (
-            hop.tier in self._bundle.order
-            and hop.probabilities.keys() == set(self._bundle.labels)
-            and all(0 <= value <= 1 for value in values)
-            and abs(sum(values) - 1) < 0.001  # each is rounded to 6 digits
+            hop.layers == layers
+            and 1 <= hop.exit_layer <= layers
+            and hop.offloaded_to in (None, *self._bundle.order)
+            and all(exit_.keys() == set(self._bundle.labels) for exit_ in (values, *(hop.exits or ())))
+            and abs(sum(values.values()) - 1) < 0.001  # each is rounded to 6 digits
+            and hop.label in values
+            and hop.confidence == values[hop.label] == max(values.values())
         )
 
     def _toward(self, tier: str) -> Upstream:

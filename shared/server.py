@@ -10,16 +10,24 @@ from __future__ import annotations
 import asyncio
 import math
 import signal
+import socket
+import sys
 import time
+import uuid
 from types import FrameType
 from typing import Any
 
+import h11
+import structlog
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from shared.errors import Refused
 from shared.guard import HEAD_BYTES
+from shared.problems import document
 
+log = structlog.get_logger()
 HEAD_S = 10.0  # from the connection, or the end of the last answer's, to the end of the headers
 NOTICE_S = 0.5
 _TICK_S = 0.1
@@ -49,6 +57,18 @@ class Protocol(H11Protocol):
         self._stop_expecting()
         super().connection_lost(exc)
 
+    def send_400_response(self, msg: str) -> None:
+        """What is not HTTP gets a problem document too; h11 knows the status (431: the headers are too large)."""
+        error = sys.exc_info()[1]
+        status = 431 if getattr(error, "error_status_hint", 400) == 431 else 400
+        kind = "headers-too-large" if status == 431 else "bad-request"
+        problem = Refused(status, kind, f"this is not HTTP/1.1 as a tier takes it: {error or msg}")
+        answer = document(problem, uuid.uuid4().hex, {"connection": "close"})
+        for event in (h11.Response(status_code=status, headers=answer.raw_headers), h11.Data(data=bytes(answer.body))):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.write(self.conn.send(h11.EndOfMessage()) or b"")
+        self.transport.close()
+
     def _expect_head(self) -> None:
         self._late = self.loop.call_later(HEAD_S, self.transport.close)
 
@@ -77,6 +97,11 @@ class Server(uvicorn.Server):
             )
         )
         self._app, self._drain_s, self._since = app, drain_s, math.inf
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            log.info("ready", host=self.config.host, port=self.config.port)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The signal is not raised again afterwards, as uvicorn would: a clean stop is exit status 0."""

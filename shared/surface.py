@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -31,13 +32,13 @@ from shared.contracts import (
     Hop,
     InferRequest,
     InferResponse,
-    Problem,
 )
 from shared.errors import Draining, Refused, TierwiseError
 from shared.guard import HeadLimit, authorize, read_key, while_waited_for
 from shared.ledger import Ledger
 from shared.machine import cpus
 from shared.network import Network
+from shared.openapi import complete, keyed, problems
 from shared.policies import name_of, spec_of
 from shared.problems import document, judge
 from shared.settings import Settings
@@ -92,26 +93,27 @@ class Surface:
 
     def add_routes(self) -> None:
         add = self.app.add_api_route
-        for path, endpoint, takes, gives in (
-            ("/v1/classify", self.classify, ClassifyRequest, ClassifyResponse),
-            ("/v1/infer", self.infer, InferRequest, InferResponse),
+        for path, endpoint, takes, gives, key in (
+            ("/v1/classify", self.classify, ClassifyRequest, ClassifyResponse, self.door_key),
+            ("/v1/infer", self.infer, InferRequest, InferResponse, self.key),
         ):
             here = f"#/paths/{path.replace('/', '~1')}/post/requestBody/content/application~1json/schema"
             schema = takes.model_json_schema(ref_template=here + "/$defs/{model}")
             body = {"content": {"application/json": {"schema": schema}}, "required": True}
-            problems = {status: {"model": Problem} for status in (400, 401, 408, 413, 415, 422, 429, 431, 503, 504)}
             add(
                 path,
                 endpoint,
                 methods=["POST"],
                 response_model=gives,
-                responses=problems,  # type: ignore[arg-type]
-                openapi_extra={"requestBody": body},
+                responses=problems(400, 401, 408, 413, 415, 422, 429, 431, 503, 504),
+                openapi_extra={"requestBody": body, **keyed(key is not None)},
             )
-        add("/livez", self.livez, methods=["GET"])
-        add("/readyz", self.readyz, methods=["GET"])
-        add("/info", self.info, methods=["GET"])
-        add("/metrics", self.metrics, methods=["GET"], response_class=Response)
+        head = problems(400, 431)
+        add("/livez", self.livez, methods=["GET"], responses=head)
+        add("/readyz", self.readyz, methods=["GET"], responses=head | problems(503))
+        add("/info", self.info, methods=["GET"], responses=head)
+        add("/metrics", self.metrics, methods=["GET"], responses=head, response_class=PlainTextResponse)
+        complete(self.app)
         self.app.add_exception_handler(HTTPException, self.on_http_error)
         self.app.add_middleware(HeadLimit, refuse=self.on_bad_head)
 
@@ -275,12 +277,9 @@ class Surface:
             raise Refused(413, "too-large", f"{len(inputs)} inputs; at most {self.settings.max_inputs} in one request")
 
     def _problem(self, error: TierwiseError, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
-        verdict = judge(error)
-        if verdict is None:
-            raise error
-        if verdict.reason:
-            self.telemetry.rejected.labels(self.tier.name, verdict.reason).inc()
-        return document(error, verdict, request_id, dict(headers or {}))
+        if reason := judge(error).reason:
+            self.telemetry.rejected.labels(self.tier.name, reason).inc()
+        return document(error, request_id, headers or {})
 
     async def on_http_error(self, request: Request, error: Exception) -> Response:
         """404 and 405, as Starlette raises them."""

@@ -55,6 +55,7 @@ from shared.upstream import Upstream
 from shared.worker import Worker
 
 log = structlog.get_logger()
+EXPLAINED_WORDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -262,6 +263,8 @@ class Tier:
         expires = None if request.deadline_ms is None else time.perf_counter() + request.deadline_ms / 1e3
         draws = [draw(request.seed, index, self.name) for index in request.indices]
         clues = [Clues(_count(text)) for text in request.texts]
+        if request.explain and (words := sum(own.words for own in clues)) > EXPLAINED_WORDS:
+            raise BadInput(f"explain lists every word, at most {EXPLAINED_WORDS} a request; these texts have {words}")
         return Call(request, policy, Where(self.name, reachable, self.sizes), draws, expires, headers, clues)
 
     def _before(self, call: Call, row: int) -> Decision:

@@ -104,9 +104,9 @@ class Upstream:
         headers: dict[str, str],
         *,
         left_s: float | None = None,
-        sound: Callable[[Hop], bool] = lambda hop: True,
+        sound: Callable[[Sequence[Hop]], bool] = lambda hops: True,
     ) -> Carried:
-        """Send a batch on and wait for its hops, at most `left_s`; they are nonsense unless each is `sound`.
+        """Send a batch on and wait for its hops, at most `left_s`; they are nonsense unless every row's are `sound`.
 
         Raises:
             UpstreamFailure: with the reason; a late answer is dropped with its connection.
@@ -122,8 +122,8 @@ class Upstream:
         try:
             answer = await self._in_time(body, headers, left_s)
             response = self._read(answer, len(request.texts))
-            if not all(sound(hop) for row in response.rows for hop in row.hops):
-                raise UpstreamFailure("upstream_invalid", f"{self.target} answers for other labels or tiers")
+            if not all(sound(row.hops) for row in response.rows):
+                raise UpstreamFailure("upstream_invalid", f"{self.target} answers what no tier of this bundle can")
         except UpstreamFailure as failure:
             if self._blames(failure, left_s):
                 self._tell(failed=True)

@@ -96,7 +96,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        log.info("ready", tier=settings.tier, bundle=bundle.name, card=bundle.digest[:12], port=settings.port)
+        log.info("loaded", tier=settings.tier, bundle=bundle.name, card=bundle.digest[:12])
         yield
         app.state.draining = True
         for upstream in upstreams:

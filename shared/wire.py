@@ -20,7 +20,7 @@ from shared.errors import UpstreamFailure
 from shared.link import SimulatedLink
 
 _REFUSALS = {400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 503, 504}
-MAX_ANSWER = 16_000_000  # bytes: 32 explained inputs of 2 MB need less
+MAX_ANSWER = 16_000_000  # bytes: as many words as `explain` may list need less, three tiers together
 _NO_ANSWER = (httpx.ConnectError, httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
 
 

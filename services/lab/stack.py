@@ -119,6 +119,11 @@ def running(layout: Layout, console: Console, *, show_logs: bool = False) -> Ite
         BadSetting: a port that is taken, too little memory, weights that cannot be had, or a tier that stopped.
     """
     bundle = load_bundle(layout.bundle)
+    if decided := sorted(os.environ.keys() & layout.environment(bundle, 0).keys() - {"TIERWISE_THREADS"}):
+        raise BadSetting(
+            f"{', '.join(decided)}: these differ by tier and this command sets them (--help); unset them, or start "
+            "each tier by itself (`python -m services.end`)"
+        )
     with console.status("checking ports, memory and base weights (the first time they are fetched: about 500 MB)"):
         _check(layout, bundle)
     with tempfile.TemporaryDirectory(prefix="tierwise-") as scratch:
@@ -186,12 +191,15 @@ def _ready(url: str) -> bool:
 
 
 def _stop(stack: Stack) -> None:
-    """SIGTERM lets a tier finish what it has accepted; one that does not is killed."""
+    """SIGTERM lets a tier finish what it has accepted; if one does not, or at a second Ctrl-C, all are killed."""
     for process in stack.processes:
         process.child.send_signal(signal.SIGTERM)
-    for process in stack.processes:
-        try:
+    try:
+        for process in stack.processes:
             process.child.wait(timeout=30)
-        except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, KeyboardInterrupt) as error:
+        for process in stack.processes:
             process.child.kill()
             process.child.wait()
+        if isinstance(error, KeyboardInterrupt):
+            raise

@@ -76,7 +76,7 @@ class Neighbour:
         return {
             "tier": self.tier,
             "exit_layer": 2,
-            "layers": 2,
+            "layers": {"edge": 2, "cloud": 4}[self.tier],
             "label": "positive",
             "probabilities": {"negative": round(1 - self.positive, 6), "positive": self.positive},
             "confidence": self.positive,

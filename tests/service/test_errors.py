@@ -1,6 +1,7 @@
 """The contract's error table, row by row: bad input has its own status and says what was wrong; nothing gives a 500."""
 
 import asyncio
+import gzip
 import json
 import os
 import time
@@ -63,7 +64,7 @@ def nested(levels):
         pytest.param(b'{"inputs": -Infinity}', "-Infinity", id="minus Infinity"),
         pytest.param(nested(40), "32 deep", id="40 levels"),
         pytest.param(nested(900_000), "32 deep", id="900,000 levels"),
-        pytest.param(b"1" * 5000, "4300 digits", id="an integer of 5,000 digits"),
+        pytest.param(b"1" * 5000, "thousands of digits", id="an integer of 5,000 digits"),
     ],
 )
 def test_what_is_not_json_is_a_400(alone, content, named):
@@ -94,6 +95,29 @@ def test_unknown_paths_and_methods(alone, method, path, status, kind):
     response = asyncio.run(alone.send(method, path, content=body() if method != "GET" else None, headers=JSON))
     assert_problem(response, status, kind, method)
     assert ("allow" in response.headers) == (status == 405)
+
+
+def test_what_would_keep_the_tier_from_everybody_else_is_refused(alone):
+    """Each is within the limit of bytes."""
+    many = {f"k{at}": 1 for at in range(100_000)}
+    for sent in ({"inputs": [[]] * 400_000}, {"inputs": "a", "options": many}, body(policy={"name": "tabi", **many})):
+        content = sent if isinstance(sent, bytes) else json.dumps(sent).encode()
+        assert len(content) < 2_000_000
+        assert_problem(alone.post(content), 413, "too-large", "10000 values")
+    asked = alone.post(body("film " * 10_001, explain=True))
+    assert_problem(asked, 422, "bad-input", "at most 10000 a request; these texts have 10001")
+    assert alone.post(body("film " * 10_001)).status_code == 200
+
+
+def test_what_was_sent_does_not_come_back_whole(alone):
+    response = alone.post(body(policy={"name": "x" * 1_000_000}))
+    assert response.status_code == 422
+    assert len(response.content) < 2000
+
+
+def test_a_compressed_body_is_a_415(alone):
+    response = alone.post(gzip.compress(body()), headers={**JSON, "content-encoding": "gzip"})
+    assert_problem(response, 415, "unsupported-media", "content encoding gzip")
 
 
 @pytest.mark.parametrize(
@@ -442,7 +466,7 @@ def test_without_the_key_nobody_is_answered(serve, key_file, given):
 
 def test_with_the_key_the_door_opens_and_probes_of_the_platform_need_none(serve, key_file):
     caller = serve(door_key_file=key_file)
-    for scheme in ("Bearer", "bearer"):
+    for scheme in ("Bearer", "bearer", "Bearer "):
         assert caller.classify("a fine film", {"authorization": f"{scheme} {KEY}"}).status_code == 200
     assert {caller.get(path).status_code for path in ("/livez", "/readyz", "/info", "/metrics")} == {200}
 

@@ -93,6 +93,33 @@ def test_a_broken_edge_leaves_the_ends_answer(serve, edge, reason, policy):
             "upstream_invalid",
             id="other labels",
         ),
+        *(
+            pytest.param(
+                lambda a, wrong=wrong: {**a, "rows": [{"hops": [{**a["rows"][0]["hops"][0], **wrong}]}]},
+                "upstream_invalid",
+                id=f"a hop with {wrong}"[:60],
+            )
+            for wrong in (
+                {"confidence": 99.0},
+                {"confidence": 0.2},
+                {"label": "<b>"},
+                {"label": "negative"},
+                {"exit_layer": 0},
+                {"exit_layer": 10**30},
+                {"layers": 7, "exit_layer": 7},
+                {"words_in": -1},
+                {"tier": "end"},
+                {"tier": "moon"},
+                {"offloaded_to": "moon"},
+                {"offload_probability": 2.0},
+                {"exits": [{"good": 1.0}]},
+                {"timings_ms": {"infer": -1.0}},
+            )
+        ),
+        pytest.param(
+            lambda a: {**a, "rows": [{"hops": a["rows"][0]["hops"] * 100}]}, "upstream_invalid", id="100 times the same"
+        ),
+        pytest.param(lambda a: {**a, "total_ms": -1e9}, "upstream_invalid", id="less than no time"),
         pytest.param(lambda a: {**a, "rows": [{"hops": []}]}, "upstream_refused", id="it could not read the text"),
         pytest.param(
             lambda a: {**a, "rows": [{"hops": [], "degraded": "upstream_timeout"}]},

@@ -104,6 +104,12 @@ def test_bench_writes_the_files_that_it_was_told_to(tiers, tmp_path):
     assert "already keep their links" in done.stderr
 
 
+def test_serve_refuses_settings_that_it_would_not_heed(tiny_bundle):
+    done = tierwise("serve", "--bundle", str(tiny_bundle), TIERWISE_PORT="9190", TIERWISE_LINKS="none")
+    assert done.returncode == 2
+    assert "TIERWISE_LINKS, TIERWISE_PORT" in done.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_whatever_stops_serve_stops_the_tiers(tiny_bundle, number):
     port = free_ports(3)

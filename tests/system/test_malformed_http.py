@@ -2,6 +2,7 @@
 502, and the tier answers the next caller at once."""
 
 import itertools
+import json
 import socket
 import time
 
@@ -225,6 +226,23 @@ def test_malformed_http_is_refused_and_the_tier_lives_on(tier):
     assert not wrong
     assert statuses["400"] > 80
     assert statuses.get("200", 0) < len(CASES) / 3
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "kind"),
+    [
+        (post(host=b""), 400, "bad-request"),
+        (post(b"content-length: two", length=False), 400, "bad-request"),
+        (b"GET / HTTP/1.1\r\nhost: tier\r\nx: " + b"a" * 70_000 + b"\r\n\r\n", 431, "headers-too-large"),
+    ],
+    ids=["no host", "no length", "a long header"],
+)
+def test_what_is_not_http_gets_a_problem_document_too(tier, sent, status, kind):
+    head, _, content = said(tier, sent).partition(b"\r\n\r\n")
+    problem = json.loads(content)
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert b"content-type: application/problem+json" in head.lower()
+    assert (problem["status"], problem["type"]) == (status, f"urn:tierwise:{kind}")
 
 
 def test_headers_without_an_end_are_hung_up_on(listening, monkeypatch):

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from shared.dispatch import Curve, Dispatcher, draw
 
 RATIO = st.floats(0, 1)
-DISPATCHERS = st.builds(Dispatcher, RATIO, st.floats(0.01, 1000), st.sampled_from(Curve))
+STEEP = st.floats(0, 1000, exclude_min=True)
+DISPATCHERS = st.builds(Dispatcher, RATIO, STEEP, st.sampled_from(Curve))
 
 # confidence    .70    .80    .90    .95    .98    .99      steepness 10
 TABLE = {
@@ -38,6 +39,13 @@ def test_the_curve_starts_at_one_and_ends_at_zero():
         assert dispatcher.probability(0.8 + 1e-7) == pytest.approx(1, abs=1e-5)  # continuous with the plateau
         assert dispatcher.probability(1.0) == pytest.approx(0, abs=1e-9)
         assert dispatcher.probability(0.9) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("steepness", [5e-324, 1e-17, 1e-12, 9e-4])
+def test_hardly_any_steepness_is_a_straight_line(steepness):
+    for confidence in (0.8, 0.85, 0.93, 1.0):
+        line = Dispatcher(0.8, curve=Curve.LINEAR).probability(confidence)
+        assert Dispatcher(0.8, steepness).probability(confidence) == pytest.approx(line, abs=1e-6)
 
 
 def test_a_step_offloads_below_the_threshold_only():
