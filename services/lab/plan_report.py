@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from services.lab.bench_report import cpu
 from services.lab.plan import Plan, Spec, Targets, choose, confirm, measure, parts
 from services.lab.replay.measured import bench_ms
 from services.lab.tables.trial import Trial
-from shared.bundle import MODELS
+from shared.bundle import MODELS, Metric
 from shared.policies import spec_of
 
 RESAMPLINGS = 100
@@ -32,9 +34,11 @@ def report(found: Plan, targets: Targets, chosen_on: Trial, judged_on: Trial, be
         "bundle": chosen_on.bundle.name if chosen_on.bundle.folder.parent == MODELS else str(chosen_on.bundle.folder),
         "feasible": found.chosen is not None,
         "policy": spec_of(chosen_on.replay.policy(spec)),
-        "missed_by": misses,
+        "missed_by": _told(misses),
+        "hardware": f"{cpu()}, {os.cpu_count()} cores",
         "settings": len(found.specs),
         "validation": chosen_on.described(),
+        "deepest_tier_alone": {"validation": _alone(chosen_on), "unseen": _alone(judged_on)},
         "front": [
             {
                 "spec": found.specs[at],
@@ -51,8 +55,17 @@ def report(found: Plan, targets: Targets, chosen_on: Trial, judged_on: Trial, be
             "replanned": replanned(found, targets, chosen_on, judged_on),
         },
         "live": None if bench is None else live(judged_on, spec, bench),
-        "notes": judged_on.times.notes,
+        "notes": [*judged_on.times.notes, *_metric_note(chosen_on.bundle.metric)],
     }
+
+
+def _metric_note(metric: Metric) -> list[str]:
+    return [] if metric is Metric.ACCURACY else [f"planned by accuracy; this bundle's own metric is {metric.value}"]
+
+
+def _alone(trial: Trial) -> float:
+    """Accuracy of the deepest tier alone: whether two sets of texts are as hard."""
+    return float(trial.of(f"{trial.replay.order[-1]}-only").right.mean())
 
 
 def _told(figures: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +86,7 @@ def replanned(found: Plan, targets: Targets, chosen_on: Trial, judged_on: Trial)
     feasible = held = 0
     for _ in range(RESAMPLINGS):
         search, rest = (noise.choice(rows, len(rows)) for rows in parts(n))
-        again = choose(found.specs, every, targets, search, rest)
+        again = choose(found.specs, every, targets, search, rest, pinned=found.pinned)
         if again.chosen is not None:
             feasible += 1
             held += measure(judged_on.of(found.specs[again.chosen]), everything).meets(targets, bounds=False)
@@ -91,7 +104,7 @@ def live(trial: Trial, spec: Spec | str, bench: Path) -> dict[str, Any] | None:
         return None
     waited, n = own
     modelled = float(trial.of(spec).ms[: trial.read[:n].sum()].mean())
-    return {"n": n, "modelled_ms": modelled, "live_ms": waited, "off_by": modelled / waited - 1}
+    return {"bench": bench.name, "n": n, "modelled_ms": modelled, "live_ms": waited, "off_by": modelled / waited - 1}
 
 
 # -- for people -------------------------------------------------------------------------------------------------------
@@ -123,7 +136,10 @@ def sentences(said: dict[str, Any]) -> list[str]:
     if said["feasible"]:
         out = [f"Chosen for {targets}: {said['policy']['name']} {json.dumps(parameters)}"]
     else:
-        missed = [f"{name} by {gap:.1%}" for name, gap in said["missed_by"].items()]
+        missed = [
+            f"{name} by {gap:.1%}" if gap is not None else f"{name}: too few texts to bound it"
+            for name, gap in said["missed_by"].items()
+        ]
         gaps = ", ".join(missed) or "nothing, but a safer setting before it on the front did, so it is not proved"
         out = [
             f"No setting meets {targets} beyond doubt on {said['validation']['n']} validation texts. Nearest: "
@@ -134,6 +150,11 @@ def sentences(said: dict[str, Any]) -> list[str]:
         f"p95 {unseen['p95_ms']:.0f} ms, {unseen['bytes']:.0f} bytes; the targets hold in "
         f"{unseen['holds_of_100_resamplings']} of 100 resamplings. Planned again from 100 resampled validation sets: "
         f"{again['feasible']} find a setting, {again['hold']} of these hold there."
+    )
+    alone = said["deepest_tier_alone"]
+    out.append(
+        f"The deepest tier alone has accuracy {alone['validation']:.3f} on the validation texts and "
+        f"{alone['unseen']:.3f} on the unseen ones: whether these are as hard."
     )
     if said["live"]:
         beside = said["live"]

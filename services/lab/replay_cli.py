@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -107,7 +108,10 @@ def plan(
     ] = None,
     objective: Annotated[str, typer.Option(help="With --accuracy: the time that is least, mean or p95.")] = "mean",
     bundle: Annotated[str, typer.Option(help="A bundle in deploy/models, or a folder.")] = "collaborative",
-    n: Annotated[int, typer.Option(min=40, help="Validation texts, and unseen ones.")] = 600,
+    n: Annotated[int, typer.Option(min=40, help="Validation texts.")] = 600,
+    judged_on_n: Annotated[
+        int | None, typer.Option("--unseen", min=1, help="Unseen texts to judge the plan on; default: as many.")
+    ] = None,
     pruning: Annotated[
         list[float] | None, typer.Option(min=0, max=10, help="Pruning coefficients to try besides 0 (slow); repeat.")
     ] = None,
@@ -128,12 +132,16 @@ def plan(
     from services.lab.tables.trial import Conditions, unseen, validation
     from shared.bundle import load_bundle
 
-    if data is None or objective not in ("mean", "p95") or (accuracy, p95_ms, max_bytes) == (None, None, None):
-        raise typer.BadParameter("needs --data FILE, a target (--accuracy, --p95-ms, --bytes), --objective mean or p95")
+    if data is None or (accuracy, p95_ms, max_bytes) == (None, None, None):
+        raise typer.BadParameter("needs --data FILE and a target: --accuracy, --p95-ms or --bytes")
+    if not all(math.isfinite(limit) for limit in (p95_ms or 0, max_bytes or 0)):
+        raise typer.BadParameter("--p95-ms and --bytes are finite")
+    if objective not in ("mean", "p95") or (objective == "p95" and accuracy is None):
+        raise typer.BadParameter("--objective is mean or p95, of the time that is least with --accuracy")
     conditions = Conditions(Recorders(console), links, threads, seed)
     own, targets = load_bundle(bundle), Targets(accuracy, p95_ms, max_bytes, objective)
     try:
-        chosen_on, judged_on = (make(own, data, n, conditions) for make in (validation, unseen))
+        chosen_on, judged_on = validation(own, data, n, conditions), unseen(own, data, judged_on_n or n, conditions)
         if measured:
             live(judged_on, f"{own.order[-1]}-only", measured)  # refuses other texts and links before the search
         found = search(chosen_on, grid(chosen_on, (0.0, *(pruning or ()))), targets)

@@ -90,6 +90,26 @@ def test_without_an_accuracy_target_the_most_accurate_within_the_limit_is_chosen
     assert choice(every, Targets(bytes=1001)).chosen == 2  # all send as much: time is no object
 
 
+def test_the_safe_setting_is_walked_first_so_that_a_lucky_one_hides_nothing():
+    safe, lucky, fast = outcomes(0.93, 400), outcomes(0.90, 300), outcomes(0.80, 20)
+    search, rest = parts(3000)
+    lucky.right[search] = True  # the best on the front, by chance: it fails where it is confirmed
+    specs = [{"name": name} for name in ("cloud-only", "lucky", "end-only")]
+    every, targets = [safe, lucky, fast], Targets(accuracy=0.91)
+    assert choose(specs, every, targets, search, rest).chosen is None
+    found = choose(specs, every, targets, search, rest, pinned=0)
+    assert (found.front[0], found.chosen) == (0, 0)
+
+
+def test_of_those_that_pass_the_best_on_all_validation_texts_is_chosen():
+    good, lucky = outcomes(0.92, 60), outcomes(0.90, 50)
+    search, rest = parts(3000)
+    lucky.right[search[:400]] = True
+    found = choose([{"name": "good"}, {"name": "lucky"}], [good, lucky], Targets(p95_ms=200), search, rest, pinned=0)
+    assert found.front[-1] == 1
+    assert found.chosen == 0
+
+
 def test_p95_can_be_what_is_least():
     steady, spiky = outcomes(0.92, 100), outcomes(0.92, 60)
     spiky.ms[::10] *= 8

@@ -34,6 +34,7 @@ ROWS: dict[str, Spec] = {
     "oracle": "oracle",
 }
 DIMEE: Spec = "dimee"
+PLAIN = ("early-exit", "random")
 POINTS = 10  # of each curve
 
 
@@ -50,6 +51,9 @@ def table_1(trial: Trial) -> dict[str, Any]:
         "refused": refused,
         "cloud_only": trial.row(f"{trial.replay.order[-1]}-only", WHOLE),
         "against_dimee": matched(trial) if "dimee-f" in rows else {},
+        "less_dimee": {
+            name: trial.paired(trial.of(ROWS[name]), trial.of(DIMEE)) for name in PLAIN if {name, "dimee-f"} <= {*rows}
+        },
     }
 
 

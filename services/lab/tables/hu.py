@@ -51,16 +51,37 @@ def table_1(trial: Trial) -> dict[str, Any]:
 
 def points(chosen_on: Trial, judged_on: Trial) -> dict[str, Any]:
     """Per threshold and exit rule, the setting with theta > 0 that is surest on the first texts, and what it gives on
-    the others; and theta = 0 at many thresholds there, since a lower threshold saves time too."""
+    the others; beside it theta = 0 at the threshold that takes as long (a lower threshold saves time too), and the same
+    setting with theta = 1, which never binds: what is left is the confidence that leaving needs, and patience."""
     rows = []
     for threshold, (rule, settings) in itertools.product(THRESHOLDS, RULES.items()):
         base = {**OURS, "offload_threshold": threshold, "theta": 0.0}
         spec = surest(chosen_on, base, settings(chosen_on.replay.order, base))
         before = chosen_on.paired(chosen_on.of(spec), chosen_on.of(base))
-        rows.append({"rule": rule, **judged_on.row(spec, base), "where_chosen": before, "base": judged_on.row(base)})
+        slow = at_equal_time(judged_on, spec, base)
+        rows.append(
+            {
+                "rule": rule,
+                **judged_on.row(spec, base),
+                "where_chosen": before,
+                "base": judged_on.row(base),
+                "at_equal_time": {"spec": slow, "paired": judged_on.paired(judged_on.of(spec), judged_on.of(slow))},
+                "theta_1": judged_on.row({**spec, "theta": 1.0}, spec),
+            }
+        )
     without = [judged_on.row({**OURS, "offload_threshold": value, "theta": 0.0}) for value in WITHOUT_EXIT]
     limits = {"must_save": MUST_SAVE, "may_lose": MAY_LOSE}
     return {"rows": rows, "without_exit": without, **limits, "chosen_on": chosen_on.described()}
+
+
+def at_equal_time(trial: Trial, spec: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """The base at the threshold whose mean time is nearest below the setting's (bisection: time grows with it)."""
+    wanted, low, high = float(trial.of(spec).ms.mean()), 0.0, 1.0
+    for _ in range(14):
+        middle = (low + high) / 2
+        within = float(trial.of({**base, "offload_threshold": middle}).ms.mean()) <= wanted
+        low, high = (middle, high) if within else (low, middle)
+    return {**base, "offload_threshold": round(low, 4)}
 
 
 def surest(trial: Trial, base: dict[str, Any], settings: Iterable[dict[str, Any]]) -> dict[str, Any]:

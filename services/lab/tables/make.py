@@ -99,6 +99,10 @@ def _steps(job: Job, conditions: Conditions) -> Iterator[tuple[str, str, Step]]:
             known[key] = make(bundle, data, job.n, conditions)
         return known[key]
 
+    def calibration(bundle: Bundle, data: Path, n: int, conditions: Conditions) -> Trial:
+        """As many held-out texts as the card's pools were made of, unless the table is a quick one."""
+        return validation(bundle, data, 5 * n // 2, conditions)
+
     def made(bundle: Bundle, data: Path, part: Callable[..., dict[str, Any]], *chosen_on: Make) -> dict[str, Any]:
         judged_on = trial(unseen, bundle, data)
         return {"made": judged_on.described(), **part(*(trial(make, bundle, data) for make in chosen_on), judged_on)}
@@ -115,7 +119,7 @@ def _steps(job: Job, conditions: Conditions) -> Iterator[tuple[str, str, Step]]:
     for bundle, data in split_bundles(job.data):
         for name, part, *chosen_on in (
             ("dimee-1", lambda t: {**dimee.table_1(t), "devices": dimee.devices(t)}),
-            ("dimee-costs", lambda v, t: {**dimee.curves(t), "cost_variation": variation(v, t)}, validation),
+            ("dimee-costs", lambda v, t: {**dimee.curves(t), "cost_variation": variation(v, t)}, calibration),
             ("dimee-pools", dimee.pools),
         ):
             yield name, data.stem, lambda b=bundle, d=data, p=part, c=chosen_on: made(b, d, p, *c)  # type: ignore[misc]

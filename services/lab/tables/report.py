@@ -23,9 +23,9 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"Made by `tierwise tables` from recorded texts; {hardware}, no GPU; links {links}. **Times are modelled**: "
         "per-layer tables measured on this machine plus the links' profiles, no waiting. Brackets are 95 % intervals: "
-        "Wilson's for an accuracy, paired bootstrap for a difference; p is McNemar's. Texts that occur in train are "
-        "left out. The papers used BERT and other machines: compare shapes, not milliseconds."
-        + "".join(f" Note: {note}." for note in notes),
+        "Wilson's for an accuracy, paired bootstrap for a difference; p is McNemar's; many comparisons are made, none "
+        "corrected for. Texts that occur in train are left out. The papers used BERT and other machines: compare "
+        "shapes, not milliseconds." + "".join(f" Note: {note}." for note in notes),
         "",
         "## What was found",
         "",

@@ -118,7 +118,7 @@ def dimee_costs(parts: dict[str, Any]) -> list[str]:
         COST_NOTE + " Left: each method as its own threshold varies. DIMEE's pools stay the card's. "
         "Middle and right (the paper's figure 3): one unit cost is altered, alpha is chosen again by eq. 2-3 and pools "
         "are made again on held-out texts, mu stays the card's. The table gives the score at a quarter of and at four "
-        f"times a unit cost, less the unaltered one's. Data sets: {sizes}.",
+        f"times a unit cost, less the unaltered one's; intervals are over the judged texts. Data sets: {sizes}.",
         "",
         *_altered(parts),
         "",
