@@ -201,7 +201,7 @@ def modelled() -> str:
     reports = {path.stem.removeprefix("modelled-"): _read(path) for path in sorted(RESULTS.glob("modelled-*.json"))}
     own = {name: report["bundles"]["collaborative"]["policies"] for name, report in reports.items()}
     lines = []
-    for policy in next(iter(own.values())):
+    for policy in dict.fromkeys(name for policies in own.values() for name in policies):
         cells = [_beside(policies.get(policy)) for policies in own.values()]
         lines.append(f"| {'planned' if policy.endswith('.json') else f'`{policy}`'} | {' | '.join(cells)} |")
     head = " | ".join(f"{name}: live mean ms | modelled | off" for name in own)
