@@ -47,9 +47,8 @@ def test_no_lost_answer_among_few_texts_proves_little():
         return lambda spec: outcomes(0, 0, n) if spec["theta"] == 0.0 else known[spec["patience"]](n)
 
     known = {1: lambda n: outcomes(0.2, 0, n), 2: lambda n: outcomes(0.19, 0, n)}
-    assert (
-        hu.surest(trial(of(40)), BASE, hu.own_rule(ORDER, BASE))["patience"] == 1
-    )  # both keep the accuracy equally little surely: first come
+    few = hu.surest(trial(of(40)), BASE, hu.own_rule(ORDER, BASE))
+    assert few["patience"] == 1  # both keep the accuracy equally little surely: first come
     known[1] = lambda n: outcomes(0.2, 9, n)
     assert hu.surest(trial(of(2000)), BASE, hu.own_rule(ORDER, BASE))["patience"] == 2
 

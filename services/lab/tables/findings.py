@@ -199,8 +199,8 @@ def _prices(parts: dict[str, Any]) -> str:
 
 def _pools(parts: dict[str, Any]) -> str:
     by_eye = [made["agree"] - made["agree_by_chance"] for made in parts.values()]
-    agree = _range([made["agree"] for made in parts.values()]).replace("+", "")
+    agree = sorted(made["agree"] for made in parts.values())
     return (
-        f"An embedding hardly tells the pool that a text's exits say: {agree} of texts, {100 * min(by_eye):.0f} to "
-        f"{100 * max(by_eye):.0f} points more than by chance."
+        f"An embedding hardly tells the pool that a text's exits say: {agree[0]:.0%} to {agree[-1]:.0%} of texts, "
+        f"{100 * min(by_eye):.0f} to {100 * max(by_eye):.0f} points more than by chance."
     )

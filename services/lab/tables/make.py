@@ -108,14 +108,14 @@ def _steps(job: Job, conditions: Conditions) -> Iterator[tuple[str, str, Step]]:
         return {"made": judged_on.described(), **part(*(trial(make, bundle, data) for make in chosen_on), judged_on)}
 
     if imdb.is_file():
-        card = load_bundle("collaborative")
+        whole = load_bundle("collaborative")
         yield (
             "hu-1",
             "imdb",
-            lambda: made(card, imdb, lambda v, t: {"table": hu.table_1(t), "points": hu.points(v, t)}, tuning),
+            lambda: made(whole, imdb, lambda v, t: {"table": hu.table_1(t), "points": hu.points(v, t)}, tuning),
         )
-        yield "hu-parts", "imdb", lambda: made(card, imdb, hu.parts, validation)
-        yield "hu-pruned", "imdb", lambda: made(card, imdb, pruned.trained)
+        yield "hu-parts", "imdb", lambda: made(whole, imdb, hu.parts, validation)
+        yield "hu-pruned", "imdb", lambda: made(whole, imdb, pruned.trained)
     for bundle, data in split_bundles(job.data):
         for name, part, *chosen_on in (
             ("dimee-1", lambda t: {**dimee.table_1(t), "devices": dimee.devices(t)}),
