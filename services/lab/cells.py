@@ -40,12 +40,11 @@ def run(plan: Plan, cells: list[str], url: str, out: Path, console: Console) -> 
             console.print(table(was))
             continue
         ledger = own.with_name(f"{own.name}.jsonl")
-        for link, name in (("end-edge", access), ("edge-cloud", backbone), ("end-cloud", f"{access}+{backbone}")):
-            links.set_profile(link, name)
-        before = _verified(console)
+        shape(access, backbone)
+        before = verified(console)
         info, samples = measure(plan, url, console, ledger)
         try:
-            after = _verified(console)
+            after = verified(console)
         except BadSetting:
             ledger.unlink()
             raise
@@ -59,7 +58,18 @@ def _is_of(report: dict[str, Any], plan: Plan) -> bool:
     return (report.get("data_sha256"), list(report.get("policies", ())), report.get("loop"), report.get("seed")) == ours
 
 
-def _verified(console: Console) -> list[dict[str, object]]:
+def shape(access: str, backbone: str) -> None:
+    """Give the links of the running containers these profiles, at once."""
+    for link, name in (("end-edge", access), ("edge-cloud", backbone), ("end-cloud", f"{access}+{backbone}")):
+        links.set_profile(link, name)
+
+
+def verified(console: Console) -> list[dict[str, object]]:
+    """What the links measure.
+
+    Raises:
+        BadSetting: one does not hold what its profile says.
+    """
     with console.status("verifying the links"):
         reports = links.verify()
     failed = [f"{r.link}: {r.reason}" for r in reports if not r.ok]

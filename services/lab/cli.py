@@ -155,19 +155,14 @@ def bench(
     """Compare policies on live tiers over HTTP: accuracy, latency, path, bytes; interleaved and paired."""
     from services.lab import bench as job
     from services.lab.bench_report import report, write
-    from services.lab.data import load, without
+    from services.lab.data import load_without
     from services.lab.stack import running
-    from shared.errors import BadSetting
 
     named = [name for name in ("access", "backbone", "bundle", "port") if _given(context, name)]
     if (url or cell) and named:
         raise typer.BadParameter("tiers that run already keep their links, bundle and port", param_hint=named)
     policies = policy or ["collaborative", "tabi", "end-only", "edge-only", "cloud-only", "random"]
-    examples = load(data, split)
-    if exclude_split:
-        examples = without(examples, load(data, exclude_split))
-        if not examples:
-            raise BadSetting(f"every text of {split} occurs in {exclude_split}: nothing remains")
+    examples = load_without(data, split, exclude_split)
     plan = job.Plan(examples[:n], policies, rate=rate, concurrency=concurrency, seed=seed)
     ledger = None if rate else out.with_name(f"{out.name}.jsonl")
     if cell:

@@ -126,6 +126,18 @@ def without(examples: list[Example], others: list[Example]) -> list[Example]:
     return [example for example in examples if (example.text, example.pair) not in known]
 
 
+def load_without(source: str, split: str, exclude_split: str | None) -> list[Example]:
+    """A split's examples, less those that also occur in another, if one is named.
+
+    Raises:
+        BadSetting: as `load`, or nothing is left.
+    """
+    examples = load(source, split)
+    if exclude_split and not (examples := without(examples, load(source, exclude_split))):
+        raise BadSetting(f"{source}: every text of {split} occurs in {exclude_split}: nothing remains")
+    return examples
+
+
 def hold_out(examples: list[Example], count: int) -> tuple[list[Example], list[Example]]:
     """The last `count` rows as validation data, and the rest less the texts that occur among them."""
     if not 0 < count < len(examples):

@@ -197,22 +197,19 @@ def replay() -> str:
 
 
 def modelled() -> str:
-    """Modelled times beside live ones (`tierwise replay --profile --measured`): a row per policy."""
-    reports = {path.stem.removeprefix("modelled-"): _read(path) for path in sorted(RESULTS.glob("modelled-*.json"))}
-    own = {name: report["bundles"]["collaborative"]["policies"] for name, report in reports.items()}
+    """Modelled times beside live ones (`tierwise check-times`): a row per stack and policy."""
     lines = []
-    for policy in dict.fromkeys(name for policies in own.values() for name in policies):
-        cells = [_beside(policies.get(policy)) for policies in own.values()]
-        lines.append(f"| {'planned' if policy.endswith('.json') else f'`{policy}`'} | {' | '.join(cells)} |")
-    head = " | ".join(f"{name}: live mean ms | modelled | off" for name in own)
-    return _table(f"| policy | {head} |", lines)
-
-
-def _beside(f: dict[str, Any] | None) -> str:
-    if f is None:
-        return "- | - | -"
-    live = f["measured_ms"]
-    return f"{live['mean']:.0f} (n = {live['n']}) | {f['modelled_ms']['mean']:.0f} | {live['modelled_is_off_by']:+.1%}"
+    for path in sorted(RESULTS.glob("modelled-*.json")):
+        said, where = _read(path), path.stem.removeprefix("modelled-")
+        for policy, own in said["policies"].items():
+            shown = "planned" if policy.endswith(".json") else f"`{policy}`"
+            pairs = " | ".join(
+                f"{own['live_ms'][part]:.0f} | {own['modelled_ms'][part]:.0f}" for part in ("total", "compute", "link")
+            )
+            off = "{:+.1%} [{:+.1%}, {:+.1%}]".format(*own["off_by"])
+            lines.append(f"| {where}, {said['rounds']} x {said['n']} | {shown} | {off} | {pairs} |")
+    head = "| stack, rounds x texts | policy | off [95 %] | live mean ms | modelled | compute: live | modelled "
+    return _table(f"{head}| link: live | modelled |", lines)
 
 
 def settings() -> str:

@@ -96,6 +96,46 @@ def tables(
     run(Job(data, table or [], out, n=30 if quick else n, links=links, threads=threads, seed=seed), console)
 
 
+@app.command("check-times")
+def check_times(
+    data: Annotated[str, typer.Option(help="A .parquet or .csv with text (or text_a,text_b), label, split.")],
+    n: Annotated[int, typer.Option(min=1, help="Texts, after any are left out.")] = 100,
+    rounds: Annotated[int, typer.Option(min=1, help="Benches; the machine is profiled before and after each.")] = 5,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME, NAME:key=value,... or FILE.json; repeat. [default: collaborative, TIER-only]"),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Rows whose `split` column says this.")] = "test",
+    exclude_split: Annotated[str | None, typer.Option(help="Leave out texts that also occur in this split.")] = None,
+    links: Links = "5g-nsa/metro",
+    url: Annotated[
+        str | None,
+        typer.Option(help="First tier of running containers, whose links are then shaped; else tiers start here."),
+    ] = None,
+    bundle: Annotated[str, typer.Option(help="A bundle in deploy/models, or a folder.")] = "collaborative",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of all tiers but the first.")] = None,
+    out: Annotated[Path, typer.Option(help="Writes OUT.json.")] = Path("check-times"),
+    seed: Seed = 0,
+) -> None:
+    """How far modelled times (of `replay`, `tables`, `plan`) are from live ones on this machine."""
+    from services.lab import check_times as job
+    from services.lab.data import load_without
+    from shared.bundle import load_bundle
+
+    own = load_bundle(bundle)
+    check = job.Check(
+        load_without(data, split, exclude_split)[:n],
+        own,
+        policy or ["collaborative", *(f"{tier}-only" for tier in own.order)],
+        links=links,
+        rounds=rounds,
+        threads=threads,
+        seed=seed,
+        url=url,
+    )
+    job.run(check, out, console)
+
+
 @app.command()
 def plan(
     data: Annotated[

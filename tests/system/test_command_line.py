@@ -110,12 +110,12 @@ def test_serve_refuses_settings_that_it_would_not_heed(tiny_bundle):
     assert "TIERWISE_LINKS, TIERWISE_PORT" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_whatever_stops_serve_stops_the_tiers(tiny_bundle, number):
+@pytest.fixture
+def served(tiny_bundle):
+    """`tierwise serve` for one test: its process and its tiers'."""
     port = free_ports(3)
-    command = [*TIERWISE, "serve", "--bundle", str(tiny_bundle), "--port", str(port), "--link", "ideal"]
     child = subprocess.Popen(
-        command,
+        [*TIERWISE, "serve", "--bundle", str(tiny_bundle), "--port", str(port), "--link", "ideal"],
         env=CLEAN,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -123,16 +123,42 @@ def test_whatever_stops_serve_stops_the_tiers(tiny_bundle, number):
             signal.SIGINT, signal.default_int_handler
         ),  # a job in the background ignores it
     )
+    tiers = []
     try:
         wait_until(lambda: answers(f"http://127.0.0.1:{port}") or child.poll() is not None, "the tiers did not start")
         tiers = psutil.Process(child.pid).children()
         assert len(tiers) == 3
-        child.send_signal(number)
-        child.wait(timeout=40)
-        assert not [tier for tier in tiers if tier.is_running() and tier.status() != psutil.STATUS_ZOMBIE]
+        yield child, tiers
     finally:
         child.kill()
         child.wait()
+        for tier in running(tiers):
+            tier.kill()
+
+
+def running(tiers):
+    return [tier for tier in tiers if tier.is_running() and tier.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_whatever_stops_serve_stops_the_tiers(served, number):
+    child, tiers = served
+    child.send_signal(number)
+    child.wait(timeout=40)
+    assert not running(tiers)
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_tier_that_hangs(served):
+    child, tiers = served
+    tiers[1].suspend()
+    child.send_signal(signal.SIGINT)
+    wait_until(lambda: not running(tiers[:1]), "the first tier did not stop")
+    time.sleep(0.5)
+    assert running(tiers) == tiers[1:2]
+    assert child.poll() is None
+    child.send_signal(signal.SIGINT)
+    child.wait(timeout=10)
+    assert not running(tiers)
 
 
 @pytest.mark.parametrize(
@@ -175,3 +201,13 @@ def test_a_wrong_argument_is_told_and_exits_with_2(arguments, complaint):
     assert done.returncode == 2
     assert complaint in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_a_cache_folder_that_cannot_be_made_is_one_line(tiny_bundle, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "data.csv").write_text("text,label,split\na fine film,1,test\n")
+    asked = ("replay", "--data", str(tmp_path / "data.csv"), "--bundle", str(tiny_bundle), "--policy", "end-only")
+    done = tierwise(*asked, TIERWISE_CACHE_DIR=str(tmp_path / "file" / "cache"))
+    assert done.returncode == 2
+    assert str(tmp_path / "file") in done.stderr
+    assert len(done.stderr.splitlines()) == 1

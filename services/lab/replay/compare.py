@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from services.lab.bench_report import cpu
-from services.lab.data import Example, digest, files, load, unseen, without
+from services.lab.data import Example, digest, files, load, load_without, unseen
 from services.lab.policies import parse_policy
 from services.lab.replay.measured import live_ms
 from services.lab.replay.recorder import Recorders
@@ -188,12 +188,7 @@ def choose(
             if of.setdefault(bundle.name, source) != source:
                 raise BadSetting(f"bundle {bundle.name} on two data sets: {of[bundle.name]} and {source}; name one")
         used = split or unseen(source)
-        examples = load(source, used)
-        if exclude_split:
-            examples = without(examples, load(source, exclude_split))
-            if not examples:
-                raise BadSetting(f"{source}: every text of {used} occurs in {exclude_split}: nothing remains")
-        chosen.append(Texts(source, used, examples[:n], bundles))
+        chosen.append(Texts(source, used, load_without(source, used, exclude_split)[:n], bundles))
     if not chosen:
         raise BadSetting(f"no bundle was calibrated on a file of {', '.join(sources)}: name one with --bundle")
     return chosen

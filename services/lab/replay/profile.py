@@ -93,12 +93,17 @@ def measure_table(source: Source, threads: int, console: Console, *, anew: bool 
     path = _path(f"{source.shape} {threads}")
     if _held(path, anew):
         return _read(path, Table)
-    with console.status(f"measuring {source.folder.name}, {source.layers} layers, {threads} threads"):
-        network = load_network(source.folder, layers=source.layers, max_tokens=source.max_tokens)
-        torch.set_num_threads(threads)
-        measured = _measure(network, source.max_tokens)
+    measured = table_now(source, threads, console)
     _keep(path, measured)
     return measured
+
+
+def table_now(source: Source, threads: int, console: Console) -> Table:
+    """A network's table, measured now and not kept. No spinner: it would run beside what is measured."""
+    console.print(f"measuring {source.folder.name}, {source.layers} layers, {threads} threads (up to a minute)")
+    network = load_network(source.folder, layers=source.layers, max_tokens=source.max_tokens)
+    torch.set_num_threads(threads)
+    return _measure(network, source.max_tokens)
 
 
 def _measure(network: Network, max_tokens: int) -> Table:
@@ -175,9 +180,14 @@ def measure_http(bundle: Bundle, console: Console, *, anew: bool = False) -> Htt
         return _read(path, Http)
     layout = Layout(bundle=str(bundle.folder), port=free_ports(len(bundle.order)), access="ideal", backbone="ideal")
     with running(layout, console) as stack:
-        measured = asyncio.run(_calls(stack.url, bundle.order))
+        measured = http_now(stack.url, bundle)
     _keep(path, measured)
     return measured
+
+
+def http_now(url: str, bundle: Bundle) -> Http:
+    """What HTTP adds on the tiers at `url`, whose links are unshaped: measured now and not kept."""
+    return asyncio.run(_calls(url, bundle.order))
 
 
 async def _calls(url: str, order: tuple[str, ...]) -> Http:

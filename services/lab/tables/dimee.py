@@ -17,7 +17,7 @@ import numpy as np
 
 from services.lab.replay.costs import references
 from services.lab.stats import judged, score, wilson
-from services.lab.tables.trial import Outcomes, Spec, Trial
+from services.lab.tables.trial import Outcomes, Spec, Trial, last_within
 from shared.errors import UnknownPolicy
 
 WHOLE: dict[str, Any] = {"name": "early-exit", "exit_threshold": 1.0}  # every layer, on the device
@@ -88,13 +88,8 @@ def cascade(threshold: float) -> dict[str, Any]:
 
 
 def cascade_at(trial: Trial, cost: float) -> dict[str, Any]:
-    """The cascade whose mean cost is nearest below this one (bisection: cost grows with the threshold)."""
-    low, high = 0.0, 1.0
-    for _ in range(14):
-        middle = (low + high) / 2
-        within = float(trial.of(cascade(middle)).cost.mean()) <= cost
-        low, high = (middle, high) if within else (low, middle)
-    return cascade(round(low, 6))
+    """The cascade whose mean cost is nearest below this one: cost grows with the threshold."""
+    return cascade(round(last_within(lambda threshold: float(trial.of(cascade(threshold)).cost.mean()) <= cost), 6))
 
 
 def devices(trial: Trial) -> dict[str, Any]:

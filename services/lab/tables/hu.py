@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from services.lab.stats import Z_ONE_SIDED, unseen_share
-from services.lab.tables.trial import Trial
+from services.lab.tables.trial import Trial, last_within
 from shared.bundle import Bundle
 from shared.dispatch import Curve, Dispatcher
 from shared.policies import spec_of
@@ -75,13 +75,13 @@ def points(chosen_on: Trial, judged_on: Trial) -> dict[str, Any]:
 
 
 def at_equal_time(trial: Trial, spec: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    """The base at the threshold whose mean time is nearest below the setting's (bisection: time grows with it)."""
-    wanted, low, high = float(trial.of(spec).ms.mean()), 0.0, 1.0
-    for _ in range(14):
-        middle = (low + high) / 2
-        within = float(trial.of({**base, "offload_threshold": middle}).ms.mean()) <= wanted
-        low, high = (middle, high) if within else (low, middle)
-    return {**base, "offload_threshold": round(low, 4)}
+    """The base at the threshold whose mean time is nearest below the setting's: time grows with it."""
+
+    def within(threshold: float) -> bool:
+        return float(trial.of({**base, "offload_threshold": threshold}).ms.mean()) <= wanted
+
+    wanted = float(trial.of(spec).ms.mean())
+    return {**base, "offload_threshold": round(last_within(within), 4)}
 
 
 def surest(trial: Trial, base: dict[str, Any], settings: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -167,13 +167,13 @@ def as_many_sent(trial: Trial, base: dict[str, Any], curve: Curve) -> dict[str, 
         confidence = run.confidence[at, run.ran[at]].tolist()
         threshold = by_tier(base["offload_threshold"], tier)
         wanted = _share(Dispatcher(threshold, base["steepness"], Curve(base["curve"])), confidence)
-        low, high = 0.0, 1.0
-        for _ in range(30):  # the share grows with the threshold
-            middle = (low + high) / 2
-            enough = _share(Dispatcher(middle, base["steepness"], curve), confidence) >= wanted
-            low, high = (low, middle) if enough else (middle, high)
-        thresholds[tier] = round(high, 4)
+        thresholds[tier] = round(_threshold_for(wanted, confidence, base["steepness"], curve), 4)
     return {"offload_threshold": thresholds}
+
+
+def _threshold_for(wanted: float, confidence: list[float], steepness: float, curve: Curve) -> float:
+    """The threshold at which the curve sends on this share: it grows with the threshold."""
+    return last_within(lambda threshold: _share(Dispatcher(threshold, steepness, curve), confidence) < wanted, steps=30)
 
 
 def _share(dispatcher: Dispatcher, confidence: list[float]) -> float:

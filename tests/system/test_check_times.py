@@ -1,0 +1,79 @@
+"""`tierwise check-times` as its users run it, on the tiny random bundle: live tiers, profiles and a report."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+
+from services.lab.check_times import off, report, table
+
+
+@pytest.fixture
+def command(tmp_path, sentences, tiny_bundle):
+    def run(*arguments):
+        (tmp_path / "data.csv").write_text("\n".join(["text,label", *(f'"{text}",1' for text in sentences), '" ",0']))
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("TIERWISE_")}
+        environment = {**clean, "TIERWISE_CACHE_DIR": str(tmp_path / "cache")}
+        asked = ["--data", str(tmp_path / "data.csv"), "--bundle", str(tiny_bundle), *arguments]
+        asked = [sys.executable, "-m", "services.lab.cli", "check-times", *asked]
+        return subprocess.run(asked, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
+
+    return run
+
+
+def test_profiles_and_benches_in_turns(command, tmp_path):
+    asked = ("--links", "lte-weak/ideal", "--policy", "end-only", "--policy", "edge-only")
+    done = command(*asked, "--n", "3", "--rounds", "2", "--out", "own/check")
+    assert done.returncode == 0, done.stderr
+    said = json.loads((tmp_path / "own" / "check.json").read_text())
+    assert (said["n"], said["rounds"], said["backend"], said["threads"]["end"]) == (3, 2, "simulated", 1)
+    for own in said["policies"].values():
+        assert len(own["by_round"]) == 2
+        for side in ("live_ms", "modelled_ms"):
+            parts = own[side]
+            assert parts["total"] == pytest.approx(parts["compute"] + parts["link"] + parts["rest"])
+            assert min(parts["compute"], parts["rest"]) > 0
+    end, edge = said["policies"].values()
+    assert end["live_ms"]["link"] == end["modelled_ms"]["link"] == 0
+    assert 0.5 < edge["modelled_ms"]["link"] / edge["live_ms"]["link"] < 2  # RTT of tens of ms: hardly anything else
+    assert "off [95 %]" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--policy", "splitee"), "splitee: with bundle"),
+        (("--policy", "nonsense"), "nonsense"),
+        (("--links", "lte"), "ACCESS/BACKBONE"),
+        (("--n", "1000", "--policy", "end-only"), "cannot be read"),
+        (("--rounds", "0"), "rounds"),
+    ],
+)
+def test_a_wrong_argument_is_told_before_anything_is_measured(command, tmp_path, arguments, complaint):
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert not (tmp_path / "check-times.json").exists()
+
+
+def test_what_is_off_is_the_mean_of_the_rounds_ratios():
+    def parts(total):
+        return {"total": total, "compute": total / 2, "link": total / 4, "rest": total / 4}
+
+    class Asked:
+        examples = rounds = ()
+        links, url, seed, threads, policies = "5g-nsa/metro", "http://end", 0, 1, ["end-only"]
+        bundle = type("Bundle", (), {"order": ("end",), "name": "own", "digest": "0"})
+
+    rounds = [{"end-only": {"live": parts(100.0), "modelled": parts(m)}} for m in (80.0, 125.0)]
+    said = report(Asked, rounds)
+    own = said["policies"]["end-only"]
+    assert said["backend"] == "netem"
+    assert own["off_by"][0] == pytest.approx(0)  # 0.8 and 1.25
+    assert own["off_by"][2] == pytest.approx(math.exp(12.706 * math.log(1.25)) - 1, rel=1e-3)  # t of one degree
+    assert own["modelled_ms"]["compute"] == pytest.approx(51.25)
+    assert off(report(Asked, rounds[:1])["policies"]["end-only"]) == "-20.0%"
+    assert table(said).row_count == 1
