@@ -37,6 +37,7 @@ from shared.bundle import Bundle
 from shared.errors import BadSetting
 from shared.machine import cpus
 
+PROFILE_ROUNDS = 4  # of each profile: there are many
 Parts = dict[str, float]  # mean ms of a request: `total`, and of that `compute`, `link` and the `rest`
 
 
@@ -96,7 +97,7 @@ def _modelled(check: Check, replay: Replay, runs: dict[str, Run], console: Conso
     """What every policy should take, by a profile taken now."""
     threads = threads_of(check.bundle, check.threads)
     stations = {(s.recorder.digest, threads[s.name]): s.recorder.source for s in replay.stations}
-    tables = {key: table_now(source, key[1], console) for key, source in stations.items()}
+    tables = {key: table_now(source, key[1], console, rounds=PROFILE_ROUNDS) for key, source in stations.items()}
     links = links_of(check.bundle, check.links)
     times = Times(replay, threads, links, console, tables=tables, http=_http(check, console))
     return {name: _parts(own.seconds, own.infer, own.link) for name, run in runs.items() for own in [times.of(run)]}

@@ -7,7 +7,8 @@ exit on the way evaluated; `whole` the same pass less what the exits before the 
 passes would drown in noise. Both per attention kernel. Batch of one. By the wall clock, so what always runs beside
 (the containers of an idle stack) is in it: measure where the texts will run, and let nothing else run. Means, all
 once a round, so that a slow spell of the machine falls on all alike.
-Left out: several texts in one request, waiting.
+Left out: several texts in one request, waiting; and that a pass takes 5 to 20 % longer after a pause of 30 to 300 ms,
+or after another process had the processor, than in such a loop.
 """
 
 from __future__ import annotations
@@ -98,15 +99,15 @@ def measure_table(source: Source, threads: int, console: Console, *, anew: bool 
     return measured
 
 
-def table_now(source: Source, threads: int, console: Console) -> Table:
+def table_now(source: Source, threads: int, console: Console, *, rounds: int = ROUNDS) -> Table:
     """A network's table, measured now and not kept. No spinner: it would run beside what is measured."""
     console.print(f"measuring {source.folder.name}, {source.layers} layers, {threads} threads (up to a minute)")
     network = load_network(source.folder, layers=source.layers, max_tokens=source.max_tokens)
     torch.set_num_threads(threads)
-    return _measure(network, source.max_tokens)
+    return _measure(network, source.max_tokens, rounds)
 
 
-def _measure(network: Network, max_tokens: int) -> Table:
+def _measure(network: Network, max_tokens: int, rounds: int) -> Table:
     lengths = [*(n for n in LENGTHS if n < max_tokens), max_tokens]
     works: dict[tuple[object, ...], Work] = {}
     for length in lengths:
@@ -117,9 +118,9 @@ def _measure(network: Network, max_tokens: int) -> Table:
         words = " ".join((_FILLER * (count // 8)).split()[:count])
         works["tokenize", count] = partial(_tokenize, network, words)
         works["prune", count] = partial(_prune, words, network.encode(words))
-    rounds = _rounds(works)
-    mean = {key: [statistics.fmean(column) for column in zip(*own, strict=True)] for key, own in rounds.items()}
-    longest = [own[-1] for own in rounds["infer", Kernel.PLAIN, max_tokens]]
+    took = _rounds(works, rounds)
+    mean = {key: [statistics.fmean(column) for column in zip(*own, strict=True)] for key, own in took.items()}
+    longest = [own[-1] for own in took["infer", Kernel.PLAIN, max_tokens]]
     return Table(
         lengths=lengths,
         infer={
@@ -133,12 +134,12 @@ def _measure(network: Network, max_tokens: int) -> Table:
     )
 
 
-def _rounds(works: Mapping[tuple[object, ...], Work]) -> dict[tuple[object, ...], list[list[float]]]:
+def _rounds(works: Mapping[tuple[object, ...], Work], rounds: int) -> dict[tuple[object, ...], list[list[float]]]:
     """What each work returned, averaged over each round; a first pass of each warms up."""
     for work in works.values():
         work()
     out = {key: list[list[float]]() for key in works}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for key, work in works.items():
             passes, until = [work()], perf_counter() + SECONDS
             while perf_counter() < until:
