@@ -26,12 +26,12 @@ def command(tmp_path, sentences, tiny_bundle, monkeypatch):
 
 def test_profiles_and_benches_in_turns(command, tmp_path):
     asked = ("--links", "lte-weak/ideal", "--policy", "end-only", "--policy", "edge-only")
-    done = command(*asked, "--n", "3", "--rounds", "2", "--out", "own/check")
+    done = command(*asked, "--n", "3", "--rounds", "1", "--out", "own/check")
     assert done.exit_code == 0, done.exception
     said = json.loads((tmp_path / "own" / "check.json").read_text())
-    assert (said["n"], said["rounds"], said["backend"], said["threads"]["end"]) == (3, 2, "simulated", 1)
+    assert (said["n"], said["rounds"], said["backend"], said["threads"]["end"]) == (3, 1, "simulated", 1)
     for own in said["policies"].values():
-        assert len(own["by_round"]) == 2
+        assert len(own["by_round"]) == 1
         for side in ("live_ms", "modelled_ms"):
             parts = own[side]
             assert parts["total"] == pytest.approx(parts["compute"] + parts["link"] + parts["rest"])

@@ -16,9 +16,12 @@ REPLAY = [sys.executable, "-m", "services.lab.cli", "replay"]
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    cache = tmp_path_factory.mktemp("cache")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
 
+
+@pytest.fixture(scope="module")
+def command(cache):
     def run(*arguments):
         clean = {key: value for key, value in os.environ.items() if not key.startswith("TIERWISE_")}
         environment = {**clean, "TIERWISE_CACHE_DIR": str(cache)}
@@ -28,9 +31,9 @@ def command(tmp_path_factory):
 
 
 @pytest.fixture
-def complained(tmp_path, monkeypatch):
+def complained(cache, tmp_path, monkeypatch):
     """What the command says against its arguments, asked in this process: a new one takes seconds to import torch."""
-    monkeypatch.setenv("TIERWISE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("TIERWISE_CACHE_DIR", str(cache))
     monkeypatch.chdir(tmp_path)
 
     def ask(*arguments):
