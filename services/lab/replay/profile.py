@@ -7,8 +7,8 @@ exit on the way evaluated; `whole` the same pass less what the exits before the 
 passes would drown in noise. Both per attention kernel. Batch of one. By the wall clock, so what always runs beside
 (the containers of an idle stack) is in it: measure where the texts will run, and let nothing else run. Means, all
 once a round, so that a slow spell of the machine falls on all alike.
-Left out: several texts in one request, waiting; and that a pass takes 5 to 20 % longer after a pause of 30 to 300 ms,
-or after another process had the processor, than in such a loop.
+Left out: several texts in one request, waiting; and that a pass takes longer after a pause, or after
+another process had the processor, than in such a loop.
 """
 
 from __future__ import annotations
