@@ -64,14 +64,16 @@ def run(check: Check, out: Path, console: Console) -> None:
     replay, runs = _replayed(check, console)
     written = out.with_name(f"{out.name}.json")
     rounds: list[dict[str, dict[str, Parts]]] = []
+    held: list[list[dict[str, object]]] = []
     before = _modelled(check, replay, runs, console)
     for number in range(1, check.rounds + 1):
         console.print(f"round {number} of {check.rounds}", highlight=False)
-        live = _live(check, console)
+        live, links = _live(check, console)
         after = _modelled(check, replay, runs, console)
         rounds.append({name: {"live": live[name], "modelled": _mean(before[name], after[name])} for name in runs})
+        held.append(links)
         before = after
-        said = report(check, rounds)
+        said = report(check, rounds) | {"links_verified": held}
         written.parent.mkdir(parents=True, exist_ok=True)
         written.write_text(json.dumps(said, indent=1) + "\n")
     console.print(table(said))
@@ -112,17 +114,19 @@ def _http(check: Check, console: Console) -> Http:
         return http_now(stack.url, check.bundle)
 
 
-def _live(check: Check, console: Console) -> dict[str, Parts]:
+def _live(check: Check, console: Console) -> tuple[dict[str, Parts], list[dict[str, object]]]:
+    """What every policy took, and what the containers' links measured afterwards (simulated ones: nothing)."""
+    held: list[dict[str, object]] = []
     plan = bench.Plan(check.examples, check.policies, seed=check.seed)
     access, _, backbone = check.links.partition("/")
     if check.url is not None:
         cells.shape(access, backbone)
         _, samples = bench.run(plan, check.url, console)
-        cells.verified(console)
+        held = cells.verified(console)
     else:
         with running(_layout(check, access, backbone), console) as stack:
             _, samples = bench.run(plan, stack.url, console)
-    return {name: _of([sample for sample in samples if sample.policy == name]) for name in check.policies}
+    return {name: _of([sample for sample in samples if sample.policy == name]) for name in check.policies}, held
 
 
 def _layout(check: Check, access: str, backbone: str) -> Layout:

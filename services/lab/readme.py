@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from services.lab.check_times import off
 from services.lab.config import rows
 from services.lab.tables.findings import findings, planned
 from shared.bundle import MODELS
@@ -206,8 +207,7 @@ def modelled() -> str:
             pairs = " | ".join(
                 f"{own['live_ms'][part]:.0f} | {own['modelled_ms'][part]:.0f}" for part in ("total", "compute", "link")
             )
-            off = "{:+.1%} [{:+.1%}, {:+.1%}]".format(*own["off_by"])
-            lines.append(f"| {where}, {said['rounds']} x {said['n']} | {shown} | {off} | {pairs} |")
+            lines.append(f"| {where}, {said['rounds']} x {said['n']} | {shown} | {off(own)} | {pairs} |")
     head = "| stack, rounds x texts | policy | off [95 %] | live mean ms | modelled | compute: live | modelled "
     return _table(f"{head}| link: live | modelled |", lines)
 
