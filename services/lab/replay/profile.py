@@ -5,10 +5,10 @@
 `infer` holds seconds from the start of a forward pass until a text could leave by each exit, [E][lengths], with every
 exit on the way evaluated; `whole` the same pass less what the exits before the last one took in it: a difference of two
 passes would drown in noise. Both per attention kernel. Batch of one. By the wall clock, so what always runs beside
-(the containers of an idle stack) is in it: measure where the texts will run, and let nothing else run. Means, all
-once a round, so that a slow spell of the machine falls on all alike.
-Left out: several texts in one request, waiting; and that a pass takes longer after a pause, or after
-another process had the processor, than in such a loop.
+(the containers of an idle stack) is in it: measure where the texts will run, and let nothing else run. Every pass comes
+after a rest, as a tier's does that is asked now and then: caches are cold then, which costs a short text some percent.
+Means, all once a round, so that a slow spell of the machine falls on all alike.
+Left out: several texts in one request, and waiting.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import TypeVar
 
 import torch
@@ -44,7 +44,9 @@ from shared.words import Encoded
 
 LENGTHS = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512)  # tokens
 WORDS = (8, 32, 128, 512)
-ROUNDS, SECONDS = 10, 0.015  # and how long at least each thing is repeated in each
+ROUNDS, SECONDS = 10, 0.015  # and how long at least each thing is done in each
+REST = 0.05  # seconds before every pass
+VERSION = 2  # of how it is measured: what an older one measured is not read
 HTTP_CALLS = 40
 _MEASURED: set[Path] = set()  # by this process: anew is once a run, however many bundles share a shape
 _FILLER = "the film was good but slow and i would watch it again with a friend "
@@ -141,15 +143,16 @@ def _rounds(works: Mapping[tuple[object, ...], Work], rounds: int) -> dict[tuple
     out = {key: list[list[float]]() for key in works}
     for _ in range(rounds):
         for key, work in works.items():
-            passes, until = [work()], perf_counter() + SECONDS
-            while perf_counter() < until:
+            passes = [work()]
+            while sum(own[-1] for own in passes) < SECONDS:
                 passes.append(work())
             out[key].append([statistics.fmean(column) for column in zip(*passes, strict=True)])
     return out
 
 
 def _pass(network: Network, text: Encoded, kernel: Kernel) -> list[float]:
-    """Seconds until each exit; and until the last one had the others not been evaluated."""
+    """Seconds until each exit, after a rest; and until the last one had the others not been evaluated."""
+    sleep(REST)
     clock = _Clock()
     hooks = [head.register_forward_pre_hook(clock.head) for head in network.encoder.heads]
     started = perf_counter()
@@ -208,7 +211,7 @@ async def _calls(url: str, order: tuple[str, ...]) -> Http:
 
 def _path(what: str) -> Path:
     machine = f"{cpu()} {cpus():g} {torch.__version__}"
-    name = hashlib.sha256(f"{what} {machine}".encode()).hexdigest()[:24]
+    name = hashlib.sha256(f"{VERSION} {what} {machine}".encode()).hexdigest()[:24]
     return cache_dir() / "replay" / "profiles" / f"{name}.json"
 
 
