@@ -203,7 +203,7 @@ def modelled() -> str:
     for path in sorted(RESULTS.glob("modelled-*.json")):
         said, where = _read(path), path.stem.removeprefix("modelled-")
         for policy, own in said["policies"].items():
-            shown = "planned" if policy.endswith(".json") else f"`{policy}`"
+            shown = f"`{Path(policy).name.removesuffix('.policy.json')}`"
             pairs = " | ".join(
                 f"{own['live_ms'][part]:.0f} | {own['modelled_ms'][part]:.0f}" for part in ("total", "compute", "link")
             )

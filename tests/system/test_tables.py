@@ -73,6 +73,10 @@ def test_every_table_and_its_numbers_are_those_of_replay(here, tmp_path):
     assert "fitted to its Table I" in text
     for name in tables.NAMES:
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
+    (part,) = report["tables"]["hu-1"].values()
+    ours = [row["spec"] for row in part["points"]["rows"] if row["rule"] == "ours"]
+    assert len(ours) == 3
+    assert ours == [named(str(tmp_path / f"point-{spec['offload_threshold']:g}.policy.json")) for spec in ours]
 
     data = str(here / "data" / "tiny.parquet")
     unseen = without(load(data, "dev"), load(data, "train"))[:24]

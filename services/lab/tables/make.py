@@ -3,6 +3,7 @@
     OUT/report.json      every number, with its n, seed, data hashes, links, threads and hardware
     OUT/report.md        the tables beside the papers' own (`report.py`)
     OUT/*.png            the figures (`figures.py`)
+    OUT/point-THRESHOLD.policy.json    our operating points of hu-1, as files that `--policy` and TIERWISE_POLICY take
 
 Texts are recorded once and kept, so a killed run goes on, and a larger `n` records only what is new. A run of some
 tables leaves the others in the report as they are.
@@ -81,6 +82,7 @@ def run(job: Job, console: Console) -> int:
         recorders.save()
     report = json.loads((job.out / "report.json").read_text())
     draw(report["tables"], job.out)
+    write_points(report["tables"], job.out)
     (job.out / "report.md").write_text(markdown(report))
     console.print(
         f"written: {job.out / 'report.md'}, report.json and figures beside it; {recorders.ran} texts were run"
@@ -137,6 +139,15 @@ def split_bundles(data: Path) -> list[tuple[Bundle, Path]]:
     if not found:
         raise BadSetting(f"{data}: none of {', '.join(path.name for path in files.values())}")
     return found
+
+
+def write_points(tables: dict[str, Any], out: Path) -> None:
+    """Our operating points, one policy file each."""
+    for made in tables.get("hu-1", {}).values():
+        for row in made["points"]["rows"]:
+            if row["rule"] == "ours":
+                file = out / f"point-{row['spec']['offload_threshold']:g}.policy.json"
+                file.write_text(json.dumps(row["spec"], indent=1) + "\n")
 
 
 def _keep(out: Path, name: str, part: str, made: dict[str, Any]) -> None:
