@@ -55,6 +55,7 @@ def here(world, monkeypatch):
     monkeypatch.setenv("TIERWISE_CACHE_DIR", str(world / "cache"))
     monkeypatch.setattr("shared.bundle.MODELS", world / "models")
     monkeypatch.setattr(tables, "MODELS", world / "models")
+    monkeypatch.setattr("services.lab.replay.profile.REST", 0.0)  # times are not what is tested
     return world
 
 
