@@ -20,7 +20,7 @@ import httpx
 from rich.console import Console
 from rich.progress import Progress
 
-from services.lab.client import NoAnswer, classify, connect
+from services.lab.client import classify, connect, info_of
 from services.lab.data import Example, digest
 from services.lab.policies import parse_policy
 from shared.contracts import Result
@@ -62,7 +62,7 @@ def run(plan: Plan, url: str, console: Console, ledger: Path | None = None) -> t
 
     Raises:
         NoAnswer: a request that was refused: a bench with holes is no bench.
-        BadSetting: the ledger is of another run.
+        BadSetting: the ledger is of another run, or the texts have labels that the tiers do not have.
     """
     return asyncio.run(_run(plan, url, console, ledger))
 
@@ -70,13 +70,12 @@ def run(plan: Plan, url: str, console: Console, ledger: Path | None = None) -> t
 async def _run(plan: Plan, url: str, console: Console, ledger: Path | None) -> tuple[dict[str, Any], list[Sample]]:
     limits = httpx.Limits(max_connections=256, max_keepalive_connections=256, keepalive_expiry=60)
     async with connect(url, timeout=120, limits=limits) as client:
-        try:
-            info = (await client.get("/info")).json()
-        except httpx.HTTPError as error:
-            raise NoAnswer(f"no tier answers at {url}: {error}") from error
+        info = await info_of(client)
+        labels = info["labels"]
+        if max(example.label for example in plan.examples) >= len(labels):
+            raise BadSetting(f"the tiers at {url} have {len(labels)} labels ({', '.join(labels)}); the texts have more")
         for policy in plan.policies:
             await classify(client, plan.examples[0].text, {"policy": parse_policy(policy)})
-        labels = info["labels"]
         done = [] if ledger is None else _resume(plan, ledger, info, labels)
         with nullcontext() if ledger is None else ledger.open("a") as file:
             samples = await _measure(plan, client, labels, done, file, console)

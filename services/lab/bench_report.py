@@ -15,7 +15,7 @@ from rich.table import Table
 
 from services.lab.bench import Plan, Sample
 from services.lab.data import digest
-from services.lab.policies import parse_policy
+from services.lab.policies import parse_policy, shown
 from services.lab.stats import paired_difference, wilson
 
 STAGES: tuple[Literal["tokenize", "queue", "infer", "prune"], ...] = ("tokenize", "queue", "infer", "prune")
@@ -117,7 +117,7 @@ def table(report: dict[str, Any]) -> Table:
         low, high = f["accuracy_ci95"]
         gain, gain_low, gain_high = (100 * value for value in f["accuracy_minus_first"])
         out.add_row(
-            policy,
+            shown(policy),
             f"{f['accuracy']:.3f} [{low:.3f} {high:.3f}]",
             f"{gain:+.1f} [{gain_low:+.1f} {gain_high:+.1f}]",
             *(f"{f['latency_ms'][key]:.0f}" for key in ("mean", "p50", "p95", "p99")),
@@ -144,7 +144,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
         mean, accuracy = f["latency_ms"]["mean"], f["accuracy"]
         error = [[100 * (accuracy - low)], [100 * (high - accuracy)]]
         axes.errorbar(mean, 100 * accuracy, yerr=error, fmt="o", capsize=3)
-        axes.annotate(policy, (mean, 100 * accuracy), xytext=(7, 6), textcoords="offset points", fontsize=8)
+        axes.annotate(shown(policy), (mean, 100 * accuracy), xytext=(7, 6), textcoords="offset points", fontsize=8)
     links = sorted({link for f in report["policies"].values() for link in f["links"]})
     axes.set(xlabel="mean latency seen by the client (ms)", ylabel="accuracy (%), 95 % interval")
     axes.set_title(f"{report['n']} texts, {report['loop']}\n{'; '.join(links)}", fontsize=9)

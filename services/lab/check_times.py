@@ -10,8 +10,10 @@ apart, so that a model that is off says where.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +25,10 @@ from rich.table import Table
 
 from services.lab import bench, cells
 from services.lab.bench_report import cpu
+from services.lab.client import connect, info_of
 from services.lab.data import Example, digest
-from services.lab.policies import parse_policy
-from services.lab.replay.compare import links_of, threads_of
+from services.lab.policies import parse_policy, shown
+from services.lab.replay.compare import access_and_backbone, links_of, threads_of
 from services.lab.replay.profile import Http, http_now, table_now
 from services.lab.replay.recorder import Recorders
 from services.lab.replay.run import NONE, Run
@@ -36,6 +39,7 @@ from services.lab.stats import mean_interval
 from shared.bundle import Bundle
 from shared.errors import BadSetting
 from shared.machine import cpus
+from shared.settings import PREFIX, Settings
 
 PROFILE_ROUNDS = 4  # of each profile: there are many
 Parts = dict[str, float]  # mean ms of a request: `total`, and of that `compute`, `link` and the `rest`
@@ -59,8 +63,10 @@ def run(check: Check, out: Path, console: Console) -> None:
     """Measure, print the table, write OUT.json (after every round, so that a killed check leaves what it has).
 
     Raises:
-        BadSetting: links that do not exist or did not hold, a policy for replay only, texts that cannot be read.
+        BadSetting: links that do not exist or did not hold, a policy for replay only, texts that cannot be read, tiers
+            that are not as the model takes them, an answer without all its tiers.
     """
+    _refuse(check)
     replay, runs = _replayed(check, console)
     written = out.with_name(f"{out.name}.json")
     rounds: list[dict[str, dict[str, Parts]]] = []
@@ -80,8 +86,28 @@ def run(check: Check, out: Path, console: Console) -> None:
     console.print(f"written: {written}", markup=False)
 
 
+def _refuse(check: Check) -> None:
+    """What would stop or falsify it, before minutes have gone by."""
+    links_of(check.bundle, check.links)
+    if max(example.label for example in check.examples) >= len(check.bundle.labels):
+        raise BadSetting(f"bundle {check.bundle.name} has {len(check.bundle.labels)} labels; the texts have more")
+    if check.url is None:
+        settings = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields.keys() - {"key_file", "door_key_file"}}
+        if set_ := sorted(settings & os.environ.keys()):
+            raise BadSetting(f"{', '.join(set_)}: tiers so set are not what is modelled: unset them (--help)")
+        return
+    info = asyncio.run(_info(check.url))
+    if info["card_sha256"] != check.bundle.digest:
+        raise BadSetting(f"{check.url} runs bundle {info['bundle']}, not this {check.bundle.name}: name its --bundle")
+    cells.shape("ideal", "ideal")  # are there containers?
+
+
+async def _info(url: str) -> dict[str, Any]:
+    async with connect(url, timeout=10) as client:
+        return await info_of(client)
+
+
 def _replayed(check: Check, console: Console) -> tuple[Replay, dict[str, Run]]:
-    links_of(check.bundle, check.links)  # refuses what does not exist
     recorders = Recorders(console)
     try:
         replay = Replay(check.bundle, check.examples, recorders, seed=check.seed)
@@ -118,7 +144,7 @@ def _live(check: Check, console: Console) -> tuple[dict[str, Parts], list[dict[s
     """What every policy took, and what the containers' links measured afterwards (simulated ones: nothing)."""
     held: list[dict[str, object]] = []
     plan = bench.Plan(check.examples, check.policies, seed=check.seed)
-    access, _, backbone = check.links.partition("/")
+    access, backbone = access_and_backbone(check.links)
     if check.url is not None:
         cells.shape(access, backbone)
         _, samples = bench.run(plan, check.url, console)
@@ -126,6 +152,8 @@ def _live(check: Check, console: Console) -> tuple[dict[str, Parts], list[dict[s
     else:
         with running(_layout(check, access, backbone), console) as stack:
             _, samples = bench.run(plan, stack.url, console)
+    if whys := {sample.result.degraded for sample in samples} - {None}:
+        raise BadSetting(f"an answer lacked a tier ({', '.join(sorted(map(str, whys)))}): its time is not comparable")
     return {name: _of([sample for sample in samples if sample.policy == name]) for name in check.policies}, held
 
 
@@ -194,7 +222,7 @@ def table(said: dict[str, Any]) -> Table:
     for name, own in said["policies"].items():
         live, modelled = own["live_ms"], own["modelled_ms"]
         pairs = [f"{side[part]:.0f}" for part in ("compute", "link") for side in (live, modelled)]
-        out.add_row(name, f"{live['total']:.0f}", f"{modelled['total']:.0f}", off(own), *pairs)
+        out.add_row(shown(name), f"{live['total']:.0f}", f"{modelled['total']:.0f}", off(own), *pairs)
     return out
 
 

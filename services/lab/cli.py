@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from services.lab.arguments import address, output
 from services.lab.link_cli import app as links
 from services.lab.replay_cli import app as recorded
 
@@ -32,22 +33,6 @@ BundleName = Annotated[str, typer.Option(help="A bundle in deploy/models, or a f
 Port = Annotated[int, typer.Option(min=1, max=65000, help="The first tier's port; the others follow.")]
 Access = Annotated[str, typer.Option("--link", help="Profile of the first tier's links (deploy/netem/profiles.yaml).")]
 Backbone = Annotated[str, typer.Option(help="Profile of the links between deeper tiers.")]
-
-
-def _address(value: str | None) -> str | None:
-    """A usable http address, or one clear line."""
-    from urllib.parse import urlsplit
-
-    if value is None:
-        return None
-    try:
-        parts = urlsplit(value)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise typer.BadParameter(f"{value!r} is no address like http://127.0.0.1:8080")
-    return value
 
 
 Threads = Annotated[int, typer.Option(min=1, help="Compute threads.")]
@@ -102,7 +87,7 @@ def classify(
         str | None, typer.Argument(help="A text; without it, lines of --file or of standard input.")
     ] = None,
     file: Annotated[Path | None, typer.Option(help="A file with one text a line.")] = None,
-    url: Annotated[str, typer.Option(help="The first tier.", callback=_address)] = "http://127.0.0.1:8080",
+    url: Annotated[str, typer.Option(help="The first tier.", callback=address)] = "http://127.0.0.1:8080",
     policy: Annotated[str | None, typer.Option(help="NAME or NAME:key=value,key=value.")] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="Print each result as one JSON line.")] = False,
 ) -> None:
@@ -137,7 +122,7 @@ def bench(
     access: Access = "5g-nsa",
     backbone: Backbone = "metro",
     url: Annotated[
-        str | None, typer.Option(help="Running tiers; without it they are started here.", callback=_address)
+        str | None, typer.Option(help="Running tiers; without it they are started here.", callback=address)
     ] = None,
     cell: Annotated[
         list[str] | None,
@@ -147,7 +132,9 @@ def bench(
     ] = None,
     rate: Annotated[float, typer.Option(min=0, help="Open loop: arrivals per second, Poisson. 0: closed loop.")] = 0,
     concurrency: Annotated[int, typer.Option(min=1, help="Closed loop: requests under way at once.")] = 1,
-    out: Annotated[Path, typer.Option(help="Writes OUT.json and OUT.png; OUT.jsonl until done.")] = Path("bench"),
+    out: Annotated[
+        Path, typer.Option(help="Writes OUT.json and OUT.png; OUT.jsonl until done.", callback=output)
+    ] = Path("bench"),
     bundle: BundleName = "collaborative",
     port: Port = 8080,
     seed: Seed = 0,

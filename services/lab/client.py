@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from pydantic import ValidationError
 
 from shared.contracts import ClassifyResponse
 from shared.errors import TierwiseError
@@ -55,7 +56,7 @@ async def classify(client: httpx.AsyncClient, inputs: Any, options: dict[str, An
     """One call to `/v1/classify`.
 
     Raises:
-        NoAnswer: no connection, or a problem document; its detail is in the message.
+        NoAnswer: no connection, an answer that is not a tier's, or a problem document; its detail is in the message.
     """
     started = time.perf_counter()
     try:
@@ -67,7 +68,27 @@ async def classify(client: httpx.AsyncClient, inputs: Any, options: dict[str, An
     seconds = time.perf_counter() - started
     if answer.status_code != 200:
         raise NoAnswer(f"{answer.status_code}: {_detail(answer)}")
-    return Timed(ClassifyResponse.model_validate_json(answer.content), seconds)
+    try:
+        return Timed(ClassifyResponse.model_validate_json(answer.content), seconds)
+    except ValidationError as error:
+        raise NoAnswer(f"what answers at {client.base_url} is no tier of ours") from error
+
+
+async def info_of(client: httpx.AsyncClient) -> dict[str, Any]:
+    """The tier's `/info`.
+
+    Raises:
+        NoAnswer: no connection, or what answers is not a tier.
+    """
+    try:
+        info = (await client.get("/info")).json()
+        if not {"bundle", "card_sha256", "labels", "links"} <= info.keys():
+            raise KeyError("labels")
+    except httpx.HTTPError as error:
+        raise NoAnswer(f"no tier answers at {client.base_url}: {error or type(error).__name__}") from error
+    except (ValueError, KeyError, AttributeError) as error:
+        raise NoAnswer(f"what answers at {client.base_url} is no tier of ours") from error
+    return dict(info)
 
 
 def _detail(answer: httpx.Response) -> str:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 from shared.errors import UnknownPolicy
 from shared.policies import named
+
+
+def shown(text: str) -> str:
+    """What a table calls it: a file by its name.
+
+    >>> shown("results/point-0.9.policy.json")
+    'point-0.9'
+    """
+    return Path(text).name.removesuffix(".json").removesuffix(".policy") if text.endswith(".json") else text
 
 
 def parse_policy(text: str) -> str | dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from services.lab.check_times import off
 from services.lab.config import rows
+from services.lab.policies import shown
 from services.lab.tables.findings import findings, planned
 from shared.bundle import MODELS
 from shared.errors import BadSetting
@@ -203,11 +204,10 @@ def modelled() -> str:
     for path in sorted(RESULTS.glob("modelled-*.json")):
         said, where = _read(path), path.stem.removeprefix("modelled-")
         for policy, own in said["policies"].items():
-            shown = f"`{Path(policy).name.removesuffix('.policy.json')}`"
             pairs = " | ".join(
                 f"{own['live_ms'][part]:.0f} | {own['modelled_ms'][part]:.0f}" for part in ("total", "compute", "link")
             )
-            lines.append(f"| {where}, {said['rounds']} x {said['n']} | {shown} | {off(own)} | {pairs} |")
+            lines.append(f"| {where}, {said['rounds']} x {said['n']} | `{shown(policy)}` | {off(own)} | {pairs} |")
     head = "| stack, rounds x texts | policy | off [95 %] | live mean ms | modelled | compute: live | modelled "
     return _table(f"{head}| link: live | modelled |", lines)
 

@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from services.lab.arguments import address, output
+
 app = typer.Typer()
 console = Console(width=None if sys.stdout.isatty() else 170)  # tables need room in a file or a pipe too
 
@@ -46,7 +48,7 @@ def replay(
     ] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Measure this machine anew, not once for all.")] = False,
     threads: Threads = None,
-    out: Annotated[Path, typer.Option(help="Writes OUT.json and OUT.png.")] = Path("replay"),
+    out: Annotated[Path, typer.Option(help="Writes OUT.json and OUT.png.", callback=output)] = Path("replay"),
     seed: Seed = 0,
 ) -> None:
     """Compare policies without live tiers: each text is run once, kept on disk, and every policy replayed exactly."""
@@ -110,11 +112,14 @@ def check_times(
     links: Links = "5g-nsa/metro",
     url: Annotated[
         str | None,
-        typer.Option(help="First tier of running containers, whose links are then shaped; else tiers start here."),
+        typer.Option(
+            help="First tier of running containers, whose links are then shaped; else tiers start here.",
+            callback=address,
+        ),
     ] = None,
     bundle: Annotated[str, typer.Option(help="A bundle in deploy/models, or a folder.")] = "collaborative",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of all tiers but the first.")] = None,
-    out: Annotated[Path, typer.Option(help="Writes OUT.json.")] = Path("check-times"),
+    out: Annotated[Path, typer.Option(help="Writes OUT.json.", callback=output)] = Path("check-times"),
     seed: Seed = 0,
 ) -> None:
     """How far modelled times (of `replay`, `tables`, `plan`) are from live ones on this machine."""
@@ -160,7 +165,9 @@ def plan(
     ] = None,
     links: Links = "5g-nsa/metro",
     threads: Threads = None,
-    out: Annotated[Path, typer.Option(help="Writes OUT.json, OUT.png and OUT.policy.json.")] = Path("plan"),
+    out: Annotated[Path, typer.Option(help="Writes OUT.json, OUT.png and OUT.policy.json.", callback=output)] = Path(
+        "plan"
+    ),
     seed: Seed = 0,
 ) -> None:
     """Find the fastest setting that keeps an accuracy, or the most accurate within --p95-ms or --bytes, on validation

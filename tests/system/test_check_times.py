@@ -20,13 +20,14 @@ def command(tmp_path, sentences, tiny_bundle, monkeypatch):
     monkeypatch.setattr("services.lab.replay.profile.REST", 0.0)  # how near the model is, is not tested here
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.csv").write_text("\n".join(["text,label", *(f'"{text}",1' for text in sentences), '" ",0']))
+    (tmp_path / "labels.csv").write_text("text,label\ngood,5\n")
     return lambda *arguments: CliRunner().invoke(
         app, ["check-times", "--data", "data.csv", "--bundle", str(tiny_bundle), *arguments]
     )
 
 
 def test_profiles_and_benches_in_turns(command, tmp_path):
-    asked = ("--links", "lte-weak/ideal", "--policy", "end-only", "--policy", "edge-only")
+    asked = ("--links", "lte-weak,ideal", "--policy", "end-only", "--policy", "edge-only")
     done = command(*asked, "--n", "3", "--rounds", "1", "--out", "own/check")
     assert done.exit_code == 0, done.exception
     said = json.loads((tmp_path / "own" / "check.json").read_text())
@@ -50,6 +51,11 @@ def test_profiles_and_benches_in_turns(command, tmp_path):
         (("--links", "lte"), "ACCESS/BACKBONE"),
         (("--n", "1000", "--policy", "end-only"), "cannot be read"),
         (("--rounds", "0"), "rounds"),
+        (("--out", "."), "name of a file"),
+        (("--out", "data.csv/own"), "--out"),
+        (("--url", "nowhere"), "no address"),
+        (("--url", "http://127.0.0.1:1"), "no tier answers"),
+        (("--data", "labels.csv"), "2 labels"),
     ],
 )
 def test_a_wrong_argument_is_told_before_anything_is_measured(command, tmp_path, arguments, complaint):
@@ -57,6 +63,12 @@ def test_a_wrong_argument_is_told_before_anything_is_measured(command, tmp_path,
     assert done.exit_code != 0
     assert complaint in f"{done.exception} {done.stderr}"
     assert not (tmp_path / "check-times.json").exists()
+
+
+def test_settings_that_would_make_the_tiers_others_than_the_model_s_are_refused(command, monkeypatch):
+    monkeypatch.setenv("TIERWISE_DEADLINE_MS", "5")
+    done = command("--n", "3", "--policy", "end-only")
+    assert "TIERWISE_DEADLINE_MS" in str(done.exception)
 
 
 def test_what_is_off_is_the_mean_of_the_rounds_ratios():

@@ -150,15 +150,25 @@ def deeper_threads(named: int | None) -> int:
     return named or max(1, min(2, int(cpus())))
 
 
+def access_and_backbone(named: str) -> tuple[str, str]:
+    """The two profiles of ACCESS/BACKBONE (or ACCESS,BACKBONE).
+
+    Raises:
+        BadSetting: not two names.
+    """
+    access, slash, backbone = named.replace(",", "/").partition("/")
+    if not slash or "/" in backbone:
+        raise BadSetting(f"links {named!r}: expected ACCESS/BACKBONE, such as lte/regional")
+    return access, backbone
+
+
 def links_of(bundle: Bundle, named: str) -> dict[tuple[str, str], Profile]:
     """The profile between any two tiers, from ACCESS/BACKBONE (or ACCESS,BACKBONE).
 
     Raises:
         BadSetting: not two names, or no such profile.
     """
-    access, slash, backbone = named.replace(",", "/").partition("/")
-    if not slash or "/" in backbone:
-        raise BadSetting(f"links {named!r}: expected ACCESS/BACKBONE, such as lte/regional")
+    access, backbone = access_and_backbone(named)
     order = bundle.order
     return {
         (order[a], order[b]): profile("+".join([access if at == 0 else backbone for at in range(a, b)]))

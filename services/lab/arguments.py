@@ -1,0 +1,41 @@
+"""Checks of command-line arguments, before anything long begins."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import typer
+
+
+def address(value: str | None) -> str | None:
+    """A usable http address.
+
+    Raises:
+        typer.BadParameter: it is none.
+    """
+    if value is None:
+        return None
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise typer.BadParameter(f"{value!r} is no address like http://127.0.0.1:8080")
+    return value
+
+
+def output(path: Path) -> Path:
+    """A name that files beside it can be written under; missing folders are made when they are.
+
+    Raises:
+        typer.BadParameter: no name, or a folder that cannot be written or made.
+    """
+    if not path.name or path.is_dir():
+        raise typer.BadParameter(f"{path} is a folder: give the name of a file, without its ending")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise typer.BadParameter(f"{path}: {folder} is no folder that can be written")
+    return path
