@@ -134,5 +134,6 @@ async def _recovery(client, deadline_ms):
             await _ask(client, entry, policy, deadline_ms)
         if all(entry.degraded is None and entry.status == 200 for entry in entries):
             break
+        print("not yet well:", [(entry.status, entry.degraded, round(entry.ms)) for entry in entries])
         await asyncio.sleep(0.05)
     return time.perf_counter() - started
