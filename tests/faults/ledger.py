@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import httpx
 
 TOLERANCE_MS, REPAIR_S = 50, 10.0
+START_S = 150.0  # tiers that have only just started, on a busy machine
 ALWAYS = {"name": "collaborative", "offload_threshold": 1.0}
 STREAM = [(ALWAYS, ["end", "edge", "cloud"]), ("cloud-only", ["cloud"])]  # policy, the tiers of full service
 STREAM += [STREAM[0], ("edge-only", ["edge"])]
@@ -98,7 +99,7 @@ async def story(url, cause, repair, *, deadline_ms, users, each, pace_s=0.0, las
 
     ledger = []
     async with httpx.AsyncClient(base_url=url, timeout=30) as client:
-        assert await _recovery(client, deadline_ms) < 3 * REPAIR_S, "not well at the start"
+        assert await _recovery(client, deadline_ms, START_S) < START_S, "not well at the start"
         began, watching = loop.time(), asyncio.create_task(watch())
         try:
             await asyncio.to_thread(cause)
@@ -125,10 +126,10 @@ async def _ask(client, entry, policy, deadline_ms):
         entry.degraded, entry.tiers = result["degraded"], [hop["tier"] for hop in result["hops"]]
 
 
-async def _recovery(client, deadline_ms):
+async def _recovery(client, deadline_ms, longest=3 * REPAIR_S):
     """Seconds until every kind of request gets full service again."""
     started = time.perf_counter()
-    while time.perf_counter() - started < 3 * REPAIR_S:
+    while time.perf_counter() - started < longest:
         entries = [Entry(f"back-{n}", full) for n, (_, full) in enumerate(STREAM)]
         for entry, (policy, _) in zip(entries, STREAM, strict=True):
             await _ask(client, entry, policy, deadline_ms)
