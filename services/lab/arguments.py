@@ -33,7 +33,7 @@ def output(path: Path) -> Path:
     Raises:
         typer.BadParameter: no name, or a folder that cannot be written or made.
     """
-    if not path.name or path.is_dir():
+    if path.name in ("", ".."):  # a folder called like the default is no obstacle: OUT.json lies beside it
         raise typer.BadParameter(f"{path} is a folder: give the name of a file, without its ending")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
