@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import docker
 import httpx
 import pytest
 
@@ -18,6 +19,7 @@ OWN = {
     "TIERWISE_BIND": f"127.0.0.1:{API}",
     "TIERWISE_PROMETHEUS_PORT": str(PROMETHEUS),
     "TIERWISE_HEALTH_INTERVAL": "60s",  # seven checks at once take a slow processor from what is timed here
+    "TIERWISE_QUEUE_WAIT_MS": "1000",  # what refuses for want of time is not what breaks here
     "TIERWISE_DASHBOARDS": "0",  # their queries are run against Prometheus instead
 }
 
@@ -46,17 +48,35 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+def down():
+    """Removes the stack, if anything is left of it: asking costs a slow processor less than removing nothing."""
+    if left():
+        sh("docker", "compose", "down", "--volumes", "--remove-orphans")
+
+
+def left():
+    """What there is of the stack: containers, networks, volumes."""
+    engine, own = docker.from_env(), {"label": f"com.docker.compose.project={PROJECT}"}
+    found = engine.containers.list(all=True, filters=own) + engine.networks.list(filters=own)
+    return [one.name for one in found + engine.volumes.list(filters=own)]
+
+
+def container(service):
+    """A service's container, as it is now."""
+    return docker.from_env().containers.get(f"{PROJECT}-{service}-1")
+
+
 @pytest.fixture(scope="session")
 def stack():
     """Everything up and healthy, from nothing; removed at the end."""
-    sh("docker", "compose", "down", "--volumes", "--remove-orphans")
+    down()
     os.environ["COMPOSE_PROJECT_NAME"] = PROJECT  # `tierwise link` finds the stack by it
     try:
         said = sh("deploy/up.sh").stdout
         with httpx.Client(base_url=f"http://127.0.0.1:{API}", timeout=60) as client:
             yield SimpleNamespace(client=client, said=said)
     finally:
-        sh("docker", "compose", "down", "--volumes", "--remove-orphans")
+        down()
 
 
 @pytest.fixture

@@ -6,13 +6,14 @@ the end's own and the edge's. What died comes back as a tier does, importing tor
 
 import asyncio
 import os
-import subprocess
 import time
+from threading import Thread
 
+import docker
 import pytest
 
 from services.lab import links
-from tests.e2e.conftest import API, PROJECT, ROOT, sh
+from tests.e2e.conftest import API, PROJECT, ROOT, container
 from tests.faults.ledger import Late, story
 
 ALL = os.environ.get("TIERWISE_TEST_FAULTS") == "all"
@@ -21,17 +22,17 @@ LINKS = {"edge": ["end-edge"], "cloud": ["edge-cloud", "end-cloud"], "both": ["e
 WELL = {"end-edge": "5g-nsa", "edge-cloud": "metro", "end-cloud": "5g-nsa+metro"}
 DRIVING = ROOT / "deploy/netem/traces/driving.csv"
 OUTAGE = 80  # second of that trace; it lasts 20 s
-READY = ("python", "-S", "/app/deploy/docker/ready.py")
+READY = ["python", "-S", "/app/deploy/docker/ready.py"]
 RESTARTS = []
 LOST = ["upstream_timeout", "upstream_unavailable"]
 
 
-def docker(*command):
-    return lambda where: sh("docker", *command, *containers(where))
+def each(do, *options):
+    def change(where):
+        for tier in TIERS[where]:
+            getattr(container(tier), do)(*options)
 
-
-def containers(where):
-    return [f"{PROJECT}-{tier}-1" for tier in TIERS[where]]
+    return change
 
 
 def ask_shapers(up, down=None):
@@ -56,36 +57,47 @@ def drive(where):
 
 def restart(where):
     """Does not wait: the stream goes on meanwhile."""
-    command = ["docker", "restart", *containers(where)]
-    RESTARTS.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+    RESTARTS.append(Thread(target=each("restart"), args=[where]))
+    RESTARTS[-1].start()
 
 
 def restarted(where):
-    assert RESTARTS.pop().wait(180) == 0
+    RESTARTS.pop().join(180)
     ready(where)
 
 
 def unplug(where):
     """Takes the tier off its networks, and so its name away."""
     for link in LINKS[where]:
-        sh("docker", "network", "disconnect", f"{PROJECT}_{link}", f"{PROJECT}-{where}-shaper-1")
+        network(link).disconnect(container(f"{where}-shaper"))
 
 
 def plug_in(where):
     for link in LINKS[where]:
-        sh("docker", "network", "connect", "--alias", where, f"{PROJECT}_{link}", f"{PROJECT}-{where}-shaper-1")
+        network(link).connect(container(f"{where}-shaper"), aliases=[where])
+
+
+def network(link):
+    return docker.from_env().networks.get(f"{PROJECT}_{link}")
 
 
 def ready(where):
     until = time.monotonic() + 180
-    for container in containers(where):
-        while sh("docker", "exec", container, *READY, check=False).returncode:
-            assert time.monotonic() < until, f"{container} does not come back"
+    for tier in TIERS[where]:
+        while not is_ready(container(tier)):
+            assert time.monotonic() < until, f"the {tier} does not come back"
             time.sleep(3)  # looking costs a slow processor a second of what it needs to start
 
 
+def is_ready(tier):
+    try:
+        return tier.exec_run(READY).exit_code == 0
+    except docker.errors.APIError:  # it does not run yet
+        return False
+
+
 def revive(where):
-    docker("start")(where)
+    each("start")(where)
     ready(where)
 
 
@@ -95,8 +107,8 @@ def well(where):
 
 
 FAULTS = {  # name -> cause, repair, the reasons that may be given, whether something must be degraded
-    "killed": (docker("kill"), revive, LOST, True),
-    "stopped": (docker("pause"), docker("unpause"), LOST, True),
+    "killed": (each("kill"), revive, LOST, True),
+    "stopped": (each("pause"), each("unpause"), LOST, True),
     "restarting": (restart, restarted, [*LOST, "upstream_refused"], True),
     "partition": (ask_shapers({"do": "cut"}), ask_shapers({"do": "heal"}), LOST, True),
     "black hole": (ask_shapers({"do": "heal"}, {"do": "cut"}), ask_shapers({"do": "heal"}), LOST, True),

@@ -1,7 +1,6 @@
 """`make up` to `make down`, in order: each test says what a user of the containers may rely on."""
 
 import asyncio
-import json
 import statistics
 import time
 
@@ -13,16 +12,12 @@ from services.lab import dashboards, links
 from services.lab.demo import REVIEWS
 from services.lab.stats import Z
 from shared.link import PROFILES, profile
-from tests.e2e.conftest import API, PROJECT, PROMETHEUS, ROOT, sh
+from tests.e2e.conftest import API, PROJECT, PROMETHEUS, container, down, left
 
 TIERS = ("end", "edge", "cloud")
+NARROW = "nbiot"  # takes a minute to verify; `make netns` does
 LONG = [" ".join(REVIEWS[at:] + REVIEWS[:at]) for at in range(8)]
 pytestmark = pytest.mark.usefixtures("stack")
-
-
-def inspect(service):
-    container = sh("docker", "compose", "ps", "--all", "--quiet", service).stdout.strip()
-    return json.loads(sh("docker", "inspect", container).stdout)[0]
 
 
 def link_ms(answer):
@@ -32,15 +27,13 @@ def link_ms(answer):
 
 @pytest.fixture
 def nsa():
-    """The default links, whatever the test before left."""
-    for link, name in (("end-edge", "5g-nsa"), ("edge-cloud", "metro"), ("end-cloud", "5g-nsa+metro")):
-        links.set_profile(link, name)
+    """The default on the link that these tests change, whatever the one before left."""
+    links.set_profile("end-edge", "5g-nsa")
 
 
 def test_every_service_is_healthy_and_the_urls_are_told(stack):
     for tier in TIERS:
-        assert inspect(tier)["State"]["Health"]["Status"] == "healthy"
-        assert inspect(f"{tier}-shaper")["State"]["Health"]["Status"] == "healthy"
+        assert container(tier).health == container(f"{tier}-shaper").health == "healthy"
     assert f"http://127.0.0.1:{API}/docs" in stack.said
     assert "curl -s" in stack.said
 
@@ -80,7 +73,7 @@ def test_containers_answer_what_the_same_tiers_in_one_process_answer(ask):
         async with httpx.AsyncClient(transport=httpx.ASGITransport(apps["end"]), base_url="http://end") as client:
             return (await client.post("/v1/classify", json={"inputs": text, "options": options})).json()
 
-    for text in REVIEWS:
+    for text in REVIEWS[::2]:  # each is dear where the processor is slow
         for policy in (
             "collaborative",
             {"name": "collaborative", "pruning_coefficient": 1.0, "offload_threshold": 1.0},
@@ -96,7 +89,7 @@ def test_containers_answer_what_the_same_tiers_in_one_process_answer(ask):
 
 
 @pytest.mark.timing
-@pytest.mark.parametrize("name", yaml.safe_load(PROFILES.read_text()))
+@pytest.mark.parametrize("name", sorted(yaml.safe_load(PROFILES.read_text()).keys() - {NARROW}))
 def test_every_profile_is_what_it_claims(name):
     links.set_profile("end-edge", name)
     report = links.verify(["end-edge"])[0]
@@ -187,8 +180,7 @@ def _counted(link):
 
 def test_containers_hold_no_more_than_they_need():
     for service in (*TIERS, "prometheus", *(f"{tier}-shaper" for tier in TIERS)):
-        container = inspect(service)
-        host, shaper = container["HostConfig"], service.endswith("-shaper")
+        host, shaper = container(service).attrs["HostConfig"], service.endswith("-shaper")
         assert host["ReadonlyRootfs"], service
         assert host["CapDrop"] == ["ALL"], service
         assert [c.removeprefix("CAP_") for c in host["CapAdd"] or []] == (["NET_ADMIN"] if shaper else []), service
@@ -197,15 +189,15 @@ def test_containers_hold_no_more_than_they_need():
         assert all(p["HostIp"] == "127.0.0.1" for p in published), service
         assert bool(published) == (service in ("end-shaper", "prometheus")), service
     for tier in TIERS:
-        effective = sh("docker", "compose", "exec", "-T", tier, "grep", "-E", "^(Uid|CapEff)", "/proc/1/status").stdout
+        effective = container(tier).exec_run(["grep", "-E", "^(Uid|CapEff)", "/proc/1/status"]).output.decode()
         assert effective.split() == ["Uid:", *["10001"] * 4, "CapEff:", "0" * 16]
-        assert sh("docker", "compose", "exec", "-T", tier, "touch", "/app/x", check=False).returncode
+        assert container(tier).exec_run(["touch", "/app/x"]).exit_code
 
 
 def test_no_two_tiers_share_an_unshaped_path():
     shared = {}
     for tier in TIERS:
-        for network in inspect(f"{tier}-shaper")["NetworkSettings"]["Networks"]:
+        for network in container(f"{tier}-shaper").attrs["NetworkSettings"]["Networks"]:
             shared.setdefault(network.removeprefix(f"{PROJECT}_"), []).append(tier)
     pairs = {network: tiers for network, tiers in shared.items() if len(tiers) > 1}
     assert pairs == {"end-edge": ["end", "edge"], "end-cloud": ["end", "cloud"], "edge-cloud": ["edge", "cloud"]}
@@ -213,7 +205,7 @@ def test_no_two_tiers_share_an_unshaped_path():
 
 def test_a_tier_restarts_without_losing_its_links(ask, nsa):
     links.set_profile("end-edge", "lte")
-    sh("docker", "compose", "restart", "edge")
+    container("edge").restart()
     until = time.monotonic() + 180
     while ask(REVIEWS[0], policy="edge-only")["results"][0]["degraded"]:
         assert time.monotonic() < until
@@ -232,7 +224,5 @@ def test_every_query_of_every_dashboard_returns_data(ask, nsa):
 
 
 def test_down_leaves_nothing_behind():
-    sh("docker", "compose", "down", "--volumes", "--remove-orphans")
-    label = f"label=com.docker.compose.project={PROJECT}"
-    for kind in (["ps", "--all"], ["network", "ls"], ["volume", "ls"]):
-        assert sh("docker", *kind, "--quiet", "--filter", label).stdout == "", (kind, ROOT)
+    down()
+    assert left() == []

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -12,32 +10,29 @@ from services.lab.cli import app
 from services.lab.data import digest, load
 from shared.errors import TierwiseError
 
-REPLAY = [sys.executable, "-m", "services.lab.cli", "replay"]
-
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture(scope="module")
-def command(cache):
-    def run(*arguments):
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("TIERWISE_")}
-        environment = {**clean, "TIERWISE_CACHE_DIR": str(cache)}
-        return subprocess.run([*REPLAY, *arguments], capture_output=True, text=True, env=environment, timeout=300)
-
-    return run
+@pytest.fixture
+def command(cache, tmp_path, monkeypatch):
+    """The command in this process: a new one takes seconds to import torch."""
+    for name in [name for name in os.environ if name.startswith("TIERWISE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TIERWISE_CACHE_DIR", str(cache))
+    monkeypatch.setattr("services.lab.replay.profile.REST", 0.0)  # times are not what is tested
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: CliRunner().invoke(app, ["replay", *arguments])
 
 
 @pytest.fixture
-def complained(cache, tmp_path, monkeypatch):
-    """What the command says against its arguments, asked in this process: a new one takes seconds to import torch."""
-    monkeypatch.setenv("TIERWISE_CACHE_DIR", str(cache))
-    monkeypatch.chdir(tmp_path)
+def complained(command):
+    """What the command says against its arguments."""
 
     def ask(*arguments):
-        done = CliRunner().invoke(app, ["replay", *arguments])
+        done = command(*arguments)
         assert isinstance(done.exception, (TierwiseError, SystemExit)), done.exception
         assert done.exit_code != 0
         return " ".join(f"{done.exception} {done.stderr}".replace("│", " ").split())
@@ -58,7 +53,7 @@ def test_every_policy_from_a_fresh_cache_and_from_a_full_one(command, data, tiny
     for out in ("first", "second"):
         arguments = ("--data", data, "--bundle", f"{tiny_bundle},{whole_bundle}", "--policy", "all", "--n", "12")
         done = command(*map(str, arguments), "--out", str(tmp_path / out))
-        assert done.returncode == 0, done.stderr
+        assert done.exit_code == 0, done.exception
         assert "MODELLED" in done.stdout
         assert (tmp_path / f"{out}.png").stat().st_size > 1000
         reports.append(json.loads((tmp_path / f"{out}.json").read_text()))
@@ -89,7 +84,7 @@ def test_a_folder_and_the_dev_split_will_do(command, data, tiny_bundle, tmp_path
     (tmp_path / "notes.txt").write_text("not data")
     arguments = ["--data", str(tmp_path), "--bundle", str(tiny_bundle), "--n", "5"]
     done = command(*arguments, "--policy", "end-only", "--out", str(tmp_path / "out"))
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.exception
     own = json.loads((tmp_path / "out.json").read_text())["bundles"][tiny_bundle.name]
     assert (own["n"], "end-only" in own["policies"]) == (5, True)
 
@@ -109,7 +104,7 @@ def test_measured_times_stand_beside_the_modelled_ones(command, data, tiny_bundl
     (tmp_path / "bench.json").write_text(json.dumps(bench))
     arguments = ["--data", str(data), "--bundle", str(tiny_bundle), "--policy", "end-only", "--policy", "edge-only"]
     done = command(*arguments, "--measured", str(tmp_path / "bench.json"), "--out", str(tmp_path / "out"))
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.exception
     policies = json.loads((tmp_path / "out.json").read_text())["bundles"][tiny_bundle.name]["policies"]
     off_by = policies["end-only"]["modelled_ms"]["mean"] / 12.5 - 1
     assert policies["end-only"]["measured_ms"] == {"mean": 12.5, "n": bench["n"], "modelled_is_off_by": off_by}
@@ -140,7 +135,7 @@ def test_a_policy_that_one_bundle_lacks_is_replayed_on_the_others(command, data,
     (two / "bundle.json").write_text(json.dumps({"labels": ["a", "b"], "tiers": {"end": tier, "cloud": tier}}))
     arguments = ["--data", str(data), "--bundle", f"{two},{tiny_bundle}", "--n", "6", "--policy", "edge-only"]
     done = command(*arguments, "--out", str(tmp_path / "out"))
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.exception
     bundles = json.loads((tmp_path / "out.json").read_text())["bundles"]
     assert "edge-only" in bundles[tiny_bundle.name]["policies"]
     assert "unknown policy 'edge-only'" in bundles["two"]["refused"]["edge-only"]

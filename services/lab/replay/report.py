@@ -204,7 +204,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
             ylabel=f"{own['metric']} (%), 95 % interval",
             title=f"{name}, {_answered(own)} texts",
         )
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
+        if own["policies"]:  # every one that was named may have been refused
+            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
         axes.grid(alpha=0.3)
     figure.suptitle(f"Replayed; links {report['links']}; squares: replay only", fontsize=9)
     figure.savefig(path, dpi=130)
