@@ -13,12 +13,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "tierwise-e2e"
+TIERS = ("end", "edge", "cloud")
 API, PROMETHEUS = 18080, 19090
 OWN = {
     "COMPOSE_PROJECT_NAME": PROJECT,
     "TIERWISE_BIND": f"127.0.0.1:{API}",
     "TIERWISE_PROMETHEUS_PORT": str(PROMETHEUS),
-    "TIERWISE_HEALTH_INTERVAL": "20s",  # each check takes a slow processor from what is timed here
+    "COMPOSE_FILE": "docker-compose.yml:deploy/compose.quiet.yml",  # each health check takes a slow processor a second
+    "TIERWISE_HEALTH_INTERVAL": "60s",  # the shapers'
     "TIERWISE_QUEUE_WAIT_MS": "1000",  # what refuses for want of time is not what breaks here
     "TIERWISE_DASHBOARDS": "0",  # their queries are run against Prometheus instead
 }
@@ -66,6 +68,15 @@ def container(service):
     return docker.from_env().containers.get(f"{PROJECT}-{service}-1")
 
 
+def wait_until_ready(tiers, since):
+    """Until each of `tiers` has said that it is ready, after the time `since`: reading costs less than asking it."""
+    until = time.monotonic() + 300
+    for tier in tiers:
+        while b'"event": "ready"' not in container(tier).logs(since=since):
+            assert time.monotonic() < until, f"the {tier} does not get ready"
+            time.sleep(1)
+
+
 @pytest.fixture(scope="session")
 def stack():
     """Everything up and healthy, from nothing; removed at the end."""
@@ -73,7 +84,9 @@ def stack():
     os.environ["COMPOSE_PROJECT_NAME"] = PROJECT  # `tierwise link` finds the stack by it
     try:
         try:
+            since = time.time()
             said = sh("deploy/up.sh").stdout
+            wait_until_ready(TIERS, since)
         except AssertionError as error:
             pytest.exit(f"the stack does not come up: {error}", returncode=1)  # every test would try it again
         with httpx.Client(base_url=f"http://127.0.0.1:{API}", timeout=60) as client:

@@ -13,23 +13,22 @@ import docker
 import pytest
 
 from services.lab import links
-from tests.e2e.conftest import API, PROJECT, ROOT, container
+from tests.e2e.conftest import API, PROJECT, ROOT, container, wait_until_ready
 from tests.faults.ledger import Late, story
 
 ALL = os.environ.get("TIERWISE_TEST_FAULTS") == "all"
-TIERS = {"edge": ["edge"], "cloud": ["cloud"], "both": ["edge", "cloud"]}
+ON = {"edge": ["edge"], "cloud": ["cloud"], "both": ["edge", "cloud"]}
 LINKS = {"edge": ["end-edge"], "cloud": ["edge-cloud", "end-cloud"], "both": ["end-edge", "edge-cloud", "end-cloud"]}
 WELL = {"end-edge": "5g-nsa", "edge-cloud": "metro", "end-cloud": "5g-nsa+metro"}
 DRIVING = ROOT / "deploy/netem/traces/driving.csv"
 OUTAGE = 80  # second of that trace; it lasts 20 s
-READY = ["python", "-S", "/app/deploy/docker/ready.py"]
 RESTARTS = []
 LOST = ["upstream_timeout", "upstream_unavailable"]
 
 
 def each(do, *options):
     def change(where):
-        for tier in TIERS[where]:
+        for tier in ON[where]:
             getattr(container(tier), do)(*options)
 
     return change
@@ -57,13 +56,14 @@ def drive(where):
 
 def restart(where):
     """Does not wait: the stream goes on meanwhile."""
-    RESTARTS.append(Thread(target=each("restart"), args=[where]))
-    RESTARTS[-1].start()
+    RESTARTS.append((Thread(target=each("restart"), args=[where]), time.time()))
+    RESTARTS[-1][0].start()
 
 
 def restarted(where):
-    RESTARTS.pop().join(180)
-    ready(where)
+    thread, began = RESTARTS.pop()
+    thread.join(180)
+    wait_until_ready(ON[where], began)
 
 
 def unplug(where):
@@ -81,24 +81,10 @@ def network(link):
     return docker.from_env().networks.get(f"{PROJECT}_{link}")
 
 
-def ready(where):
-    until = time.monotonic() + 180
-    for tier in TIERS[where]:
-        while not is_ready(container(tier)):
-            assert time.monotonic() < until, f"the {tier} does not come back"
-            time.sleep(3)  # looking costs a slow processor a second of what it needs to start
-
-
-def is_ready(tier):
-    try:
-        return tier.exec_run(READY).exit_code == 0
-    except docker.errors.APIError:  # it does not run yet
-        return False
-
-
 def revive(where):
+    began = time.time()
     each("start")(where)
-    ready(where)
+    wait_until_ready(ON[where], began)
 
 
 def well(where):

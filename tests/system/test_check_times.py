@@ -17,7 +17,8 @@ def command(tmp_path, sentences, tiny_bundle, monkeypatch):
     for name in [name for name in os.environ if name.startswith("TIERWISE_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("TIERWISE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr("services.lab.replay.profile.REST", 0.0)  # how near the model is, is not tested here
+    for pause in ("REST", "SECONDS"):  # how near the model is, is not tested here
+        monkeypatch.setattr(f"services.lab.replay.profile.{pause}", 0.0)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.csv").write_text("\n".join(["text,label", *(f'"{text}",1' for text in sentences), '" ",0']))
     (tmp_path / "labels.csv").write_text("text,label\ngood,5\n")

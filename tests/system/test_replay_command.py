@@ -22,7 +22,8 @@ def command(cache, tmp_path, monkeypatch):
     for name in [name for name in os.environ if name.startswith("TIERWISE_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("TIERWISE_CACHE_DIR", str(cache))
-    monkeypatch.setattr("services.lab.replay.profile.REST", 0.0)  # times are not what is tested
+    for pause in ("REST", "SECONDS"):  # times are not what is tested
+        monkeypatch.setattr(f"services.lab.replay.profile.{pause}", 0.0)
     monkeypatch.chdir(tmp_path)
     return lambda *arguments: CliRunner().invoke(app, ["replay", *arguments])
 

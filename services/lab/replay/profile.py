@@ -213,7 +213,9 @@ async def _calls(url: str, order: tuple[str, ...]) -> Http:
 def _path(what: str) -> Path:
     machine = f"{cpu()} {cpus():g} {torch.__version__}"
     name = hashlib.sha256(f"{VERSION} {what} {machine}".encode()).hexdigest()[:24]
-    return cache_dir() / "replay" / "profiles" / f"{name}.json"
+    folder = cache_dir() / "replay" / "profiles"
+    folder.mkdir(parents=True, exist_ok=True)  # now, not after a minute of measuring
+    return folder / f"{name}.json"
 
 
 def _held(path: Path, anew: bool) -> bool:
@@ -228,7 +230,6 @@ def _read(path: Path, kind: type[Kept]) -> Kept:
 
 
 def _keep(path: Path, measured: BaseModel) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.part")
     unfinished.write_text(json.dumps(measured.model_dump(mode="json")))
     unfinished.replace(path)
