@@ -19,7 +19,9 @@ if [ "${TIERWISE_LINKS:-netem}" = netem ]; then  # say it now: a tier without sh
 fi
 services=(end edge cloud prometheus)
 [ "${TIERWISE_DASHBOARDS:-1}" = 0 ] || services+=(grafana)
-docker compose up -d --wait --no-build "${services[@]}" || {
+wait=--wait
+[[ ${COMPOSE_FILE:-} != *compose.quiet.yml* ]] || wait=  # without health checks Compose has nothing to wait for
+docker compose up -d $wait --no-build "${services[@]}" || {
   docker compose ps --all --quiet | xargs docker inspect --format '{{.Name}} {{.State.Status}}, exit {{.State.ExitCode}}, restarts {{.RestartCount}}'
   docker compose logs --tail 5
   exit 1

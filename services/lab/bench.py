@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from services.lab.client import classify, connect, info_of
-from services.lab.data import Example, digest
+from services.lab.data import Example, check_labels, digest
 from services.lab.policies import parse_policy
 from shared.contracts import Result
 from shared.errors import BadSetting
@@ -72,8 +72,7 @@ async def _run(plan: Plan, url: str, console: Console, ledger: Path | None) -> t
     async with connect(url, timeout=120, limits=limits) as client:
         info = await info_of(client)
         labels = info["labels"]
-        if max(example.label for example in plan.examples) >= len(labels):
-            raise BadSetting(f"the tiers at {url} have {len(labels)} labels ({', '.join(labels)}); the texts have more")
+        check_labels(plan.examples, labels, f"bundle {info['bundle']} at {url}")
         for policy in plan.policies:
             await classify(client, plan.examples[0].text, {"policy": parse_policy(policy)})
         done = [] if ledger is None else _resume(plan, ledger, info, labels)

@@ -26,7 +26,7 @@ from rich.table import Table
 from services.lab import bench, cells
 from services.lab.bench_report import cpu
 from services.lab.client import connect, info_of
-from services.lab.data import Example, digest
+from services.lab.data import Example, check_labels, digest
 from services.lab.policies import parse_policy, shown
 from services.lab.replay.compare import access_and_backbone, links_of, threads_of
 from services.lab.replay.profile import Http, http_now, table_now
@@ -89,8 +89,7 @@ def run(check: Check, out: Path, console: Console) -> None:
 def _refuse(check: Check) -> None:
     """What would stop or falsify it, before minutes have gone by."""
     links_of(check.bundle, check.links)
-    if max(example.label for example in check.examples) >= len(check.bundle.labels):
-        raise BadSetting(f"bundle {check.bundle.name} has {len(check.bundle.labels)} labels; the texts have more")
+    check_labels(check.examples, check.bundle.labels, f"bundle {check.bundle.name}")
     if check.url is None:
         settings = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields.keys() - {"key_file", "door_key_file"}}
         if set_ := sorted(settings & os.environ.keys()):

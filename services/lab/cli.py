@@ -88,7 +88,7 @@ def classify(
     ] = None,
     file: Annotated[Path | None, typer.Option(help="A file with one text a line.")] = None,
     url: Annotated[str, typer.Option(help="The first tier.", callback=address)] = "http://127.0.0.1:8080",
-    policy: Annotated[str | None, typer.Option(help="NAME or NAME:key=value,key=value.")] = None,
+    policy: Annotated[str | None, typer.Option(help="NAME, NAME:key=value,... or FILE.json.")] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="Print each result as one JSON line.")] = False,
 ) -> None:
     """Ask running tiers (see `serve`) what they think of some texts."""
@@ -116,7 +116,9 @@ def bench(
     context: typer.Context,
     data: Data,
     n: Annotated[int, typer.Option(min=1, help="Texts, after any are left out.")] = 200,
-    policy: Annotated[list[str] | None, typer.Option(help="NAME or NAME:key=value,...; repeat to compare.")] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option(help="NAME, NAME:key=value,... or FILE.json; repeat to compare.")
+    ] = None,
     split: Split = "test",
     exclude_split: Annotated[str | None, typer.Option(help="Leave out texts that also occur in this split.")] = None,
     access: Access = "5g-nsa",

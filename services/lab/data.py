@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,16 @@ def _table(source: str, split: str | None) -> Any:  # pyarrow has no types
         return pq.read_table(source)
     except (pa.ArrowException, OSError) as error:
         raise BadSetting(f"{source}: cannot be read: {error}") from error
+
+
+def check_labels(examples: list[Example], labels: Sequence[str], whose: str) -> None:
+    """Refuse texts that are labelled with what `whose` labels do not have.
+
+    Raises:
+        BadSetting: with the labels that there are.
+    """
+    if (most := max(example.label for example in examples)) >= len(labels):
+        raise BadSetting(f"{whose} has {len(labels)} labels ({', '.join(labels)}); the texts have label {most}")
 
 
 def digest(examples: list[Example]) -> str:

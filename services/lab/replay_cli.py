@@ -34,7 +34,7 @@ def replay(
         str | None, typer.Option(help="NAME,NAME...; without it, every bundle that was calibrated on these data.")
     ] = None,
     policy: Annotated[
-        list[str] | None, typer.Option(help="NAME or NAME:key=value,...; repeat to compare. `all`: every one.")
+        list[str] | None, typer.Option(help="NAME, NAME:key=value,... or FILE.json; repeat. `all`: every one.")
     ] = None,
     n: Annotated[int, typer.Option(min=1, help="Texts, after any are left out.")] = 200,
     split: Annotated[

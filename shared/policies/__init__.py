@@ -127,7 +127,9 @@ def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping
             raise UnknownPolicy(f"policy {name!r} has no parameters; got {', '.join(sorted(given))}")
         return Only(tier=name.removesuffix("-only")).among(tiers)
     except ValidationError as error:
-        raise UnknownPolicy(f"policy {name!r}: {_problems(error)}") from error
+        unknown = any(problem["type"] == "extra_forbidden" for problem in error.errors())
+        known = f" (parameters: {', '.join(POLICIES[name].model_fields)})" if unknown else ""
+        raise UnknownPolicy(f"policy {name!r}: {_problems(error)}{known}") from error
 
 
 def _problems(error: ValidationError) -> str:

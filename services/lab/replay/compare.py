@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from services.lab.bench_report import cpu
-from services.lab.data import Example, digest, files, load, load_without, unseen
+from services.lab.data import Example, check_labels, digest, files, load, load_without, unseen
 from services.lab.policies import parse_policy
 from services.lab.replay.measured import live_ms
 from services.lab.replay.recorder import Recorders
@@ -97,8 +97,7 @@ def _bundle(
     plan: Plan, texts: Texts, bundle: Bundle, recorders: Recorders, console: Console
 ) -> tuple[dict[str, Any], list[str]]:
     """One bundle's figures, and what must be said about its times."""
-    if max(example.label for example in texts.examples) >= len(bundle.labels):
-        raise BadSetting(f"bundle {bundle.name} has {len(bundle.labels)} labels; {texts.source} has more")
+    check_labels(texts.examples, bundle.labels, f"bundle {bundle.name}")
     replay = Replay(bundle, texts.examples, recorders, seed=plan.seed)
     times = Times(
         replay, threads_of(bundle, plan.threads), links_of(bundle, plan.links), console, anew=plan.profile_anew
