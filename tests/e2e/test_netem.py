@@ -6,11 +6,11 @@ import time
 import httpx
 import pytest
 
-from services.lab import links
+from services.lab import dashboards, links
 from services.lab.demo import REVIEWS
 from services.lab.stats import Z
 from shared.link import profile
-from tests.e2e.conftest import API, TIERS, container
+from tests.e2e.conftest import API, PROMETHEUS, TIERS, container
 
 KINDS = ("ideal", "offline", "5g-nsa", "5g-mmwave", "lte-weak", "3g")  # `make netns` verifies every one
 LONG = " ".join(REVIEWS * 8)  # about 20 kB, of which the edge reads its 256 tokens
@@ -126,3 +126,11 @@ def test_a_tier_restarts_without_losing_its_links(ask, nsa):
     result = ask(REVIEWS[0], policy="edge-only")["results"][0]
     assert (result["hops"][0]["link"]["profile"], result["hops"][0]["link"]["backend"]) == ("lte", "netem")
     assert link_ms(ask(REVIEWS[0], policy="edge-only")) > 15
+
+
+def test_every_query_of_every_dashboard_returns_data(ask, nsa):
+    for policy in ("collaborative", "edge-only", "cloud-only", "random"):
+        for text in REVIEWS:
+            ask(text, policy=policy)
+    time.sleep(12)  # a few scrapes
+    assert dashboards.check(f"http://127.0.0.1:{PROMETHEUS}") == []
