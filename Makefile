@@ -26,8 +26,9 @@ serve: $(STAMP)  ## keep the three tiers up until Ctrl-C
 test: $(STAMP)  ## unit, service and system tests
 	$(BIN)/python -m pytest
 
+# tests/conftest.py, which loads torch, stays out: these need none, and a slow kernel takes a minute for it
 e2e: $(STAMP)  ## the containers: needs Docker, and sch_netem for shaped links; else skipped with the reason
-	$(BIN)/python -m pytest -p tests.hooks --confcutdir tests/e2e tests/e2e -rs $(E2E)  # no torch where it is slow to load
+	$(BIN)/python -m pytest -p tests.hooks --confcutdir tests/e2e tests/e2e -rs $(E2E)
 
 faults: $(STAMP)  ## every fault on the edge and the cloud link: in process; with Docker and sch_netem also for real (a table)
 	TIERWISE_TEST_FAULTS=all $(BIN)/python -m pytest tests/faults tests/e2e/test_faults.py -rs
