@@ -73,16 +73,19 @@ def load(source: str, split: str | None = None) -> list[Example]:
         raise BadSetting(f"{source}: {first} must be text; row {row} of the split has {texts[row]!r}")
     try:
         labels = [_label(label) for label in table["label"].to_pylist()]
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise BadSetting(f"{source}: labels must be integers from 0, in the order of the bundle's: {error}") from error
     return [Example(*row) for row in zip(texts, pairs, labels, strict=True)]
 
 
 def _label(said: Any) -> int:
-    label = int(said)
-    if label < 0 or label != float(said):
-        raise ValueError(f"{said!r} is none")
-    return label
+    try:
+        label = int(said)
+        if label >= 0 and label == float(said):
+            return label
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"{said!r} is none")
 
 
 def splits(source: str) -> list[str]:

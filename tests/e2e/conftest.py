@@ -42,7 +42,9 @@ def docker_answers():
 @cache
 def backend():
     """What the stack's links are here: `netem`, or `simulated` where the kernel cannot shape."""
-    shapes = os.geteuid() != 0 or subprocess.run(["modprobe", "-q", "sch_netem"], check=False).returncode == 0
+    ask = "modinfo" if os.geteuid() else "modprobe -q"  # who may not load it, asks whether it is there
+    path = {"PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
+    shapes = subprocess.run(f"{ask} sch_netem", shell=True, env=path, capture_output=True).returncode == 0
     return "netem" if shapes else "simulated"
 
 

@@ -214,7 +214,10 @@ def _path(what: str) -> Path:
     machine = f"{cpu()} {cpus():g} {torch.__version__}"
     name = hashlib.sha256(f"{VERSION} {what} {machine}".encode()).hexdigest()[:24]
     folder = cache_dir() / "replay" / "profiles"
-    folder.mkdir(parents=True, exist_ok=True)  # now, not after a minute of measuring
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # now, not after a minute of measuring
+    except OSError as error:
+        raise BadSetting(f"{folder}: cannot be written; TIERWISE_CACHE_DIR names another place: {error}") from error
     return folder / f"{name}.json"
 
 
