@@ -34,6 +34,7 @@ from shared.wire import Wire
 
 log = structlog.get_logger()
 _FORGET_S = 5.0  # a measured link time older than this is no longer held against the link
+_FORGET_USUAL_S = 60.0  # nor is what a call usually takes held in the upstream's favour
 _IMPATIENT_S = 1.0  # before anything is measured: a deadline shorter than this is no failure of the upstream
 _NEUTRAL = {400, 413, 422, 429, 504}  # this request's fault, or an upstream that works and is busy
 _PROBE = InferRequest(request_id="probe", seed="probe", indices=[], texts=[], policy={"name": "collaborative"})
@@ -81,7 +82,7 @@ class Upstream:
             count_retry=count_retry,
         )
         self.breaker = Breaker()
-        self._link_time, self._usual = Smoothed(forget_s=_FORGET_S), Smoothed()
+        self._link_time, self._usual = Smoothed(forget_s=_FORGET_S), Smoothed(forget_s=_FORGET_USUAL_S)
         self._probing: asyncio.Task[None] | None = None
 
     @property

@@ -29,6 +29,9 @@ from shared.pools import Signature, Vector
 from shared.words import Encoded
 
 
+FORGET_S = 1.0  # an older measured time refuses nobody: only a pass can tell that the model is fast again
+
+
 @dataclass(frozen=True)
 class Answer:
     """What this tier's model says about one text. `exits` are calibrated, oldest first; `cut`: time ran out there."""
@@ -69,8 +72,8 @@ class Worker:
     ) -> None:
         self._network = network
         self._line = Line(limit=limit, wait_s=wait_s, batch_texts=batch_texts, batch_wait_s=batch_wait_s)
-        self._row_layer = Smoothed()  # seconds of a row's layer
-        self._tokenize = Smoothed()  # of a text
+        self._row_layer = Smoothed(forget_s=FORGET_S)  # seconds of a row's layer
+        self._tokenize = Smoothed(forget_s=FORGET_S)  # of a text
         self._text_s = 0.0  # seconds of a text in its pass: grows from nothing, so a slow first pass refuses nobody
         self._thread = threading.Thread(target=self._work, args=(threads,), name="model", daemon=True)
         self._thread.start()
@@ -117,7 +120,7 @@ class Worker:
 
     def expected(self, texts: int, layers: int) -> float | None:
         """Seconds until `texts` put in line now have passed `layers`, as measured; null before anything was."""
-        row_layer = self._row_layer.high
+        row_layer = self._row_layer.last_high
         ahead_s = self._line.ahead * self._text_s
         return None if row_layer is None else ahead_s + texts * layers * row_layer
 
@@ -172,7 +175,8 @@ class Worker:
         job = jobs[0]
         ran = self._network.run(readable, job.rule, importance=job.importance, every_exit=job.explain, over=over)
         seconds = time.perf_counter() - started
-        self._text_s += (seconds / len(readable) - self._text_s) / 8
+        text_s = seconds / len(readable)
+        self._text_s += (min(text_s, 8 * self._text_s or text_s) - self._text_s) / 8
         self._row_layer.add(seconds / sum(trace.exit_layer for trace in ran))
         return iter(ran)
 

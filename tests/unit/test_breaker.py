@@ -113,3 +113,32 @@ def test_smoothed_times_follow_and_are_forgotten(clock):
     assert link.mean is link.high is None
     link.add(0.2)
     assert link.mean == 0.2  # nothing of the old one is left
+
+
+def test_one_outlier_moves_an_estimate_little_and_a_lasting_change_moves_it_wholly(clock):
+    """A process that was stopped for 20 s in a pass of 20 ms: the estimate stays near the pass."""
+    layer = Smoothed(clock=clock)
+    for _ in range(50):
+        layer.add(0.02)
+    layer.add(20.0)
+    assert layer.mean == pytest.approx(0.0275)  # 0.02 + (0.08 - 0.02) / 8
+    for _ in range(40):
+        layer.add(20.0)
+    assert layer.mean == pytest.approx(20.0, rel=0.1)
+
+
+def test_an_estimate_of_no_time_at_all_can_grow_again(clock):
+    link = Smoothed(clock=clock)
+    for seconds in [0.0] * 20 + [1.0] * 60:
+        link.add(seconds)
+    assert link.mean == pytest.approx(1.0, rel=0.1)
+
+
+def test_after_a_pause_the_last_value_is_known_as_the_last_one_alone(clock):
+    layer = Smoothed(forget_s=1, clock=clock)
+    layer.add(20.0)
+    clock.now += 1.1
+    assert layer.mean is layer.high is None
+    assert layer.last_high == 40.0
+    layer.add(0.02)
+    assert (layer.mean, layer.last_high) == (0.02, 0.04)
