@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,10 +112,11 @@ class Line:
             if job in self._jobs:
                 self._jobs.remove(job)
 
-    def take(self, least_s: float) -> list[Job]:
+    def take(self, least_s: Callable[[], float]) -> list[Job]:
         """Wait for work: the jobs of one forward pass; none once the line is closed.
 
-        Jobs that could not reach their first exit, `least_s` a text from now, are refused, not started.
+        Jobs that could not reach their first exit, `least_s()` a text from now, are refused, not started. It is asked
+        when there is work, since what was measured before is forgotten meanwhile.
         """
         with self._changed:
             self._busy, self._running = False, 0
@@ -125,7 +126,7 @@ class Line:
                     return []
                 if self._batch_wait_s and self._jobs[0].queued:
                     self._changed.wait_for(lambda: self._closed or self._full(), self._batch_wait_s)
-                if taken := self._next(least_s):
+                if taken := self._next(least_s()):
                     self._busy, self._running = True, sum(len(job.texts) for job in taken)
                     return taken
 

@@ -28,7 +28,6 @@ from shared.network import Network
 from shared.pools import Signature, Vector
 from shared.words import Encoded
 
-
 FORGET_S = 1.0  # an older measured time refuses nobody: only a pass can tell that the model is fast again
 
 
@@ -134,7 +133,7 @@ class Worker:
 
     def _work(self, threads: int) -> None:
         torch.set_num_threads(threads)
-        while jobs := self._line.take((self._row_layer.mean or 0.0) + (self._tokenize.mean or 0.0)):
+        while jobs := self._line.take(self._first_exit_s):
             try:
                 done = self._run(jobs)
             except BaseException as error:  # noqa: BLE001 - whatever it is belongs to those who wait, not to this thread
@@ -143,6 +142,10 @@ class Worker:
             else:
                 for job, result in zip(jobs, done, strict=True):
                     job.future.set_result(result)
+
+    def _first_exit_s(self) -> float:
+        """Seconds until a text's first exit, as measured of late; none where nothing was."""
+        return (self._row_layer.mean or 0.0) + (self._tokenize.mean or 0.0)
 
     def _run(self, jobs: list[Job]) -> Sequence[Any]:
         started = time.perf_counter()

@@ -316,6 +316,20 @@ def test_a_deadline_that_passed_before_the_first_exit_is_a_504(alone):
     assert_problem(alone.classify("a fine film", deadline_ms=1e-6), 504, "deadline-passed", "deadline passed")
 
 
+@pytest.mark.parametrize("passes", [0, 5])
+def test_a_pass_that_was_stopped_for_long_is_forgotten(serve, slow_network, passes):
+    """The process was stopped in its first pass, or after others: requests with a short deadline are answered again."""
+    caller = serve(network=slow_network)
+    for _ in range(passes):
+        caller.classify("a fine film")
+    slow_network.seconds = 0.7
+    assert caller.classify("a fine film").status_code == 200
+    slow_network.seconds = 0.0
+    until = time.monotonic() + 10
+    while caller.classify("a fine film", deadline_ms=400).status_code != 200:
+        assert time.monotonic() < until, "it never recovered"
+
+
 @pytest.mark.parametrize("place", ["in the queue", "in the model"])
 def test_a_deadline_holds_while_the_model_is_busy(serve, held_network, place):
     caller = serve(network=held_network)

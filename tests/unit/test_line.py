@@ -27,7 +27,7 @@ def line(limit=100, wait_s=60.0, batch_texts=1, batch_wait_s=0.0, jobs=()):
 def test_jobs_leave_in_the_order_they_came():
     jobs = [job("a"), job("b"), job("c")]
     waiting = line(jobs=jobs)
-    assert [waiting.take(0.0) for _ in jobs] == [[one] for one in jobs]
+    assert [waiting.take(lambda: 0.0) for _ in jobs] == [[one] for one in jobs]
 
 
 def test_the_line_is_bounded_and_says_when_to_come_back():
@@ -50,8 +50,8 @@ def test_the_line_is_bounded_in_time_and_an_empty_one_takes_anything():
 def test_alike_jobs_join_up_to_the_limit_of_texts():
     jobs = [job("a", "b"), job("c"), job("d", "e"), job("f")]
     waiting = line(batch_texts=4, jobs=jobs)
-    assert waiting.take(0.0) == [jobs[0], jobs[1], jobs[3]]
-    assert waiting.take(0.0) == [jobs[2]]
+    assert waiting.take(lambda: 0.0) == [jobs[0], jobs[1], jobs[3]]
+    assert waiting.take(lambda: 0.0) == [jobs[2]]
 
 
 @pytest.mark.parametrize(
@@ -59,29 +59,29 @@ def test_alike_jobs_join_up_to_the_limit_of_texts():
 )
 def test_jobs_that_want_something_else_do_not_join(other):
     jobs = [job("a"), job("b", **other)]
-    assert line(batch_texts=4, jobs=jobs).take(0.0) == [jobs[0]]
+    assert line(batch_texts=4, jobs=jobs).take(lambda: 0.0) == [jobs[0]]
 
 
 def test_equal_rules_join():
     jobs = [job("a", rule=Confidence(0.9)), job("b", rule=Confidence(0.9))]
-    assert line(batch_texts=4, jobs=jobs).take(0.0) == jobs
+    assert line(batch_texts=4, jobs=jobs).take(lambda: 0.0) == jobs
 
 
 def test_rows_join_by_length():
     jobs = [job("x" * 300), job("x" * 700), job("x" * 160), job("x" * 90)]
     waiting = line(batch_texts=4, jobs=jobs)
-    assert waiting.take(0.0) == [jobs[0], jobs[2]]
+    assert waiting.take(lambda: 0.0) == [jobs[0], jobs[2]]
 
 
 def test_short_texts_join_whatever_their_length():
     jobs = [job("x"), job("x" * 100)]
-    assert line(batch_texts=2, jobs=jobs).take(0.0) == jobs
+    assert line(batch_texts=2, jobs=jobs).take(lambda: 0.0) == jobs
 
 
 def test_who_is_late_is_refused_and_not_started():
     now = time.perf_counter()
     late, in_time = job("a", expires=now + 0.05), job("b", expires=now + 60)
-    assert line(jobs=[late, in_time]).take(0.1) == [in_time]
+    assert line(jobs=[late, in_time]).take(lambda: 0.1) == [in_time]
     with pytest.raises(DeadlinePassed):
         late.future.result(0)
 
@@ -89,7 +89,7 @@ def test_who_is_late_is_refused_and_not_started():
 def test_many_texts_need_longer_to_their_first_exit_than_one():
     soon = time.perf_counter() + 10
     many, one = job(*"abcdefgh", expires=soon), job("a", expires=soon)
-    assert line(jobs=[many, one]).take(2.0) == [one]
+    assert line(jobs=[many, one]).take(lambda: 2.0) == [one]
     with pytest.raises(DeadlinePassed):
         many.future.result(0)
 
@@ -99,29 +99,29 @@ def test_who_left_is_dropped_at_once():
     waiting = line(jobs=jobs)
     waiting.leave(jobs[0])
     assert waiting.waiting == 1
-    assert waiting.take(0.0) == [jobs[1]]
+    assert waiting.take(lambda: 0.0) == [jobs[1]]
 
 
 def test_waiting_for_company_is_bounded_and_only_for_those_who_had_to_queue():
     first, second = job("a"), job("b")
     waiting = line(batch_texts=8, batch_wait_s=0.2, jobs=[first])
     started = time.perf_counter()
-    assert waiting.take(0.0) == [first]  # the model was idle
+    assert waiting.take(lambda: 0.0) == [first]  # the model was idle
     assert time.perf_counter() - started < 0.1
     waiting.put(second, text_s=1)
     started = time.perf_counter()
-    assert waiting.take(0.0) == [second]
+    assert waiting.take(lambda: 0.0) == [second]
     assert 0.2 <= time.perf_counter() - started < 0.2 + 0.1
 
 
 def test_company_ends_the_wait():
     jobs = [job("a"), job("b"), job("c")]
     waiting = line(batch_texts=2, batch_wait_s=10, jobs=jobs[:1])
-    waiting.take(0.0)
+    waiting.take(lambda: 0.0)
     waiting.put(jobs[1], text_s=1)
     threading.Timer(0.05, lambda: waiting.put(jobs[2], text_s=1)).start()
     started = time.perf_counter()
-    assert waiting.take(0.0) == jobs[1:]
+    assert waiting.take(lambda: 0.0) == jobs[1:]
     assert time.perf_counter() - started < 5
 
 
@@ -130,7 +130,7 @@ def test_a_closed_line_cancels_who_waits():
     waiting = line(jobs=[one])
     waiting.close()
     assert one.future.cancelled()
-    assert waiting.take(0.0) == []
+    assert waiting.take(lambda: 0.0) == []
 
 
 @pytest.fixture
