@@ -27,6 +27,7 @@ from shared.errors import BadSetting, UpstreamFailure
 PROFILES = Path(__file__).resolve().parents[1] / "deploy" / "netem" / "profiles.yaml"
 _PAYLOAD, _FRAME = 1448, 66  # bytes of a full packet: what it carries; Ethernet, IP and TCP with timestamps around it
 _HTTP = 250  # bytes of a request's or an answer's headers, as measured; they travel in a packet of their own
+_BURST_S = 0.1  # seconds of a link's rate that one message may book ahead
 _LATEST = 0.005  # seconds: a machine that wakes sleepers later than this is busy, not coarse
 
 if TYPE_CHECKING:
@@ -146,6 +147,7 @@ class SimulatedLink:
     def __init__(self, profile: Profile, seed: int | None = None) -> None:
         self.profile = profile
         self._random = random.Random(seed)
+        self._sending = {"up": asyncio.Lock(), "down": asyncio.Lock()}  # one message after the other
         self._free = {"up": 0.0, "down": 0.0}  # when the last packet of each direction arrives
         self._late = 0.0  # how late this machine wakes sleepers, in seconds; learned, and taken off every wait
 
@@ -161,18 +163,32 @@ class SimulatedLink:
         """
         if self.profile.loss >= 1:
             raise UpstreamFailure("upstream_unavailable", f"link {self.profile.name} is out")
-        now = asyncio.get_running_loop().time()
+        began = asyncio.get_running_loop().time()
+        async with self._sending[direction]:
+            arrived = await self._send(size, direction, began)
+        await self._until(arrived)
+
+    async def _send(self, size: int, direction: str, began: float) -> float:
+        """Book the link for a message that was given to it at `began`, in bursts: one that is cancelled frees the
+        rest. The time at which it will have arrived."""
         link, rate = self.profile, self.profile.rate_up if direction == "up" else self.profile.rate_down
-        arrived, lost = self._free[direction], 0
+        lost, booked = 0, 0.0
         for at in range(packets(size)):
+            if booked >= _BURST_S:
+                await self._until(self._free[direction])
+                booked = 0.0
             delay = self._random.gauss(link.rtt / 2, link.jitter)
             delay = min(max(0.0, delay), link.rtt)  # cut off on both sides, as the shaper does
             packet = (min(_PAYLOAD, size - (at - 1) * _PAYLOAD) if at else _HTTP) + _FRAME
-            arrived = max(arrived, now + delay) + (packet * 8 / rate if rate else 0.0)
+            seconds = packet * 8 / rate if rate else 0.0
+            self._free[direction] = max(self._free[direction], began + delay) + seconds
+            booked += seconds
             lost += bool(link.loss) and self._random.random() < link.loss
-        self._free[direction] = arrived
-        due = arrived + lost * link.rtt
+        return self._free[direction] + lost * link.rtt
+
+    async def _until(self, due: float) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         await asyncio.sleep(max(0.0, due - now - self._late))
         if due > now:
-            woken = asyncio.get_running_loop().time()
-            self._late = min(max(0.0, self._late + 0.1 * (woken - due)), _LATEST)
+            self._late = min(max(0.0, self._late + 0.1 * (loop.time() - due)), _LATEST)
