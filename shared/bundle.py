@@ -80,6 +80,11 @@ class Bundle:
     digest: str  # of bundle.json, card.json and the pools: names what answered
 
     @property
+    def card_name(self) -> str:
+        """BUNDLE@DIGEST: names the card that answered."""
+        return f"{self.name}@{self.digest[:12]}"
+
+    @property
     def order(self) -> tuple[str, ...]:
         """Tier names, shallowest first."""
         return tuple(self.tiers)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
 DegradedReason = Literal[
     "upstream_timeout", "upstream_unavailable", "upstream_refused", "upstream_invalid", "breaker_open", "deadline"
 ]
@@ -89,6 +89,7 @@ class Hop(Wire):
     """One tier's part in an answer."""
 
     tier: Name
+    card: str  # BUNDLE@DIGEST of the model card that answered
     exit_layer: Count
     layers: Count
     label: str
@@ -119,6 +120,7 @@ class Result(Wire):
     words_in: Count
     truncated: bool
     degraded: DegradedReason | None
+    card_skew: bool = False  # a tier answered with another model card than the first one's
     hops: list[Hop]
 
 
@@ -130,10 +132,14 @@ class ClassifyResponse(Wire):
 
 
 class InferRequest(Wire):
-    """Tier to tier. `target` names the tier that must answer itself; null lets the callee decide by its policy."""
+    """Tier to tier. `target` names the tier that must answer itself; null lets the callee decide by its policy.
+
+    `call` is new for every call, and the answer repeats it, so that no answer is taken for another call's.
+    """
 
     version: int = CONTRACT_VERSION
     request_id: Name
+    call: Name
     seed: Name
     indices: list[int]
     texts: list[TextPair]
@@ -145,12 +151,14 @@ class InferRequest(Wire):
 
 
 class InferredRow(Wire):
+    index: int  # that the request gave this text
     hops: list[Hop]  # from the callee on; empty where it could not read the text
     degraded: DegradedReason | None = None
 
 
 class InferResponse(Wire):
     version: int = CONTRACT_VERSION
+    call: Name
     rows: list[InferredRow]
     total_ms: Ms  # the callee's own time for the call, its waiting for further tiers included
 

@@ -79,6 +79,7 @@ class Rows:
         explain = call.request.explain
         return Hop(
             tier=self._name,
+            card=self.bundle.card_name,
             exit_layer=answer.exit_layer,
             layers=self._layers,
             label=label,

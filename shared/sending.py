@@ -10,13 +10,14 @@ import structlog
 
 from shared.bundle import Bundle
 from shared.call import Call
-from shared.contracts import Hop, InferredRow, TextPair
+from shared.contracts import Hop, InferredRow, InferRequest, TextPair
 from shared.errors import UpstreamFailure
 from shared.policies import Decision, Where
 from shared.telemetry import Telemetry
 from shared.upstream import Upstream
 
 log = structlog.get_logger()
+_HOP = 1_000  # bytes of a hop, and of a row, at most: what they hold besides labels and words
 MERGE_S = 0.005  # kept back of every deadline for putting an answer together
 
 
@@ -66,11 +67,12 @@ class Sender:
         )
         upstream = self._toward(to)
         try:
-            carried = await upstream.infer(onward, dict(call.headers), left_s=left_s, sound=self._sound)
+            limit = self._longest_answer(onward)
+            carried = await upstream.infer(onward, dict(call.headers), left_s=left_s, limit=limit, sound=self._sound)
         except UpstreamFailure as failure:
             if failure.reason != "breaker_open":  # said once, when it opened
                 log.warning("upstream_failed", tier=self._name, to=to, reason=failure.reason, detail=str(failure))
-            return [InferredRow(hops=[], degraded=failure.reason) for _ in rows]
+            return [InferredRow(index=index, hops=[], degraded=failure.reason) for index in onward.indices]
         self._telemetry.stage("link", carried.link_s)
         name = f"{self._name}-{upstream.target}"
         self._telemetry.link_bytes.labels(name, "up").inc(carried.request_bytes)
@@ -80,6 +82,18 @@ class Sender:
     def stuck(self, where: Where) -> bool:
         """Whether the nearest tier that a text could go to is known to be down."""
         return bool(where.reachable) and self._toward(where.reachable[0]).breaker.open
+
+    def _longest_answer(self, request: InferRequest) -> int:
+        """Bytes that the answer to a request can have: a hop of every deeper tier for each text."""
+        order = self._bundle.order
+        exit_size = sum(6 * len(label) + 40 for label in self._bundle.labels)  # a character is \\u1234 at worst
+        size = 0
+        for tier in order[order.index(self._name) + 1 :]:
+            exits = 1 + request.explain * self._bundle.tiers[tier].layers
+            size += len(request.texts) * (2 * _HOP + exits * exit_size)
+            if request.explain:
+                size += sum(6 * len(part) + 80 * len(part.split()) for text in request.texts for part in _parts(text))
+        return size + _HOP
 
     def _sound(self, hops: Sequence[Hop]) -> bool:
         """Whether these can be the hops of a text that was sent on from here, ever deeper."""
@@ -106,3 +120,7 @@ class Sender:
         """The link that leads to a tier: its own, or that of the deepest tier before it, which passes the text on."""
         order = self._bundle.order
         return self.upstreams[max((u for u in self.upstreams if order.index(u) <= order.index(tier)), key=order.index)]
+
+
+def _parts(text: TextPair) -> tuple[str, ...]:
+    return (text.text,) if text.text_pair is None else (text.text, text.text_pair)

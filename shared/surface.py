@@ -58,6 +58,7 @@ class _Done:
     policy: str
     timing: str
     facts: dict[str, Any]
+    least_bytes: int = 0  # of the answer: a probe's is as long as the probe
 
     @property
     def outcome(self) -> str:
@@ -216,7 +217,8 @@ class Surface:
                 headers["server-timing"] = done.timing
                 if self.app.state.draining:
                     headers["connection"] = "close"
-                return Response(done.answer.model_dump_json(by_alias=True), 200, headers, "application/json")
+                content = done.answer.model_dump_json(by_alias=True).ljust(done.least_bytes)
+                return Response(content, 200, headers, "application/json")
             except (TierwiseError, asyncio.CancelledError) as error:
                 if isinstance(error, asyncio.CancelledError):
                     if not self.app.state.draining:
@@ -245,7 +247,7 @@ class Surface:
         timings = {"ensemble": round(answered.ensemble_s * 1e3, 3), "total": round(total, 3)}
         answer = ClassifyResponse(
             id=request_id,
-            model=f"{self.bundle.name}@{self.bundle.digest[:12]}",
+            model=self.bundle.card_name,
             results=results,
             timings_ms=timings,  # type: ignore[arg-type]
         )
@@ -259,16 +261,20 @@ class Surface:
 
     async def _infer(self, body: bytes, request_id: str, headers: Mapping[str, str]) -> _Done:
         started = time.perf_counter()
-        request = validate(InferRequest, parse(body))
+        parsed = parse(body)
+        if isinstance(parsed, dict) and parsed.get("version", CONTRACT_VERSION) != CONTRACT_VERSION:
+            raise Refused(422, "bad-input", f"this tier speaks contract {CONTRACT_VERSION}; its caller does not")
+        request = validate(InferRequest, parsed)
         if len(request.texts) > self.settings.max_inputs:  # none at all is a probe
             self._check_count(request.texts)
-        if request.version != CONTRACT_VERSION or len(request.indices) != len(request.texts):
-            raise Refused(422, "bad-input", f"this tier speaks contract {CONTRACT_VERSION}, one index per text")
+        if len(request.indices) != len(request.texts):
+            raise Refused(422, "bad-input", "expected one index per text")
         rows = await self.tier.infer(request, headers)
         total = round((time.perf_counter() - started) * 1e3, 3)
         policy = request.policy["name"] if rows else NO_POLICY
         facts = _facts([(row.degraded, row.hops) for row in rows])
-        return _Done(InferResponse(rows=rows, total_ms=total), policy, f"total;dur={total}", facts)
+        answer = InferResponse(call=request.call, rows=rows, total_ms=total)
+        return _Done(answer, policy, f"total;dur={total}", facts, least_bytes=0 if rows else len(body))
 
     def _check_count(self, inputs: list[Any]) -> None:
         if not inputs:

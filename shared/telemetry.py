@@ -50,6 +50,7 @@ class Telemetry:
             "answered", "Answers by the tier that ran last, counted where they were asked for.", "tier", "by", "policy"
         )
         self.degraded = self._counter("degraded", "Answers with less than planned.", "tier", "reason")
+        self.card_skew = self._counter("card_skew", "Answers by a tier with another model card.", "tier", "by")
         self.rejected = self._counter("rejected", "Requests refused.", "tier", "reason")
         self.ledger_lines = self._counter("ledger_lines", "Decisions kept on record, or lost.", "tier", "outcome")
         self.retries = self._counter("retries", "Calls to an upstream that were made a second time.", "link")
@@ -86,6 +87,7 @@ class Telemetry:
                 self.link_bytes.labels(f"{tier}-{upstream}", direction)
         for counter, values in (
             (self.words, ("in", "kept")),
+            (self.card_skew, tiers),
             (self.answers, labels),
             (self.degraded, get_args(DegradedReason)),
             (self.rejected, REJECTIONS),

@@ -26,6 +26,7 @@ from shared.call import Call
 from shared.contracts import (
     ClassifyRequest,
     DegradedReason,
+    Hop,
     InferredRow,
     InferRequest,
     Result,
@@ -83,6 +84,7 @@ class Tier:
         deadline_ms: float | None = None,
     ) -> None:
         self._deadline_ms = deadline_ms
+        self._skew_said: set[tuple[str, str]] = set()  # tiers and their cards, other than this tier's
         self._away = 0  # texts that another tier reads before any layer ran here
         self.name, self.bundle, self.worker, self.telemetry = name, bundle, worker, telemetry
         self.sender = Sender(name=name, bundle=bundle, upstreams=upstreams, telemetry=telemetry)
@@ -130,6 +132,7 @@ class Tier:
         call = self._resolve(
             InferRequest(
                 request_id=request_id,
+                call=request_id,
                 seed=request_id if options.seed is None else str(options.seed),
                 indices=list(range(len(inputs))),
                 texts=[TextPair(text=item) if isinstance(item, str) else item for item in inputs],
@@ -187,8 +190,19 @@ class Tier:
             words_in=hops[0].words_in,
             truncated=any(hop.truncated for hop in hops),
             degraded=row.degraded,
+            card_skew=self._skewed(hops),
             hops=hops,
         )
+
+    def _skewed(self, hops: Sequence[Hop]) -> bool:
+        """Whether a tier answered with another card than this one has: said once of each, counted always."""
+        others = {(hop.tier, hop.card) for hop in hops if hop.card != self.bundle.card_name}
+        for tier, card in others - self._skew_said:
+            log.warning("card_skew", tier=self.name, by=tier, card=card, own=self.bundle.card_name)
+        self._skew_said |= others
+        for tier, _ in others:
+            self.telemetry.card_skew.labels(self.name, tier).inc()
+        return bool(others)
 
     # -- every tier ------------------------------------------------------------------------------------------------
 
@@ -307,10 +321,14 @@ class Tier:
         }
         failed = cut | failed
         done = self.rows.decide(call, rows, batch, failed, final=final, started=started)
-        out = {row: InferredRow(hops=[done[row].hop] if row in done else [], degraded=failed.get(row)) for row in rows}
+        indices = call.request.indices
+        out = {
+            row: InferredRow(index=indices[row], hops=[done[row].hop] if row in done else [], degraded=failed.get(row))
+            for row in rows
+        }
         onward = {row: item.onward for row, item in done.items() if item.onward is not None}
         for row, answer in (await self.sender.send(call, {r: done[r].decision for r in onward}, onward)).items():
-            out[row] = InferredRow(hops=[done[row].hop, *answer.hops], degraded=answer.degraded)
+            out[row] = InferredRow(index=indices[row], hops=[done[row].hop, *answer.hops], degraded=answer.degraded)
         return out
 
 

@@ -1,14 +1,18 @@
 """One link to a further tier: what a call may take, what it carried, and when the tier is not asked at all.
 
 deadline   the callee gets what is left less what the link is measured to take; a late answer is dropped
+answer     it names the call and the index of each text, in order, or it is not believed
 breaker    `shared/breaker.py` says when to stop; a probe in the background says when to go on: an `/v1/infer`
-           without texts, which passes the key, the contract and the model's queue, and costs no inference
+           without texts, which passes the key, the contract and the model's queue, and costs no inference. Both ways it
+           is as long as the longest of the last requests: there are paths that lose just the long packets
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -37,7 +41,7 @@ _FORGET_S = 5.0  # a measured link time older than this is no longer held agains
 _FORGET_USUAL_S = 60.0  # nor is what a call usually takes held in the upstream's favour
 _IMPATIENT_S = 1.0  # before anything is measured: a deadline shorter than this is no failure of the upstream
 _NEUTRAL = {400, 413, 422, 429, 504}  # this request's fault, or an upstream that works and is busy
-_PROBE = InferRequest(request_id="probe", seed="probe", indices=[], texts=[], policy={"name": "collaborative"})
+_LONGEST_PROBE = 65_536  # bytes
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class Upstream:
         )
         self.breaker = Breaker()
         self._link_time, self._usual = Smoothed(forget_s=_FORGET_S), Smoothed(forget_s=_FORGET_USUAL_S)
+        self._sizes: deque[int] = deque(maxlen=20)  # bytes of the last requests
         self._probing: asyncio.Task[None] | None = None
 
     @property
@@ -105,9 +110,10 @@ class Upstream:
         headers: dict[str, str],
         *,
         left_s: float | None = None,
+        limit: int = 1_000_000,
         sound: Callable[[Sequence[Hop]], bool] = lambda hops: True,
     ) -> Carried:
-        """Send a batch on and wait for its hops, at most `left_s`; they are nonsense unless every row's are `sound`.
+        """Send a batch on and wait for its hops, at most `left_s` and `limit` bytes; every row's must be `sound`.
 
         Raises:
             UpstreamFailure: with the reason; a late answer is dropped with its connection.
@@ -119,10 +125,12 @@ class Upstream:
             if left_s <= self.link_s:
                 raise UpstreamFailure("deadline", f"{self.target}: {left_s * 1e3:.0f} ms are left, the link takes more")
             request = request.model_copy(update={"deadline_ms": (left_s - self.link_s) * 1e3})
+        request = request.model_copy(update={"call": _new_call()})
         body, started = request.model_dump_json().encode(), time.perf_counter()
+        self._sizes.append(len(body))
         try:
-            answer = await self._in_time(body, headers, left_s)
-            response = self._read(answer, len(request.texts))
+            answer = await self._in_time(body, headers, left_s, request.call, limit)
+            response = self._read(answer, request)
             if not all(sound(row.hops) for row in response.rows):
                 raise UpstreamFailure("upstream_invalid", f"{self.target} answers what no tier of this bundle can")
         except UpstreamFailure as failure:
@@ -136,28 +144,32 @@ class Upstream:
         self._link_time.add(link_s)
         return Carried(response, len(body), len(answer), link_s)
 
-    async def _in_time(self, body: bytes, headers: dict[str, str], left_s: float | None) -> bytes:
+    async def _in_time(
+        self, body: bytes, headers: dict[str, str], left_s: float | None, call: str, limit: int
+    ) -> bytes:
         late: DegradedReason = "upstream_timeout"
-        limit = self._timeout_s
-        if left_s is not None and left_s < limit:
-            limit, late = left_s, "deadline"
+        limit_s = self._timeout_s
+        if left_s is not None and left_s < limit_s:
+            limit_s, late = left_s, "deadline"
         try:
-            async with asyncio.timeout(limit):
-                return await self._wire.post(body, headers)
+            async with asyncio.timeout(limit_s):
+                return await self._wire.post(body, headers, call=call, limit=limit)
         except TimeoutError as error:
-            raise UpstreamFailure(late, f"{self.target} took over {limit * 1e3:.0f} ms") from error
+            raise UpstreamFailure(late, f"{self.target} took over {limit_s * 1e3:.0f} ms") from error
         except UpstreamFailure as failure:
             if failure.status == 504 and left_s is not None:
                 raise UpstreamFailure("deadline", f"{self.target} cannot answer in time", status=504) from failure
             raise
 
-    def _read(self, answer: bytes, texts: int) -> InferResponse:
+    def _read(self, answer: bytes, request: InferRequest) -> InferResponse:
         try:
             response = InferResponse.model_validate_json(answer)
         except ValidationError as error:
             raise UpstreamFailure("upstream_invalid", f"{self.target} sent {error.error_count()} errors") from error
-        if len(response.rows) != texts or response.version != CONTRACT_VERSION:
-            raise UpstreamFailure("upstream_invalid", f"{self.target} sent other rows or another contract")
+        if response.version != CONTRACT_VERSION:
+            raise UpstreamFailure("upstream_invalid", f"{self.target} speaks contract {response.version}")
+        if response.call != request.call or [row.index for row in response.rows] != request.indices:
+            raise UpstreamFailure("upstream_invalid", f"{self.target} sent an answer to something else")
         return response
 
     def _blames(self, failure: UpstreamFailure, left_s: float | None) -> bool:
@@ -180,20 +192,35 @@ class Upstream:
             self._probing = asyncio.get_running_loop().create_task(self._probe_until_well())
 
     async def _probe_until_well(self) -> None:
-        pause, body = self._probe_s, _PROBE.model_dump_json().encode()
-        limit = min(self._timeout_s, max(2.0, 3 * self.link[1].rtt))
+        pause, probe, body = self._probe_s, *self._probe()
+        limit_s = min(self._timeout_s, max(2.0, 3 * self.link_takes(len(body))))
         began = time.monotonic()
         while self.breaker.open:
             await asyncio.sleep(max(0.0, began + pause - time.monotonic()))
             began = time.monotonic()
             try:
-                async with asyncio.timeout(limit):
-                    self._read(await self._wire.probe(body), 0)
+                async with asyncio.timeout(limit_s):
+                    answer = await self._wire.probe(body, call=probe.call, limit=2 * _LONGEST_PROBE)
+                    self._read(answer, probe)
             except (UpstreamFailure, TimeoutError):
                 pause = min(2 * pause, 4 * self._probe_s)  # from one probe's start to the next one's
             else:
                 self.breaker.close()
                 log.info("breaker_closed", tier=self.source, to=self.target)
+
+    def _probe(self) -> tuple[InferRequest, bytes]:
+        """A request without texts, and its body with white space behind it."""
+        request = InferRequest(
+            request_id="probe", call=_new_call(), seed="probe", indices=[], texts=[], policy={"name": "collaborative"}
+        )
+        longest = min(max(self._sizes, default=0), _LONGEST_PROBE)
+        return request, request.model_dump_json().encode().ljust(longest)
+
+    def link_takes(self, size: int) -> float:
+        """Seconds that so many bytes take there and back, as the profile says."""
+        on_link = self.link[1]
+        rates = (on_link.rate_up, on_link.rate_down)
+        return on_link.rtt + sum(8 * size / rate for rate in rates if rate)
 
     def with_link(self, carried: Carried, texts: Sequence[TextPair]) -> list[InferredRow]:
         """The callee's rows, each first hop with this link on record and the row's own share of the bytes."""
@@ -220,6 +247,10 @@ class Upstream:
         if self._probing is not None:
             self._probing.cancel()
         await self._wire.close()
+
+
+def _new_call() -> str:
+    return secrets.token_hex(8)
 
 
 def _shares(total: int, sizes: Sequence[int]) -> list[int]:

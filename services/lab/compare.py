@@ -90,6 +90,7 @@ async def _simulated(url: str, name: str, n: int) -> list[float]:
         text = TextPair(text=REVIEWS[at % 12])
         request = InferRequest(
             request_id=f"compare-{at}",
+            call=f"compare-{at}",
             seed=f"compare-{at}",
             indices=[0],
             texts=[text],

@@ -5,11 +5,14 @@ that is paused) a kernel does: `e2e/test_faults.py`.
 """
 
 import asyncio
+import gzip
 import json
 import random
 import threading
 
 CRLF = b"\r\n"
+LONG = 1400  # bytes of a request or an answer, head and all
+BOMB = gzip.compress(gzip.compress(b" " * 50_000_000))
 FAULTS = {}  # name -> (what the proxy does to a request, the reasons that may be given)
 
 
@@ -41,8 +44,8 @@ canned("another service", 404, reasons=NO)
 canned("a redirect", 302, headers=b"location: http://127.0.0.1:9/\r\n", reasons=BAD)
 canned("garbage JSON", 200, b'{"rows": [{]', reasons=BAD)
 canned("not UTF-8", 200, b"\xff\xfe\xfd", reasons=BAD)
-canned("wrong schema", 200, b'{"version": 1, "rows": "none", "total_ms": 0}', reasons=BAD)
-canned("no rows", 200, b'{"version": 1, "rows": [], "total_ms": 0}', reasons=BAD)
+canned("wrong schema", 200, b'{"version": 2, "call": "c", "rows": "none", "total_ms": 0}', reasons=BAD)
+canned("no rows", 200, b'{"version": 2, "call": "c", "rows": [], "total_ms": 0}', reasons=BAD)
 canned("nothing", 200, b"", reasons=BAD)
 
 
@@ -118,7 +121,7 @@ async def not_http(link, request, writer):
 
 @fault("version skew", *BAD)
 async def skew(link, request, writer):
-    writer.write(altered(await link.ask(request), version=2))
+    writer.write(altered(await link.ask(request), version=3))
 
 
 @fault("answers for other texts", *BAD)
@@ -128,11 +131,94 @@ async def too_many(link, request, writer):
     writer.write(altered(answer, rows=rows * 2 + rows or [{"hops": []}]))
 
 
+@fault("every warm connection breaks")
+async def breaks_warm(link, request, writer):
+    if writer in link.used:
+        writer.transport.abort()
+        return
+    link.used.add(writer)
+    writer.write(await link.ask(request))
+
+
 @fault("warm connections die unannounced")
 async def dead_warm(link, request, writer):
     writer.write(await link.ask(request))
     await writer.drain()
     writer.transport.abort()
+
+
+@fault("answers twice", *BAD)
+async def twice(link, request, writer):
+    writer.write(2 * await link.ask(request))
+
+
+@fault("answers twice, late", *BAD)
+async def twice_late(link, request, writer):
+    answer = await link.ask(request)
+    writer.write(answer)
+    await asyncio.sleep(0.02)
+    writer.write(answer)
+
+
+@fault("asks twice", *BAD)
+async def asks_twice(link, request, writer):
+    writer.write(await link.ask(request) + await link.ask(request))
+
+
+@fault("the answer before", *BAD)
+async def stale(link, request, writer):
+    answer = await link.ask(request)
+    link.kept, answer = answer, link.kept or answer
+    writer.write(answer)
+
+
+@fault("rows in another order", *BAD)
+async def reorders(link, request, writer):
+    answer = await link.ask(request)
+    rows = json.loads(answer.partition(CRLF * 2)[2]).get("rows", [])
+    writer.write(altered(answer, rows=rows[::-1]))
+
+
+@fault("packed twice", *BAD)
+async def bomb(link, request, writer):
+    head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip, gzip\r\ncontent-length: %d\r\n\r\n" % len(BOMB)
+    writer.write(head + BOMB)
+
+
+@fault("a million rows", *BAD)
+async def rows_without_end(link, request, writer):
+    _, _, body = (await link.ask(request)).partition(CRLF * 2)
+    fields = {**json.loads(body), "rows": []}
+    start = json.dumps(fields).encode().replace(b'"rows": []', b'"rows": [')
+    many = b'{"index":0,"hops":[]},' * 500_000
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (len(start) + len(many)) + start + many)
+    await writer.drain()
+
+
+@fault("an answer in chunks of one byte", *BAD)
+async def crumbs(link, request, writer):
+    writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+    await link.pour(b"1\r\n \r\n" * 10_000, writer)
+
+
+@fault("early hints without end", *BAD)
+async def hints(link, request, writer):
+    await link.pour(b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" * 1000, writer)
+
+
+@fault("long packets are lost", *LATE)
+async def loses_long_requests(link, request, writer):
+    if len(request) > LONG:
+        await asyncio.sleep(3600)
+    writer.write(await link.ask(request))
+
+
+@fault("long packets are lost on the way back", *LATE)
+async def loses_long_answers(link, request, writer):
+    answer = await link.ask(request)
+    if len(answer) > LONG:
+        await asyncio.sleep(3600)
+    writer.write(answer)
 
 
 async def drip(answer, writer, size, pause):
@@ -162,7 +248,7 @@ class Faulty:
 
     def __init__(self, port, target):
         self.port, self.target, self.mode, self.random = port, target, "well", random.Random(0)
-        self.asked = 0
+        self.asked, self.kept, self.used, self.poured = 0, None, set(), 0
         self._open, self._tasks = set(), set()
         self._server = None
         self._loop = asyncio.new_event_loop()
@@ -214,6 +300,14 @@ class Faulty:
             return await message(reader)
         finally:
             writer.close()
+
+    async def pour(self, block, writer):
+        """Write blocks until the other end has had enough; `poured` counts the bytes."""
+        self.poured = 0
+        while True:
+            writer.write(block)
+            await writer.drain()
+            self.poured += len(block)
 
     def close(self):
         async def stop():

@@ -19,6 +19,7 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
+from shared.bundle import load_bundle
 from shared.network import load_network
 from shared.settings import Settings
 from shared.web import create_app
@@ -68,13 +69,14 @@ class Caller:
 class Neighbour:
     """Answers every text of /v1/infer with one hop; keeps what it got and gave."""
 
-    def __init__(self, tier="edge", positive=0.9):
-        self.tier, self.positive = tier, positive
+    def __init__(self, tier="edge", positive=0.9, card="tiny@0"):
+        self.tier, self.positive, self.card = tier, positive, card
         self.requests, self.bodies, self.answers = [], [], []
 
     def hop(self, text, index):
         return {
             "tier": self.tier,
+            "card": self.card,
             "exit_layer": 2,
             "layers": {"edge": 2, "cloud": 4}[self.tier],
             "label": "positive",
@@ -87,8 +89,9 @@ class Neighbour:
         }
 
     def answer(self, asked):
-        rows = [{"hops": [self.hop(*row)]} for row in zip(asked["texts"], asked["indices"], strict=True)]
-        return {"version": 1, "rows": rows, "total_ms": 0.0}
+        texts = zip(asked["texts"], asked["indices"], strict=True)
+        rows = [{"index": at, "hops": [self.hop(text, at)]} for text, at in texts]
+        return {"version": 2, "call": asked["call"], "rows": rows, "total_ms": 0.0}
 
     def __call__(self, request):
         asked = json.loads(request.content)
@@ -147,13 +150,13 @@ def alone(serve):
 
 
 @pytest.fixture
-def edge():
-    return Neighbour("edge")
+def edge(tiny_bundle):
+    return Neighbour("edge", card=load_bundle(str(tiny_bundle)).card_name)
 
 
 @pytest.fixture
-def cloud():
-    return Neighbour("cloud")
+def cloud(tiny_bundle):
+    return Neighbour("cloud", card=load_bundle(str(tiny_bundle)).card_name)
 
 
 @pytest.fixture

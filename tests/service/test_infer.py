@@ -7,8 +7,9 @@ import pytest
 
 def ask(caller, given, **changes):
     body = {
-        "version": 1,
+        "version": 2,
         "request_id": "r-1",
+        "call": "c-1",
         "seed": "r-1",
         "indices": list(range(len(given))),
         "texts": [{"text": text} for text in given],
@@ -26,7 +27,8 @@ def last(serve):
 
 def test_the_last_tier_answers_with_its_own_hop(last):
     answer = ask(last, ["a fine film", "the plot is thin"]).json()
-    assert set(answer) == {"version", "rows", "total_ms"}
+    assert set(answer) == {"version", "call", "rows", "total_ms"}
+    assert (answer["call"], [row["index"] for row in answer["rows"]]) == ("c-1", [0, 1])
     assert answer["total_ms"] > 0
     for row in answer["rows"]:
         (hop,) = row["hops"]
@@ -72,7 +74,9 @@ def test_a_text_for_a_further_tier_is_passed_on_without_a_hop(serve, cloud):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        pytest.param({"version": 2}, "contract 1", id="another contract version"),
+        pytest.param({"version": 1}, "contract 2", id="another contract version"),
+        pytest.param({"version": 1, "call": None}, "contract 2", id="a caller of before calls had ids"),
+        pytest.param({"call": None}, "call", id="no id of the call"),
         pytest.param({"indices": [0, 1]}, "one index per text", id="more indices than texts"),
         pytest.param({"texts": []}, "one index per text", id="an index too many"),
         pytest.param({"texts": [{"text": " "}]}, "texts.0.text", id="a blank text"),

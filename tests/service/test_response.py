@@ -20,16 +20,43 @@ def test_an_answer_has_the_contracts_fields(alone):
     for result in answer["results"]:
         assert set(result) == {
             *("index", "label", "probabilities", "confidence", "tier", "exit_layer", "words_in", "truncated"),
-            *("degraded", "hops"),
+            *("degraded", "card_skew", "hops"),
         }
         (hop,) = result["hops"]
         assert set(hop) == {
-            *("tier", "exit_layer", "layers", "label", "probabilities", "confidence", "offload_probability", "draw"),
+            *(
+                "tier",
+                "card",
+                "exit_layer",
+                "layers",
+                "label",
+                "probabilities",
+                "confidence",
+                "offload_probability",
+                "draw",
+            ),
             *("offloaded_to", "words_in", "words_kept", "weight", "truncated", "link", "timings_ms", "exits", "words"),
         }
         assert (hop["tier"], hop["layers"], hop["link"], hop["words_kept"]) == ("end", 3, None, None)
         assert set(hop["timings_ms"]) == STAGES
     ClassifyResponse.model_validate_json(json.dumps(answer))
+
+
+def test_a_tier_with_another_model_card_is_flagged_counted_and_named(serve, edge, always):
+    edge.card = "collaborative@0123456789ab"
+    caller = serve(edge=edge)
+    (result,) = caller.results("a fine film", policy=always)
+    assert result["card_skew"]
+    own, theirs = (hop["card"] for hop in result["hops"])
+    assert (own, theirs) == (caller.classify("a film").json()["model"], edge.card)
+    assert caller.results("a fine film", policy="end-only")[0]["card_skew"] is False
+    assert caller.samples()["tierwise_card_skew_total", "edge"] == 1
+
+
+def test_tiers_with_one_card_are_not_flagged(serve, edge, always):
+    caller = serve(edge=edge)
+    assert caller.results("a fine film", policy=always)[0]["card_skew"] is False
+    assert caller.samples()["tierwise_card_skew_total", "edge"] == 0
 
 
 @pytest.mark.parametrize(
@@ -107,7 +134,7 @@ def test_the_next_tier_gets_what_it_needs_to_decide_as_the_first_would(serve, ed
     caller = serve(edge=edge)
     caller.classify(["a film", "a plot"], {"x-request-id": "r-1"}, policy=always, max_tier="edge", seed=7, explain=True)
     (body,) = edge.bodies
-    assert (body["version"], body["request_id"], body["seed"]) == (1, "r-1", "7")
+    assert (body["version"], body["request_id"], body["seed"]) == (2, "r-1", "7")
     assert body["indices"] == [0, 1]
     assert [text["text"] for text in body["texts"]] == ["a film", "a plot"]
     assert (body["max_tier"], body["target"], body["explain"]) == ("edge", None, True)

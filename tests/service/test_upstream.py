@@ -7,7 +7,7 @@ import time
 import httpx
 import pytest
 
-GOOD = {"version": 1, "rows": [], "total_ms": 0.0}
+GOOD = {"version": 2, "call": "c", "rows": [], "total_ms": 0.0}
 POLICIES = [
     pytest.param({"name": "collaborative", "offload_threshold": 1.0}, id="after inference"),
     pytest.param("edge-only", id="before inference"),
@@ -84,18 +84,26 @@ def test_a_broken_edge_leaves_the_ends_answer(serve, edge, reason, policy):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        pytest.param(lambda a: {**a, "version": 2}, "upstream_invalid", id="another contract version"),
+        pytest.param(lambda a: {**a, "version": 3}, "upstream_invalid", id="another contract version"),
         pytest.param(lambda a: {**a, "rows": a["rows"] * 2}, "upstream_invalid", id="a row too many"),
-        pytest.param(lambda a: {**a, "rows": [{"hops": "none"}]}, "upstream_invalid", id="hops of a wrong type"),
+        pytest.param(lambda a: {**a, "rows": []}, "upstream_invalid", id="no rows"),
+        pytest.param(lambda a: {**a, "call": "0123456789abcdef"}, "upstream_invalid", id="an answer to another call"),
+        pytest.param(lambda a: {**a, "rows": [{**a["rows"][0], "index": 1}]}, "upstream_invalid", id="another index"),
+        pytest.param(
+            lambda a: {**a, "rows": [{"index": 0, "hops": "none"}]}, "upstream_invalid", id="hops of a wrong type"
+        ),
         pytest.param(lambda a: {**a, "total_ms": float("nan")}, "upstream_invalid", id="NaN"),
         pytest.param(
-            lambda a: {**a, "rows": [{"hops": [{**a["rows"][0]["hops"][0], "probabilities": {"good": 1.0}}]}]},
+            lambda a: {
+                **a,
+                "rows": [{"index": 0, "hops": [{**a["rows"][0]["hops"][0], "probabilities": {"good": 1.0}}]}],
+            },
             "upstream_invalid",
             id="other labels",
         ),
         *(
             pytest.param(
-                lambda a, wrong=wrong: {**a, "rows": [{"hops": [{**a["rows"][0]["hops"][0], **wrong}]}]},
+                lambda a, wrong=wrong: {**a, "rows": [{"index": 0, "hops": [{**a["rows"][0]["hops"][0], **wrong}]}]},
                 "upstream_invalid",
                 id=f"a hop with {wrong}"[:60],
             )
@@ -117,12 +125,16 @@ def test_a_broken_edge_leaves_the_ends_answer(serve, edge, reason, policy):
             )
         ),
         pytest.param(
-            lambda a: {**a, "rows": [{"hops": a["rows"][0]["hops"] * 100}]}, "upstream_invalid", id="100 times the same"
+            lambda a: {**a, "rows": [{"index": 0, "hops": a["rows"][0]["hops"] * 100}]},
+            "upstream_invalid",
+            id="100 times the same",
         ),
         pytest.param(lambda a: {**a, "total_ms": -1e9}, "upstream_invalid", id="less than no time"),
-        pytest.param(lambda a: {**a, "rows": [{"hops": []}]}, "upstream_refused", id="it could not read the text"),
         pytest.param(
-            lambda a: {**a, "rows": [{"hops": [], "degraded": "upstream_timeout"}]},
+            lambda a: {**a, "rows": [{"index": 0, "hops": []}]}, "upstream_refused", id="it could not read the text"
+        ),
+        pytest.param(
+            lambda a: {**a, "rows": [{"index": 0, "hops": [], "degraded": "upstream_timeout"}]},
             "upstream_timeout",
             id="it only relays, and its own next tier was late",
         ),
@@ -156,7 +168,7 @@ def test_an_answer_degraded_further_on_keeps_its_reason(serve, edge, always):
 
 def test_a_text_that_the_edge_cannot_read_leaves_the_others_alone(serve, edge, always):
     def skip_second(answer):
-        return {**answer, "rows": [row if i != 1 else {"hops": []} for i, row in enumerate(answer["rows"])]}
+        return {**answer, "rows": [row if i != 1 else {**row, "hops": []} for i, row in enumerate(answer["rows"])]}
 
     results = serve(edge=altered(edge, skip_second)).results(["a film", "a plot", "a story"], policy=always)
     assert [result["degraded"] for result in results] == [None, "upstream_refused", None]

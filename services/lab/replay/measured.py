@@ -66,7 +66,7 @@ def _check_links(path: Path, live: list[dict[str, Any]], order: tuple[str, ...],
 
 def _ledger(path: Path, replay: Replay, spec: dict[str, Any]) -> list[tuple[float, int]]:
     """Totals of whole, undisturbed requests of one text."""
-    model, texts = f"{replay.bundle.name}@{replay.bundle.digest[:12]}", set(replay.corpus.keys)
+    model, texts = replay.bundle.card_name, set(replay.corpus.keys)
     lines = list(entries(path))
     texts_of = Counter(line["id"] for line in lines)
     return [

@@ -12,7 +12,7 @@ from services.lab.replay.walk import Replay
 from shared.contracts import Hop, InferredRow, InferRequest, InferResponse, LinkUse, TextPair
 from shared.policies import spec_of
 
-_ID = "0" * 32  # a request id of ours
+_ID, _CALL = "0" * 32, "0" * 16  # a request id of ours, and the id of a call between tiers
 _MS = {"tokenize": 0.512, "queue": 0.213, "infer": 75.123, "prune": 0.012, "total": 76.123}
 
 
@@ -25,13 +25,16 @@ class Sizes:
         hops = [self._hop(replay, at) for at in range(len(replay.order))]
         self._hops = [len(hop.model_dump_json(by_alias=True)) + 1 for hop in hops]
         self._links = [_link(a, b) for a, b in zip(("client", *self._order), self._order, strict=False)]
-        self._envelope = len(InferResponse(rows=[InferredRow(hops=[])], total_ms=76.123).model_dump_json()) - 1
+        self._envelope = (
+            len(InferResponse(call=_CALL, rows=[InferredRow(index=0, hops=[])], total_ms=76.123).model_dump_json()) - 1
+        )
 
     def _hop(self, replay: Replay, at: int) -> Hop:
         last, labels = at == len(self._order) - 1, replay.bundle.labels
         share = round(1 / 3, 6)
         return Hop(
             tier=self._order[at],
+            card=replay.bundle.card_name,
             exit_layer=6,
             layers=replay.stations[at].layers,
             label=labels[-1],
@@ -60,7 +63,9 @@ class Sizes:
         key = (str(spec), target)
         if key not in self._requests:
             texts = [TextPair(text="x")]
-            body = InferRequest(request_id=_ID, seed="0", indices=[0], texts=texts, policy=spec, target=target)
+            body = InferRequest(
+                request_id=_ID, call=_CALL, seed="0", indices=[0], texts=texts, policy=spec, target=target
+            )
             self._requests[key] = len(body.model_dump_json()) - len('"x"') - len("null") - 1
         return self._requests[key]
 
