@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from shared.contracts import InferRequest
@@ -18,10 +17,11 @@ class Call:
     policy: Policy
     where: Where
     draws: list[float]
-    expires: float | None  # perf_counter time
+    expires: float | None  # by the clock
+    clock: Callable[[], float]
     headers: Mapping[str, str]
     clues: list[Clues]
     exits: dict[int, list[float]] = field(default_factory=dict)  # confidences of the exits evaluated here, by row
 
     def remaining(self) -> float | None:
-        return None if self.expires is None else self.expires - time.perf_counter()
+        return None if self.expires is None else self.expires - self.clock()

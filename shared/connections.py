@@ -34,7 +34,8 @@ class Stream(httpcore.AsyncNetworkStream):
 
     def __init__(self, inner: httpcore.AsyncNetworkStream) -> None:
         self._inner, self._closed = inner, False
-        self._read, self._head, self._body = 0, bytearray(), 0
+        self._read, self._body = 0, 0
+        self._head: bytearray | None = bytearray()  # null once it is read
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         data = await self._inner.read(min(max_bytes, _PIECE), timeout)

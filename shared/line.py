@@ -25,7 +25,7 @@ from shared.pools import Signature
 
 @dataclass(eq=False)
 class Job:
-    """One call's texts and what is wanted of them; `signature` instead of an inference. Times are perf_counter's."""
+    """One call's texts and what is wanted of them; `signature` instead of an inference. Times are the line's."""
 
     texts: Sequence[TextPair]
     rule: ExitRule | None = None
@@ -33,7 +33,7 @@ class Job:
     explain: bool = False
     signature: Signature | None = None
     expires: float | None = None
-    asked: float = field(default_factory=time.perf_counter)
+    asked: float = 0.0
     future: Future[Any] = field(default_factory=Future)
     queued: bool = False  # it found the model busy
     left: bool = False  # nobody waits for it any more
@@ -56,8 +56,16 @@ class Job:
 class Line:
     """Any thread may `put`; the model's thread alone takes."""
 
-    def __init__(self, *, limit: int, wait_s: float, batch_texts: int, batch_wait_s: float) -> None:
-        self._limit, self._wait_s = limit, wait_s
+    def __init__(
+        self,
+        *,
+        limit: int,
+        wait_s: float,
+        batch_texts: int,
+        batch_wait_s: float,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._limit, self._wait_s, self._clock = limit, wait_s, clock
         self._batch_texts, self._batch_wait_s = batch_texts, batch_wait_s
         self._jobs: list[Job] = []
         self._changed = threading.Condition()
@@ -137,7 +145,7 @@ class Line:
         taken: list[Job] = []
         rows = 0
         for job in list(self._jobs):
-            if job.over(time.perf_counter() + least_s * len(job.texts)):
+            if job.over(self._clock() + least_s * len(job.texts)):
                 self._jobs.remove(job)
                 if job.future.set_running_or_notify_cancel():
                     job.future.set_exception(DeadlinePassed("the deadline passed before the first exit was reached"))

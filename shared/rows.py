@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -42,7 +41,7 @@ class Rows:
         started: float,
     ) -> dict[int, Row]:
         """What every readable text of a batch got here, and where it goes next."""
-        pruning_started = time.perf_counter()
+        pruning_started = call.clock()
         done: dict[int, Row] = {}
         for row, answer in zip(rows, batch.answers, strict=True):
             if answer is None:
@@ -58,11 +57,11 @@ class Rows:
             hop = self._hop(call, row, answer, decision, keep)
             onward = None if decision.to is None else _onward_text(call.request.texts[row], answer, keep)
             done[row] = Row(hop, decision, onward)
-        prune = time.perf_counter() - pruning_started
+        prune = call.clock() - pruning_started
         seconds = {"tokenize": batch.tokenize, "queue": batch.queue, "infer": batch.infer, "prune": prune}
         for stage, value in seconds.items():
             self._telemetry.stage(stage, value)
-        seconds["total"] = time.perf_counter() - started
+        seconds["total"] = call.clock() - started
         times = {stage: round(value * 1e3, 3) for stage, value in seconds.items()}
         return {row: replace(r, hop=r.hop.model_copy(update={"timings_ms": times})) for row, r in done.items()}
 

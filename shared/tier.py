@@ -13,7 +13,6 @@ policy learns from what came back.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,7 +82,7 @@ class Tier:
         state_dir: Path | None = None,
         deadline_ms: float | None = None,
     ) -> None:
-        self._deadline_ms = deadline_ms
+        self._deadline_ms, self._clock = deadline_ms, worker.clock
         self._skew_said: set[tuple[str, str]] = set()  # tiers and their cards, other than this tier's
         self._away = 0  # texts that another tier reads before any layer ran here
         self.name, self.bundle, self.worker, self.telemetry = name, bundle, worker, telemetry
@@ -148,9 +147,9 @@ class Tier:
         unreadable = [str(index) for index, row in enumerate(rows) if not row.hops]
         if unreadable:
             raise UnreadableText(f"no word that the tokenizer knows in input {', '.join(unreadable)}")
-        started = time.perf_counter()
+        started = self._clock()
         results = [self._result(index, row, bound) for index, row in enumerate(rows)]
-        seconds = time.perf_counter() - started
+        seconds = self._clock() - started
         self.telemetry.stage("ensemble", seconds)
         if policy.learns and options.max_tier in (None, self.bundle.order[-1]):
             self.states.learn(
@@ -256,14 +255,14 @@ class Tier:
         kind = call.policy.signature(self.name)
         if kind is None or call.request.target is not None:
             return
-        started = time.perf_counter()
+        started = self._clock()
         try:
             async with asyncio.timeout(call.remaining()):
                 signatures = await self.worker.signatures(call.request.texts, kind, call.expires)
         except TimeoutError as error:
             raise DeadlinePassed("the deadline passed before the first exit was reached") from error
         call.clues[:] = [replace(c, signature=s) for c, s in zip(call.clues, signatures, strict=True)]
-        self.telemetry.stage("tokenize", time.perf_counter() - started)
+        self.telemetry.stage("tokenize", self._clock() - started)
 
     def _resolve(self, request: InferRequest, headers: Mapping[str, str], policy: Policy) -> Call:
         order = self.bundle.order
@@ -274,12 +273,14 @@ class Tier:
         reachable = tuple(target for target in deeper if order.index(target) <= depth)
         if request.target not in (None, self.name, *deeper):
             raise BadInput(f"tier {request.target!r} cannot be reached from {self.name}")
-        expires = None if request.deadline_ms is None else time.perf_counter() + request.deadline_ms / 1e3
+        expires = None if request.deadline_ms is None else self._clock() + request.deadline_ms / 1e3
         draws = [draw(request.seed, index, self.name) for index in request.indices]
         clues = [Clues(_count(text)) for text in request.texts]
         if request.explain and (words := sum(own.words for own in clues)) > EXPLAINED_WORDS:
             raise BadInput(f"explain lists every word, at most {EXPLAINED_WORDS} a request; these texts have {words}")
-        return Call(request, policy, Where(self.name, reachable, self.sizes), draws, expires, headers, clues)
+        return Call(
+            request, policy, Where(self.name, reachable, self.sizes), draws, expires, self._clock, headers, clues
+        )
 
     def _before(self, call: Call, row: int) -> Decision:
         target = call.request.target
@@ -299,7 +300,7 @@ class Tier:
         """
         if not rows:
             return {}
-        started = time.perf_counter()
+        started = self._clock()
         left = call.remaining()
         if left is not None and left <= 0:
             raise DeadlinePassed("the deadline passed before the first exit was reached")

@@ -71,7 +71,9 @@ class Upstream:
         key: str | None = None,
         probe_s: float = 2.0,
         count_retry: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        self._clock = clock
         self.source, self.target, self.url = source, target, url
         self._backend, self._profile, self._shaped = backend, profile(profile_name), shaped
         self._timeout_s, self._probe_s = timeout_s, probe_s
@@ -126,7 +128,7 @@ class Upstream:
                 raise UpstreamFailure("deadline", f"{self.target}: {left_s * 1e3:.0f} ms are left, the link takes more")
             request = request.model_copy(update={"deadline_ms": (left_s - self.link_s) * 1e3})
         request = request.model_copy(update={"call": _new_call()})
-        body, started = request.model_dump_json().encode(), time.perf_counter()
+        body, started = request.model_dump_json().encode(), self._clock()
         self._sizes.append(len(body))
         try:
             answer = await self._in_time(body, headers, left_s, request.call, limit)
@@ -137,7 +139,7 @@ class Upstream:
             if self._blames(failure, left_s):
                 self._tell(failed=True)
             raise
-        seconds = time.perf_counter() - started
+        seconds = self._clock() - started
         self._tell(failed=False)
         link_s = max(0.0, seconds - response.total_ms / 1e3)
         self._usual.add(seconds)

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import httpx
@@ -38,8 +39,9 @@ def create_app(
     network: Network | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
     traces: Traces | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> FastAPI:
-    """A tier as an ASGI app. Everything is loaded here, so a started app is a ready one.
+    """A tier as an ASGI app. Everything is loaded here, so a started app is a ready one; deadlines go by `clock`.
 
     Raises:
         BadSetting: a bundle, tier, link or policy that does not exist, or weights that do not fit.
@@ -62,6 +64,7 @@ def create_app(
         wait_s=settings.queue_wait_ms / 1e3,
         batch_texts=settings.batch_texts,
         batch_wait_s=settings.batch_wait_ms / 1e3,
+        clock=clock,
     )
     shaped, key = _shaped_links(settings), read_key(settings.key_file)
     upstreams = [

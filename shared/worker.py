@@ -11,7 +11,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -57,7 +57,10 @@ class Batch:
 
 
 class Worker:
-    """Runs one network in one thread. `limit` calls may wait, and as many as take `wait_s`; then `QueueFull`."""
+    """Runs one network in one thread. `limit` calls may wait, and as many as take `wait_s`; then `QueueFull`.
+
+    `clock` is what deadlines are told by, in seconds.
+    """
 
     def __init__(
         self,
@@ -68,11 +71,12 @@ class Worker:
         wait_s: float = math.inf,
         batch_texts: int = 1,
         batch_wait_s: float = 0.0,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._network = network
-        self._line = Line(limit=limit, wait_s=wait_s, batch_texts=batch_texts, batch_wait_s=batch_wait_s)
-        self._row_layer = Smoothed(forget_s=FORGET_S)  # seconds of a row's layer
-        self._tokenize = Smoothed(forget_s=FORGET_S)  # of a text
+        self._network, self.clock = network, clock
+        self._line = Line(limit=limit, wait_s=wait_s, batch_texts=batch_texts, batch_wait_s=batch_wait_s, clock=clock)
+        self._row_layer = Smoothed(forget_s=FORGET_S, clock=clock)  # seconds of a row's layer
+        self._tokenize = Smoothed(forget_s=FORGET_S, clock=clock)  # of a text
         self._text_s = 0.0  # seconds of a text in its pass: grows from nothing, so a slow first pass refuses nobody
         self._thread = threading.Thread(target=self._work, args=(threads,), name="model", daemon=True)
         self._thread.start()
@@ -99,7 +103,7 @@ class Worker:
         explain: bool,
         expires: float | None = None,
     ) -> Batch:
-        """Tokenize and run a batch of texts, until `expires` (perf_counter).
+        """Tokenize and run a batch of texts, until `expires` (the clock's time).
 
         Raises:
             QueueFull: too many wait.
@@ -124,6 +128,7 @@ class Worker:
         return None if row_layer is None else ahead_s + texts * layers * row_layer
 
     async def _do(self, job: Job) -> Any:
+        job.asked = self.clock()
         self._line.put(job, text_s=self._text_s)
         try:
             return await asyncio.wrap_future(job.future)
@@ -148,15 +153,15 @@ class Worker:
         return (self._row_layer.mean or 0.0) + (self._tokenize.mean or 0.0)
 
     def _run(self, jobs: list[Job]) -> Sequence[Any]:
-        started = time.perf_counter()
+        started = self.clock()
         encoded = [[self._encode(text) for text in job.texts] for job in jobs]
         if (kind := jobs[0].signature) is not None:
             return [[None if item is None else self._network.signature(item, kind) for item in encoded[0]]]
-        tokenized = time.perf_counter()
+        tokenized = self.clock()
         self._tokenize.add((tokenized - started) / max(1, sum(len(own) for own in encoded)))
         traces = self._forward(jobs, encoded)
         answers = [[None if item is None else self._answer(item, next(traces)) for item in own] for own in encoded]
-        infer = time.perf_counter() - tokenized
+        infer = self.clock() - tokenized
         return [
             Batch(own, tokenized - started, started - job.asked, infer) for job, own in zip(jobs, answers, strict=True)
         ]
@@ -167,17 +172,17 @@ class Worker:
         readable = [item for item in chain.from_iterable(encoded) if item is not None]
         if not readable:
             return iter(())
-        started = last = time.perf_counter()
+        started = last = self.clock()
 
         def over(rows: list[int]) -> list[bool]:
             nonlocal last
-            now = time.perf_counter()
+            now = self.clock()
             after_the_next, last = now + (now - last), now
             return [owners[row].over(after_the_next) for row in rows]
 
         job = jobs[0]
         ran = self._network.run(readable, job.rule, importance=job.importance, every_exit=job.explain, over=over)
-        seconds = time.perf_counter() - started
+        seconds = self.clock() - started
         text_s = seconds / len(readable)
         self._text_s += (min(text_s, 8 * self._text_s or text_s) - self._text_s) / 8
         self._row_layer.add(seconds / sum(trace.exit_layer for trace in ran))

@@ -4,7 +4,8 @@ serve(tier="end", edge=..., cloud=..., **settings)   a tier as a Caller; a neigh
 Caller                                               post(body), get(path): one event loop a call
 Neighbour                                            a faked tier that answers well and remembers what it was asked
 held_network                                         a model that waits until the test lets it go
-slow_network                                         a model whose every layer takes `seconds`
+slow_network                                         a model whose every layer takes `seconds`, by `sleep`
+clock                                        a clock that stands still, for `serve` and `slow_network.sleep`
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from shared.bundle import load_bundle
 from shared.network import load_network
 from shared.settings import Settings
 from shared.web import create_app
+from tests.clocks import Clock
 
 JSON = {"content-type": "application/json"}
 
@@ -120,7 +122,7 @@ def serve(tiny_bundle):
     """A builder of callers; their workers are closed at the end."""
     callers = []
 
-    def start(*, tier="end", edge=None, cloud=None, network=None, traces=None, **settings):
+    def start(*, tier="end", edge=None, cloud=None, network=None, traces=None, clock=time.perf_counter, **settings):
         neighbours = {name: fake for name, fake in (("edge", edge), ("cloud", cloud)) if fake is not None}
 
         async def answer(request):
@@ -134,6 +136,7 @@ def serve(tiny_bundle):
             network=network,
             transport=httpx.MockTransport(answer),
             traces=traces,
+            clock=clock,
         )
         callers.append(Caller(app))
         return callers[-1]
@@ -160,6 +163,11 @@ def cloud(tiny_bundle):
 
 
 @pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
 def held_network(tiny_bundle):
     held = HeldNetwork(load_network(tiny_bundle / "bert-3", layers=3, max_tokens=64))
     yield held
@@ -173,11 +181,12 @@ def slow_network(tiny_bundle):
 
     class Slow(type(network.encoder)):
         def _layer(self, *args):
-            time.sleep(slow.seconds)
+            slow.sleep(slow.seconds)
             return super()._layer(*args)
 
     network.encoder.__class__ = Slow
     slow = SimpleNamespace(**vars(network), encode=network.encode, run=network.run, seconds=0.0)
+    slow.sleep = time.sleep
     return slow
 
 

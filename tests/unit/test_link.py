@@ -1,8 +1,7 @@
-"""Links: the arithmetic of a path, and simulated waits. Clock tolerance: never early, at most 60 ms late."""
+"""Links: the arithmetic of a path, and simulated waits, in virtual time."""
 
 import asyncio
 import json
-import time
 from dataclasses import replace
 
 import pytest
@@ -12,8 +11,8 @@ from hypothesis import strategies as st
 from shared.errors import BadSetting, UpstreamFailure
 from shared.link import UNSHAPED, Backend, Profile, ShapedLinks, SimulatedLink, on_the_wire, packets, profile
 from shared.upstream import Upstream
+from tests.clocks import now, run
 
-LATE = 0.06  # seconds: a busy machine wakes sleepers late
 PLAIN = Profile("plain", rate_up=8e5, rate_down=8e6, rtt=0.1, jitter=0.0, loss=0.0)  # 100 kB/s up, 1 MB/s down
 PROFILES = st.builds(Profile, st.just("x"), *[st.floats(0, 1e9)] * 2, *[st.floats(0, 2)] * 2, st.floats(0, 1))
 
@@ -21,15 +20,14 @@ PROFILES = st.builds(Profile, st.just("x"), *[st.floats(0, 1e9)] * 2, *[st.float
 def seconds(link, *sends):
     """Run all sends at once; when each one arrived, in seconds from the start."""
 
-    async def timed(size, direction, started):
+    async def timed(size, direction):
         await link.carry(size, direction)
-        return time.perf_counter() - started
+        return now()
 
     async def all_of_them():
-        started = time.perf_counter()
-        return await asyncio.gather(*(timed(size, direction, started) for size, direction in sends))
+        return await asyncio.gather(*(timed(size, direction) for size, direction in sends))
 
-    return asyncio.run(all_of_them())
+    return run(all_of_them())
 
 
 def test_a_profile_is_read_into_bits_and_seconds():
@@ -77,67 +75,49 @@ def test_a_message_takes_its_bytes_at_the_rate_plus_half_the_rtt():
         250 + 10_000 + 8 * 66,
     )
     (up,) = seconds(SimulatedLink(PLAIN), (10_000, "up"))
-    assert 0.157 <= up <= 0.157 + LATE
+    assert up == pytest.approx(0.05 + 0.10778)
     (down,) = seconds(SimulatedLink(PLAIN), (10_000, "down"))
-    assert 0.06 <= down <= 0.06 + LATE
+    assert down == pytest.approx(0.05 + 0.010778)
 
 
 def test_an_ideal_link_costs_nothing():
     (took,) = seconds(SimulatedLink.named("ideal"), (10_000_000, "up"))
-    assert took <= LATE
+    assert took == 0
 
 
 def test_two_sends_at_once_share_the_rate_in_order():
     first, second = seconds(SimulatedLink(PLAIN), (10_000, "up"), (10_000, "up"))
-    assert 0.157 <= first <= 0.157 + LATE
-    assert 0.265 <= second <= 0.265 + LATE  # behind the first one's bytes, but not behind its delay
+    assert first == pytest.approx(0.05 + 0.10778)
+    assert second == pytest.approx(0.05 + 2 * 0.10778)  # behind the first one's bytes, but not behind its delay
 
 
 def test_directions_do_not_share():
     up, down = seconds(SimulatedLink(PLAIN), (10_000, "up"), (10_000, "down"))
-    assert up <= 0.158 + LATE
-    assert down <= 0.06 + LATE
+    assert up == pytest.approx(0.15778)
+    assert down == pytest.approx(0.060778)
 
 
-def test_a_message_that_is_cancelled_frees_the_link_as_tcp_does(monkeypatch):
+def test_a_message_that_is_cancelled_frees_the_link_as_tcp_does():
     """Four messages of 20 s each are given up at once: the next one waits for what is under way, not 80 s."""
-    clock, link = [0.0], SimulatedLink(PLAIN)
-
-    async def jump(delay):
-        clock[0] += delay
-        await yielding(0)
+    link = SimulatedLink(PLAIN)
 
     async def story():
-        nonlocal yielding
-        yielding = asyncio.sleep
-        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: clock[0])
-        monkeypatch.setattr("shared.link.asyncio.sleep", jump)
         given_up = [asyncio.ensure_future(link.carry(2_000_000, "up")) for _ in range(4)]
-        await yielding(0)
+        await asyncio.sleep(0.01)
         for message in given_up:
             message.cancel()
         await asyncio.gather(*given_up, return_exceptions=True)
-        started = clock[0]
+        started = now()
         await link.carry(100, "up")
-        return clock[0] - started
+        return now() - started
 
-    yielding = None
-    assert asyncio.run(story()) < 0.5
+    assert run(story()) < 0.5
 
 
-def test_a_long_message_takes_as_long_as_its_bytes_and_keeps_its_place(monkeypatch):
-    clock, link = [0.0], SimulatedLink(PLAIN)
-
-    async def jump(delay):
-        clock[0] += delay
-
-    async def story():
-        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: clock[0])
-        monkeypatch.setattr("shared.link.asyncio.sleep", jump)
-        await link.carry(200_000, "up")
-        return clock[0]
-
-    assert asyncio.run(story()) == pytest.approx(0.05 + on_the_wire(200_000) / 1e5, abs=1e-3)
+def test_a_long_message_takes_as_long_as_its_bytes_and_keeps_its_place():
+    long, short = seconds(SimulatedLink(PLAIN), (200_000, "up"), (100, "up"))
+    assert long == pytest.approx(0.05 + on_the_wire(200_000) / 1e5)
+    assert short == pytest.approx(long + on_the_wire(100) / 1e5)
 
 
 def test_an_idle_link_has_no_memory():
@@ -145,13 +125,11 @@ def test_an_idle_link_has_no_memory():
 
     async def two_in_turn():
         await link.carry(1000, "up")
-        started = time.perf_counter()
+        started = now()
         await link.carry(1000, "up")
-        return time.perf_counter() - started
+        return now() - started
 
-    assert (
-        0.06 - 0.001 <= asyncio.run(two_in_turn()) <= 0.06 + LATE
-    )  # less what the first was woken late, a tenth of it
+    assert run(two_in_turn()) == pytest.approx(0.05 + on_the_wire(1000) / 1e5)
 
 
 def test_a_machine_that_wakes_late_is_allowed_for(monkeypatch):
