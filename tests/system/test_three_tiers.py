@@ -201,6 +201,7 @@ def test_one_unreadable_text_keeps_no_other_from_travelling(either, sentences):
     for policy in ({"name": "collaborative", "offload_threshold": 1.0}, {"name": "cloud-only"}):
         body = {
             "request_id": "r-1",
+            "call": "c-1",
             "seed": "r-1",
             "indices": [0, 1, 2],
             "texts": [{"text": sentences[0]}, {"text": "\u200b"}, {"text": sentences[1]}],
