@@ -16,6 +16,7 @@ POLICY = {"name": "collaborative", "theta": 0.1}
 def hop(**changes):
     return {
         "tier": "end",
+        "card": "tiny@0",
         "exit_layer": 2,
         "layers": 3,
         "label": "positive",

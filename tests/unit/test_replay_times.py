@@ -1,7 +1,5 @@
 """Modelled times, bytes and unit costs, by hand."""
 
-import asyncio
-
 import numpy as np
 import pytest
 from rich.console import Console
@@ -16,6 +14,8 @@ from services.lab.replay.walk import Replay
 from shared.bundle import load_bundle
 from shared.errors import UnknownPolicy
 from shared.link import Profile, SimulatedLink, profile
+from tests.clocks import now
+from tests.clocks import run as run_virtually
 
 HTTP = Http(client=0.003, hop=0.002)
 SLOW = Profile("slow", rate_up=8e3, rate_down=8e4, rtt=0.5, jitter=0.0, loss=0.0)
@@ -83,23 +83,19 @@ def test_a_link_takes_its_delay_its_rate_and_its_losses():
 
 
 @pytest.mark.parametrize("name", ["3g", "lte", "nbiot", "lte-weak"])
-def test_a_link_takes_what_the_simulated_one_takes_on_average(monkeypatch, name):
+def test_a_link_takes_what_the_simulated_one_takes_on_average(name):
     link, sizes = profile(name), (700, 1900)
-    simulated, waited = SimulatedLink(link, seed=3), []
-
-    async def note(seconds):
-        waited.append(seconds)
+    simulated = SimulatedLink(link, seed=3)
 
     async def there_and_back():
         for _ in range(2000):
-            simulated._free = {"up": 0.0, "down": 0.0}  # long ago
             for size, direction in zip(sizes, ("up", "down"), strict=True):
                 await simulated.carry(size, direction)
+        return now() / 2000
 
-    monkeypatch.setattr("shared.link.asyncio.sleep", note)
-    asyncio.run(there_and_back())
+    took = run_virtually(there_and_back())
     (modelled,) = round_trip(link, *(np.array([float(size)]) for size in sizes))
-    assert modelled == pytest.approx(sum(waited) / 2000, rel=0.07 if name == "nbiot" else 0.03)
+    assert modelled == pytest.approx(took, rel=0.07 if name == "nbiot" else 0.03)
     assert modelled > link.rtt + link.jitter  # two packets or more each way: the slower one counts
 
 
