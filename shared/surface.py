@@ -34,6 +34,7 @@ from shared.contracts import (
     InferResponse,
 )
 from shared.errors import Draining, Refused, TierwiseError
+from shared.front import Front
 from shared.guard import HeadLimit, authorize, read_key, while_waited_for
 from shared.ledger import Ledger
 from shared.machine import cpus
@@ -43,7 +44,6 @@ from shared.policies import name_of, spec_of
 from shared.problems import document, judge
 from shared.settings import Settings
 from shared.telemetry import NO_POLICY
-from shared.tier import Tier
 from shared.tracing import Traces
 
 log = structlog.get_logger()
@@ -83,14 +83,14 @@ class Surface:
         settings: Settings,
         bundle: Bundle,
         network: Network,
-        tier: Tier,
+        front: Front,
         ledger: Ledger | None,
         traces: Traces,
     ) -> None:
-        self.app, self.settings, self.bundle, self.network, self.tier = app, settings, bundle, network, tier
+        self.app, self.settings, self.bundle, self.network, self.front = app, settings, bundle, network, front
         self.ledger, self.traces = ledger, traces
         self.key, self.door_key = read_key(settings.key_file), read_key(settings.door_key_file)
-        self.telemetry = tier.telemetry
+        self.tier, self.telemetry = front.tier, front.tier.telemetry
 
     def add_routes(self) -> None:
         add = self.app.add_api_route
@@ -137,7 +137,7 @@ class Surface:
         import transformers
 
         model = self.bundle.tiers[self.tier.name]
-        policy = self.tier.default_policy
+        policy = self.front.default_policy
         return {
             "tier": self.tier.name,
             "bundle": self.bundle.name,
@@ -147,7 +147,7 @@ class Surface:
             "exits": model.layers,
             "max_tokens": model.max_tokens,
             "policy": spec_of(policy),
-            "learned": self.tier.states.described(),
+            "learned": self.front.states.described(),
             "limits": {
                 "max_inputs": self.settings.max_inputs,
                 "max_body_bytes": self.settings.max_body_bytes,
@@ -241,7 +241,7 @@ class Surface:
         if isinstance(parsed, dict) and isinstance(inputs := parsed.get("inputs"), list):
             self._check_count(inputs)
         request = validate(ClassifyRequest, parsed)
-        answered = await self.tier.classify(request, request_id, headers)
+        answered = await self.front.classify(request, request_id, headers)
         results = answered.results
         total = (time.perf_counter() - started) * 1e3
         timings = {"ensemble": round(answered.ensemble_s * 1e3, 3), "total": round(total, 3)}
@@ -255,7 +255,7 @@ class Surface:
             self.ledger.add(request, answer, spec_of(answered.policy))
         stages: Mapping[str, float] = dict(results[0].hops[0].timings_ms) | timings
         timing = ", ".join(f"{stage};dur={ms}" for stage, ms in stages.items())
-        spec = request.options.policy or name_of(self.tier.default_policy)
+        spec = request.options.policy or name_of(self.front.default_policy)
         policy = spec if isinstance(spec, str) else spec["name"]
         return _Done(answer, policy, timing, _facts([(result.degraded, result.hops) for result in results]))
 

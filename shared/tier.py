@@ -7,203 +7,53 @@
     merge    this tier's hop, then the hops that came back; an upstream that failed leaves this tier's answer, flagged
 
 End, edge and cloud run this same code; the last tier has no upstream. The tier that was asked also ensembles, and its
-policy learns from what came back.
+policy learns from what came back (`shared/front.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import structlog
 
 from shared.bundle import Bundle
-from shared.call import Call
-from shared.contracts import (
-    ClassifyRequest,
-    DegradedReason,
-    Hop,
-    InferredRow,
-    InferRequest,
-    Result,
-    TextPair,
-)
+from shared.contracts import InferredRow, InferRequest, TextPair
 from shared.dispatch import draw
-from shared.ensemble import combine
-from shared.errors import BadInput, DeadlinePassed, UnreadableText
-from shared.policies import (
-    STAY,
-    Clues,
-    Decision,
-    Outcome,
-    Policy,
-    State,
-    Visit,
-    Where,
-    build,
-    name_of,
-    spec_of,
-)
-from shared.rows import Rows, rounded
-from shared.sending import MERGE_S, Sender
-from shared.states import States
+from shared.errors import BadInput, DeadlinePassed, UpstreamFailure
+from shared.hops import made_here, most_bytes, sides, sound
+from shared.policies import STAY, Clues, Decision, Policy, Where, build, name_of
+from shared.pruning import keep_words
+from shared.route import Route
 from shared.telemetry import Telemetry
+from shared.text import Call, Text
 from shared.upstream import Upstream
-from shared.worker import Worker
+from shared.worker import Answer, Batch, Worker
 
 log = structlog.get_logger()
 EXPLAINED_WORDS = 10_000
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A request's results, the seconds that the ensemble took, and the plain policy that decided."""
-
-    results: list[Result]
-    ensemble_s: float
-    policy: Policy
+MERGE_S = 0.005  # kept back of every deadline for putting an answer together
+_LATE = "the deadline passed before the first exit was reached"
 
 
 class Tier:
     """The pipeline of one tier. `upstreams` are its links, nearest first."""
 
     def __init__(
-        self,
-        *,
-        name: str,
-        bundle: Bundle,
-        worker: Worker,
-        upstreams: Sequence[Upstream],
-        telemetry: Telemetry,
-        default_policy: str | Mapping[str, Any],
-        state_dir: Path | None = None,
-        deadline_ms: float | None = None,
+        self, *, name: str, bundle: Bundle, worker: Worker, upstreams: Sequence[Upstream], telemetry: Telemetry
     ) -> None:
-        self._deadline_ms, self._clock = deadline_ms, worker.clock
-        self._skew_said: set[tuple[str, str]] = set()  # tiers and their cards, other than this tier's
-        self._away = 0  # texts that another tier reads before any layer ran here
         self.name, self.bundle, self.worker, self.telemetry = name, bundle, worker, telemetry
-        self.sender = Sender(name=name, bundle=bundle, upstreams=upstreams, telemetry=telemetry)
-        self.upstreams = self.sender.upstreams
-        self.rows = Rows(name=name, bundle=bundle, telemetry=telemetry)
-        self.layers = bundle.tiers[name].layers
-        self.ensemble = bundle.card.ensemble()
-        self.default_policy = self.policy(default_policy)
+        self.upstreams = {upstream.target: upstream for upstream in upstreams}
+        self.route = Route(bundle.order, name, tuple(self.upstreams))
         self.sizes = {tier: model.layers for tier, model in bundle.tiers.items()}
-        path = None if state_dir is None else state_dir / f"{name}-{bundle.digest[:12]}.json"
-        self.states = States(path, self.policy, self._first_state)
-        if name == bundle.order[0]:  # a deeper one may never be asked first
-            self._admit(self.default_policy)
+        self._clock = worker.clock
+        self._away = 0  # texts that another tier reads before any layer ran here
 
     def policy(self, spec: str | Mapping[str, Any]) -> Policy:
         """The policy that a spec names, with this bundle's parameters for whatever it leaves out."""
         return build(spec, self.bundle.order, self.bundle.card.policies)
-
-    def _first_state(self, policy: Policy) -> State | None:
-        return policy.initial_state(Where(self.name, tuple(self.bundle.order[1:]), self.sizes), self.bundle.pools)
-
-    def _admit(self, policy: Policy) -> Policy:
-        """The plain policy for one request.
-
-        Raises:
-            UnknownPolicy: this bundle lacks what the policy needs.
-        """
-        order = self.bundle.order
-        policy.check(self.sizes, order[order.index(self.name) :])
-        return policy.bound(self.states.of(policy))
-
-    # -- the first tier of a request -------------------------------------------------------------------------------
-
-    async def classify(self, request: ClassifyRequest, request_id: str, headers: Mapping[str, str]) -> Answered:
-        """Answer every input.
-
-        Raises:
-            BadInput: an unknown policy or tier, or a text that cannot be read.
-            DeadlinePassed: no exit was reached in time.
-        """
-        inputs = request.inputs if isinstance(request.inputs, list) else [request.inputs]
-        options = request.options
-        policy = self.default_policy if options.policy is None else self.policy(options.policy)
-        bound = self._admit(policy)
-        call = self._resolve(
-            InferRequest(
-                request_id=request_id,
-                call=request_id,
-                seed=request_id if options.seed is None else str(options.seed),
-                indices=list(range(len(inputs))),
-                texts=[TextPair(text=item) if isinstance(item, str) else item for item in inputs],
-                policy=spec_of(bound),
-                max_tier=options.max_tier,
-                deadline_ms=self._deadline_ms if options.deadline_ms is None else options.deadline_ms,
-                explain=options.explain,
-            ),
-            headers,
-            bound,
-        )
-        rows = await self._run(call)
-        unreadable = [str(index) for index, row in enumerate(rows) if not row.hops]
-        if unreadable:
-            raise UnreadableText(f"no word that the tokenizer knows in input {', '.join(unreadable)}")
-        started = self._clock()
-        results = [self._result(index, row, bound) for index, row in enumerate(rows)]
-        seconds = self._clock() - started
-        self.telemetry.stage("ensemble", seconds)
-        if policy.learns and options.max_tier in (None, self.bundle.order[-1]):
-            self.states.learn(
-                policy, bound, [self._outcome(call, r, row) for r, row in enumerate(rows) if not row.degraded]
-            )
-        return Answered(results, seconds, bound)
-
-    def _outcome(self, call: Call, row: int, answer: InferredRow) -> Outcome:
-        """What was seen on a text's way."""
-        own = tuple(call.exits.get(row, ()))
-        return Outcome(
-            call.clues[row],
-            tuple(
-                Visit(h.tier, h.exit_layer, h.confidence, own if h.tier == self.name else (h.confidence,))
-                for h in answer.hops
-            ),
-        )
-
-    def _result(self, index: int, row: InferredRow, policy: Policy) -> Result:
-        confidences = [hop.confidence for hop in row.hops]
-        weights = self.ensemble.weights([hop.tier for hop in row.hops], policy.weighting_for(), confidences)
-        probabilities = rounded(combine([hop.probabilities for hop in row.hops], weights))
-        label = max(probabilities, key=probabilities.__getitem__)
-        last = row.hops[-1]
-        self.telemetry.answers.labels(self.name, label).inc()
-        self.telemetry.answered.labels(self.name, last.tier, name_of(policy)).inc()
-        if row.degraded:
-            self.telemetry.degraded.labels(self.name, row.degraded).inc()
-        hops = [hop.model_copy(update={"weight": round(w, 6)}) for hop, w in zip(row.hops, weights, strict=True)]
-        return Result(
-            index=index,
-            label=label,
-            probabilities=probabilities,
-            confidence=probabilities[label],
-            tier=last.tier,
-            exit_layer=last.exit_layer,
-            words_in=hops[0].words_in,
-            truncated=any(hop.truncated for hop in hops),
-            degraded=row.degraded,
-            card_skew=self._skewed(hops),
-            hops=hops,
-        )
-
-    def _skewed(self, hops: Sequence[Hop]) -> bool:
-        """Whether a tier answered with another card than this one has: said once of each, counted always."""
-        others = {(hop.tier, hop.card) for hop in hops if hop.card != self.bundle.card_name}
-        for tier, card in others - self._skew_said:
-            log.warning("card_skew", tier=self.name, by=tier, card=card, own=self.bundle.card_name)
-        self._skew_said |= others
-        for tier, _ in others:
-            self.telemetry.card_skew.labels(self.name, tier).inc()
-        return bool(others)
-
-    # -- every tier ------------------------------------------------------------------------------------------------
 
     async def infer(self, request: InferRequest, headers: Mapping[str, str]) -> list[InferredRow]:
         """The hops of every text from this tier on; a row without hops could not be read.
@@ -212,43 +62,50 @@ class Tier:
             BadInput: an unknown policy or tier, or a target that cannot be reached from here.
             QueueFull, DeadlinePassed: this tier could not start in time.
         """
-        return await self._run(self._resolve(request, headers, self.policy(request.policy)))
+        call = self.resolve(request, self.policy(request.policy), headers)
+        await self.answer(call)
+        return [text.row() for text in call.texts]
 
-    async def _run(self, call: Call) -> list[InferredRow]:
-        request = call.request
-        rows = range(len(request.texts))
-        if not rows:
+    async def answer(self, call: Call) -> None:
+        """Bring every text of a call as far as it gets: here, and on the tiers that it goes on to."""
+        if not call.texts:
             await self.worker.turn()
         await self._look(call)
-        before = {row: self._before(call, row) for row in rows}
-        self.telemetry.words.labels(self.name, "in").inc(sum(clues.words for clues in call.clues))
-        away = {row: decision for row, decision in before.items() if decision.to is not None}
-        stay = [row for row in rows if row not in away]
-        texts = {row: request.texts[row] for row in away}
-        self._away += len(away)
-        sent = asyncio.create_task(self.sender.send(call, away, texts, reserve_s=self._reserve(call)))
+        early = [text for text in call.texts if self._before(call, text)]
+        self._away += len(early)
+        sent = asyncio.create_task(self._send(call, early, reserve_s=self._reserve_s(call)))
         try:
-            out = await self._local(call, stay, {})
-            relayed = await sent
+            await self._infer(call, [text for text in call.texts if text not in early])
+            await sent
         finally:
-            self._away -= len(away)
+            self._away -= len(early)
             sent.cancel()
-        failed = {row: answer.degraded for row, answer in relayed.items() if not answer.hops and answer.degraded}
-        out |= {row: answer for row, answer in relayed.items() if row not in failed}
-        out |= await self._local(call, list(failed), failed)
-        return [out[row] for row in rows]
+        await self._infer(call, [text for text in early if text.came_back])
 
-    def _reserve(self, call: Call) -> float:
-        """Seconds of a deadline kept back while texts are away before any layer ran here.
+    def resolve(self, request: InferRequest, policy: Policy, headers: Mapping[str, str]) -> Call:
+        """What a request means here.
 
-        What running all that are away is measured to take here, since they come back together if their upstream
-        fails, and a tenth of what is left (a busy machine's share); half of what is left before anything was measured.
+        Raises:
+            BadInput: a tier that does not exist or cannot be reached, or too many words to explain.
         """
-        left = call.remaining()
-        if left is None:
-            return 0.0
-        expected = self.worker.expected(self._away, self.layers)
-        return left / 2 if expected is None else min(expected + left / 10, 0.9 * left)
+        order = self.bundle.order
+        if request.max_tier not in (None, *order):
+            raise BadInput(f"unknown tier {request.max_tier!r}: this bundle has {', '.join(order)}")
+        if request.target not in (None, self.name, *self.route.deeper):
+            raise BadInput(f"tier {request.target!r} cannot be reached from {self.name}")
+        texts = [
+            Text(index, source, draw(request.seed, index, self.name), Clues(_words(source)))
+            for index, source in zip(request.indices, request.texts, strict=True)
+        ]
+        words = sum(text.clues.words for text in texts)
+        if request.explain and words > EXPLAINED_WORDS:
+            raise BadInput(f"explain lists every word, at most {EXPLAINED_WORDS} a request; these texts have {words}")
+        self.telemetry.words.labels(self.name, "in").inc(words)
+        expires = None if request.deadline_ms is None else self._clock() + request.deadline_ms / 1e3
+        where = Where(self.name, self.route.reachable(request.max_tier), self.sizes)
+        return Call(request, policy, where, texts, expires, self._clock, headers)
+
+    # -- before any layer runs -------------------------------------------------------------------------------------
 
     async def _look(self, call: Call) -> None:
         """Add each text's signature to its clues, where the policy asks for one."""
@@ -257,81 +114,155 @@ class Tier:
             return
         started = self._clock()
         try:
-            async with asyncio.timeout(call.remaining()):
+            async with asyncio.timeout(call.remaining_s()):
                 signatures = await self.worker.signatures(call.request.texts, kind, call.expires)
         except TimeoutError as error:
-            raise DeadlinePassed("the deadline passed before the first exit was reached") from error
-        call.clues[:] = [replace(c, signature=s) for c, s in zip(call.clues, signatures, strict=True)]
+            raise DeadlinePassed(_LATE) from error
+        for text, signature in zip(call.texts, signatures, strict=True):
+            text.clues = replace(text.clues, signature=signature)
         self.telemetry.stage("tokenize", self._clock() - started)
 
-    def _resolve(self, request: InferRequest, headers: Mapping[str, str], policy: Policy) -> Call:
-        order = self.bundle.order
-        if request.max_tier not in (None, *order):
-            raise BadInput(f"unknown tier {request.max_tier!r}: this bundle has {', '.join(order)}")
-        depth = order.index(request.max_tier) if request.max_tier is not None else len(order) - 1
-        deeper = order[min(map(order.index, self.upstreams), default=len(order)) :]
-        reachable = tuple(target for target in deeper if order.index(target) <= depth)
-        if request.target not in (None, self.name, *deeper):
-            raise BadInput(f"tier {request.target!r} cannot be reached from {self.name}")
-        expires = None if request.deadline_ms is None else self._clock() + request.deadline_ms / 1e3
-        draws = [draw(request.seed, index, self.name) for index in request.indices]
-        clues = [Clues(_count(text)) for text in request.texts]
-        if request.explain and (words := sum(own.words for own in clues)) > EXPLAINED_WORDS:
-            raise BadInput(f"explain lists every word, at most {EXPLAINED_WORDS} a request; these texts have {words}")
-        return Call(
-            request, policy, Where(self.name, reachable, self.sizes), draws, expires, self._clock, headers, clues
-        )
-
-    def _before(self, call: Call, row: int) -> Decision:
+    def _before(self, call: Call, text: Text) -> bool:
+        """Whether a text leaves before any layer runs; what goes on is the text as it came."""
         target = call.request.target
-        if target == self.name:
-            return STAY
-        if target is not None:  # on its way to another tier: pass it on
-            return Decision(target, 1.0, "policy", True)
-        decision = call.policy.before(call.where, call.clues[row], call.draws[row])
-        if decision.to is not None:
-            self.telemetry.offloads.labels(self.name, decision.to, decision.reason, name_of(call.policy)).inc()
-        return decision
+        if target is None:
+            text.decision = call.policy.before(call.where, text.clues, text.draw)
+            self._count(call, text)
+        elif target != self.name:  # on its way to another tier: pass it on
+            text.decision = Decision(target, 1.0, "policy", True)
+        text.onward = text.source if text.decision.to else None
+        return text.onward is not None
 
-    async def _local(self, call: Call, rows: list[int], failed: dict[int, DegradedReason]) -> dict[int, InferredRow]:
-        """Infer here, decide, and send on what should go on; `failed` rows were to go elsewhere and could not.
+    def _reserve_s(self, call: Call) -> float:
+        """Seconds of a deadline kept back while texts are away before any layer ran here.
 
-        A row whose time runs out between two layers stays, with the deepest exit it reached.
+        What running all that are away is measured to take here, since they come back together if their upstream
+        fails, and a tenth of what is left (a busy machine's share); half of what is left before anything was measured.
         """
-        if not rows:
-            return {}
+        left = call.remaining_s()
+        if left is None:
+            return 0.0
+        expected = self.worker.expected(self._away, self.sizes[self.name])
+        return left / 2 if expected is None else min(expected + left / 10, 0.9 * left)
+
+    # -- inference here --------------------------------------------------------------------------------------------
+
+    async def _infer(self, call: Call, texts: Sequence[Text]) -> None:
+        """Infer here, decide, and send on what should go on; a text that is degraded could not go on, and stays.
+
+        A text whose time runs out between two layers stays, with the deepest exit it reached.
+        """
+        if not texts:
+            return
         started = self._clock()
-        left = call.remaining()
+        batch = await self._run(call, texts)
+        read = [(text, answer) for text, answer in zip(texts, batch.answers, strict=True) if answer is not None]
+        pruning = self._clock()
+        keeps = [self._decide(call, text, answer) for text, answer in read]
+        ended = self._clock()
+        times = {"tokenize": batch.tokenize, "queue": batch.queue, "infer": batch.infer, "prune": ended - pruning}
+        for stage, seconds in times.items():
+            self.telemetry.stage(stage, seconds)
+        times["total"] = ended - started
+        for (text, answer), keep in zip(read, keeps, strict=True):
+            explain = call.request.explain
+            text.hop = made_here(self.bundle, self.name, text, answer, keep, explain=explain, times_s=times)
+            self._count(call, text)
+        await self._send(call, [text for text in texts if text.onward])
+
+    async def _run(self, call: Call, texts: Sequence[Text]) -> Batch:
+        left = call.remaining_s()
         if left is not None and left <= 0:
-            raise DeadlinePassed("the deadline passed before the first exit was reached")
-        final = call.request.target == self.name
-        stuck = final or bool(failed) or self.sender.stuck(call.where)
+            raise DeadlinePassed(_LATE)
+        stuck = call.final or any(text.degraded for text in texts) or self._stuck(call.where)
         try:
             async with asyncio.timeout(left):
-                batch = await self.worker.run(
-                    [call.request.texts[row] for row in rows],
+                return await self.worker.run(
+                    [text.source for text in texts],
                     call.policy.exit_rule(replace(call.where, reachable=()) if stuck else call.where),
-                    importance=(not final and call.policy.prunes_at(call.where)) or call.request.explain,
+                    importance=(not call.final and call.policy.prunes_at(call.where)) or call.request.explain,
                     explain=call.request.explain,
                     expires=None if call.expires is None else call.expires - MERGE_S,
                 )
         except TimeoutError as error:
-            raise DeadlinePassed("the deadline passed before the first exit was reached") from error
-        cut: dict[int, DegradedReason] = {
-            row: "deadline" for row, answer in zip(rows, batch.answers, strict=True) if answer and answer.cut
-        }
-        failed = cut | failed
-        done = self.rows.decide(call, rows, batch, failed, final=final, started=started)
-        indices = call.request.indices
-        out = {
-            row: InferredRow(index=indices[row], hops=[done[row].hop] if row in done else [], degraded=failed.get(row))
-            for row in rows
-        }
-        onward = {row: item.onward for row, item in done.items() if item.onward is not None}
-        for row, answer in (await self.sender.send(call, {r: done[r].decision for r in onward}, onward)).items():
-            out[row] = InferredRow(index=indices[row], hops=[done[row].hop, *answer.hops], degraded=answer.degraded)
-        return out
+            raise DeadlinePassed(_LATE) from error
+
+    def _stuck(self, where: Where) -> bool:
+        """Whether the nearest tier that a text could go to is known to be down."""
+        return bool(where.reachable) and self.upstreams[self.route.toward(where.reachable[0])].breaker.open
+
+    def _decide(self, call: Call, text: Text, answer: Answer) -> list[bool] | None:
+        """Where a text goes once it has an answer here, and what travels; the words kept, null where all are."""
+        if answer.cut:
+            text.degraded = text.degraded or "deadline"
+        text.confidences = tuple(round(max(exit_), 6) for exit_ in answer.exits)
+        text.decision, text.onward = STAY, None
+        if not (call.final or text.degraded):
+            text.decision = call.policy.after(call.where, max(answer.probabilities), text.draw)
+            self.telemetry.offload_probability.labels(self.name).observe(text.decision.probability)
+        leaves, keep = text.decision.to is not None, None
+        if answer.importance is not None and (leaves or call.request.explain):
+            keep = call.policy.pruning(self.name).mask(answer.encoded, answer.importance)
+        if leaves:
+            text.onward = text.source if keep is None else _pruned(text.source, answer, keep)
+        return keep
+
+    def _count(self, call: Call, text: Text) -> None:
+        """Count where a text left this tier's model, if it ran, and where the text goes."""
+        if (hop := text.hop) is not None:
+            self.telemetry.exits.labels(self.name, str(hop.exit_layer)).inc()
+            self.telemetry.confidence.labels(self.name).observe(hop.confidence)
+            self.telemetry.words.labels(self.name, "kept").inc(hop.words_kept or 0)
+        if (to := text.decision.to) is not None:
+            self.telemetry.offloads.labels(self.name, to, text.decision.reason, name_of(call.policy)).inc()
+
+    # -- further tiers ---------------------------------------------------------------------------------------------
+
+    async def _send(self, call: Call, texts: Sequence[Text], *, reserve_s: float = 0.0) -> None:
+        """Send texts on, one call per destination; what came back, or why nothing did, is on the text.
+
+        `reserve_s` of the deadline are kept back for what this tier does if nothing comes.
+        """
+        left = call.remaining_s()
+        until = None if left is None else left - reserve_s - MERGE_S
+        groups: dict[tuple[str, bool], list[Text]] = {}
+        for text in texts:
+            assert text.decision.to is not None
+            groups.setdefault((text.decision.to, text.decision.final), []).append(text)
+        await asyncio.gather(*(self._ask(call, group, *where, until) for where, group in groups.items()))
+
+    async def _ask(self, call: Call, texts: Sequence[Text], to: str, final: bool, left_s: float | None) -> None:
+        onward = [text.onward or text.source for text in texts]
+        request = call.request.model_copy(
+            update={"indices": [text.index for text in texts], "texts": onward, "target": to if final else None}
+        )
+        upstream = self.upstreams[self.route.toward(to)]
+        try:
+            carried = await upstream.infer(
+                request,
+                dict(call.headers),
+                left_s=left_s,
+                limit=most_bytes(self.bundle, self.name, request),
+                sound=lambda came: sound(self.bundle, self.name, came),
+            )
+        except UpstreamFailure as failure:
+            if failure.reason != "breaker_open":  # said once, when it opened
+                log.warning("upstream_failed", tier=self.name, to=to, reason=failure.reason, detail=str(failure))
+            for text in texts:
+                text.degraded = failure.reason
+            return
+        self.telemetry.stage("link", carried.link_s)
+        for direction, size in (("up", carried.request_bytes), ("down", carried.response_bytes)):
+            self.telemetry.link_bytes.labels(f"{self.name}-{upstream.target}", direction).inc(size)
+        for text, row in zip(texts, upstream.with_link(carried, onward), strict=True):
+            text.behind = row.hops
+            text.degraded = row.degraded or (None if row.hops else "upstream_refused")
 
 
-def _count(text: TextPair) -> int:
-    return len(text.text.split()) + len((text.text_pair or "").split())
+def _words(text: TextPair) -> int:
+    return sum(len(side.split()) for side in sides(text))
+
+
+def _pruned(text: TextPair, answer: Answer, keep: list[bool]) -> TextPair:
+    kept, pair = keep_words(text.text, text.text_pair, answer.encoded, keep)
+    return TextPair(text=kept, text_pair=pair)

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from shared import __version__
 from shared.bundle import Bundle, load_bundle
 from shared.errors import BadSetting
+from shared.front import Front
 from shared.guard import read_key
 from shared.ledger import Ledger
 from shared.link import Backend, ShapedLinks
@@ -89,6 +90,9 @@ def create_app(
         worker=worker,
         upstreams=upstreams,
         telemetry=telemetry,
+    )
+    front = Front(
+        tier,
         default_policy=named(settings.policy),
         state_dir=settings.state_dir,
         deadline_ms=settings.deadline_ms,
@@ -105,15 +109,15 @@ def create_app(
         for upstream in upstreams:
             await upstream.close()
         worker.close()
-        await tier.states.close()
+        await front.states.close()
         if ledger is not None:
             ledger.close()
 
     app = FastAPI(title=f"Tierwise {settings.tier}", version=__version__, lifespan=lifespan, redirect_slashes=False)
     app.state.draining = False
-    app.state.tier, app.state.ledger = tier, ledger
+    app.state.tier, app.state.front, app.state.ledger = tier, front, ledger
     traces = traces or exporting(settings.otlp_endpoint, settings.tier)
-    Surface(app, settings, bundle, model, tier, ledger, traces).add_routes()
+    Surface(app, settings, bundle, model, front, ledger, traces).add_routes()
     return app
 
 

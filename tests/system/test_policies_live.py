@@ -197,7 +197,7 @@ def test_what_was_learned_survives_a_restart(build_tiers, sentences, tmp_path, p
     links = {"end": ("edge", "cloud"), "edge": ("cloud",), "cloud": ()}
     first = build_tiers(links, state_dir=tmp_path)
     first.results(sentences, policy=policy)
-    asyncio.run(first.apps["end"].state.tier.states.close())
+    asyncio.run(first.apps["end"].state.front.states.close())
     learned = info(first)["learned"]
     assert len(learned) == 1
     assert info(build_tiers(links, state_dir=tmp_path))["learned"] == learned

@@ -345,7 +345,7 @@ def test_a_draining_edge_is_a_refusal_that_the_end_survives(chain, always):
 
 def test_tiers_of_other_bundles_do_not_mix(chain, always):
     """An edge with other labels gives an answer that means nothing here."""
-    edge = chain.apps["edge"].state.tier.rows
+    edge = chain.apps["edge"].state.tier
     edge.bundle = type(edge.bundle)(**{**vars(edge.bundle), "labels": ("bad", "good")})
     chain.joined.down.add("cloud")
     (result,) = chain.results("a fine film", policy=always)

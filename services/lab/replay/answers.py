@@ -52,7 +52,7 @@ def _weights(
 
 
 def outcome(out: Run, policy: Policy, stations: Sequence[Station], clues: Clues, row: int) -> Outcome:
-    """What a policy that learns is told about a text, as `shared/tier.py` tells it."""
+    """What a policy that learns is told about a text, as `shared/front.py` tells it."""
     visits = []
     for at, station in enumerate(stations):
         layer = int(out.exit_layer[at, row])

@@ -29,6 +29,7 @@ from shared.dispatch import draw
 from shared.errors import UnknownPolicy
 from shared.policies import STAY, Clues, Decision, Oracle, Policy, Where, build, spec_of
 from shared.pools import Signature, Vector
+from shared.route import Route
 
 
 class Replay:
@@ -55,7 +56,8 @@ class Replay:
         self.numbers = np.array([self.corpus.number(e.text, e.pair) for e in examples])
         self.labels = np.array([example.label for example in examples])
         self.draws = [[draw(f"{seed}-{row}", 0, tier) for row in range(len(examples))] for tier in self.order]
-        self._links = links or _all_then_next(self.order)
+        links = links or _all_then_next(self.order)
+        self._routes = [Route(self.order, tier, tuple(links[tier])) for tier in self.order]
         self._depth = len(self.order) - 1 if max_tier is None else self.order.index(max_tier)
         self.ensemble = bundle.card.ensemble()
         self._clues: dict[tuple[int, Signature | None], Clues] = {}
@@ -278,12 +280,10 @@ class Replay:
     # -- where texts can go ------------------------------------------------------------------------------------------
 
     def _reachable(self, at: int) -> tuple[str, ...]:
-        nearest = min((self.order.index(to) for to in self._links[self.order[at]]), default=len(self.order))
-        return self.order[nearest : self._depth + 1]
+        return self._routes[at].reachable(self.order[self._depth])
 
     def _toward(self, at: int, to: int) -> int:
-        """The link that leads to a tier, as `Tier._toward` finds it."""
-        return max(index for link in self._links[self.order[at]] if (index := self.order.index(link)) <= to)
+        return self.order.index(self._routes[at].toward(self.order[to]))
 
     def signatures(self, numbers: Numbers, kind: Signature) -> list[Vector | None]:
         """What stands for these texts at the first tier before any layer runs; null where one cannot be read."""
