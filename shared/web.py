@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import httpx
@@ -30,6 +32,7 @@ from shared.upstream import Upstream
 from shared.worker import Worker
 
 log = structlog.get_logger()
+SPANS_S = 1.0  # for the last spans
 
 
 def create_app(
@@ -93,6 +96,7 @@ def create_app(
     telemetry.info.labels(settings.tier, __version__, bundle.name, model.encoder.device.type).set(1)
 
     ledger = _ledger(settings, telemetry)
+    traces = traces or exporting(settings.otlp_endpoint, settings.tier)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -105,11 +109,13 @@ def create_app(
         await tier.states.close()
         if ledger is not None:
             ledger.close()
+        traces.close(SPANS_S)
+        # The loop would wait for its threads: one may hang in a name lookup.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
 
     app = FastAPI(title=f"Tierwise {settings.tier}", version=__version__, lifespan=lifespan, redirect_slashes=False)
     app.state.draining = False
     app.state.tier, app.state.ledger = tier, ledger
-    traces = traces or exporting(settings.otlp_endpoint, settings.tier)
     Surface(app, settings, bundle, model, tier, ledger, traces).add_routes()
     return app
 

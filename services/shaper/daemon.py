@@ -11,15 +11,14 @@ import asyncio
 import json
 import math
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+import structlog
 from prometheus_client import start_http_server
 
 from services.shaper.config import Config
@@ -30,6 +29,7 @@ from services.shaper.state import Link, Mode, link_between
 from services.shaper.trace import parse, unpack
 from shared.errors import BadSetting, TierwiseError
 
+log = structlog.get_logger()
 TICK = 0.05  # seconds: how often a trace is followed
 LOOK = 1.0  # seconds: how often the kernel is asked
 EXCHANGE = 5.0  # seconds between exchanges that measure the RTT
@@ -103,11 +103,11 @@ class Shaper:
             if other is not link and other.interface == interface:
                 raise BadSetting(f"links {other.name} and {link.name} share an interface: give each its own network")
         if left := self.kernel.prepare(interface):
-            log(f"link {link.name}: offloads that cannot be turned off: {', '.join(left)}")
+            log.info(f"link {link.name}: offloads that cannot be turned off: {', '.join(left)}")
         link.interface = interface
         self.apply(link)
         if link.applied:
-            log(f"link {link.name}: {link.profile.name} towards {address}")
+            log.info(f"link {link.name}: {link.profile.name} towards {address}")
 
     def apply(self, link: Link, *, command: bool = False) -> None:
         """Bring the kernel to the link's shape, if it is not there; a lost interface is looked for again."""
@@ -118,12 +118,12 @@ class Shaper:
         try:
             self.kernel.apply(link.interface, shape, flush=flush)
         except OSError as error:
-            log(f"link {link.name}: cannot be shaped ({error}); looking for it again")
+            log.info(f"link {link.name}: cannot be shaped ({error}); looking for it again")
             link.interface = link.applied = None
         else:
             link.applied = shape
             if flush:
-                log(f"link {link.name}: dropped the packets that waited by its old shape")
+                log.info(f"link {link.name}: dropped the packets that waited by its old shape")
         self.metrics.settings(link)
         self.publish()
 
@@ -138,7 +138,7 @@ class Shaper:
         """Read the kernel's settings and counters; a shape that somebody took away is applied again."""
         reading = self.kernel.read(link.interface) if link.interface is not None else None
         if link.applied and (reading is None or not reading.holds(link.applied)):
-            log(f"link {link.name}: the kernel's settings were changed; applying them again")
+            log.info(f"link {link.name}: the kernel's settings were changed; applying them again")
             link.applied = None
             self.apply(link)
         if reading:
@@ -237,9 +237,3 @@ class Shaper:
         if link.direction is Direction.DOWN:
             raise BadSetting(f"probe {link.name} from its source, {link.peer}")
         return await asyncio.to_thread(measure, (await self._address(link), self.config.probe_port), up, down)
-
-
-def log(message: str) -> None:
-    """One line on standard error, as a JSON object."""
-    stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
-    print(json.dumps({"event": message, "level": "info", "timestamp": stamp}), file=sys.stderr, flush=True)
