@@ -93,7 +93,7 @@ class Tier:
         self.default_policy = self.policy(default_policy)
         self.sizes = {tier: model.layers for tier, model in bundle.tiers.items()}
         path = None if state_dir is None else state_dir / f"{name}-{bundle.digest[:12]}.json"
-        self.states = States(path, self.policy, self._first_state)
+        self.states = States(path, self.policy, self._first_state, keep=self.default_policy)
         if name == bundle.order[0]:  # a deeper one may never be asked first
             self._admit(self.default_policy)
 
