@@ -11,6 +11,7 @@ import structlog
 
 from shared.errors import TierwiseError
 from shared.logs import Lines, standard_error, take_over
+from shared.machine import check_working_directory
 from shared.settings import load_settings
 
 log = structlog.get_logger()
@@ -39,6 +40,7 @@ def serve(tier: str | None = None) -> None:
 def _serve(tier: str, lines: Lines) -> int:
     gc.disable()  # imports make a million objects that stay: to look for garbage among them takes a third longer
     try:
+        check_working_directory()
         settings = load_settings(tier)
         repeats = take_over(settings.log_level, lines)
         from shared.server import Server

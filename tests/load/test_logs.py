@@ -9,6 +9,7 @@ TIERWISE_TEST_LOGGED   requests to each (300; the full count is 10,000)
 import json
 import os
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -18,8 +19,6 @@ from contextlib import ExitStack
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-
-from services.lab.stack import free_ports
 
 REQUESTS = int(os.environ.get("TIERWISE_TEST_LOGGED", "300"))
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("TIERWISE_")}
@@ -65,9 +64,11 @@ def log_lines(url):
 
 @pytest.fixture
 def tiers(tiny_bundle, tmp_path):
-    first = free_ports(len(LOGS))
-    urls = [f"http://127.0.0.1:{first + at}" for at in range(len(LOGS))]
-    children = [start(tiny_bundle, first + at, log, tmp_path) for at, log in enumerate(LOGS)]
+    with ExitStack() as free:
+        sockets = [free.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in LOGS]
+        ports = [one.getsockname()[1] for one in sockets]
+    urls = [f"http://127.0.0.1:{port}" for port in ports]
+    children = [start(tiny_bundle, port, log, tmp_path) for port, log in zip(ports, LOGS, strict=True)]
     try:
         wait_ready(children, urls)
         yield dict(zip(LOGS, zip(children, urls, strict=True), strict=True))
