@@ -52,6 +52,7 @@ class Shaper:
         self.config, self.kernel = config, kernel
         self.links = {name: link_between(name, config.tier, path, clock) for name, path in config.links.items()}
         self.metrics = Metrics(self.links.values())
+        self._published = False
         self._ready = config.state_dir / "ready"  # there while every link is shaped: the container's health
 
     async def run(self) -> None:
@@ -62,6 +63,8 @@ class Shaper:
         self.config.control.parent.mkdir(parents=True, exist_ok=True)
         self.config.control.unlink(missing_ok=True)
         self.publish()
+        if not self._published:
+            raise BadSetting(f"TIERWISE_LINK_STATE_DIR={self.config.state_dir}: cannot write to it")
         server = await asyncio.start_unix_server(self._converse, self.config.control, limit=1 << 24)
         async with server, asyncio.TaskGroup() as tasks:
             for link in self.links.values():
@@ -141,20 +144,30 @@ class Shaper:
             log.info(f"link {link.name}: the kernel's settings were changed; applying them again")
             link.applied = None
             self.apply(link)
+        if not self._published:
+            self.publish()
         if reading:
             self.metrics.counted(link, reading)
         return reading
 
     def publish(self) -> None:
-        """Write `links.json` whole: the tier reads it to say which profile is in force."""
+        """Write `links.json` whole: the tier reads it to say which profile is in force. If it cannot be written there
+        is none, for an old one may be wrong; the next look tries again.
+        """
         state = json.dumps({"links": {name: link.status() for name, link in self.links.items()}})
-        draft = self.config.state_dir / ".links.json"
-        draft.write_text(state)
-        draft.replace(self.config.state_dir / "links.json")
-        if any(link.mode is Mode.WAITING for link in self.links.values()):
-            self._ready.unlink(missing_ok=True)
-        else:
-            self._ready.touch()
+        draft, file = self.config.state_dir / ".links.json", self.config.state_dir / "links.json"
+        try:
+            draft.write_text(state)
+            draft.replace(file)
+            waiting = any(link.mode is Mode.WAITING for link in self.links.values())
+            self._ready.unlink(missing_ok=True) if waiting else self._ready.touch()
+            self._published = True
+        except OSError as error:
+            self._published = False
+            log.error("links.json cannot be written", detail=str(error))
+            for old in (file, self._ready):
+                with suppress(OSError):
+                    old.unlink()
 
     async def _exchange(self, link: Link) -> None:
         peer: Peer | None = None
