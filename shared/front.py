@@ -55,7 +55,7 @@ class Front:
         self._skew_said: set[tuple[str, str]] = set()  # tiers and their cards, other than this tier's
         self.default_policy = tier.policy(default_policy)
         path = None if state_dir is None else state_dir / f"{tier.name}-{tier.bundle.digest[:12]}.json"
-        self.states = States(path, tier.policy, self._first_state)
+        self.states = States(path, tier.policy, self._first_state, keep=self.default_policy)
         if tier.name == tier.bundle.order[0]:  # a deeper one may never be asked first
             self._admit(self.default_policy)
 

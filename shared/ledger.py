@@ -7,30 +7,37 @@ of every hop, the path, words, bytes and times. Of the text it holds the sha256 
      "probabilities", "confidence", "answered_by", "exit_layer", "words_in", "truncated", "degraded", "hops",
      "timings_ms"}                                            hops are those of the answer (shared/contracts.py)
 
-One thread appends the lines of a request in one write, so that several tiers may share a file. A line that cannot be
-written never fails a request: it is logged and counted as lost. Left out: rotation (logrotate's `copytruncate` works).
+One thread appends the lines of a request in one write, under a lock, so that several tiers may share a file. Lines that
+cannot be written whole are cut off again, logged and counted as lost; no request notices. A line that a killed writer
+left torn is cut off before the next one. The file may be renamed or deleted at any time (logrotate, `copytruncate` or
+not): the next line makes a new one. Left out: fsync.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from threading import BoundedSemaphore
 from typing import Any, Literal
 
 import structlog
 
+from shared.background import Background
 from shared.contracts import ClassifyRequest, ClassifyResponse, TextPair
 from shared.errors import BadSetting
 
 log = structlog.get_logger()
 Outcome = Literal["kept", "lost"]
-BACKLOG = 10_000  # requests that may wait for a slow disk; further ones are lost
+BACKLOG = 64_000_000  # characters of texts that may wait for a slow disk; further ones are lost
+CLOSE_S = 3.0  # for what waits when the tier stops
+_TEXT = 2_000  # characters that an answer counts as, beside its text
+_BLOCK, _LONGEST = 1 << 16, 1 << 26  # bytes: read at once; of a line of ours
 
 
 def text_sha256(text: str, pair: str | None = None) -> str:
@@ -45,6 +52,113 @@ def text_sha256(text: str, pair: str | None = None) -> str:
     return hashlib.sha256(first.digest() + hashlib.sha256(pair.encode()).digest()).hexdigest()
 
 
+class AppendOnly:
+    """A file of JSON lines that others may write, rename, delete and truncate meanwhile.
+
+    Raises:
+        OSError: it is no regular file, or cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._file = path, -1
+        self._follow()
+        with self._locked(fcntl.LOCK_NB) as held:  # whoever has it, and hangs, does not hold the start
+            if held:
+                self._mend()
+
+    def append(self, data: bytes) -> None:
+        """Append whole lines, or nothing.
+
+        Raises:
+            OSError: nothing was written.
+        """
+        for _ in range(2):
+            self._follow()
+            with self._locked():
+                self._write(self._mend() + data)
+            if os.fstat(self._file).st_nlink or self._named():  # else it was deleted between the two
+                return
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def _named(self) -> bool:
+        """Whether the path still names the file that is open."""
+        try:
+            return self._file >= 0 and os.path.samestat(self._path.stat(), os.fstat(self._file))
+        except FileNotFoundError:
+            return False
+
+    def _follow(self) -> None:
+        """Open what the path names now, if that is another file. One that may block is not even opened."""
+        if self._named():
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._path.exists() and not self._path.is_file():
+            raise OSError("it is not a regular file")
+        file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o600)
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = file
+
+    @contextmanager
+    def _locked(self, how: int = 0) -> Iterator[bool]:
+        """Keeps the other writers out; a file system without locks lets them in."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | how)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            yield True
+            return
+        try:
+            yield True
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def _write(self, data: bytes) -> None:
+        written = 0
+        try:
+            while written < len(data):
+                written += os.write(self._file, data[written:])
+        except OSError:
+            if written:  # back to where it began
+                os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+            raise
+
+    def _mend(self) -> bytes:
+        """Cut off the line that a killed writer left torn at the end; what has to come before the next one."""
+        size = os.fstat(self._file).st_size
+        if not size or os.pread(self._file, 1, size - 1) == b"\n":
+            return b""
+        start = self._last_line(size)
+        tail = os.pread(self._file, size - start, start)
+        if not tail.strip(b"\0") or (tail.startswith(b"{") and _entry(tail) is None):
+            os.ftruncate(self._file, start)
+            return b""
+        return b"\n"  # whole but for its end, or nothing of ours
+
+    def _last_line(self, size: int) -> int:
+        """Where the last line begins; where to stop looking, if it is too long for one of ours."""
+        start = size
+        while start > max(0, size - _LONGEST):
+            before = max(0, start - _BLOCK)
+            if (found := os.pread(self._file, start - before, before).rfind(b"\n")) >= 0:
+                return before + found + 1
+            start = before
+        return start
+
+
+def _entry(line: bytes | str) -> dict[str, Any] | None:
+    """A whole line's entry; null where it is not one."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
 class Ledger:
     """An append-only file of decisions. `count` is told how many lines were kept or lost.
 
@@ -55,36 +169,31 @@ class Ledger:
     def __init__(self, path: Path, *, tier: str, texts: bool, count: Callable[[Outcome, int], None]) -> None:
         self._tier, self._texts, self._count, self.path = tier, texts, count, path
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-            size = os.fstat(self._file).st_size
-            self._torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"  # a writer was killed in a line
+            self._file = AppendOnly(path)
         except OSError as error:
-            raise BadSetting(f"TIERWISE_LEDGER={path}: cannot append to it: {error.strerror}") from error
-        self._room = BoundedSemaphore(BACKLOG)
-        self._pool = ThreadPoolExecutor(1, "ledger")
+            raise BadSetting(f"TIERWISE_LEDGER={path}: cannot append to it: {error.strerror or error}") from error
+        self._thread = Background("ledger", limit=BACKLOG)
+        self._put = self._done = 0  # lines, by the event loop and by the thread
 
     def add(self, request: ClassifyRequest, answer: ClassifyResponse, policy: Mapping[str, Any]) -> None:
         """Put an answered request on record; returns at once."""
-        if not self._room.acquire(blocking=False):
+        size = _TEXT * len(answer.results) + _size(request)
+        if not self._thread.put(partial(self._write, datetime.now(UTC), request, answer, policy), size=size):
             self._lose(len(answer.results), "the disk is too slow")
             return
-        self._pool.submit(self._write, datetime.now(UTC), request, answer, policy)
+        self._put += len(answer.results)
 
     def _write(
         self, now: datetime, request: ClassifyRequest, answer: ClassifyResponse, policy: Mapping[str, Any]
     ) -> None:
         lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in self._lines(now, request, answer, policy)]
-        data = ("\n" if self._torn else "").encode() + "".join(lines).encode()
         try:
-            self._torn = os.write(self._file, data) < len(data)
-            if self._torn:
-                raise OSError("a line was cut: is the disk full?")
-            self._count("kept", len(lines))
+            self._file.append("".join(lines).encode())
         except OSError as error:
             self._lose(len(lines), str(error))
-        finally:
-            self._room.release()
+        else:
+            self._count("kept", len(lines))
+        self._done += len(lines)
 
     def _lines(
         self, now: datetime, request: ClassifyRequest, answer: ClassifyResponse, policy: Mapping[str, Any]
@@ -116,19 +225,22 @@ class Ledger:
         log.error("ledger_lost", path=str(self.path), lines=lines, detail=why)
         self._count("lost", lines)
 
-    def close(self) -> None:
-        """Write what is under way, then close the file."""
-        self._pool.shutdown(wait=True)
-        os.close(self._file)
+    def close(self, timeout_s: float = CLOSE_S) -> None:
+        """Write what waits, for so long at most; the rest is lost."""
+        if self._thread.close(timeout_s):
+            self._file.close()
+        else:
+            self._lose(self._put - self._done, "the disk is too slow, and the tier stops")
+
+
+def _size(request: ClassifyRequest) -> int:
+    inputs = request.inputs if isinstance(request.inputs, list) else [request.inputs]
+    return sum(len(i) if isinstance(i, str) else len(i.text) + len(i.text_pair or "") for i in inputs)
 
 
 def entries(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a ledger, in order; one that a kill cut short is passed over."""
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict):
+            if (entry := _entry(line)) is not None:
                 yield entry

@@ -12,8 +12,12 @@ TCP's slow start, handshakes and acknowledgements; every answer and table says `
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import logging
+import math
 import random
+import stat
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -24,10 +28,13 @@ import yaml
 
 from shared.errors import BadSetting, UpstreamFailure
 
+log = logging.getLogger(__name__)
 PROFILES = Path(__file__).resolve().parents[1] / "deploy" / "netem" / "profiles.yaml"
 _PAYLOAD, _FRAME = 1448, 66  # bytes of a full packet: what it carries; Ethernet, IP and TCP with timestamps around it
 _HTTP = 250  # bytes of a request's or an answer's headers, as measured; they travel in a packet of their own
 _BURST_S = 0.1  # seconds of a link's rate that one message may book ahead
+_MOST = 1_000_000  # bytes of the shaper's file
+_MODES = ("profile", "trace", "cut", "waiting")
 _LATEST = 0.005  # seconds: a machine that wakes sleepers later than this is busy, not coarse
 
 if TYPE_CHECKING:
@@ -116,29 +123,59 @@ def on_the_wire(size: Size) -> Size:
 
 
 class ShapedLinks:
-    """What the shaper says is in force on this tier's links, read anew whenever its file has changed."""
+    """What the shaper says is in force on this tier's links, read anew whenever its file has changed.
+
+    Raises:
+        BadSetting: the file is damaged when the tier starts.
+    """
 
     FILE = "links.json"
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / self.FILE
-        self._stamp, self._links = 0, dict[str, Profile]()
+        self._stamp, self._links = (0, 0, 0), dict[str, Profile]()
+        self._look()
 
     def in_force(self, link: str) -> Profile | None:
-        """The profile on a link, `end-edge`; null if nothing shapes it (yet)."""
+        """The profile on a link, `end-edge`; null if nothing shapes it (yet), or nobody can tell by a damaged file."""
         try:
-            stamp = self._path.stat().st_mtime_ns
-            if stamp != self._stamp:
-                said = json.loads(self._path.read_text())["links"]
-                self._links = {name: _shaped(raw) for name, raw in said.items() if raw["mode"] != "waiting"}
-                self._stamp = stamp
-        except FileNotFoundError:
-            return None
+            self._look()
+        except BadSetting as error:
+            log.error("%s", error)  # once: until the file changes again
         return self._links.get(link)
+
+    def _look(self) -> None:
+        try:
+            found = self._path.stat()
+            stamp = found.st_mtime_ns, found.st_ino, found.st_size
+        except OSError as error:
+            stamp = error.errno or 0, 0, 0
+        if stamp == self._stamp:
+            return
+        self._stamp, self._links = stamp, {}
+        if stamp[0] == errno.ENOENT:  # no shaper yet
+            return
+        try:
+            self._links = _read(self._path)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+            raise BadSetting(f"{self._path} is damaged ({error!r}): start this tier's shaper again") from error
+
+
+def _read(path: Path) -> dict[str, Profile]:
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > _MOST:
+        raise ValueError("not a file of the shaper's")
+    links = json.loads(path.read_text("utf-8"))["links"]
+    return {name: _shaped(raw) for name, raw in links.items() if raw["mode"] != "waiting"}
 
 
 def _shaped(raw: dict[str, Any]) -> Profile:
-    return Profile(raw["profile"], raw["rate"], raw["rate"], raw["rtt"], raw["jitter"], raw["loss"])
+    numbers = [raw["rate"], raw["rate"], raw["rtt"], raw["jitter"], raw["loss"]]
+    if not isinstance(raw["profile"], str) or raw["mode"] not in _MODES:
+        raise ValueError(f"profile {raw['profile']!r}, mode {raw['mode']!r}")
+    if any(isinstance(n, bool) or not 0 <= n < math.inf for n in numbers) or raw["loss"] > 1:
+        raise ValueError(f"profile {raw['profile']!r}: {numbers}")
+    return Profile(raw["profile"], *map(float, numbers))
 
 
 class SimulatedLink:

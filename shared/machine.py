@@ -5,7 +5,21 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from shared.errors import BadSetting
+
 _CGROUP = Path("/sys/fs/cgroup")
+
+
+def check_working_directory() -> None:
+    """What we import may end the process where it is gone (torch's MKL does).
+
+    Raises:
+        BadSetting: it was deleted.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise BadSetting("the working directory was deleted: change to one that exists") from error
 
 
 def cpus(cgroup: Path = _CGROUP) -> float:

@@ -3,70 +3,60 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import signal
 import sys
-from typing import TextIO
 
 import structlog
 
 from shared.errors import TierwiseError
+from shared.logs import Lines, standard_error, take_over
+from shared.machine import check_working_directory
 from shared.settings import load_settings
 
-
-def configure_logs(level: str, out: TextIO | None = None) -> None:
-    """One JSON object a line on standard error (or `out`); never a request's text."""
-    common: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,  # request_id, trace_id
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
-    structlog.configure(
-        processors=[*common, structlog.processors.JSONRenderer()],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.WriteLoggerFactory(out or sys.stderr),
-    )
-    server = logging.StreamHandler(out or sys.stderr)  # what the HTTP server says
-    server.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=common,
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.JSONRenderer(),
-            ],
-        )
-    )
-    logging.getLogger("uvicorn").handlers = [server]
+log = structlog.get_logger()
+FLUSH_S = 1.0  # for the last log lines
 
 
 def serve(tier: str | None = None) -> None:
     """Serve `tier` (or the one that `TIERWISE_TIER` names) until SIGTERM; a bad setting is one line, exit status 2."""
     tier = tier or os.environ.get("TIERWISE_TIER", "")
+    lines = standard_error()
     for stop in (signal.SIGTERM, signal.SIGINT):  # until the server takes them over there is nothing to drain
         signal.signal(stop, lambda *_: sys.exit(0))
+    try:
+        status = _serve(tier, lines)
+    except SystemExit as stopped:
+        status = stopped.code if isinstance(stopped.code, int) else 0
+    except Exception:
+        log.exception("crashed")
+        status = 1
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, signal.SIG_IGN)
+    lines.finish(FLUSH_S)
+    os._exit(status)  # the interpreter would wait for threads that hang in a lookup, or export spans
+
+
+def _serve(tier: str, lines: Lines) -> int:
     gc.disable()  # imports make a million objects that stay: to look for garbage among them takes a third longer
     try:
+        check_working_directory()
         settings = load_settings(tier)
-        configure_logs(settings.log_level)
+        repeats = take_over(settings.log_level, lines)
         from shared.server import Server
         from shared.web import create_app
 
         app = create_app(settings)
-    except TierwiseError as error:
-        sys.exit(_complain(tier, error))
+    except (TierwiseError, OSError) as error:
+        lines.write(f"tierwise {tier}: {error}\n")  # for a person: no JSON
+        return 2
+    app.state.tier.telemetry.log_lines = lambda: lines.counted
     gc.freeze()
     gc.enable()
     server = Server(app, host=settings.host, port=settings.port, drain_s=settings.drain_s)
     server.run()
-    if not server.started:
-        sys.exit(3)
-
-
-def _complain(tier: str, error: TierwiseError) -> int:
-    print(f"tierwise {tier}: {error}", file=sys.stderr)
-    return 2
+    repeats.roll(now=True)
+    return 0 if server.started else 3
 
 
 if __name__ == "__main__":

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from shared.contracts import DegradedReason
+from shared.logs import OUTCOMES
 
 BUCKETS = tuple(round(0.0005 * (30 / 0.0005) ** (i / 21), 6) for i in range(22))  # 22, geometric, 0.5 ms to 30 s
 RATIOS = tuple(i / 20 for i in range(21))  # 0 is a bucket of its own: a chance of 0 is common
@@ -36,7 +38,9 @@ class Telemetry:
         upstreams: Sequence[str],
     ) -> None:
         self.tier, self.policies = tier, frozenset(policies)
+        self.log_lines: Callable[[], Mapping[str, int]] = lambda: dict.fromkeys(OUTCOMES, 0)  # the process sets it
         self.registry = CollectorRegistry()
+        self.registry.register(self)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.requests = self._histogram("request_duration_seconds", "Time of a request.", "outcome", "policy")
@@ -95,6 +99,14 @@ class Telemetry:
         ):
             for value in values:
                 counter.labels(tier, value)
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """What is counted elsewhere: log lines, by a thread that must not wait for a lock of a metric."""
+        text = "Log lines written, lost, or left out because they repeat another."
+        lines = CounterMetricFamily("tierwise_log_lines", text, labels=["tier", "outcome"])
+        for outcome, count in self.log_lines().items():
+            lines.add_metric([self.tier, outcome], count)
+        yield lines
 
     def stage(self, name: str, seconds: float) -> None:
         self.stages.labels(self.tier, name).observe(seconds)

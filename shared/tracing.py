@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from shared.background import Background
 from shared.errors import BadSetting
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Tracer
 
 _PARENT = re.compile(
@@ -43,10 +45,17 @@ class Span:
 
 
 class Traces:
-    """Begins spans; `tracer` exports them, null does not."""
+    """Begins spans; `tracer` exports them, null does not. `provider` is shut down with it."""
 
-    def __init__(self, tracer: Tracer | None = None) -> None:
-        self._tracer = tracer
+    def __init__(self, tracer: Tracer | None = None, provider: TracerProvider | None = None) -> None:
+        self._tracer, self._provider = tracer, provider
+
+    def close(self, timeout_s: float) -> None:
+        """Export what waits, for so long at most: by itself it would wait 30 s for a collector that does not answer."""
+        if self._provider is not None:
+            last = Background("spans", limit=1)
+            last.put(self._provider.shutdown)
+            last.close(timeout_s)
 
     @contextmanager
     def span(self, name: str, headers: Mapping[str, str]) -> Iterator[Span]:
@@ -83,6 +92,7 @@ def exporting(endpoint: str | None, tier: str) -> Traces:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise BadSetting("TIERWISE_OTLP_ENDPOINT needs the extra: pip install 'tierwise[otel]'") from error
-    provider = TracerProvider(resource=Resource.create({"service.name": f"tierwise-{tier}"}))
+    named = Resource.create({"service.name": f"tierwise-{tier}"})
+    provider = TracerProvider(resource=named, shutdown_on_exit=False)  # `close` does it
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
-    return Traces(provider.get_tracer("tierwise"))
+    return Traces(provider.get_tracer("tierwise"), provider)

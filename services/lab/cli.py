@@ -286,10 +286,12 @@ def main() -> None:
     import signal
 
     from shared.errors import TierwiseError
+    from shared.machine import check_working_directory
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _: sys.exit(128 + received))
     try:
+        check_working_directory()
         app()
     except* (TierwiseError, UnicodeError, OSError) as group:
         error: BaseException = group

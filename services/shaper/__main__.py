@@ -13,32 +13,43 @@ import sys
 from services.shaper.config import Config, load_config
 from services.shaper.netlink import Kernel
 from shared.errors import TierwiseError
+from shared.logs import Lines, standard_error, take_over
+
+FLUSH_S = 0.5  # for the last log lines
 
 
-async def _run(config: Config, kernel: Kernel) -> None:
+async def _run(config: Config, kernel: Kernel, lines: Lines) -> None:
     from services.shaper.daemon import Shaper
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, os._exit, 0)  # at once: threads may be in a lookup, and files are written whole
+        loop.add_signal_handler(number, _leave, 0, lines)
     await Shaper(config, kernel).run()
+
+
+def _leave(status: int, lines: Lines) -> None:
+    """End at once: threads may be in a lookup, and files are written whole."""
+    lines.finish(FLUSH_S)
+    os._exit(status)
 
 
 def main() -> None:
     """Check, then shape."""
+    lines = standard_error()
     try:
         config = None if "--check" in sys.argv[1:] else load_config(os.environ)
         kernel = Kernel()
         if config is None or config.links:
             kernel.check()
         if config:
-            asyncio.run(_run(config, kernel))
+            take_over("info", lines)
+            asyncio.run(_run(config, kernel, lines))
     except* (TierwiseError, OSError) as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
-        print(f"shaper: {error}", file=sys.stderr, flush=True)
-        os._exit(2)
+        lines.write(f"shaper: {error}\n")  # for a person: no JSON
+        _leave(2, lines)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,14 @@ import asyncio
 import json
 import math
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+import structlog
 from prometheus_client import start_http_server
 
 from services.shaper.config import Config
@@ -30,6 +29,7 @@ from services.shaper.state import Link, Mode, link_between
 from services.shaper.trace import parse, unpack
 from shared.errors import BadSetting, TierwiseError
 
+log = structlog.get_logger()
 TICK = 0.05  # seconds: how often a trace is followed
 LOOK = 1.0  # seconds: how often the kernel is asked
 EXCHANGE = 5.0  # seconds between exchanges that measure the RTT
@@ -52,6 +52,7 @@ class Shaper:
         self.config, self.kernel = config, kernel
         self.links = {name: link_between(name, config.tier, path, clock) for name, path in config.links.items()}
         self.metrics = Metrics(self.links.values())
+        self._published = False
         self._ready = config.state_dir / "ready"  # there while every link is shaped: the container's health
 
     async def run(self) -> None:
@@ -62,6 +63,8 @@ class Shaper:
         self.config.control.parent.mkdir(parents=True, exist_ok=True)
         self.config.control.unlink(missing_ok=True)
         self.publish()
+        if not self._published:
+            raise BadSetting(f"TIERWISE_LINK_STATE_DIR={self.config.state_dir}: cannot write to it")
         server = await asyncio.start_unix_server(self._converse, self.config.control, limit=1 << 24)
         async with server, asyncio.TaskGroup() as tasks:
             for link in self.links.values():
@@ -103,11 +106,11 @@ class Shaper:
             if other is not link and other.interface == interface:
                 raise BadSetting(f"links {other.name} and {link.name} share an interface: give each its own network")
         if left := self.kernel.prepare(interface):
-            log(f"link {link.name}: offloads that cannot be turned off: {', '.join(left)}")
+            log.info(f"link {link.name}: offloads that cannot be turned off: {', '.join(left)}")
         link.interface = interface
         self.apply(link)
         if link.applied:
-            log(f"link {link.name}: {link.profile.name} towards {address}")
+            log.info(f"link {link.name}: {link.profile.name} towards {address}")
 
     def apply(self, link: Link, *, command: bool = False) -> None:
         """Bring the kernel to the link's shape, if it is not there; a lost interface is looked for again."""
@@ -118,12 +121,12 @@ class Shaper:
         try:
             self.kernel.apply(link.interface, shape, flush=flush)
         except OSError as error:
-            log(f"link {link.name}: cannot be shaped ({error}); looking for it again")
+            log.info(f"link {link.name}: cannot be shaped ({error}); looking for it again")
             link.interface = link.applied = None
         else:
             link.applied = shape
             if flush:
-                log(f"link {link.name}: dropped the packets that waited by its old shape")
+                log.info(f"link {link.name}: dropped the packets that waited by its old shape")
         self.metrics.settings(link)
         self.publish()
 
@@ -138,23 +141,33 @@ class Shaper:
         """Read the kernel's settings and counters; a shape that somebody took away is applied again."""
         reading = self.kernel.read(link.interface) if link.interface is not None else None
         if link.applied and (reading is None or not reading.holds(link.applied)):
-            log(f"link {link.name}: the kernel's settings were changed; applying them again")
+            log.info(f"link {link.name}: the kernel's settings were changed; applying them again")
             link.applied = None
             self.apply(link)
+        if not self._published:
+            self.publish()
         if reading:
             self.metrics.counted(link, reading)
         return reading
 
     def publish(self) -> None:
-        """Write `links.json` whole: the tier reads it to say which profile is in force."""
+        """Write `links.json` whole: the tier reads it to say which profile is in force. If it cannot be written there
+        is none, for an old one may be wrong; the next look tries again.
+        """
         state = json.dumps({"links": {name: link.status() for name, link in self.links.items()}})
-        draft = self.config.state_dir / ".links.json"
-        draft.write_text(state)
-        draft.replace(self.config.state_dir / "links.json")
-        if any(link.mode is Mode.WAITING for link in self.links.values()):
-            self._ready.unlink(missing_ok=True)
-        else:
-            self._ready.touch()
+        draft, file = self.config.state_dir / ".links.json", self.config.state_dir / "links.json"
+        try:
+            draft.write_text(state)
+            draft.replace(file)
+            waiting = any(link.mode is Mode.WAITING for link in self.links.values())
+            self._ready.unlink(missing_ok=True) if waiting else self._ready.touch()
+            self._published = True
+        except OSError as error:
+            self._published = False
+            log.error("links.json cannot be written", detail=str(error))
+            for old in (file, self._ready):
+                with suppress(OSError):
+                    old.unlink()
 
     async def _exchange(self, link: Link) -> None:
         peer: Peer | None = None
@@ -237,9 +250,3 @@ class Shaper:
         if link.direction is Direction.DOWN:
             raise BadSetting(f"probe {link.name} from its source, {link.peer}")
         return await asyncio.to_thread(measure, (await self._address(link), self.config.probe_port), up, down)
-
-
-def log(message: str) -> None:
-    """One line on standard error, as a JSON object."""
-    stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
-    print(json.dumps({"event": message, "level": "info", "timestamp": stamp}), file=sys.stderr, flush=True)

@@ -57,6 +57,14 @@ class Bandit(Policy):
         arms = self.arms(where)
         return {"arms": arms, "rounds": 0, "counts": [0] * len(arms), "totals": [0.0] * len(arms)}
 
+    def check_state(self, state: State, fresh: State) -> None:
+        rounds, counts = state["rounds"], state["counts"]
+        whole = all(isinstance(number, int) for number in (rounds, *counts))
+        if not whole or min(counts) < 0 or not max(counts) <= rounds <= sum(counts):
+            raise ValueError(f"{rounds} rounds cannot have counts {counts}")
+        if state["arms"] != fresh["arms"]:
+            raise ValueError(f"arms {state['arms']} are not {fresh['arms']}")
+
     def bound(self, state: State | None) -> Policy:
         return self if state is None else self.model_copy(update={"arm": state["arms"][self.choose(state)]})
 

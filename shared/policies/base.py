@@ -153,6 +153,13 @@ class Policy(BaseModel):
         """The state after one more text; `bound` is the policy that answered it. The state given is left alone."""
         return state
 
+    def check_state(self, state: State, fresh: State) -> None:
+        """Whether `state`, read from a file and shaped like the `fresh` one, can have come from it.
+
+        Raises:
+            ValueError: it cannot.
+        """
+
     def described(self, state: State) -> State:
         """The state in short, for `/info`."""
         return state

@@ -63,6 +63,12 @@ class Dimee(Pooled):
             raise UnknownPolicy(f"policy 'dimee' knows the pools of {self._tiers[0]}'s embeddings: ask that tier")
         return {"sizes": list(pools.sizes), "means": list(pools.means[self.signature_kind])}
 
+    def check_state(self, state: State, fresh: State) -> None:
+        if any(
+            not isinstance(now, int) or now < first for now, first in zip(state["sizes"], fresh["sizes"], strict=True)
+        ):
+            raise ValueError(f"pools of {fresh['sizes']} texts cannot have become {state['sizes']}")
+
     def bound(self, state: State | None) -> Policy:
         copy = self.model_copy()
         copy._means = tuple(map(tuple, state["means"])) if state else ()

@@ -1,13 +1,14 @@
 """End, edge and cloud on real sockets of this process; their links may pass through proxies that break on command."""
 
+import sys
 import threading
 import time
 
 import structlog
 
 from services.lab.stack import free_ports
+from shared.logs import configure_logs
 from shared.server import Server
-from shared.service import configure_logs
 from shared.settings import Settings
 from shared.web import create_app
 from tests.faults.faulty import Faulty
@@ -20,7 +21,7 @@ class Tiers:
     """
 
     def __init__(self, bundle, *, faulty=False, networks=None, end=None, **settings):
-        configure_logs("critical")
+        configure_logs("critical", sys.stderr)
         self.links, self.running, self.apps = {}, [], {}
         ports = dict(zip(("end", "edge", "cloud"), range(free_ports(5), 2**16), strict=False))
         self.url = f"http://127.0.0.1:{ports['end']}"

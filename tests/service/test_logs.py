@@ -8,7 +8,7 @@ import httpx
 import pytest
 import structlog
 
-from shared.service import configure_logs
+from shared.logs import configure_logs
 from shared.tracing import Traces, exporting
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

@@ -204,6 +204,17 @@ def test_what_was_learned_survives_a_restart(build_tiers, sentences, tmp_path, p
     assert not list(tmp_path.glob("*.new"))
 
 
+def test_no_other_parameters_push_out_what_the_default_policy_learned(build_tiers, sentences, monkeypatch):
+    monkeypatch.setattr("shared.states.LIMIT", 2)
+    tiers = build_tiers({"end": ("edge", "cloud"), "edge": ("cloud",), "cloud": ()}, policy="adaee")
+    tiers.results(sentences)
+    for cost in range(1, 6):
+        tiers.results(sentences[:1], policy={"name": "adaee", "offload_cost": float(cost)})
+    default, newest = info(tiers)["learned"]
+    assert (default["policy"]["offload_cost"], default["state"]["rounds"]) == (0.1, len(sentences))
+    assert newest["policy"]["offload_cost"] == 5.0
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"a": 1}', '{"{\\"name\\": \\"adaee\\"}": {}}'])
 def test_a_state_that_cannot_be_read_stops_the_start(tiny_bundle, tmp_path, content):
     settings = Settings(tier="end", bundle=str(tiny_bundle), state_dir=tmp_path)

