@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AnyHttpUrl, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from shared.address import fault_of, may_hold_secret
 from shared.errors import BadSetting, plain
 from shared.link import Backend, profile
 
@@ -34,9 +35,7 @@ _CONTAINERS = (
 )
 _OTHER = {f"{PREFIX}{name}" for name in ("CACHE_DIR", *_CONTAINERS)}
 _OF_A_TIER = re.compile(rf"{PREFIX}(END|EDGE|CLOUD)_(BIND|CPUS|CPUSET|THREADS|UPSTREAMS|EDGE|CLOUD)")  # for Compose
-
-
-_URL = TypeAdapter(AnyHttpUrl)
+_PASSWORD = re.compile(r"://.*@", re.DOTALL)
 
 
 class Settings(BaseSettings):
@@ -83,10 +82,12 @@ class Settings(BaseSettings):
         30_000.0
     )
     key_file: Annotated[
-        Path | None, Field(description="secret file: the bearer key that tiers show each other; none: no key")
+        Path | None,
+        Field(description="secret file: the bearer key that tiers show each other; none: the door's"),
     ] = None
     door_key_file: Annotated[
-        Path | None, Field(description="secret file: the bearer key that /v1/classify asks for; none: no key")
+        Path | None,
+        Field(description="secret file: the bearer key that /v1/classify asks for; none: the tiers'"),
     ] = None
     otlp_endpoint: Annotated[
         str | None, Field(description="URL that OpenTelemetry spans are sent to (extra `otel`); none: not sent")
@@ -131,11 +132,9 @@ class Settings(BaseSettings):
     @field_validator("upstreams", "otlp_endpoint")
     @classmethod
     def _urls(cls, value: dict[str, str] | str | None) -> dict[str, str] | str | None:
-        for url in value.values() if isinstance(value, dict) else filter(None, [value]):
-            try:
-                _URL.validate_python(url)
-            except ValidationError as error:
-                raise ValueError(f"{url!r} is no http(s) URL: {plain(error.errors()[0]['msg'])}") from error
+        for tier, url in value.items() if isinstance(value, dict) else [("", value)]:
+            if url is not None and (fault := fault_of(url)):
+                raise ValueError(f"{tier}: {fault}" if tier else fault)
         return value
 
     def check(self, order: Sequence[str]) -> None:
@@ -163,19 +162,42 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
 
 
+def key_path(setting: str, named: str | Path | None) -> Path | None:
+    """The file that a setting names for a key; null where it names none.
+
+    Raises:
+        BadSetting: there is no such file. The value is not shown: people put the key itself there.
+    """
+    if named is None:
+        return None
+    if not os.path.exists(named):
+        raise BadSetting(f"{setting}: the file that it names is missing: put the key into a file and give its path")
+    return Path(named)
+
+
+def _environment() -> dict[str, str]:
+    """The `TIERWISE_*` variables.
+
+    Raises:
+        BadSetting: one that no tier and no container reads, or one with a password in a URL, which is not shown.
+    """
+    ours = {key: value for key, value in os.environ.items() if key.startswith(PREFIX)}
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | _OTHER
+    if unknown := sorted(key for key in ours if key not in known and not _OF_A_TIER.fullmatch(key)):
+        raise BadSetting(f"unknown setting {', '.join(unknown)}: see `tierwise print-config`")
+    for key, value in ours.items():
+        if _PASSWORD.search(value):
+            raise BadSetting(f"{key}: {fault_of(value)}")
+    return ours
+
+
 def load_settings(tier: str) -> Settings:
     """Settings of a tier from the environment; ports and upstreams default to the three tiers on this host.
 
     Raises:
         BadSetting: an unknown `TIERWISE_` variable or a bad value; the message names it and what was expected.
     """
-    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | _OTHER
-    unknown = sorted(
-        key for key in os.environ if key.startswith(PREFIX) and key not in known and not _OF_A_TIER.fullmatch(key)
-    )
-    if unknown:
-        raise BadSetting(f"unknown setting {', '.join(unknown)}: see `tierwise print-config`")
-    given = {key.removeprefix(PREFIX).lower() for key in os.environ if key.startswith(PREFIX)}
+    given = {key.removeprefix(PREFIX).lower() for key in _environment()}
     defaults = {
         "tier": tier,
         "port": PORTS.get(tier, 8080),
@@ -186,7 +208,10 @@ def load_settings(tier: str) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         key = f"{PREFIX}{'_'.join(map(str, first['loc'][:1])).upper()}"
-        raise BadSetting(f"{key}={first['input']!r}: {plain(first['msg'])}") from error
+        shown = "" if may_hold_secret(first["input"]) else f"={first['input']!r}"
+        raise BadSetting(f"{key}{shown}: {plain(first['msg'])}") from None  # pydantic's own text quotes the value
+    for name in ("key_file", "door_key_file"):
+        key_path(f"{PREFIX}{name.upper()}", getattr(settings, name))
     if "link_profiles" in given:
         return settings
     usual = DEFAULT_LINKS.get(tier, {})

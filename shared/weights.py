@@ -140,7 +140,11 @@ def _last_line(error: Exception) -> str:
 def _hub_answers() -> None:
     if os.environ.get("HF_HUB_OFFLINE") == "1":
         raise OSError("HF_HUB_OFFLINE is set")
-    httpx.head("https://huggingface.co", timeout=2, follow_redirects=True).raise_for_status()
+    try:
+        answer = httpx.head("https://huggingface.co", timeout=2, follow_redirects=True)  # noqa: TID251 - outside
+    except (ImportError, ValueError, httpx.InvalidURL) as error:  # the proxy that the environment names
+        raise OSError(f"cannot use the proxy of HTTPS_PROXY or ALL_PROXY ({type(error).__name__})") from error
+    answer.raise_for_status()
 
 
 def _from_hub(name: str, pinned: BaseWeights, found: Path, _scratch: Path) -> None:

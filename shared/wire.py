@@ -17,6 +17,7 @@ import httpx
 from shared.breaker import RetryBudget
 from shared.contracts import DegradedReason
 from shared.errors import UpstreamFailure
+from shared.http import AsyncClient
 from shared.link import SimulatedLink
 
 _REFUSALS = {400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 503, 504}
@@ -40,9 +41,9 @@ class Wire:
     ) -> None:
         self._target, self._link, self._budget, self._count_retry = target, link, RetryBudget(), count_retry
         limits = httpx.Limits(max_connections=64, max_keepalive_connections=64, keepalive_expiry=60)
-        self._warm = httpx.AsyncClient(base_url=url, transport=transport, limits=limits, timeout=timeout_s)
+        self._warm = AsyncClient(url, transport=transport, limits=limits, timeout=timeout_s)
         single = httpx.Limits(max_connections=64, max_keepalive_connections=0)
-        self._fresh = httpx.AsyncClient(base_url=url, transport=transport, limits=single, timeout=timeout_s)
+        self._fresh = AsyncClient(url, transport=transport, limits=single, timeout=timeout_s)
         for client in (self._warm, self._fresh):  # as few header bytes as travel without a loss
             for needless in ("accept", "accept-encoding", "connection"):
                 del client.headers[needless]
@@ -84,7 +85,7 @@ class Wire:
             raise self._unavailable(error.cause) from error.cause
 
     async def _once(
-        self, client: httpx.AsyncClient, body: bytes, headers: dict[str, str], extensions: dict[str, Any]
+        self, client: AsyncClient, body: bytes, headers: dict[str, str], extensions: dict[str, Any]
     ) -> bytes:
         if self._link:
             await self._link.carry(len(body), "up")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,6 +16,8 @@ from pydantic import ValidationError
 from shared.contracts import ClassifyResponse
 from shared.errors import TierwiseError
 from shared.guard import read_key
+from shared.http import AsyncClient
+from shared.settings import key_path
 
 
 class NoAnswer(TierwiseError):
@@ -38,10 +39,10 @@ def key_of(setting: str) -> str | None:
         BadSetting: no key in that file.
     """
     named = os.environ.get(setting)
-    return read_key(Path(named) if named else None)
+    return read_key(key_path(setting, named) if named else None)
 
 
-def connect(url: str, **options: Any) -> httpx.AsyncClient:
+def connect(url: str, **options: Any) -> AsyncClient:
     """A client of the tier at `url`, with its key; `options` are httpx's own.
 
     Raises:
@@ -49,10 +50,10 @@ def connect(url: str, **options: Any) -> httpx.AsyncClient:
     """
     key = key_of("TIERWISE_DOOR_KEY_FILE")
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
-    return httpx.AsyncClient(base_url=url, headers=headers, **options)
+    return AsyncClient(url, headers=headers, **options)
 
 
-async def classify(client: httpx.AsyncClient, inputs: Any, options: dict[str, Any]) -> Timed:
+async def classify(client: AsyncClient, inputs: Any, options: dict[str, Any]) -> Timed:
     """One call to `/v1/classify`.
 
     Raises:
@@ -74,7 +75,7 @@ async def classify(client: httpx.AsyncClient, inputs: Any, options: dict[str, An
         raise NoAnswer(f"what answers at {client.base_url} is no tier of ours") from error
 
 
-async def info_of(client: httpx.AsyncClient) -> dict[str, Any]:
+async def info_of(client: AsyncClient) -> dict[str, Any]:
     """The tier's `/info`.
 
     Raises:

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from shared.bundle import Bundle, load_bundle
 from shared.errors import BadSetting
+from shared.http import Client
 from shared.link import Backend, profile
 from shared.weights import base_folder
 
@@ -176,16 +177,17 @@ def _check(layout: Layout, bundle: Bundle) -> None:
 def _wait_ready(stack: Stack) -> None:
     deadline = time.monotonic() + START_S
     for process in stack.processes:
-        while not _ready(process.url):
-            process.check()
-            if time.monotonic() > deadline:
-                raise BadSetting(f"tier {process.tier} was not ready after {START_S:.0f} s")
-            time.sleep(0.1)
+        with Client(process.url, timeout=2) as client:
+            while not _ready(client):
+                process.check()
+                if time.monotonic() > deadline:
+                    raise BadSetting(f"tier {process.tier} was not ready after {START_S:.0f} s")
+                time.sleep(0.1)
 
 
-def _ready(url: str) -> bool:
+def _ready(client: Client) -> bool:
     try:
-        return httpx.get(f"{url}/readyz", timeout=2).status_code == 200
+        return client.get("/readyz").status_code == 200
     except httpx.HTTPError:
         return False
 

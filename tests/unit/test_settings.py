@@ -2,11 +2,13 @@
 
 import os
 import re
+import traceback
 from pathlib import Path
 
 import pytest
 import yaml
 
+from services.lab.client import key_of
 from shared.errors import BadSetting
 from shared.link import Backend
 from shared.settings import DEFAULT_LINKS, DEFAULT_UPSTREAMS, Settings, load_settings
@@ -57,11 +59,11 @@ def test_every_setting_reaches_a_container():
 def test_variables_win_over_defaults(monkeypatch):
     monkeypatch.setenv("TIERWISE_PORT", "9000")
     monkeypatch.setenv("TIERWISE_LINKS", "netem")
-    monkeypatch.setenv("TIERWISE_UPSTREAMS", " cloud=http://cloud:8082/?a=b , edge=http://edge:8081,")
+    monkeypatch.setenv("TIERWISE_UPSTREAMS", " cloud=http://cloud:8082/a=b , edge=http://edge:8081,")
     monkeypatch.setenv("TIERWISE_UPSTREAM_TIMEOUT_MS", "250.5")
     settings = load_settings("end")
     assert (settings.port, settings.links, settings.upstream_timeout_ms) == (9000, Backend.NETEM, 250.5)
-    assert list(settings.upstreams.items()) == [("cloud", "http://cloud:8082/?a=b"), ("edge", "http://edge:8081")]
+    assert list(settings.upstreams.items()) == [("cloud", "http://cloud:8082/a=b"), ("edge", "http://edge:8081")]
 
 
 def test_an_empty_list_cuts_a_tier_off(monkeypatch):
@@ -122,3 +124,65 @@ def test_a_bad_value_is_named_with_its_key_and_what_was_expected(monkeypatch, ke
 def test_settings_do_not_change_once_read():
     with pytest.raises(ValueError, match="frozen"):
         load_settings("end").port = 1
+
+
+SECRET = "correct-horse-battery"
+
+
+@pytest.mark.parametrize("setting", ["TIERWISE_UPSTREAMS", "TIERWISE_OTLP_ENDPOINT"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"http://svc:{SECRET}@127.0.0.1:8181",
+        f"https://{SECRET}@edge",
+        f"http://:{SECRET}@edge:8081/",
+        f"http://svc%3A{SECRET}%40@edge",
+        f"http://svc:pass/{SECRET}@edge",
+        f"http://svc:pass,{SECRET}@edge",
+        f"http://svc:a=b,c={SECRET}@edge",
+        f"http:svc:{SECRET}@edge",
+        f"http:/svc:{SECRET}@edge",
+        f"http://edge:99999@{SECRET}",
+        f"http://edge:8081/?key={SECRET}",
+        f"http://edge:8081?{SECRET}",
+        f"http://edge:8081/#{SECRET}",
+        f"ftp://svc:{SECRET}@edge",
+    ],
+)
+def test_a_secret_in_an_address_stops_the_start_and_is_not_shown(monkeypatch, setting, url):
+    monkeypatch.setenv(setting, f"edge={url}" if setting == "TIERWISE_UPSTREAMS" else url)
+    with pytest.raises(BadSetting) as caught:
+        load_settings("end")
+    assert setting in str(caught.value)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["PORT", "HOST", "POLICY", "LINKS", "BUNDLE", "END_UPSTREAMS", "DEADLINE_MS"])
+def test_no_setting_shows_a_password_that_was_put_there(monkeypatch, name):
+    monkeypatch.setenv(f"TIERWISE_{name}", f"http://svc:{SECRET}@edge:8081")
+    with pytest.raises(BadSetting, match=f"TIERWISE_{name}: .*TIERWISE_KEY_FILE") as caught:
+        load_settings("end")
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("setting", ["TIERWISE_KEY_FILE", "TIERWISE_DOOR_KEY_FILE"])
+@pytest.mark.parametrize("value", [SECRET, f"Bearer {SECRET}", f"/{SECRET}=", SECRET * 100])
+def test_a_key_in_the_place_of_its_file_is_not_shown(monkeypatch, setting, value):
+    monkeypatch.setenv(setting, value)
+    with pytest.raises(BadSetting, match=f"{setting}: the file that it names is missing") as caught:
+        load_settings("end")
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    with pytest.raises(BadSetting, match=setting) as caught:
+        key_of(setting)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://edge:0", "http://edge :8081", "http://edge\t", "http:\\\\edge", "http:edge", "http:/edge", "//edge"],
+)
+def test_an_address_that_clients_read_in_another_way_is_refused(monkeypatch, url):
+    monkeypatch.setenv("TIERWISE_UPSTREAMS", f"edge={url}/x")
+    with pytest.raises(BadSetting, match=r"^TIERWISE_UPSTREAMS='.*no http\(s\) URL"):
+        load_settings("end")

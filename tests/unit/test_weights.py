@@ -206,3 +206,16 @@ def test_the_real_encoders_in_the_cache_are_what_we_pinned(real_base):
 def test_a_digest_is_the_file_s_sha256(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert sha256(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize(
+    "proxy", ["socks5://127.0.0.1:9", "ftp://me:secret@127.0.0.1:9", "http://[::1", "http://x:port"]
+)
+@pytest.mark.parametrize("name", ["tiny/plain", "who/knows"])
+def test_a_proxy_that_cannot_be_used_is_what_the_hub_answered(monkeypatch, proxy, name):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(WrongWeights, match=r"hub.*cannot use the proxy of HTTPS_PROXY or ALL_PROXY") as caught:
+        base_folder(name)
+    assert "secret" not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
