@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
+import socket
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -53,6 +55,13 @@ class Settings(BaseSettings):
     ] = "per_exit"
     host: Annotated[str, Field(min_length=1, description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="port to listen on")] = 8080
+    published: Annotated[
+        str | None,
+        Field(description="in a container: the machine's ADDRESS:PORT that leads to the port; empty: not published"),
+    ] = None
+    allow_open: Annotated[
+        bool, Field(description="start without a key where other machines reach the port: anybody there may ask")
+    ] = False
     upstreams: Annotated[
         dict[str, str], NoDecode, Field(description="tiers to offload to, nearest first: TIER=URL,...")
     ] = {}
@@ -141,8 +150,10 @@ class Settings(BaseSettings):
         """Whether tier and links fit the tiers of a bundle, shallowest first.
 
         Raises:
-            BadSetting: a tier that the bundle does not have, an upstream that is not deeper, or a link without profile.
+            BadSetting: a tier that the bundle does not have, an upstream that is not deeper, a link without profile, or
+                a port that is open to other machines without a key.
         """
+        self._check_open()
         if self.tier not in order:
             raise BadSetting(f"{PREFIX}TIER={self.tier!r}: the bundle's tiers are {', '.join(order)}")
         deeper = order[order.index(self.tier) + 1 :]
@@ -157,9 +168,31 @@ class Settings(BaseSettings):
         for name in self.link_profiles.values():
             profile(name)
 
+    def _check_open(self) -> None:
+        if self.key_file or self.door_key_file or self.allow_open or self.published == "":
+            return
+        where, host = f"{PREFIX}HOST={self.host!r}", self.host
+        if self.published is not None:
+            where, host = f"the port is published at {self.published!r}", self.published.rpartition(":")[0].strip("[]")
+        if not host or reached_by_others(host):
+            raise BadSetting(
+                f"{where}: other machines reach this tier, and no key is set. Name files with keys in "
+                f"{PREFIX}KEY_FILE and {PREFIX}DOOR_KEY_FILE, use 127.0.0.1, or say {PREFIX}ALLOW_OPEN=true"
+            )
+
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
+
+
+def reached_by_others(host: str) -> bool:
+    """Whether other machines reach a socket at `host`; a name is safe if it stands for loopback addresses alone."""
+    try:
+        found = {str(info[4][0]).partition("%")[0] for info in socket.getaddrinfo(host, None)}
+    except (OSError, UnicodeError):
+        return True
+    addresses = [ipaddress.ip_address(address) for address in found]
+    return not all((getattr(address, "ipv4_mapped", None) or address).is_loopback for address in addresses)
 
 
 def key_path(setting: str, named: str | Path | None) -> Path | None:

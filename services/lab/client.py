@@ -19,6 +19,8 @@ from shared.guard import read_key
 from shared.http import AsyncClient
 from shared.settings import key_path
 
+KEYS = ("TIERWISE_DOOR_KEY_FILE", "TIERWISE_KEY_FILE")
+
 
 class NoAnswer(TierwiseError):
     """The tier could not be reached, or refused."""
@@ -35,11 +37,15 @@ class Timed:
 def key_of(setting: str) -> str | None:
     """The key in the file that a setting names, `TIERWISE_DOOR_KEY_FILE`; null where it names none.
 
+    One key guards a tier's whole port where only one is set, so the other setting's file will do.
+
     Raises:
         BadSetting: no key in that file.
     """
-    named = os.environ.get(setting)
-    return read_key(key_path(setting, named) if named else None)
+    for name in (setting, *KEYS):
+        if named := os.environ.get(name):
+            return read_key(key_path(name, named))
+    return None
 
 
 def connect(url: str, **options: Any) -> AsyncClient:

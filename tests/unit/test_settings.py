@@ -186,3 +186,51 @@ def test_an_address_that_clients_read_in_another_way_is_refused(monkeypatch, url
     monkeypatch.setenv("TIERWISE_UPSTREAMS", f"edge={url}/x")
     with pytest.raises(BadSetting, match=r"^TIERWISE_UPSTREAMS='.*no http\(s\) URL"):
         load_settings("end")
+
+
+ORDER = ("end", "edge", "cloud")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"HOST": "127.0.0.1"},
+        {"HOST": "127.3.2.1"},
+        {"HOST": "localhost"},
+        {"HOST": "::1"},
+        {"HOST": "::ffff:127.0.0.1"},
+        {"HOST": "0.0.0.0", "ALLOW_OPEN": "true"},
+        {"HOST": "0.0.0.0", "KEY_FILE": __file__},
+        {"HOST": "0.0.0.0", "DOOR_KEY_FILE": __file__},
+        {"HOST": "0.0.0.0", "PUBLISHED": ""},
+        {"HOST": "0.0.0.0", "PUBLISHED": "127.0.0.1:9000"},
+        {"HOST": "::", "PUBLISHED": "[::1]:9000"},
+    ],
+)
+def test_a_tier_starts_where_only_this_machine_reaches_it_or_a_key_guards_it(monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(f"TIERWISE_{name}", value)
+    load_settings("end").check(ORDER)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"HOST": "0.0.0.0"},
+        {"HOST": "0"},
+        {"HOST": "::"},
+        {"HOST": "192.0.2.1"},
+        {"HOST": "::ffff:0.0.0.0"},
+        {"HOST": "a-name.invalid"},
+        {"HOST": "0.0.0.0", "ALLOW_OPEN": "false"},
+        {"HOST": "0.0.0.0", "PUBLISHED": "0.0.0.0:8080"},
+        {"HOST": "0.0.0.0", "PUBLISHED": "8080"},
+        {"HOST": "0.0.0.0", "PUBLISHED": "[::]:8080"},
+    ],
+)
+def test_a_tier_that_other_machines_reach_does_not_start_without_a_key(monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(f"TIERWISE_{name}", value)
+    with pytest.raises(BadSetting, match=r"machines reach this tier.*TIERWISE_KEY_FILE.*TIERWISE_ALLOW_OPEN=true"):
+        load_settings("end").check(ORDER)
