@@ -12,6 +12,7 @@ from typing import TextIO
 import structlog
 
 from shared.errors import TierwiseError
+from shared.parent import end_with_parent
 from shared.settings import load_settings
 
 
@@ -46,6 +47,7 @@ def serve(tier: str | None = None) -> None:
     tier = tier or os.environ.get("TIERWISE_TIER", "")
     for stop in (signal.SIGTERM, signal.SIGINT):  # until the server takes them over there is nothing to drain
         signal.signal(stop, lambda *_: sys.exit(0))
+    end_with_parent()
     gc.disable()  # imports make a million objects that stay: to look for garbage among them takes a third longer
     try:
         settings = load_settings(tier)

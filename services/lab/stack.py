@@ -23,6 +23,7 @@ from shared.bundle import Bundle, load_bundle
 from shared.errors import BadSetting
 from shared.http import Client
 from shared.link import Backend, profile
+from shared.parent import FLAG, LAST_S
 from shared.weights import base_folder
 
 MEMORY_PER_TIER = 1.2e9  # bytes; a tier with MPNet needs about 1 GB
@@ -137,8 +138,9 @@ def running(layout: Layout, console: Console, *, show_logs: bool = False) -> Ite
                 environment = {**os.environ, **own, **threads}  # other settings reach every tier, which checks them
                 with logs.open("wb") as out:
                     child = subprocess.Popen(
-                        [sys.executable, "-m", "shared.service"],
+                        [sys.executable, "-m", "shared.service", FLAG],
                         env=environment,
+                        stdin=subprocess.PIPE,  # nothing is written: it closes with us
                         stdout=out,
                         stderr=None if show_logs else out,
                         start_new_session=True,  # Ctrl-C reaches us alone; we stop them in order
@@ -198,10 +200,14 @@ def _stop(stack: Stack) -> None:
         process.child.send_signal(signal.SIGTERM)
     try:
         for process in stack.processes:
-            process.child.wait(timeout=30)
+            process.child.wait(timeout=LAST_S)
     except (subprocess.TimeoutExpired, KeyboardInterrupt) as error:
         for process in stack.processes:
             process.child.kill()
             process.child.wait()
         if isinstance(error, KeyboardInterrupt):
             raise
+    finally:
+        for process in stack.processes:
+            if process.child.stdin:
+                process.child.stdin.close()

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -146,6 +147,38 @@ def test_whatever_stops_serve_stops_the_tiers(served, number):
     child.send_signal(number)
     child.wait(timeout=40)
     assert not running(tiers)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGQUIT, signal.SIGABRT])
+def test_tiers_end_with_serve_whatever_ends_it(served, number):
+    child, tiers = served
+    wait_until(lambda: all(tier.net_connections("inet") for tier in tiers), "a tier does not listen")
+    ports = [tier.net_connections("inet")[0].laddr for tier in tiers]
+    child.send_signal(number)
+    child.wait(timeout=5)
+    wait_until(lambda: not running(tiers), "a tier outlives `tierwise serve`", seconds=15)
+    for port in ports:  # the next start finds them free
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(port)
+
+
+@pytest.mark.parametrize("after_s", [0.5, 2.0])
+def test_tiers_that_still_start_end_with_serve_too(tiny_bundle, after_s):
+    command = [*TIERWISE, "serve", "--bundle", str(tiny_bundle), "--port", str(free_ports(3)), "--link", "ideal"]
+    child, tiers = subprocess.Popen(command, env=CLEAN, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), []
+    try:
+        wait_until(lambda: tiers.extend(psutil.Process(child.pid).children()) or len(tiers) > 1, "no tier was started")
+        time.sleep(after_s)
+        tiers.extend(psutil.Process(child.pid).children())
+    finally:
+        child.kill()
+        child.wait()
+    try:
+        wait_until(lambda: not running(tiers), "a tier outlives `tierwise serve`", seconds=15)
+    finally:
+        for tier in running(tiers):
+            tier.kill()
 
 
 def test_a_second_ctrl_c_does_not_wait_for_a_tier_that_hangs(served):
