@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     tier: Annotated[str, Field(description="which tier of the bundle this is")]
-    bundle: Annotated[str, Field(description="bundle: a name in deploy/models, or a folder")] = "collaborative"
+    bundle: Annotated[str, Field(description="bundle: a name in deploy/models, or a folder (./NAME, where both are called so)")] = "collaborative"
     policy: Annotated[str, Field(description="policy when a request names none: its name, or a file .json")] = (
         "collaborative"
     )

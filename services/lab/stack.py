@@ -26,6 +26,7 @@ from shared.link import Backend, profile
 from shared.parent import FLAG, LAST_S
 from shared.weights import base_folder
 
+ROOT = Path(__file__).resolve().parents[2]
 MEMORY_PER_TIER = 1.2e9  # bytes; a tier with MPNet needs about 1 GB
 START_S = 120.0
 
@@ -135,10 +136,11 @@ def running(layout: Layout, console: Console, *, show_logs: bool = False) -> Ite
                 logs = Path(scratch) / f"{name}.log"
                 own = layout.environment(bundle, index)
                 threads = {"TIERWISE_THREADS": os.environ.get("TIERWISE_THREADS", own["TIERWISE_THREADS"])}
-                environment = {**os.environ, **own, **threads}  # other settings reach every tier, which checks them
+                # other settings reach every tier, which checks them; modules never come from the working folder (-P)
+                environment = {**os.environ, **own, **threads, "PYTHONPATH": _modules()}
                 with logs.open("wb") as out:
                     child = subprocess.Popen(
-                        [sys.executable, "-m", "shared.service", FLAG],
+                        [sys.executable, "-P", "-m", "shared.service", FLAG],
                         env=environment,
                         stdin=subprocess.PIPE,  # nothing is written: it closes with us
                         stdout=out,
@@ -151,6 +153,11 @@ def running(layout: Layout, console: Console, *, show_logs: bool = False) -> Ite
             yield stack
         finally:
             _stop(stack)
+
+
+def _modules() -> str:
+    """Where the tiers find our code first: where this process found it."""
+    return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 
 def _check(layout: Layout, bundle: Bundle) -> None:

