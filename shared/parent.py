@@ -16,9 +16,14 @@ FLAG = "--end-with-parent"  # the child's argument: its standard input is such a
 LAST_S = 30.0  # for what it has accepted; then it is killed, as the parent would have done
 
 
+def has_parent() -> bool:
+    """Whether one of our own processes started this one."""
+    return FLAG in sys.argv[1:]
+
+
 def end_with_parent() -> None:
-    """Where `FLAG` is among this process's arguments: a SIGTERM to itself once its parent is gone."""
-    if FLAG in sys.argv[1:]:
+    """A SIGTERM to this process once its parent is gone, if it has one of ours."""
+    if has_parent():
         threading.Thread(target=_watch, name="parent", daemon=True).start()
 
 

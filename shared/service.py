@@ -12,8 +12,8 @@ from typing import TextIO
 import structlog
 
 from shared.errors import TierwiseError
-from shared.parent import end_with_parent
-from shared.settings import load_settings
+from shared.parent import end_with_parent, has_parent
+from shared.settings import load_settings, unread_env_file
 
 
 def configure_logs(level: str, out: TextIO | None = None) -> None:
@@ -52,6 +52,8 @@ def serve(tier: str | None = None) -> None:
     try:
         settings = load_settings(tier)
         configure_logs(settings.log_level)
+        if not has_parent() and (unread := unread_env_file()):  # a parent of ours has said it
+            structlog.get_logger().warning("env_file_not_read", tier=tier, detail=unread)
         from shared.server import Server
         from shared.web import create_app
 

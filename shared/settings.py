@@ -46,7 +46,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     tier: Annotated[str, Field(description="which tier of the bundle this is")]
-    bundle: Annotated[str, Field(description="bundle: a name in deploy/models, or a folder (./NAME, where both are called so)")] = "collaborative"
+    bundle: Annotated[
+        str, Field(description="bundle: a name in deploy/models, or a folder (./NAME, where both are called so)")
+    ] = "collaborative"
     policy: Annotated[str, Field(description="policy when a request names none: its name, or a file .json")] = (
         "collaborative"
     )
@@ -206,6 +208,19 @@ def key_path(setting: str, named: str | Path | None) -> Path | None:
     if not os.path.exists(named):
         raise BadSetting(f"{setting}: the file that it names is missing: put the key into a file and give its path")
     return Path(named)
+
+
+def unread_env_file() -> str | None:
+    """One line where a `.env` here names settings that are not set: Compose alone reads that file; null where not."""
+    try:
+        text = Path(".env").read_text(errors="replace") if Path(".env").is_file() else ""
+    except OSError:
+        return None
+    named = dict.fromkeys(re.findall(rf"^\s*(?:export\s+)?({PREFIX}\w+)", text.removeprefix("\ufeff"), re.MULTILINE))
+    if not (unread := [name for name in named if name not in os.environ]):
+        return None
+    more = ", ..." if len(unread) > 3 else ""
+    return f".env is for containers and is not read here: {', '.join(unread[:3])}{more} must be exported to count"
 
 
 def _environment() -> dict[str, str]:

@@ -24,6 +24,7 @@ from shared.errors import BadSetting
 from shared.http import Client
 from shared.link import Backend, profile
 from shared.parent import FLAG, LAST_S
+from shared.settings import unread_env_file
 from shared.weights import base_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,6 +128,8 @@ def running(layout: Layout, console: Console, *, show_logs: bool = False) -> Ite
             f"{', '.join(decided)}: these differ by tier and this command sets them (--help); unset them, or start "
             "each tier by itself (`python -m services.end`)"
         )
+    if unread := unread_env_file():
+        console.print(f"note: {unread}", markup=False, highlight=False, soft_wrap=True)
     with console.status("checking ports, memory and base weights (the first time they are fetched: about 500 MB)"):
         _check(layout, bundle)
     with tempfile.TemporaryDirectory(prefix="tierwise-") as scratch:

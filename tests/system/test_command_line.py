@@ -129,6 +129,23 @@ def test_modules_of_the_folder_where_it_runs_are_not_the_tiers(tiny_bundle, tmp_
     assert "Answered" in done.stdout
 
 
+@pytest.mark.parametrize("command", ["serve", "demo", "print-config", "services.end"])
+def test_an_env_file_here_is_said_not_to_be_read(tiny_bundle, tmp_path, command):
+    (tmp_path / ".env").write_text("TIERWISE_POLICY='nonsense'  # for the containers\nTIERWISE_LOG_LEVEL=hush\n")
+    port = free_ports(3)
+    settings, words = {"TIERWISE_BUNDLE": str(tiny_bundle), "TIERWISE_PORT": str(port)}, [*TIERWISE, "print-config"]
+    if command in ("serve", "demo"):  # stopped before it starts: this is about what it says
+        settings, words = {}, [*TIERWISE, command, "--bundle", str(tiny_bundle), "--port", str(port)]
+    elif command == "services.end":
+        settings["TIERWISE_KEY_FILE"], words = str(tmp_path / ".env"), [sys.executable, "-m", command]
+    with socket.create_server(("127.0.0.1", port)):
+        environment = {**CLEAN, "PYTHONPATH": str(ROOT), **settings}
+        done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    (line,) = [line for line in (done.stdout + done.stderr).splitlines() if ".env is" in line]
+    assert "is not read here: TIERWISE_POLICY, TIERWISE_LOG_LEVEL must be exported" in line
+    assert "hush" not in done.stdout + done.stderr
+
+
 @pytest.fixture
 def served(tiny_bundle):
     """`tierwise serve` for one test: its process and its tiers'."""

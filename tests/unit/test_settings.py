@@ -11,7 +11,7 @@ import yaml
 from services.lab.client import key_of
 from shared.errors import BadSetting
 from shared.link import Backend
-from shared.settings import DEFAULT_LINKS, DEFAULT_UPSTREAMS, Settings, load_settings
+from shared.settings import DEFAULT_LINKS, DEFAULT_UPSTREAMS, Settings, load_settings, unread_env_file
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def test_what_the_containers_read_from_the_environment_stops_no_tier_beside_them
 
 def test_every_setting_reaches_a_container():
     compose = yaml.safe_load((Path(__file__).resolve().parents[2] / "docker-compose.yml").read_text())
-    fixed = {"host", "link_state_dir"}  # by the image and by the volumes
+    fixed = {"link_state_dir"}  # by the volumes
     keys = {"key_file", "door_key_file"}  # deploy/compose.keys.yml, with the secrets
     for tier in ("end", "edge", "cloud"):
         given = {name.removeprefix("TIERWISE_").lower() for name in compose["services"][tier]["environment"]}
@@ -234,3 +234,38 @@ def test_a_tier_that_other_machines_reach_does_not_start_without_a_key(monkeypat
         monkeypatch.setenv(f"TIERWISE_{name}", value)
     with pytest.raises(BadSetting, match=r"machines reach this tier.*TIERWISE_KEY_FILE.*TIERWISE_ALLOW_OPEN=true"):
         load_settings("end").check(ORDER)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "TIERWISE_PORT=9000\n",
+        "# ours\n\n  export TIERWISE_PORT = 9000\r\n",
+        "\ufeffTIERWISE_PORT: 9000",
+        "A=1\nTIERWISE_PORT='9000' # odd",
+        b"\xff\nTIERWISE_PORT=9000",
+    ],
+)
+def test_an_env_file_that_is_not_read_is_told_in_one_line(monkeypatch, tmp_path, content):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_bytes(content if isinstance(content, bytes) else content.encode())
+    said = unread_env_file()
+    assert said == ".env is for containers and is not read here: TIERWISE_PORT must be exported to count"
+    monkeypatch.setenv("TIERWISE_PORT", "9000")
+    assert unread_env_file() is None
+
+
+@pytest.mark.parametrize("content", ["", "A=1\n", "# TIERWISE_PORT=9000\n", "A=TIERWISE_PORT\n", None])
+def test_an_env_file_without_settings_of_ours_is_nobody_s_business(monkeypatch, tmp_path, content):
+    monkeypatch.chdir(tmp_path)
+    if content is None:
+        (tmp_path / ".env").mkdir()
+    else:
+        (tmp_path / ".env").write_text(content)
+    assert unread_env_file() is None
+
+
+def test_only_names_of_an_env_file_are_shown(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("".join(f"TIERWISE_{name}=secret\n" for name in "ABCDE"))
+    assert "TIERWISE_A, TIERWISE_B, TIERWISE_C, ... must" in unread_env_file()
