@@ -34,9 +34,15 @@ _CONTAINERS = (
     "DOOR_KEY",
     "PROMETHEUS_PORT",
     "GRAFANA_PORT",
+    "PROMETHEUS_MEMORY",
+    "GRAFANA_MEMORY",
+    "LAB_MEMORY",
+    "GPU_MEMORY",
 )
 _OTHER = {f"{PREFIX}{name}" for name in ("CACHE_DIR", *_CONTAINERS)}
-_OF_A_TIER = re.compile(rf"{PREFIX}(END|EDGE|CLOUD)_(BIND|CPUS|CPUSET|THREADS|UPSTREAMS|EDGE|CLOUD)")  # for Compose
+_OF_A_TIER = re.compile(
+    rf"{PREFIX}(END|EDGE|CLOUD)_(BIND|CPUS|CPUSET|MEMORY|THREADS|UPSTREAMS|EDGE|CLOUD)"
+)  # for Compose
 _PASSWORD = re.compile(r"://.*@", re.DOTALL)
 
 
