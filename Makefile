@@ -3,16 +3,17 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): requirements.lock pyproject.toml deploy/lock.py
 	@$(PYTHON) -c 'import sys; sys.exit("Tierwise needs Python 3.11 or newer; set PYTHON=") if sys.version_info < (3, 11) else 0'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock \
-		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(PIP) --no-deps --require-hashes --requirement requirements.lock
+	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$$($(BIN)/python deploy/lock.py --torch)"
+	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 setup: $(STAMP)  ## create .venv from requirements.lock
@@ -56,7 +57,8 @@ check: $(STAMP)  ## style, types, lock file
 	$(BIN)/python deploy/grafana/make_dashboards.py --check
 
 audit: $(STAMP)  ## known vulnerabilities of the pinned packages (needs PyPI's vulnerability service)
-	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement requirements.lock --progress-spinner off
+	$(BIN)/python deploy/lock.py --torch | $(BIN)/pip-audit --strict --disable-pip --no-deps --progress-spinner off \
+		--requirement requirements.lock --requirement /dev/stdin
 
 lock: $(STAMP)  ## resolve pyproject.toml into requirements.lock
 	$(BIN)/python deploy/lock.py

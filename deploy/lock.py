@@ -1,19 +1,27 @@
 """Write requirements.lock from pyproject.toml, or with `--check` say whether it still fits.
 
-torch's own CUDA dependencies are left out on purpose: a CUDA build brings them along by itself, a CPU build has none.
+Every package has the hashes of its files on PyPI, so pip takes these bytes and no others, and says who asked for it.
+`--pick NAME...` prints the part that some packages need; `tierwise[EXTRA]` stands for what pyproject.toml lists.
+
+torch is left out, with its own CUDA dependencies: its builds lie on several indexes and have other bytes on each. Its
+version stands in pyproject.toml alone; `--torch` prints it.
 """
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements.lock"
 HEADER = "# Every package at the version that is tested. Made by `make lock` from pyproject.toml.\n"
-CUDA = ("nvidia-", "triton", "cuda-")
+LEFT_OUT = ("torch==", "pip==", "nvidia-", "triton", "cuda-")
+_ENTRY = re.compile(r"^(?P<name>[a-z0-9-]+)==.*\n(?: +.*\n)*", re.MULTILINE)  # a pin, its hashes, who asked for it
+_ASKED = re.compile(r"^ +# +(?:via +)?(?P<by>[a-z0-9-]+)$", re.MULTILINE)
 
 
 def resolve() -> str:
@@ -22,18 +30,57 @@ def resolve() -> str:
         out = Path(scratch) / "requirements.txt"
         if LOCK.exists():
             out.write_text(LOCK.read_text())
-        command = [sys.executable, "-m", "piptools", "compile", "--quiet", "--extra=lab,otel,dev"]
-        options = ["--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links", "--strip-extras"]
+        command = [sys.executable, "-m", "piptools", "compile", "--quiet", "--extra=lab,otel,dev", "--generate-hashes"]
+        options = ["--no-header", "--no-emit-index-url", "--no-emit-find-links", "--strip-extras", "--allow-unsafe"]
         subprocess.run([*command, *options, "--output-file", str(out), "pyproject.toml"], check=True, cwd=ROOT)
-        lines = [line for line in out.read_text().splitlines() if line and not line.startswith(("#", "-"))]
-    pins = [line.partition("+")[0] for line in lines if not line.startswith(CUDA)]  # torch==2.13.0+cpu is a local build
-    return HEADER + "".join(f"{pin}\n" for pin in sorted(pins))
+        entries = {entry["name"]: entry.group() for entry in _ENTRY.finditer(out.read_text())}
+    return HEADER + "".join(entry for _, entry in sorted(entries.items()) if not entry.startswith(LEFT_OUT))
 
 
-def main() -> int:
-    """Write, or compare."""
+def pick(wanted: list[str]) -> str:
+    """The entries of the lock that `wanted` need: packages, or `tierwise[EXTRA,...]`."""
+    entries = {entry["name"]: entry.group() for entry in _ENTRY.finditer(LOCK.read_text())}
+    needs: dict[str, list[str]] = {}
+    for name, entry in entries.items():
+        for by in _ASKED.findall(entry):
+            needs.setdefault(by, []).append(name)
+    todo, found = [root for name in wanted for root in _roots(name)], set[str]()
+    while todo:
+        if (name := todo.pop()) not in found:
+            found.add(name)
+            todo += needs.get(name, [])
+    if unknown := found - entries.keys() - {"torch"}:
+        raise SystemExit(f"not in requirements.lock: {', '.join(sorted(unknown))}")
+    return "".join(entries[name] for name in sorted(found & entries.keys()))
+
+
+def _roots(wanted: str) -> list[str]:
+    name, _, extras = wanted.rstrip("]").partition("[")
+    if name != "tierwise":
+        return [name]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = [*project["dependencies"]]
+    for extra in filter(None, extras.split(",")):
+        listed += project["optional-dependencies"][extra]
+    return [re.split(r"[^A-Za-z0-9-]", line)[0].lower() for line in listed]
+
+
+def torch() -> str:
+    """torch as pyproject.toml pins it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return next(line for line in project["dependencies"] if line.startswith("torch=="))
+
+
+def main(asked: list[str]) -> int:
+    """Write, compare, or print a part."""
+    if asked[:1] == ["--torch"]:
+        print(torch())
+        return 0
+    if asked[:1] == ["--pick"]:
+        print(pick(asked[1:]), end="")
+        return 0
     resolved = resolve()
-    if "--check" not in sys.argv:
+    if asked != ["--check"]:
         LOCK.write_text(resolved)
         return 0
     if LOCK.read_text() != resolved:
@@ -43,4 +90,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -5,22 +5,44 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 command -v docker >/dev/null || { echo "make up: Docker is not installed; \`make serve\` runs the tiers without it" >&2; exit 2; }
-while IFS='=' read -r name value; do  # as Compose does it: the environment wins over .env
-  [ -z "$name" ] || [ -n "${!name+x}" ] || export "$name=$value"
-done <<<"$(grep -shE '^[A-Z0-9_]+=' .env || true)"
+# what the environment and .env say, as Compose itself reads them: it alone knows .env's quotes, comments and line ends
+settings=$(docker compose --project-directory . -f - config --format json <<'MODEL'
+services:
+  up:
+    image: none
+    environment:
+      files: ${COMPOSE_FILE-}
+      separator: ${COMPOSE_PATH_SEPARATOR:-:}
+      build: ${TIERWISE_BUILD:-1}
+      links: ${TIERWISE_LINKS:-netem}
+      dashboards: ${TIERWISE_DASHBOARDS:-1}
+      bind: ${TIERWISE_BIND:-127.0.0.1:8080}
+      prometheus: ${TIERWISE_PROMETHEUS_PORT:-9090}
+      grafana: ${TIERWISE_GRAFANA_PORT:-3000}
+MODEL
+)
+value() { sed -nE "s/^ *\"$1\": \"(.*)\",?\$/\1/p" <<<"$settings"; }
+files=$(value files) bind=$(value bind) dashboards=$(value dashboards)
+[[ $bind == *:* ]] || bind=127.0.0.1:$bind
 if docker info --format '{{json .Runtimes}}' | grep -q '"nvidia"'; then
-  export COMPOSE_FILE="${COMPOSE_FILE:-docker-compose.yml}:deploy/compose.gpu.yml"
+  separator=$(value separator)
+  if [ -z "$files" ]; then  # what Compose takes where nothing is named
+    files=docker-compose.yml
+    [ ! -e docker-compose.override.yml ] || files+=${separator}docker-compose.override.yml
+  fi
+  files+=${separator}deploy/compose.gpu.yml
+  export COMPOSE_FILE=$files
   echo "NVIDIA runtime found: tiers run on the GPU"
 fi
 
-[ "${TIERWISE_BUILD:-1}" = 0 ] || docker compose build end end-shaper
-if [ "${TIERWISE_LINKS:-netem}" = netem ]; then  # say it now: a tier without shape must not start
+[ "$(value build)" = 0 ] || docker compose build end end-shaper
+if [ "$(value links)" = netem ]; then  # say it now: a tier without shape must not start
   docker run --rm --network none --cap-drop ALL --cap-add NET_ADMIN tierwise-shaper python -m services.shaper --check
 fi
 services=(end edge cloud prometheus)
-[ "${TIERWISE_DASHBOARDS:-1}" = 0 ] || services+=(grafana)
+[ "$dashboards" = 0 ] || services+=(grafana)
 wait=--wait
-[[ ${COMPOSE_FILE:-} != *compose.quiet.yml* ]] || wait=  # without health checks Compose has nothing to wait for
+[[ $files != *compose.quiet.yml* ]] || wait=  # without health checks Compose has nothing to wait for
 docker compose up -d $wait --no-build "${services[@]}" || {
   docker compose ps --all --quiet | xargs docker inspect --format '{{.Name}} {{.State.Status}}, exit {{.State.ExitCode}}, restarts {{.RestartCount}}'
   docker compose logs --tail 5
@@ -28,8 +50,8 @@ docker compose up -d $wait --no-build "${services[@]}" || {
 }
 
 echo
-echo "API         http://${TIERWISE_BIND:-127.0.0.1:8080}/docs"
-echo "Prometheus  http://127.0.0.1:${TIERWISE_PROMETHEUS_PORT:-9090}"
-[ "${TIERWISE_DASHBOARDS:-1}" = 0 ] || echo "Dashboards  http://127.0.0.1:${TIERWISE_GRAFANA_PORT:-3000}/dashboards"
+echo "API         http://$bind/docs"
+echo "Prometheus  http://127.0.0.1:$(value prometheus)"
+[ "$dashboards" = 0 ] || echo "Dashboards  http://127.0.0.1:$(value grafana)/dashboards"
 echo "Try:"
-echo "  curl -s http://${TIERWISE_BIND:-127.0.0.1:8080}/v1/classify -H 'content-type: application/json' -d '{\"inputs\": \"Not bad, not good.\"}'"
+echo "  curl -s http://$bind/v1/classify -H 'content-type: application/json' -d '{\"inputs\": \"Not bad, not good.\"}'"

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shared.ensemble import Ensemble
 from shared.errors import BadSetting
 from shared.pools import FILE, Pools, read_pools
+from shared.weights import as_path
 
 MODELS = Path(__file__).resolve().parents[1] / "deploy" / "models"
 
@@ -90,13 +91,22 @@ class Bundle:
         return tuple(self.tiers)
 
 
+def _place(name: str) -> Path:
+    shipped, own = MODELS / name, as_path(name)
+    if own is None and name and not (shipped / "bundle.json").is_file() and Path(name).is_dir():
+        own = Path(name)
+    return shipped if own is None else own.absolute()
+
+
 def load_bundle(name: str) -> Bundle:
-    """Read a bundle by name (`deploy/models/NAME`) or by folder; one without a card is uncalibrated.
+    """Read a bundle by name or by folder; one without a card is uncalibrated.
+
+    A shipped bundle's name (`deploy/models/NAME`) comes before a folder here: that one is `./NAME`.
 
     Raises:
         BadSetting: no such bundle, or a file that does not say what it must.
     """
-    folder = Path(name) if Path(name).is_dir() else MODELS / name
+    folder = _place(name)
     if not (folder / "bundle.json").is_file():
         known = sorted(path.parent.name for path in MODELS.glob("*/bundle.json"))
         raise BadSetting(f"bundle {name!r}: no bundle.json in {folder}; there are {', '.join(known) or 'none'}")

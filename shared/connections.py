@@ -97,7 +97,7 @@ class _Backend(httpcore.AsyncNetworkBackend):
 
 def transport(limits: httpx.Limits) -> httpx.AsyncHTTPTransport:
     """httpx's own, over connections as above."""
-    out = httpx.AsyncHTTPTransport(limits=limits, trust_env=False)
+    out = httpx.AsyncHTTPTransport(verify=httpx.create_ssl_context(), limits=limits, trust_env=False)
     out._pool._network_backend = _Backend()  # httpx has no argument for it
     return out
 

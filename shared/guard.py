@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,6 +58,20 @@ def read_key(path: Path | None) -> str | None:
     if len(key) < LEAST_KEY or not key.isascii() or not key.isprintable() or " " in key:
         raise BadSetting(f"{path} must hold one key: at least {LEAST_KEY} printable ASCII characters without spaces")
     return key
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What `/v1/classify` (the door) and `/v1/infer` (other tiers) ask for: one key alone guards both."""
+
+    door: str | None
+    tier: str | None
+
+
+def read_keys(door_file: Path | None, tier_file: Path | None) -> Keys:
+    """The keys in two secret files; the one that is there stands in for the other. Raises as `read_key`."""
+    door, tier = read_key(door_file), read_key(tier_file)
+    return Keys(door or tier, tier or door)
 
 
 def authorize(request: Request, key: str | None) -> None:

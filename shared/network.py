@@ -29,6 +29,8 @@ from shared.tokens import SpecialTokens
 from shared.weights import base_folder
 from shared.words import Encoded
 
+# neither a pickled checkpoint nor code that lies beside the weights
+_TRUST_NOTHING = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
 _HEAD = {"query": "query", "weight": "classify.weight", "bias": "classify.bias"}
 
 
@@ -77,14 +79,14 @@ def load_base(name: str) -> tuple[PreTrainedModel, Tokenizer]:
     transformers.logging.disable_progress_bar()
     folder = base_folder(name)
     try:
-        model = AutoModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True, dtype=torch.float32)
+        model = AutoModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32, **_TRUST_NOTHING)
     except (OSError, ValueError, SafetensorError) as error:
         raise WrongWeights(f"{folder}: transformers cannot load an encoder from it: {error}") from error
     if (folder / "tokenizer.json").exists():
         return model, Tokenizer.from_file(str(folder / "tokenizer.json"))
     from transformers import AutoTokenizer
 
-    return model, AutoTokenizer.from_pretrained(folder, use_fast=True).backend_tokenizer
+    return model, AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False).backend_tokenizer
 
 
 def load_network(folder: Path, *, layers: int, max_tokens: int, device: str = "cpu") -> Network:

@@ -12,7 +12,8 @@ import structlog
 from shared.errors import TierwiseError
 from shared.logs import Lines, standard_error, take_over
 from shared.machine import check_working_directory
-from shared.settings import load_settings
+from shared.parent import end_with_parent, has_parent
+from shared.settings import load_settings, unread_env_file
 
 log = structlog.get_logger()
 FLUSH_S = 1.0  # for the last log lines
@@ -24,6 +25,7 @@ def serve(tier: str | None = None) -> None:
     lines = standard_error()
     for stop in (signal.SIGTERM, signal.SIGINT):  # until the server takes them over there is nothing to drain
         signal.signal(stop, lambda *_: sys.exit(0))
+    end_with_parent()
     try:
         status = _serve(tier, lines)
     except SystemExit as stopped:
@@ -43,6 +45,8 @@ def _serve(tier: str, lines: Lines) -> int:
         check_working_directory()
         settings = load_settings(tier)
         repeats = take_over(settings.log_level, lines)
+        if not has_parent() and (unread := unread_env_file()):  # a parent of ours has said it
+            log.warning("env_file_not_read", tier=tier, detail=unread)
         from shared.server import Server
         from shared.web import create_app
 

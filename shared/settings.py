@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
+import socket
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AnyHttpUrl, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from shared.address import fault_of, may_hold_secret
 from shared.errors import BadSetting, plain
 from shared.link import Backend, profile
 
@@ -31,12 +34,16 @@ _CONTAINERS = (
     "DOOR_KEY",
     "PROMETHEUS_PORT",
     "GRAFANA_PORT",
+    "PROMETHEUS_MEMORY",
+    "GRAFANA_MEMORY",
+    "LAB_MEMORY",
+    "GPU_MEMORY",
 )
 _OTHER = {f"{PREFIX}{name}" for name in ("CACHE_DIR", *_CONTAINERS)}
-_OF_A_TIER = re.compile(rf"{PREFIX}(END|EDGE|CLOUD)_(BIND|CPUS|CPUSET|THREADS|UPSTREAMS|EDGE|CLOUD)")  # for Compose
-
-
-_URL = TypeAdapter(AnyHttpUrl)
+_OF_A_TIER = re.compile(
+    rf"{PREFIX}(END|EDGE|CLOUD)_(BIND|CPUS|CPUSET|MEMORY|THREADS|UPSTREAMS|EDGE|CLOUD)"
+)  # for Compose
+_PASSWORD = re.compile(r"://.*@", re.DOTALL)
 
 
 class Settings(BaseSettings):
@@ -45,7 +52,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     tier: Annotated[str, Field(description="which tier of the bundle this is")]
-    bundle: Annotated[str, Field(description="bundle: a name in deploy/models, or a folder")] = "collaborative"
+    bundle: Annotated[
+        str, Field(description="bundle: a name in deploy/models, or a folder (./NAME, where both are called so)")
+    ] = "collaborative"
     policy: Annotated[str, Field(description="policy when a request names none: its name, or a file .json")] = (
         "collaborative"
     )
@@ -54,6 +63,13 @@ class Settings(BaseSettings):
     ] = "per_exit"
     host: Annotated[str, Field(min_length=1, description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="port to listen on")] = 8080
+    published: Annotated[
+        str | None,
+        Field(description="in a container: the machine's ADDRESS:PORT that leads to the port; empty: not published"),
+    ] = None
+    allow_open: Annotated[
+        bool, Field(description="start without a key where other machines reach the port: anybody there may ask")
+    ] = False
     upstreams: Annotated[
         dict[str, str], NoDecode, Field(description="tiers to offload to, nearest first: TIER=URL,...")
     ] = {}
@@ -83,10 +99,12 @@ class Settings(BaseSettings):
         30_000.0
     )
     key_file: Annotated[
-        Path | None, Field(description="secret file: the bearer key that tiers show each other; none: no key")
+        Path | None,
+        Field(description="secret file: the bearer key that tiers show each other; none: the door's"),
     ] = None
     door_key_file: Annotated[
-        Path | None, Field(description="secret file: the bearer key that /v1/classify asks for; none: no key")
+        Path | None,
+        Field(description="secret file: the bearer key that /v1/classify asks for; none: the tiers'"),
     ] = None
     otlp_endpoint: Annotated[
         str | None, Field(description="URL that OpenTelemetry spans are sent to (extra `otel`); none: not sent")
@@ -131,19 +149,19 @@ class Settings(BaseSettings):
     @field_validator("upstreams", "otlp_endpoint")
     @classmethod
     def _urls(cls, value: dict[str, str] | str | None) -> dict[str, str] | str | None:
-        for url in value.values() if isinstance(value, dict) else filter(None, [value]):
-            try:
-                _URL.validate_python(url)
-            except ValidationError as error:
-                raise ValueError(f"{url!r} is no http(s) URL: {plain(error.errors()[0]['msg'])}") from error
+        for tier, url in value.items() if isinstance(value, dict) else [("", value)]:
+            if url is not None and (fault := fault_of(url)):
+                raise ValueError(f"{tier}: {fault}" if tier else fault)
         return value
 
     def check(self, order: Sequence[str]) -> None:
         """Whether tier and links fit the tiers of a bundle, shallowest first.
 
         Raises:
-            BadSetting: a tier that the bundle does not have, an upstream that is not deeper, or a link without profile.
+            BadSetting: a tier that the bundle does not have, an upstream that is not deeper, a link without profile, or
+                a port that is open to other machines without a key.
         """
+        self._check_open()
         if self.tier not in order:
             raise BadSetting(f"{PREFIX}TIER={self.tier!r}: the bundle's tiers are {', '.join(order)}")
         deeper = order[order.index(self.tier) + 1 :]
@@ -158,9 +176,73 @@ class Settings(BaseSettings):
         for name in self.link_profiles.values():
             profile(name)
 
+    def _check_open(self) -> None:
+        if self.key_file or self.door_key_file or self.allow_open or self.published == "":
+            return
+        where, host = f"{PREFIX}HOST={self.host!r}", self.host
+        if self.published is not None:
+            where, host = f"the port is published at {self.published!r}", self.published.rpartition(":")[0].strip("[]")
+        if not host or reached_by_others(host):
+            raise BadSetting(
+                f"{where}: other machines reach this tier, and no key is set. Name files with keys in "
+                f"{PREFIX}KEY_FILE and {PREFIX}DOOR_KEY_FILE, use 127.0.0.1, or say {PREFIX}ALLOW_OPEN=true"
+            )
+
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
+
+
+def reached_by_others(host: str) -> bool:
+    """Whether other machines reach a socket at `host`; a name is safe if it stands for loopback addresses alone."""
+    try:
+        found = {str(info[4][0]).partition("%")[0] for info in socket.getaddrinfo(host, None)}
+    except (OSError, UnicodeError):
+        return True
+    addresses = [ipaddress.ip_address(address) for address in found]
+    return not all((getattr(address, "ipv4_mapped", None) or address).is_loopback for address in addresses)
+
+
+def key_path(setting: str, named: str | Path | None) -> Path | None:
+    """The file that a setting names for a key; null where it names none.
+
+    Raises:
+        BadSetting: there is no such file. The value is not shown: people put the key itself there.
+    """
+    if named is None:
+        return None
+    if not os.path.exists(named):
+        raise BadSetting(f"{setting}: the file that it names is missing: put the key into a file and give its path")
+    return Path(named)
+
+
+def unread_env_file() -> str | None:
+    """One line where a `.env` here names settings that are not set: Compose alone reads that file; null where not."""
+    try:
+        text = Path(".env").read_text(errors="replace") if Path(".env").is_file() else ""
+    except OSError:
+        return None
+    named = dict.fromkeys(re.findall(rf"^\s*(?:export\s+)?({PREFIX}\w+)", text.removeprefix("\ufeff"), re.MULTILINE))
+    if not (unread := [name for name in named if name not in os.environ]):
+        return None
+    more = ", ..." if len(unread) > 3 else ""
+    return f".env is for containers and is not read here: {', '.join(unread[:3])}{more} must be exported to count"
+
+
+def _environment() -> dict[str, str]:
+    """The `TIERWISE_*` variables.
+
+    Raises:
+        BadSetting: one that no tier and no container reads, or one with a password in a URL, which is not shown.
+    """
+    ours = {key: value for key, value in os.environ.items() if key.startswith(PREFIX)}
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | _OTHER
+    if unknown := sorted(key for key in ours if key not in known and not _OF_A_TIER.fullmatch(key)):
+        raise BadSetting(f"unknown setting {', '.join(unknown)}: see `tierwise print-config`")
+    for key, value in ours.items():
+        if _PASSWORD.search(value):
+            raise BadSetting(f"{key}: {fault_of(value)}")
+    return ours
 
 
 def load_settings(tier: str) -> Settings:
@@ -169,13 +251,7 @@ def load_settings(tier: str) -> Settings:
     Raises:
         BadSetting: an unknown `TIERWISE_` variable or a bad value; the message names it and what was expected.
     """
-    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | _OTHER
-    unknown = sorted(
-        key for key in os.environ if key.startswith(PREFIX) and key not in known and not _OF_A_TIER.fullmatch(key)
-    )
-    if unknown:
-        raise BadSetting(f"unknown setting {', '.join(unknown)}: see `tierwise print-config`")
-    given = {key.removeprefix(PREFIX).lower() for key in os.environ if key.startswith(PREFIX)}
+    given = {key.removeprefix(PREFIX).lower() for key in _environment()}
     defaults = {
         "tier": tier,
         "port": PORTS.get(tier, 8080),
@@ -186,7 +262,10 @@ def load_settings(tier: str) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         key = f"{PREFIX}{'_'.join(map(str, first['loc'][:1])).upper()}"
-        raise BadSetting(f"{key}={first['input']!r}: {plain(first['msg'])}") from error
+        shown = "" if may_hold_secret(first["input"]) else f"={first['input']!r}"
+        raise BadSetting(f"{key}{shown}: {plain(first['msg'])}") from None  # pydantic's own text quotes the value
+    for name in ("key_file", "door_key_file"):
+        key_path(f"{PREFIX}{name.upper()}", getattr(settings, name))
     if "link_profiles" in given:
         return settings
     usual = DEFAULT_LINKS.get(tier, {})

@@ -35,7 +35,7 @@ from shared.contracts import (
 )
 from shared.errors import Draining, Refused, TierwiseError
 from shared.front import Front
-from shared.guard import HeadLimit, authorize, read_key, while_waited_for
+from shared.guard import HeadLimit, authorize, read_keys, while_waited_for
 from shared.ledger import Ledger
 from shared.machine import cpus
 from shared.network import Network
@@ -89,14 +89,14 @@ class Surface:
     ) -> None:
         self.app, self.settings, self.bundle, self.network, self.front = app, settings, bundle, network, front
         self.ledger, self.traces = ledger, traces
-        self.key, self.door_key = read_key(settings.key_file), read_key(settings.door_key_file)
+        self.keys = read_keys(settings.door_key_file, settings.key_file)
         self.tier, self.telemetry = front.tier, front.tier.telemetry
 
     def add_routes(self) -> None:
         add = self.app.add_api_route
         for path, endpoint, takes, gives, key in (
-            ("/v1/classify", self.classify, ClassifyRequest, ClassifyResponse, self.door_key),
-            ("/v1/infer", self.infer, InferRequest, InferResponse, self.key),
+            ("/v1/classify", self.classify, ClassifyRequest, ClassifyResponse, self.keys.door),
+            ("/v1/infer", self.infer, InferRequest, InferResponse, self.keys.tier),
         ):
             here = f"#/paths/{path.replace('/', '~1')}/post/requestBody/content/application~1json/schema"
             schema = takes.model_json_schema(ref_template=here + "/$defs/{model}")
@@ -119,10 +119,10 @@ class Surface:
         self.app.add_middleware(HeadLimit, refuse=self.on_bad_head)
 
     async def classify(self, request: Request) -> Response:
-        return await self._answer(request, self.door_key, self._classify, at_door=self.tier.worker.admit)
+        return await self._answer(request, self.keys.door, self._classify, at_door=self.tier.worker.admit)
 
     async def infer(self, request: Request) -> Response:
-        return await self._answer(request, self.key, self._infer)
+        return await self._answer(request, self.keys.tier, self._infer)
 
     async def livez(self) -> dict[str, str]:
         return {"status": "alive"}
@@ -155,6 +155,7 @@ class Surface:
                 "queue_wait_ms": self.settings.queue_wait_ms,
                 "upstream_timeout_ms": self.settings.upstream_timeout_ms,
             },
+            "keys": {"door": self.keys.door is not None, "tier": self.keys.tier is not None},
             "links": [
                 {
                     "to": u.target,

@@ -86,6 +86,7 @@ def exporting(endpoint: str | None, tier: str) -> Traces:
     if endpoint is None:
         return Traces()
     try:
+        import requests  # noqa: TID251 - made like the clients of shared/http.py below
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
@@ -94,5 +95,7 @@ def exporting(endpoint: str | None, tier: str) -> Traces:
         raise BadSetting("TIERWISE_OTLP_ENDPOINT needs the extra: pip install 'tierwise[otel]'") from error
     named = Resource.create({"service.name": f"tierwise-{tier}"})
     provider = TracerProvider(resource=named, shutdown_on_exit=False)  # `close` does it
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+    session = requests.Session()
+    session.trust_env = False  # no proxy, no .netrc
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, session=session)))
     return Traces(provider.get_tracer("tierwise"), provider)

@@ -20,7 +20,7 @@ from shared import __version__
 from shared.bundle import Bundle, load_bundle
 from shared.errors import BadSetting
 from shared.front import Front
-from shared.guard import read_key
+from shared.guard import read_keys
 from shared.ledger import Ledger
 from shared.link import Backend, ShapedLinks
 from shared.network import Network, load_network
@@ -70,7 +70,7 @@ def create_app(
         batch_wait_s=settings.batch_wait_ms / 1e3,
         clock=clock,
     )
-    shaped, key = _shaped_links(settings), read_key(settings.key_file)
+    shaped, keys = _shaped_links(settings), read_keys(settings.door_key_file, settings.key_file)
     upstreams = [
         Upstream(
             source=settings.tier,
@@ -81,7 +81,7 @@ def create_app(
             timeout_s=settings.upstream_timeout_ms / 1e3,
             shaped=shaped,
             transport=transport,
-            key=key,
+            key=keys.tier,
             probe_s=settings.probe_ms / 1e3,
             count_retry=telemetry.retries.labels(f"{settings.tier}-{target}").inc,
         )

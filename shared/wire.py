@@ -22,6 +22,7 @@ from shared import connections
 from shared.breaker import RetryBudget
 from shared.contracts import DegradedReason
 from shared.errors import UpstreamFailure
+from shared.http import AsyncClient
 from shared.link import SimulatedLink
 
 _REFUSALS = {400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 503, 504}
@@ -48,12 +49,7 @@ class Wire:
         warm = httpx.Limits(max_connections=64, max_keepalive_connections=64, keepalive_expiry=60)
         single = httpx.Limits(max_connections=64, max_keepalive_connections=0)
         self._warm, self._fresh = (
-            httpx.AsyncClient(
-                base_url=url,
-                transport=transport or connections.transport(limits),
-                timeout=timeout_s,
-                trust_env=False,
-            )
+            AsyncClient(url, transport=transport or connections.transport(limits), timeout=timeout_s)
             for limits in (warm, single)
         )
         for client in (self._warm, self._fresh):  # as few header bytes as travel without a loss
@@ -100,7 +96,7 @@ class Wire:
 
     async def _once(
         self,
-        client: httpx.AsyncClient,
+        client: AsyncClient,
         body: bytes,
         headers: dict[str, str],
         extensions: dict[str, Any],

@@ -1,14 +1,19 @@
 """What pytest does besides: time is not judged on a busy host, and the faults' table is printed at the end.
 
+A machine's proxies are taken out of the environment: the tests' own clients ask this machine alone.
+
 `@pytest.mark.timing` marks what measures time: it may run three times. `timing(raises=Late)`: only that is about time.
 """
 
+import os
 import time
 
 import pytest
 
 from tests.faults import ledger
 
+for _name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+    del os.environ[_name]
 BUSY = 0.25  # of the processor's time
 
 

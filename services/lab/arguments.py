@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import typer
 
@@ -15,15 +14,11 @@ def address(value: str | None) -> str | None:
     Raises:
         typer.BadParameter: it is none.
     """
-    if value is None:
-        return None
-    try:
-        parts = urlsplit(value)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise typer.BadParameter(f"{value!r} is no address like http://127.0.0.1:8080")
+    from shared.address import fault_of, may_hold_secret
+
+    if value is not None and (fault := fault_of(value)):
+        shown = "this" if may_hold_secret(value) else repr(value)
+        raise typer.BadParameter(f"{shown} is no address like http://127.0.0.1:8080: {fault}")
     return value
 
 

@@ -25,6 +25,7 @@ from services.lab.data import Example, check_labels, digest
 from services.lab.policies import parse_policy
 from shared.contracts import Result
 from shared.errors import BadSetting
+from shared.http import AsyncClient
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _sample(plan: Plan, labels: list[str], *, row: int, policy: str, seconds: fl
 
 async def _measure(
     plan: Plan,
-    client: httpx.AsyncClient,
+    client: AsyncClient,
     labels: list[str],
     samples: list[Sample],
     ledger: TextIO | None,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,6 +16,10 @@ from pydantic import ValidationError
 from shared.contracts import ClassifyResponse
 from shared.errors import TierwiseError
 from shared.guard import read_key
+from shared.http import AsyncClient
+from shared.settings import key_path
+
+KEYS = ("TIERWISE_DOOR_KEY_FILE", "TIERWISE_KEY_FILE")
 
 
 class NoAnswer(TierwiseError):
@@ -34,14 +37,18 @@ class Timed:
 def key_of(setting: str) -> str | None:
     """The key in the file that a setting names, `TIERWISE_DOOR_KEY_FILE`; null where it names none.
 
+    One key guards a tier's whole port where only one is set, so the other setting's file will do.
+
     Raises:
         BadSetting: no key in that file.
     """
-    named = os.environ.get(setting)
-    return read_key(Path(named) if named else None)
+    for name in (setting, *KEYS):
+        if named := os.environ.get(name):
+            return read_key(key_path(name, named))
+    return None
 
 
-def connect(url: str, **options: Any) -> httpx.AsyncClient:
+def connect(url: str, **options: Any) -> AsyncClient:
     """A client of the tier at `url`, with its key; `options` are httpx's own.
 
     Raises:
@@ -49,10 +56,10 @@ def connect(url: str, **options: Any) -> httpx.AsyncClient:
     """
     key = key_of("TIERWISE_DOOR_KEY_FILE")
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
-    return httpx.AsyncClient(base_url=url, headers=headers, **options)
+    return AsyncClient(url, headers=headers, **options)
 
 
-async def classify(client: httpx.AsyncClient, inputs: Any, options: dict[str, Any]) -> Timed:
+async def classify(client: AsyncClient, inputs: Any, options: dict[str, Any]) -> Timed:
     """One call to `/v1/classify`.
 
     Raises:
@@ -74,7 +81,7 @@ async def classify(client: httpx.AsyncClient, inputs: Any, options: dict[str, An
         raise NoAnswer(f"what answers at {client.base_url} is no tier of ours") from error
 
 
-async def info_of(client: httpx.AsyncClient) -> dict[str, Any]:
+async def info_of(client: AsyncClient) -> dict[str, Any]:
     """The tier's `/info`.
 
     Raises:

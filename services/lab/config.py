@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Literal, NamedTuple, get_args, get_origin
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from shared.bundle import load_bundle
 from shared.policies import build, named
-from shared.settings import PREFIX, Settings, load_settings
+from shared.settings import PREFIX, Settings, load_settings, unread_env_file
 
 
 class Row(NamedTuple):
@@ -56,9 +57,10 @@ def _source(variable: str) -> str:
     return "environment" if variable in os.environ else "default"
 
 
-def table(tier: str) -> Table:
-    """`rows` for a screen."""
+def table(tier: str) -> Group:
+    """`rows` for a screen, and a line on a `.env` that is not read."""
     out = Table(*Row._fields, show_edge=False, pad_edge=False)
     for row in rows(tier):
         out.add_row(row.variable, Text(row.value), row.source, Text(row.meaning))
-    return out
+    unread = unread_env_file()
+    return Group(out, *([Text(f"note: {unread}", no_wrap=True, overflow="ignore")] if unread else []))

@@ -16,7 +16,9 @@ from typing import Annotated, Any, NamedTuple
 import httpx
 import typer
 
+from services.lab.arguments import address
 from shared.errors import TierwiseError
+from shared.http import Client
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "grafana" / "dashboards"
 STEP_S = 5
@@ -73,7 +75,7 @@ def check(prometheus_url: str, *, minutes: float = 5) -> list[str]:
         NoPrometheus: nothing answers there.
     """
     failures = []
-    with httpx.Client(base_url=prometheus_url, timeout=30) as client:
+    with Client(prometheus_url, timeout=30) as client:
         for query in queries():
             try:
                 series = query_range(client, query.expression, minutes=minutes)
@@ -90,7 +92,7 @@ def check(prometheus_url: str, *, minutes: float = 5) -> list[str]:
 
 
 def query_range(
-    client: httpx.Client, expression: str, *, minutes: float, step_s: float = STEP_S
+    client: Client, expression: str, *, minutes: float, step_s: float = STEP_S
 ) -> list[tuple[dict[str, str], dict[float, float]]]:
     """The series of a query: (labels, {time: value}), ordered by labels.
 
@@ -121,7 +123,7 @@ def figure(prometheus_url: str, path: Path, *, minutes: float = 15) -> None:
 
     panels = _dashboards()["latency"]["panels"][:4]
     drawing, axes = plt.subplots(2, 2, figsize=(13, 7.5), layout="constrained", sharex=True)
-    with httpx.Client(base_url=prometheus_url, timeout=30) as client:
+    with Client(prometheus_url, timeout=30) as client:
         for axis, panel in zip(axes.flat, panels, strict=True):
             found = [
                 (_legend(target["legendFormat"], labels), points)
@@ -197,7 +199,7 @@ def _dashboards() -> dict[str, dict[str, Any]]:
 
 def main(
     url: Annotated[
-        str, typer.Argument(help="A Prometheus that reads running, loaded tiers.")
+        str, typer.Argument(help="A Prometheus that reads running, loaded tiers.", callback=address)
     ] = "http://127.0.0.1:9090",
     draw: Annotated[Path | None, typer.Option("--figure", help="Also draw the Latency dashboard here.")] = None,
 ) -> None:

@@ -21,9 +21,13 @@ from rich.console import Console
 
 from shared.bundle import Bundle, load_bundle
 from shared.errors import BadSetting
+from shared.http import Client
 from shared.link import Backend, profile
+from shared.parent import FLAG, LAST_S
+from shared.settings import unread_env_file
 from shared.weights import base_folder
 
+ROOT = Path(__file__).resolve().parents[2]
 MEMORY_PER_TIER = 1.2e9  # bytes; a tier with MPNet needs about 1 GB
 START_S = 120.0
 
@@ -124,6 +128,8 @@ def running(layout: Layout, console: Console, *, show_logs: bool = False) -> Ite
             f"{', '.join(decided)}: these differ by tier and this command sets them (--help); unset them, or start "
             "each tier by itself (`python -m services.end`)"
         )
+    if unread := unread_env_file():
+        console.print(f"note: {unread}", markup=False, highlight=False, soft_wrap=True)
     with console.status("checking ports, memory and base weights (the first time they are fetched: about 500 MB)"):
         _check(layout, bundle)
     with tempfile.TemporaryDirectory(prefix="tierwise-") as scratch:
@@ -133,11 +139,13 @@ def running(layout: Layout, console: Console, *, show_logs: bool = False) -> Ite
                 logs = Path(scratch) / f"{name}.log"
                 own = layout.environment(bundle, index)
                 threads = {"TIERWISE_THREADS": os.environ.get("TIERWISE_THREADS", own["TIERWISE_THREADS"])}
-                environment = {**os.environ, **own, **threads}  # other settings reach every tier, which checks them
+                # other settings reach every tier, which checks them; modules never come from the working folder (-P)
+                environment = {**os.environ, **own, **threads, "PYTHONPATH": _modules()}
                 with logs.open("wb") as out:
                     child = subprocess.Popen(
-                        [sys.executable, "-m", "shared.service"],
+                        [sys.executable, "-P", "-m", "shared.service", FLAG],
                         env=environment,
+                        stdin=subprocess.PIPE,  # nothing is written: it closes with us
                         stdout=out,
                         stderr=None if show_logs else out,
                         start_new_session=True,  # Ctrl-C reaches us alone; we stop them in order
@@ -148,6 +156,11 @@ def running(layout: Layout, console: Console, *, show_logs: bool = False) -> Ite
             yield stack
         finally:
             _stop(stack)
+
+
+def _modules() -> str:
+    """Where the tiers find our code first: where this process found it."""
+    return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 
 def _check(layout: Layout, bundle: Bundle) -> None:
@@ -176,16 +189,17 @@ def _check(layout: Layout, bundle: Bundle) -> None:
 def _wait_ready(stack: Stack) -> None:
     deadline = time.monotonic() + START_S
     for process in stack.processes:
-        while not _ready(process.url):
-            process.check()
-            if time.monotonic() > deadline:
-                raise BadSetting(f"tier {process.tier} was not ready after {START_S:.0f} s")
-            time.sleep(0.1)
+        with Client(process.url, timeout=2) as client:
+            while not _ready(client):
+                process.check()
+                if time.monotonic() > deadline:
+                    raise BadSetting(f"tier {process.tier} was not ready after {START_S:.0f} s")
+                time.sleep(0.1)
 
 
-def _ready(url: str) -> bool:
+def _ready(client: Client) -> bool:
     try:
-        return httpx.get(f"{url}/readyz", timeout=2).status_code == 200
+        return client.get("/readyz").status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -196,10 +210,14 @@ def _stop(stack: Stack) -> None:
         process.child.send_signal(signal.SIGTERM)
     try:
         for process in stack.processes:
-            process.child.wait(timeout=30)
+            process.child.wait(timeout=LAST_S)
     except (subprocess.TimeoutExpired, KeyboardInterrupt) as error:
         for process in stack.processes:
             process.child.kill()
             process.child.wait()
         if isinstance(error, KeyboardInterrupt):
             raise
+    finally:
+        for process in stack.processes:
+            if process.child.stdin:
+                process.child.stdin.close()

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import psutil
 import torch
 import typer
@@ -26,7 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 from services.lab.bench_report import cpu
-from services.lab.client import classify
+from services.lab.client import classify, connect
 from services.lab.demo import REVIEWS
 from services.lab.stack import Layout, Process, running
 from shared.encoder import MultiExitEncoder
@@ -88,7 +87,7 @@ async def overhead(processes: list[Process], requests: int) -> list[dict[str, An
     rows = []
     for process in processes:
         seen, server, resident = [], [], []
-        async with httpx.AsyncClient(base_url=process.url, timeout=60) as client:
+        async with connect(process.url, timeout=60) as client:
             for at in track(range(requests), description=process.tier, console=console):
                 timed = await classify(client, REVIEWS[at % 6], {"policy": f"{process.tier}-only"})
                 model = timed.answer.results[0].hops[0].timings_ms["infer"]

@@ -10,7 +10,7 @@ import math
 import time
 from dataclasses import dataclass, field
 
-import httpx
+from shared.http import AsyncClient
 
 TOLERANCE_MS, REPAIR_S = 50, 10.0
 START_S = 150.0  # tiers that have only just started, on a busy machine
@@ -98,7 +98,7 @@ async def story(url, cause, repair, *, deadline_ms, users, each, pace_s=0.0, las
             await soon
 
     ledger = []
-    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+    async with AsyncClient(url, timeout=30) as client:
         assert await _recovery(client, deadline_ms, START_S) < START_S, "not well at the start"
         began, watching = loop.time(), asyncio.create_task(watch())
         try:

@@ -20,6 +20,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from shared.http import Client
+
 REQUESTS = int(os.environ.get("TIERWISE_TEST_LOGGED", "300"))
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("TIERWISE_")}
 LOGS = ("file", "closed", "full", "reader left", "reader stopped")
@@ -49,7 +51,7 @@ def wait_ready(children, urls):
     for child, url in zip(children, urls, strict=True):
         while time.monotonic() < until:
             try:
-                if httpx.get(f"{url}/readyz", trust_env=False).status_code == 200:
+                if Client(url).get("/readyz").status_code == 200:
                     break
             except httpx.HTTPError:
                 assert child.poll() is None
@@ -57,7 +59,7 @@ def wait_ready(children, urls):
 
 
 def log_lines(url):
-    families = text_string_to_metric_families(httpx.get(f"{url}/metrics").text)
+    families = text_string_to_metric_families(Client(url).get("/metrics").text)
     samples = [s for f in families for s in f.samples if s.name == "tierwise_log_lines_total"]
     return {sample.labels["outcome"]: int(sample.value) for sample in samples}
 
@@ -81,7 +83,7 @@ def tiers(tiny_bundle, tmp_path):
 def test_a_log_that_cannot_be_written_fails_and_holds_neither_requests_nor_the_stop(tiers, tmp_path):
     times, statuses = {log: [] for log in LOGS}, {log: set() for log in LOGS}
     with ExitStack() as stack:
-        clients = {log: stack.enter_context(httpx.Client(base_url=url, timeout=20)) for log, (_, url) in tiers.items()}
+        clients = {log: stack.enter_context(Client(url, timeout=20)) for log, (_, url) in tiers.items()}
         for _ in range(REQUESTS):
             for log, client in clients.items():
                 started = time.perf_counter()

@@ -13,8 +13,7 @@ import random
 import time
 from collections import Counter
 
-import httpx
-
+from shared.http import AsyncClient
 from shared.ledger import entries
 from tests.faults.faulty import FAULTS
 from tests.load.tiers import Tiers
@@ -62,7 +61,7 @@ async def stream(tiers, sentences):
             got = await client.post("/v1/classify", json=body, headers={"x-request-id": name})
             answers.setdefault(name, []).append(seen(got))
 
-    async with httpx.AsyncClient(base_url=tiers.url, timeout=60) as client:
+    async with AsyncClient(tiers.url, timeout=60) as client:
         await asyncio.gather(*(user(client) for _ in range(USERS)))
     return answers, faults
 

@@ -499,6 +499,34 @@ def test_the_command_line_shows_the_doors_key(serve, key_file, tmp_path, monkeyp
         asyncio.run(ask())
 
 
+@pytest.mark.parametrize("only", ["door_key_file", "key_file"])
+def test_one_key_alone_guards_the_whole_port_and_is_shown_to_the_next_tier(serve, edge, always, key_file, only):
+    caller = serve(edge=edge, **{only: key_file})
+    assert caller.get("/info").json()["keys"] == {"door": True, "tier": True}
+    for path in ("/v1/classify", "/v1/infer"):
+        assert_problem(caller.post(b"{}", path), 401, "unauthorized", "authorization")
+    keyed = {**JSON, "authorization": f"Bearer {KEY}"}
+    assert caller.classify("a fine film", keyed, policy=always).status_code == 200
+    assert edge.requests[-1].headers["authorization"] == f"Bearer {KEY}"
+    assert caller.post(b"{}", "/v1/infer", keyed).status_code == 422
+
+
+@pytest.mark.parametrize("setting", ["TIERWISE_DOOR_KEY_FILE", "TIERWISE_KEY_FILE"])
+def test_the_command_line_shows_the_one_key_that_there_is(serve, key_file, monkeypatch, setting):
+    app = serve(key_file=key_file).app
+    monkeypatch.setenv(setting, str(key_file))
+
+    async def ask():
+        async with connect("http://end", transport=httpx.ASGITransport(app)) as client:
+            return (await classify(client, "a fine film", {})).answer.results
+
+    assert len(asyncio.run(ask())) == 1
+
+
+def test_without_keys_info_says_so(serve):
+    assert serve().get("/info").json()["keys"] == {"door": False, "tier": False}
+
+
 def test_the_door_and_the_tiers_have_keys_of_their_own(serve, key_file, tmp_path):
     door = tmp_path / "door"
     door.write_text("another-horse-battery")
@@ -510,7 +538,7 @@ def test_the_door_and_the_tiers_have_keys_of_their_own(serve, key_file, tmp_path
 
 def test_tiers_show_each_other_their_key_and_never_log_it(serve, edge, always, key_file, capsys):
     caller = serve(edge=edge, key_file=key_file)
-    caller.results("a fine film", policy=always)
+    assert caller.classify("a fine film", {"authorization": f"Bearer {KEY}"}, policy=always).status_code == 200
     assert edge.requests[0].headers["authorization"] == f"Bearer {KEY}"
     caller.post(b"{}", "/v1/infer", {**JSON, "authorization": "Bearer wrong-horse-battery"})
     said = capsys.readouterr()

@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import psutil
@@ -14,6 +16,7 @@ import pytest
 from services.lab.stack import free_ports
 
 TIERWISE = [sys.executable, "-m", "services.lab.cli"]
+ROOT = Path(__file__).resolve().parents[2]
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("TIERWISE_")}
 
 
@@ -110,6 +113,39 @@ def test_serve_refuses_settings_that_it_would_not_heed(tiny_bundle):
     assert "TIERWISE_LINKS, TIERWISE_PORT" in done.stderr
 
 
+def test_modules_of_the_folder_where_it_runs_are_not_the_tiers(tiny_bundle, tmp_path):
+    for name in ("structlog", "torch", "tokenizers", "shared"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a module of the working folder')")
+    command = [sys.executable, "-P", "-m", "services.lab.cli", "demo"]  # -P: as the installed command
+    done = subprocess.run(
+        [*command, "--bundle", str(tiny_bundle), "--port", str(free_ports(3)), "--link", "ideal"],
+        env={**CLEAN, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Answered" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["serve", "demo", "print-config", "services.end"])
+def test_an_env_file_here_is_said_not_to_be_read(tiny_bundle, tmp_path, command):
+    (tmp_path / ".env").write_text("TIERWISE_POLICY='nonsense'  # for the containers\nTIERWISE_LOG_LEVEL=hush\n")
+    port = free_ports(3)
+    settings, words = {"TIERWISE_BUNDLE": str(tiny_bundle), "TIERWISE_PORT": str(port)}, [*TIERWISE, "print-config"]
+    if command in ("serve", "demo"):  # stopped before it starts: this is about what it says
+        settings, words = {}, [*TIERWISE, command, "--bundle", str(tiny_bundle), "--port", str(port)]
+    elif command == "services.end":
+        settings["TIERWISE_KEY_FILE"], words = str(tmp_path / ".env"), [sys.executable, "-m", command]
+    with socket.create_server(("127.0.0.1", port)):
+        environment = {**CLEAN, "PYTHONPATH": str(ROOT), **settings}
+        done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    (line,) = [line for line in (done.stdout + done.stderr).splitlines() if ".env is" in line]
+    assert "is not read here: TIERWISE_POLICY, TIERWISE_LOG_LEVEL must be exported" in line
+    assert "hush" not in done.stdout + done.stderr
+
+
 @pytest.fixture
 def served(tiny_bundle):
     """`tierwise serve` for one test: its process and its tiers'."""
@@ -146,6 +182,38 @@ def test_whatever_stops_serve_stops_the_tiers(served, number):
     child.send_signal(number)
     child.wait(timeout=40)
     assert not running(tiers)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGQUIT, signal.SIGABRT])
+def test_tiers_end_with_serve_whatever_ends_it(served, number):
+    child, tiers = served
+    wait_until(lambda: all(tier.net_connections("inet") for tier in tiers), "a tier does not listen")
+    ports = [tier.net_connections("inet")[0].laddr for tier in tiers]
+    child.send_signal(number)
+    child.wait(timeout=5)
+    wait_until(lambda: not running(tiers), "a tier outlives `tierwise serve`", seconds=15)
+    for port in ports:  # the next start finds them free
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(port)
+
+
+@pytest.mark.parametrize("after_s", [0.5, 2.0])
+def test_tiers_that_still_start_end_with_serve_too(tiny_bundle, after_s):
+    command = [*TIERWISE, "serve", "--bundle", str(tiny_bundle), "--port", str(free_ports(3)), "--link", "ideal"]
+    child, tiers = subprocess.Popen(command, env=CLEAN, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), []
+    try:
+        wait_until(lambda: tiers.extend(psutil.Process(child.pid).children()) or len(tiers) > 1, "no tier was started")
+        time.sleep(after_s)
+        tiers.extend(psutil.Process(child.pid).children())
+    finally:
+        child.kill()
+        child.wait()
+    try:
+        wait_until(lambda: not running(tiers), "a tier outlives `tierwise serve`", seconds=15)
+    finally:
+        for tier in running(tiers):
+            tier.kill()
 
 
 def test_a_second_ctrl_c_does_not_wait_for_a_tier_that_hangs(served):

@@ -46,6 +46,29 @@ def test_the_digest_names_what_answers_so_it_changes_with_the_card(folder):
     assert load_bundle(str(folder)).digest != before
 
 
+@pytest.mark.parametrize("name", ["collaborative", "collaborative/", "split-imdb"])
+def test_a_shipped_bundle_s_name_comes_before_a_folder_that_lies_here(folder, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, tmp_path / name)
+    assert load_bundle(name).folder == MODELS / name
+    assert load_bundle(f"./{name}").folder == tmp_path / name
+
+
+@pytest.mark.parametrize("name", ["mine", "./mine", "../{here}/mine", "{tmp}/mine", "~/mine"])
+def test_a_bundle_of_one_s_own_is_named_by_its_folder(folder, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    bundle = load_bundle(name.format(here=tmp_path.name, tmp=tmp_path))
+    assert (bundle.name, bundle.folder.resolve()) == ("mine", folder)
+
+
+def test_no_name_at_all_is_no_bundle(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    with pytest.raises(BadSetting, match=r"there are .*collaborative"):
+        load_bundle("")
+    assert load_bundle(".").name == "mine"
+
+
 def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(BadSetting, match=r"bundle 'colaborative': no bundle.json in .*; there are .*collaborative"):
         load_bundle("colaborative")

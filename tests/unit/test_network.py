@@ -198,6 +198,25 @@ def test_a_base_without_a_fast_tokenizer_file_still_gives_one(tmp_path, tiny_bas
     assert found.encode("a fine film").ids == tokenizer.encode("a fine film").ids
 
 
+def test_a_pickled_checkpoint_is_never_read(tmp_path, tiny_base):
+    model, _ = tiny_base("bert")
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(WrongWeights, match="transformers cannot load an encoder from it"):
+        load_base(str(tmp_path))
+
+
+def test_code_beside_the_weights_is_never_run(tmp_path, tiny_base):
+    model, _ = tiny_base("bert")
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    own = {"auto_map": {"AutoConfig": "own.Own", "AutoModel": "own.Own"}, "model_type": "own"}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **own}))
+    (tmp_path / "own.py").write_text("raise SystemExit('code of the folder')")
+    with pytest.raises(WrongWeights, match="transformers cannot load an encoder from it"):
+        load_base(str(tmp_path))
+
+
 def test_a_folder_without_an_encoder_is_refused(tmp_path):
     with pytest.raises(WrongWeights, match="transformers cannot load an encoder from it"):
         load_base(str(tmp_path))

@@ -2,14 +2,16 @@
 
 import os
 import re
+import traceback
 from pathlib import Path
 
 import pytest
 import yaml
 
+from services.lab.client import key_of
 from shared.errors import BadSetting
 from shared.link import Backend
-from shared.settings import DEFAULT_LINKS, DEFAULT_UPSTREAMS, Settings, load_settings
+from shared.settings import DEFAULT_LINKS, DEFAULT_UPSTREAMS, Settings, load_settings, unread_env_file
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +49,7 @@ def test_what_the_containers_read_from_the_environment_stops_no_tier_beside_them
 
 def test_every_setting_reaches_a_container():
     compose = yaml.safe_load((Path(__file__).resolve().parents[2] / "docker-compose.yml").read_text())
-    fixed = {"host", "link_state_dir"}  # by the image and by the volumes
+    fixed = {"link_state_dir"}  # by the volumes
     keys = {"key_file", "door_key_file"}  # deploy/compose.keys.yml, with the secrets
     for tier in ("end", "edge", "cloud"):
         given = {name.removeprefix("TIERWISE_").lower() for name in compose["services"][tier]["environment"]}
@@ -57,11 +59,11 @@ def test_every_setting_reaches_a_container():
 def test_variables_win_over_defaults(monkeypatch):
     monkeypatch.setenv("TIERWISE_PORT", "9000")
     monkeypatch.setenv("TIERWISE_LINKS", "netem")
-    monkeypatch.setenv("TIERWISE_UPSTREAMS", " cloud=http://cloud:8082/?a=b , edge=http://edge:8081,")
+    monkeypatch.setenv("TIERWISE_UPSTREAMS", " cloud=http://cloud:8082/a=b , edge=http://edge:8081,")
     monkeypatch.setenv("TIERWISE_UPSTREAM_TIMEOUT_MS", "250.5")
     settings = load_settings("end")
     assert (settings.port, settings.links, settings.upstream_timeout_ms) == (9000, Backend.NETEM, 250.5)
-    assert list(settings.upstreams.items()) == [("cloud", "http://cloud:8082/?a=b"), ("edge", "http://edge:8081")]
+    assert list(settings.upstreams.items()) == [("cloud", "http://cloud:8082/a=b"), ("edge", "http://edge:8081")]
 
 
 def test_an_empty_list_cuts_a_tier_off(monkeypatch):
@@ -122,3 +124,148 @@ def test_a_bad_value_is_named_with_its_key_and_what_was_expected(monkeypatch, ke
 def test_settings_do_not_change_once_read():
     with pytest.raises(ValueError, match="frozen"):
         load_settings("end").port = 1
+
+
+SECRET = "correct-horse-battery"
+
+
+@pytest.mark.parametrize("setting", ["TIERWISE_UPSTREAMS", "TIERWISE_OTLP_ENDPOINT"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"http://svc:{SECRET}@127.0.0.1:8181",
+        f"https://{SECRET}@edge",
+        f"http://:{SECRET}@edge:8081/",
+        f"http://svc%3A{SECRET}%40@edge",
+        f"http://svc:pass/{SECRET}@edge",
+        f"http://svc:pass,{SECRET}@edge",
+        f"http://svc:a=b,c={SECRET}@edge",
+        f"http:svc:{SECRET}@edge",
+        f"http:/svc:{SECRET}@edge",
+        f"http://edge:99999@{SECRET}",
+        f"http://edge:8081/?key={SECRET}",
+        f"http://edge:8081?{SECRET}",
+        f"http://edge:8081/#{SECRET}",
+        f"ftp://svc:{SECRET}@edge",
+    ],
+)
+def test_a_secret_in_an_address_stops_the_start_and_is_not_shown(monkeypatch, setting, url):
+    monkeypatch.setenv(setting, f"edge={url}" if setting == "TIERWISE_UPSTREAMS" else url)
+    with pytest.raises(BadSetting) as caught:
+        load_settings("end")
+    assert setting in str(caught.value)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["PORT", "HOST", "POLICY", "LINKS", "BUNDLE", "END_UPSTREAMS", "DEADLINE_MS"])
+def test_no_setting_shows_a_password_that_was_put_there(monkeypatch, name):
+    monkeypatch.setenv(f"TIERWISE_{name}", f"http://svc:{SECRET}@edge:8081")
+    with pytest.raises(BadSetting, match=f"TIERWISE_{name}: .*TIERWISE_KEY_FILE") as caught:
+        load_settings("end")
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("setting", ["TIERWISE_KEY_FILE", "TIERWISE_DOOR_KEY_FILE"])
+@pytest.mark.parametrize("value", [SECRET, f"Bearer {SECRET}", f"/{SECRET}=", SECRET * 100])
+def test_a_key_in_the_place_of_its_file_is_not_shown(monkeypatch, setting, value):
+    monkeypatch.setenv(setting, value)
+    with pytest.raises(BadSetting, match=f"{setting}: the file that it names is missing") as caught:
+        load_settings("end")
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    with pytest.raises(BadSetting, match=setting) as caught:
+        key_of(setting)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://edge:0", "http://edge :8081", "http://edge\t", "http:\\\\edge", "http:edge", "http:/edge", "//edge"],
+)
+def test_an_address_that_clients_read_in_another_way_is_refused(monkeypatch, url):
+    monkeypatch.setenv("TIERWISE_UPSTREAMS", f"edge={url}/x")
+    with pytest.raises(BadSetting, match=r"^TIERWISE_UPSTREAMS='.*no http\(s\) URL"):
+        load_settings("end")
+
+
+ORDER = ("end", "edge", "cloud")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"HOST": "127.0.0.1"},
+        {"HOST": "127.3.2.1"},
+        {"HOST": "localhost"},
+        {"HOST": "::1"},
+        {"HOST": "::ffff:127.0.0.1"},
+        {"HOST": "0.0.0.0", "ALLOW_OPEN": "true"},
+        {"HOST": "0.0.0.0", "KEY_FILE": __file__},
+        {"HOST": "0.0.0.0", "DOOR_KEY_FILE": __file__},
+        {"HOST": "0.0.0.0", "PUBLISHED": ""},
+        {"HOST": "0.0.0.0", "PUBLISHED": "127.0.0.1:9000"},
+        {"HOST": "::", "PUBLISHED": "[::1]:9000"},
+    ],
+)
+def test_a_tier_starts_where_only_this_machine_reaches_it_or_a_key_guards_it(monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(f"TIERWISE_{name}", value)
+    load_settings("end").check(ORDER)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"HOST": "0.0.0.0"},
+        {"HOST": "0"},
+        {"HOST": "::"},
+        {"HOST": "192.0.2.1"},
+        {"HOST": "::ffff:0.0.0.0"},
+        {"HOST": "a-name.invalid"},
+        {"HOST": "0.0.0.0", "ALLOW_OPEN": "false"},
+        {"HOST": "0.0.0.0", "PUBLISHED": "0.0.0.0:8080"},
+        {"HOST": "0.0.0.0", "PUBLISHED": "8080"},
+        {"HOST": "0.0.0.0", "PUBLISHED": "[::]:8080"},
+    ],
+)
+def test_a_tier_that_other_machines_reach_does_not_start_without_a_key(monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(f"TIERWISE_{name}", value)
+    with pytest.raises(BadSetting, match=r"machines reach this tier.*TIERWISE_KEY_FILE.*TIERWISE_ALLOW_OPEN=true"):
+        load_settings("end").check(ORDER)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "TIERWISE_PORT=9000\n",
+        "# ours\n\n  export TIERWISE_PORT = 9000\r\n",
+        "\ufeffTIERWISE_PORT: 9000",
+        "A=1\nTIERWISE_PORT='9000' # odd",
+        b"\xff\nTIERWISE_PORT=9000",
+    ],
+)
+def test_an_env_file_that_is_not_read_is_told_in_one_line(monkeypatch, tmp_path, content):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_bytes(content if isinstance(content, bytes) else content.encode())
+    said = unread_env_file()
+    assert said == ".env is for containers and is not read here: TIERWISE_PORT must be exported to count"
+    monkeypatch.setenv("TIERWISE_PORT", "9000")
+    assert unread_env_file() is None
+
+
+@pytest.mark.parametrize("content", ["", "A=1\n", "# TIERWISE_PORT=9000\n", "A=TIERWISE_PORT\n", None])
+def test_an_env_file_without_settings_of_ours_is_nobody_s_business(monkeypatch, tmp_path, content):
+    monkeypatch.chdir(tmp_path)
+    if content is None:
+        (tmp_path / ".env").mkdir()
+    else:
+        (tmp_path / ".env").write_text(content)
+    assert unread_env_file() is None
+
+
+def test_only_names_of_an_env_file_are_shown(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("".join(f"TIERWISE_{name}=secret\n" for name in "ABCDE"))
+    assert "TIERWISE_A, TIERWISE_B, TIERWISE_C, ... must" in unread_env_file()

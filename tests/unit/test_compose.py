@@ -1,0 +1,129 @@
+"""The containers' files, as Compose reads them: limits on every service, and who may ask each tier without a key."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from shared.errors import BadSetting
+from shared.settings import load_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+TIERS = ("end", "edge", "cloud")
+KEYS = {"TIERWISE_TIER_KEY": "./README.md", "TIERWISE_DOOR_KEY": "./README.md"}
+HOST = ("docker-compose.yml", "deploy/compose.host.yml")
+
+
+def composes():
+    asked = ["docker", "compose", "version"]
+    return shutil.which("docker") and subprocess.run(asked, capture_output=True).returncode == 0
+
+
+pytestmark = pytest.mark.skipif(not composes(), reason="no Docker Compose")
+
+
+@pytest.fixture
+def services(tmp_path):
+    """What Compose makes of some files: service -> its settings."""
+
+    def read(*files, **environment):
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("TIERWISE_", "COMPOSE_"))}
+        named = [word for file in files or ["docker-compose.yml"] for word in ("-f", str(ROOT / file))]
+        command = ["docker", "compose", "--project-directory", str(ROOT), "--env-file", os.devnull, *named]
+        done = subprocess.run(
+            [*command, "--profile", "lab", "config", "--format", "json"],
+            env={**clean, **environment},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)["services"]
+
+    return read
+
+
+@pytest.mark.parametrize("overlay", [None, "gpu", "host", "keys", "pinned", "quiet"])
+def test_every_service_has_limits(services, overlay):
+    files = ["docker-compose.yml", *([f"deploy/compose.{overlay}.yml"] if overlay else [])]
+    found = services(*files, **KEYS)
+    assert len(found) == 9
+    for name, service in found.items():
+        assert 0 < int(service["mem_limit"]) <= 8 << 30, name
+        assert 0 < service["pids_limit"] <= 1024, name
+        assert service["logging"]["options"].keys() == {"max-size", "max-file"}, name
+        assert all("size=" in mount for mount in service.get("tmpfs", [])), name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service.get("read_only") or name == "lab", name
+
+
+def test_a_limit_can_be_set_for_each_tier(services, monkeypatch):
+    chosen = {f"TIERWISE_{tier.upper()}_MEMORY": f"{gigabytes}g" for gigabytes, tier in enumerate(TIERS, 3)}
+    found = services(**chosen)
+    assert [int(found[tier]["mem_limit"]) >> 30 for tier in TIERS] == [3, 4, 5]
+    for name, value in chosen.items():  # and it stops no tier that runs beside the containers
+        monkeypatch.setenv(name, value)
+    load_settings("end")
+
+
+def test_nobody_is_an_administrator_of_the_dashboards_by_a_known_password(services):
+    said = services()["grafana"]["environment"]
+    assert said["GF_AUTH_BASIC_ENABLED"] == "false"
+    assert said["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
+    assert said["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+
+
+def test_pulled_images_can_be_had_by_their_bytes(services):
+    found = services("docker-compose.yml", "deploy/compose.pinned.yml")
+    digest = r"@sha256:[0-9a-f]{64}"
+    for name, service in found.items():
+        pulled = service["build"]["args"]["PYTHON"] if "build" in service else service["image"]
+        assert re.search(digest, pulled), name
+
+
+def starts(monkeypatch, environment, tier):
+    """Whether a tier with a container's environment would start, as far as its address and keys are concerned."""
+    for key in [key for key in os.environ if key.startswith("TIERWISE_")]:
+        monkeypatch.delenv(key)
+    for key, value in environment.items():
+        if value is not None and not key.endswith("KEY_FILE"):
+            monkeypatch.setenv(key, value)
+        elif value is not None:
+            monkeypatch.setenv(key, str(ROOT / "README.md"))
+    try:
+        load_settings(tier).check(TIERS)
+    except BadSetting as error:
+        if "other machines reach this tier" not in str(error):
+            raise
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("files", "environment", "open_tiers"),
+    [
+        (("docker-compose.yml",), {}, TIERS),
+        (("docker-compose.yml",), {"TIERWISE_BIND": "127.0.0.1:9000"}, TIERS),
+        (("docker-compose.yml",), {"TIERWISE_BIND": "0.0.0.0:8080"}, ("edge", "cloud")),
+        (("docker-compose.yml",), {"TIERWISE_BIND": "8080"}, ("edge", "cloud")),
+        (("docker-compose.yml",), {"TIERWISE_BIND": "8080", "TIERWISE_ALLOW_OPEN": "true"}, TIERS),
+        (("docker-compose.yml", "deploy/compose.keys.yml"), {"TIERWISE_BIND": "8080", **KEYS}, TIERS),
+        (HOST, {}, ("end",)),
+        (HOST, {"TIERWISE_EDGE_BIND": "127.0.0.1:8081"}, ("end", "edge")),
+        (HOST, {"TIERWISE_ALLOW_OPEN": "true"}, TIERS),
+        ((*HOST, "deploy/compose.keys.yml"), KEYS, TIERS),
+    ],
+)
+def test_a_port_that_is_opened_to_other_machines_needs_a_key(services, monkeypatch, files, environment, open_tiers):
+    found = services(*files, **environment)
+    assert [tier for tier in TIERS if starts(monkeypatch, found[tier]["environment"], tier)] == list(open_tiers)
+
+
+def test_the_lab_s_own_tiers_are_held_to_the_same(services, monkeypatch):
+    for environment, starting in (({}, True), ({"TIERWISE_BIND": "8080"}, False)):
+        own = {"TIERWISE_HOST": "0.0.0.0", **services(**environment)["lab"]["environment"]}
+        assert starts(monkeypatch, own, "end") is starting

@@ -1,0 +1,81 @@
+"""The lock file: every package by its bytes, and the part of it that an image needs."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCK = (ROOT / "requirements.lock").read_text()
+PINS = set(re.findall(r"^([a-z0-9-]+)==", LOCK, re.MULTILINE))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def lock(*arguments, status=0):
+    done = subprocess.run([sys.executable, ROOT / "deploy" / "lock.py", *arguments], capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    return done.stdout
+
+
+def names(lines):
+    return {re.split(r"[^A-Za-z0-9-]", line)[0].lower() for line in lines}
+
+
+def test_every_package_is_pinned_with_the_hashes_of_its_files():
+    pin, digest = r"^[a-z0-9-]+==[^\s;]+(?: ;.*)? \\\n", r"    --hash=sha256:[0-9a-f]{64}(?: \\)?\n"
+    entries = re.findall(f"{pin}(?:{digest})+", LOCK, re.MULTILINE)
+    assert len(entries) == len(PINS) > 80
+
+
+def test_every_dependency_is_in_the_lock_but_torch_which_pyproject_pins():
+    extras = PROJECT["optional-dependencies"]
+    assert names([*PROJECT["dependencies"], *(line for lines in extras.values() for line in lines)]) - PINS == {"torch"}
+    assert re.fullmatch(r"torch==\d+\.\d+\.\d+\n", lock("--torch"))
+
+
+def test_no_machine_s_own_index_or_path_is_in_it():
+    for line in LOCK.splitlines():
+        assert not re.search(r"://|--index|--find|file:|\+cpu| /", line), line
+
+
+@pytest.mark.parametrize("extras", ["", "[otel]", "[lab,otel]"])
+def test_a_part_holds_what_was_asked_for_and_all_that_it_needs(extras):
+    part = lock("--pick", f"tierwise{extras}")
+    listed = [*PROJECT["dependencies"]]
+    for extra in filter(None, extras.strip("[]").split(",")):
+        listed += PROJECT["optional-dependencies"][extra]
+    found = names(re.findall(r"^[a-z0-9-]+==", part, re.MULTILINE))
+    assert names(listed) - {"torch"} <= found
+    assert {"sympy", "networkx", "anyio", "h11", "certifi"} <= found  # torch's, and those of others
+    assert not {"pytest", "ruff", "mypy", "pip-tools"} & found
+    assert ("opentelemetry-sdk" in found, "peft" in found) == ("otel" in extras, "lab" in extras)
+    assert set(part.splitlines()) <= set(LOCK.splitlines())
+
+
+def test_a_name_that_is_not_in_the_lock_is_refused():
+    lock("--pick", "left-pad", status=1)
+
+
+def test_images_and_make_take_packages_by_their_hashes_alone():
+    for path in ("Makefile", "deploy/docker/Dockerfile"):
+        text = (ROOT / path).read_text().replace("\\\n", " ")
+        for step in re.findall(r"(?:pip install|\$\(PIP\)) (.*)", text):
+            assert (
+                "--require-hashes" in step
+                or "lock.py --torch" in step
+                or "--no-build-isolation" in step
+                or (
+                    "--quiet" in step and "--disable" in step  # what $(PIP) stands for
+                )
+            ), f"{path}: {step}"
+
+
+def test_the_tier_s_image_has_what_its_settings_may_ask_for():
+    """TIERWISE_OTLP_ENDPOINT reaches the containers, so the exporter must be in their image."""
+    tier, _, _ = (ROOT / "deploy/docker/Dockerfile").read_text().partition("FROM tier AS lab")
+    (step,) = re.findall(r"--pick '(tierwise[^']*)' >picked", tier)
+    found = names(lock("--pick", step).splitlines())
+    assert {"opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"} <= found
