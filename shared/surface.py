@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from structlog.contextvars import bound_contextvars
 
 from shared import __version__
-from shared.body import parse, read, validate
+from shared.body import Shelf, parse, read, validate
 from shared.bundle import Bundle
 from shared.contracts import (
     CONTRACT_VERSION,
@@ -48,6 +48,7 @@ from shared.tier import Tier
 from shared.tracing import Traces
 
 log = structlog.get_logger()
+_BODIES = 32  # full-sized ones that may be in memory at a time
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -91,6 +92,7 @@ class Surface:
         self.ledger, self.traces = ledger, traces
         self.key, self.door_key = read_key(settings.key_file), read_key(settings.door_key_file)
         self.telemetry = tier.telemetry
+        self.shelf = Shelf(_BODIES * settings.max_body_bytes)
 
     def add_routes(self) -> None:
         add = self.app.add_api_route
@@ -203,13 +205,14 @@ class Surface:
         with (
             self.traces.span(request.url.path, request.headers) as span,
             bound_contextvars(request_id=request_id, trace_id=span.trace_id),
+            self.shelf.place() as place,
         ):
             headers = {"x-request-id": request_id, "traceparent": span.traceparent}
             try:
                 if self.app.state.draining:
                     raise Draining("this tier is shutting down")
                 authorize(request, key)
-                body = await read(request, self.settings.max_body_bytes, self.settings.body_timeout_ms / 1e3)
+                body = await read(request, self.settings.max_body_bytes, self.settings.body_timeout_ms / 1e3, place)
                 at_door()
                 done = await while_waited_for(request, work(body, request_id, dict(headers)))
                 outcome, policy, status = done.outcome, done.policy, 200
