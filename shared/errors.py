@@ -11,6 +11,7 @@ TierwiseError
   Refused                  by the surface, before the pipeline sees it; carries its status
   QueueFull, Draining      refused at the door
   CallerLeft               nobody waits for the answer any more
+  Failed                   an exception that nobody expected; its cause is logged, never sent
 """
 
 from __future__ import annotations
@@ -76,6 +77,13 @@ class Draining(TierwiseError):
 
 class CallerLeft(TierwiseError):
     """Nobody waits for the answer any more."""
+
+
+class Failed(TierwiseError):
+    """Something broke inside: a bug of ours, or of a user's policy."""
+
+    def __init__(self) -> None:
+        super().__init__("this tier failed on the request; its log has the error, under this request id")
 
 
 class Refused(TierwiseError):

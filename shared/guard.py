@@ -1,4 +1,5 @@
-"""Who may ask, and whether somebody still waits: limits on heads, bearer keys from secret files, callers who leave."""
+"""Who may ask, and whether somebody still waits: limits on heads, bearer keys from secret files, callers who leave; and
+the edge where an exception that nobody expected becomes an answer."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.errors import BadSetting, CallerLeft, Refused
 
@@ -19,18 +20,37 @@ LEAST_KEY = 16  # characters
 HEAD_BYTES = 16_384  # of a request's line and headers
 
 
-class HeadLimit:
-    """Refuses a request whose line and headers are too long (h11 bounds only those that come in pieces), or that states
-    its length in two ways, which may hide a second request (RFC 9112, 6.1)."""
+class Edge:
+    """The outermost edge of the app: refuses bad heads, and turns what broke into an answer.
 
-    def __init__(self, app: ASGIApp, refuse: Callable[[Request, Refused], Response]) -> None:
-        self._app, self._refuse = app, refuse
+    A head is bad if its line and headers are too long, or if it states its length in two ways, which may hide a second
+    request (RFC 9112, 6.1).
+    """
+
+    def __init__(self, app: ASGIApp, answer: Callable[[Request, BaseException], Response]) -> None:
+        self._app, self._answer = app, answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or (problem := _wrong(scope)) is None:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
-        else:
-            await self._refuse(Request(scope), problem)(scope, receive, send)
+            return
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        problem: BaseException | None = _wrong(scope)
+        if problem is None:
+            try:
+                await self._app(scope, receive, watched)
+            except (Exception, SystemExit) as error:
+                if started:  # half an answer: the server hangs up
+                    raise
+                problem = error
+        if problem is not None:
+            await self._answer(Request(scope), problem)(scope, receive, send)
 
 
 def _wrong(scope: Scope) -> Refused | None:
@@ -93,7 +113,7 @@ async def while_waited_for(request: Request, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         CallerLeft: nobody waits for the answer.
     """
-    doing = asyncio.ensure_future(work)
+    doing = asyncio.ensure_future(_without_exit(work))
     leaving = asyncio.ensure_future(_left(request))
     try:
         await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -105,6 +125,14 @@ async def while_waited_for(request: Request, work: Coroutine[Any, Any, T]) -> T:
     finally:
         doing.cancel()
         leaving.cancel()
+
+
+async def _without_exit(work: Coroutine[Any, Any, T]) -> T:
+    """asyncio ends the whole server where a task raises SystemExit."""
+    try:
+        return await work
+    except SystemExit as error:
+        raise RuntimeError(f"SystemExit: {error}") from error
 
 
 async def _left(request: Request) -> None:

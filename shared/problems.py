@@ -19,6 +19,7 @@ _STATUS: dict[type[TierwiseError], tuple[int, str, str]] = {
     Draining: (503, "draining", "draining"),
     DeadlinePassed: (504, "deadline-passed", "deadline"),
 }
+_INTERNAL = (500, "internal", None)  # any other error is no caller's doing
 _REFUSALS = {
     400: "bad_request",
     401: "unauthorized",
@@ -40,6 +41,7 @@ _TITLES = {
     429: "Too busy",
     431: "Headers too large",
     499: "The caller left",
+    500: "Failed inside",
     503: "Shutting down",
     504: "Deadline passed",
 }
@@ -64,13 +66,10 @@ class Verdict:
 
 
 def judge(error: TierwiseError) -> Verdict:
-    """The verdict on an error; one that no caller causes is a bug, and raised again."""
+    """The verdict on an error."""
     if isinstance(error, Refused):
         return Verdict(error.status, error.kind, _REFUSALS.get(error.status), error.errors)
-    known = next((row for base, row in _STATUS.items() if isinstance(error, base)), None)
-    if known is None:
-        raise error
-    return Verdict(*known)
+    return Verdict(*next((row for base, row in _STATUS.items() if isinstance(error, base)), _INTERNAL))
 
 
 def document(error: TierwiseError, request_id: str, headers: Mapping[str, str]) -> Response:

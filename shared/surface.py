@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from structlog.contextvars import bound_contextvars
 
 from shared import __version__
-from shared.body import parse, read, validate
+from shared.body import Shelf, parse, read, validate
 from shared.bundle import Bundle
 from shared.contracts import (
     CONTRACT_VERSION,
@@ -33,9 +33,10 @@ from shared.contracts import (
     InferRequest,
     InferResponse,
 )
-from shared.errors import Draining, Refused, TierwiseError
+from shared.errors import Draining, Failed, Refused, TierwiseError
+from shared.failures import account
 from shared.front import Front
-from shared.guard import HeadLimit, authorize, read_keys, while_waited_for
+from shared.guard import Edge, authorize, read_keys, while_waited_for
 from shared.ledger import Ledger
 from shared.machine import cpus
 from shared.network import Network
@@ -47,6 +48,7 @@ from shared.telemetry import NO_POLICY
 from shared.tracing import Traces
 
 log = structlog.get_logger()
+_BODIES = 32  # full-sized ones that may be in memory at a time
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -91,6 +93,7 @@ class Surface:
         self.ledger, self.traces = ledger, traces
         self.keys = read_keys(settings.door_key_file, settings.key_file)
         self.tier, self.telemetry = front.tier, front.tier.telemetry
+        self.shelf = Shelf(_BODIES * settings.max_body_bytes)
 
     def add_routes(self) -> None:
         add = self.app.add_api_route
@@ -106,7 +109,7 @@ class Surface:
                 endpoint,
                 methods=["POST"],
                 response_model=gives,
-                responses=problems(400, 401, 408, 413, 415, 422, 429, 431, 503, 504),
+                responses=problems(400, 401, 408, 413, 415, 422, 429, 431, 500, 503, 504),
                 openapi_extra={"requestBody": body, **keyed(key is not None)},
             )
         head = problems(400, 431)
@@ -116,7 +119,7 @@ class Surface:
         add("/metrics", self.metrics, methods=["GET"], responses=head, response_class=PlainTextResponse)
         complete(self.app)
         self.app.add_exception_handler(HTTPException, self.on_http_error)
-        self.app.add_middleware(HeadLimit, refuse=self.on_bad_head)
+        self.app.add_middleware(Edge, answer=self.on_failure)
 
     async def classify(self, request: Request) -> Response:
         return await self._answer(request, self.keys.door, self._classify, at_door=self.tier.worker.admit)
@@ -204,13 +207,14 @@ class Surface:
         with (
             self.traces.span(request.url.path, request.headers) as span,
             bound_contextvars(request_id=request_id, trace_id=span.trace_id),
+            self.shelf.place() as place,
         ):
             headers = {"x-request-id": request_id, "traceparent": span.traceparent}
             try:
                 if self.app.state.draining:
                     raise Draining("this tier is shutting down")
                 authorize(request, key)
-                body = await read(request, self.settings.max_body_bytes, self.settings.body_timeout_ms / 1e3)
+                body = await read(request, self.settings.max_body_bytes, self.settings.body_timeout_ms / 1e3, place)
                 at_door()
                 done = await while_waited_for(request, work(body, request_id, dict(headers)))
                 outcome, policy, status = done.outcome, done.policy, 200
@@ -220,13 +224,15 @@ class Surface:
                     headers["connection"] = "close"
                 content = done.answer.model_dump_json(by_alias=True).ljust(done.least_bytes)
                 return Response(content, 200, headers, "application/json")
-            except (TierwiseError, asyncio.CancelledError) as error:
-                if isinstance(error, asyncio.CancelledError):
-                    if not self.app.state.draining:
-                        raise
-                    error = Draining("this tier stopped before it was answered")
+            except asyncio.CancelledError:
+                if not self.app.state.draining:
+                    raise
+                outcome, status = "rejected", 503
+                return self._problem(Draining("this tier stopped before it was answered"), request_id, headers)
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - the outermost edge: a user's policy may raise anything
                 refused = self._problem(error, request_id, headers)
-                outcome, status = "rejected", refused.status_code
+                status = refused.status_code
+                outcome = "error" if status == 500 else "rejected"
                 return refused
             finally:
                 seconds = time.perf_counter() - started
@@ -283,7 +289,11 @@ class Surface:
         if len(inputs) > self.settings.max_inputs:
             raise Refused(413, "too-large", f"{len(inputs)} inputs; at most {self.settings.max_inputs} in one request")
 
-    def _problem(self, error: TierwiseError, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
+    def _problem(self, error: BaseException, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
+        """An error's document. One that no caller caused is logged with its cause, and told without it."""
+        if not isinstance(error, TierwiseError) or judge(error).status == 500:
+            log.error("failed", **{"request_id": request_id, **account(error)})
+            error = Failed()
         if reason := judge(error).reason:
             self.telemetry.rejected.labels(self.tier.name, reason).inc()
         return document(error, request_id, headers or {})
@@ -295,8 +305,9 @@ class Surface:
         detail = f"{request.method} {request.url.path[:200]}: {error.detail}; see /docs"
         return self._problem(Refused(error.status_code, kind, detail), _request_id(request), error.headers)
 
-    def on_bad_head(self, request: Request, problem: Refused) -> Response:
-        return self._problem(problem, _request_id(request), {"connection": "close"})
+    def on_failure(self, request: Request, error: BaseException) -> Response:
+        """What the server's edge refuses, and what broke outside of `_answer`."""
+        return self._problem(error, _request_id(request), {"connection": "close"})
 
 
 def _request_id(request: Request) -> str:

@@ -3,7 +3,8 @@
 Tokens are mapped to words by character offsets, which holds for WordPiece and for byte-level BPE. A text longer than
 the tier reads is read at both ends (head + tail): reviews state their verdict early or late. Words in the gap are
 *unread*, not lost: pruning keeps them. What is too far from both ends to be read is not tokenized: a megabyte of
-punctuation would hold the process for seconds. Left out: tokenizers without offsets (slow ones such as BERTweet's).
+punctuation would hold the process for seconds. A control token typed in a text is text. Left out: tokenizers without
+offsets (slow ones such as BERTweet's).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class SpecialTokens:
     def __init__(self, tokenizer: Tokenizer) -> None:
         tokenizer.no_truncation()  # the files of both base models carry truncation at 128 and fixed padding
         tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True  # `[SEP]` typed in a text is four letters and brackets, not a separator
         self.tokenizer = tokenizer
         pad = next((t for t in ("[PAD]", "<pad>") if tokenizer.token_to_id(t) is not None), None)
         self.pad_id = (tokenizer.token_to_id(pad) if pad else None) or 0

@@ -3,7 +3,7 @@
 A policy may decide before local inference (`before`), after it (`after`), or both; it may name any reachable tier and
 say whether that tier must answer (`final`) or may decide again. It also chooses the exit rule, the pruning and the
 ensemble's weights. The same objects decide live and in replay. To add one: put a module with a subclass of `Policy`
-into this folder and give it a `name`.
+into this folder and give it a `name`. A module that cannot be imported is left out, and said.
 
     collaborative       Zhang et al. 2025 (arXiv 2412.12102): early exit, S-curve offloading, pruning, ensemble
     tabi                the same without early exit (theta = 0), as that paper reproduces Tabi (Wang et al. 2023)
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from shared.errors import BadSetting, UnknownPolicy, plain
+from shared.failures import in_short
 from shared.policies.bandits import AdaEE, ISplitEE, SplitEE, SplitEES
 from shared.policies.base import STAY, Clues, Decision, Outcome, Policy, State, Visit, Where, answer_at
 from shared.policies.collaborative import Collaborative, Tabi
@@ -39,6 +41,7 @@ from shared.policies.leaving import DeeBert, EarlyExit, Pabee
 from shared.pools import Signature
 
 __all__ = [
+    "BROKEN",
     "POLICIES",
     "STAY",
     "AdaEE",
@@ -72,15 +75,7 @@ __all__ = [
 ]
 
 
-def _named(base: type[Policy]) -> Iterator[type[Policy]]:
-    for policy in base.__subclasses__():
-        if "name" in vars(policy):
-            yield policy
-        yield from _named(policy)
-
-
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+_log = logging.getLogger(__name__)  # a command says it on standard error, a tier in its log
 _FIRST: tuple[type[Policy], ...] = (
     Collaborative,
     Tabi,
@@ -96,7 +91,38 @@ _FIRST: tuple[type[Policy], ...] = (
     Random,
     Oracle,
 )
-POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in (*_FIRST, *_named(Policy))}
+POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in _FIRST}
+BROKEN: dict[str, str] = {}  # module of this folder that cannot be used -> why; it breaks nothing but itself
+
+
+def _named(base: type[Policy]) -> Iterator[type[Policy]]:
+    for policy in base.__subclasses__():
+        if "name" in vars(policy):
+            yield policy
+        yield from _named(policy)
+
+
+def _add(module: str) -> None:
+    """Import a module of this folder and offer its policies.
+
+    Raises:
+        BadSetting: a policy's name is no text, or another policy has it.
+    """
+    importlib.import_module(f"{__name__}.{module}")
+    here = f"{__name__}.{module}."
+    own = [policy for policy in _named(Policy) if f"{policy.__module__}.".startswith(here) and policy not in _FIRST]
+    for policy in own:
+        if not isinstance(policy.name, str) or policy.name in POLICIES or policy.name.endswith("-only"):
+            raise BadSetting(f"{policy.__name__}: the name {policy.name!r} is no text, or taken: choose another")
+    POLICIES.update({policy.name: policy for policy in own})
+
+
+for _module in pkgutil.iter_modules(__path__):
+    try:
+        _add(_module.name)
+    except (Exception, SystemExit) as _error:  # noqa: BLE001 - a user's code may raise anything
+        BROKEN[_module.name] = in_short(_error)
+        _log.warning("policy module %s is left out: %s", _module.name, BROKEN[_module.name])
 
 
 def names(tiers: Sequence[str]) -> list[str]:
@@ -112,9 +138,13 @@ def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping
     """
     given = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = given.pop("name", None)
+    if isinstance(name, str) and name in BROKEN and name not in POLICIES:
+        raise UnknownPolicy(f"policy {name!r}: its module cannot be used: {BROKEN[name]}")
     if name not in names(tiers):
         live = ", ".join(known for known in names(tiers) if known != Oracle.name)
-        raise UnknownPolicy(f"unknown policy {name!r}: choose one of {live} (or {Oracle.name}, in replay only)")
+        raise UnknownPolicy(
+            f"unknown policy {name!r}: choose one of {live} (or {Oracle.name}, in replay only){_left_out()}"
+        )
     elsewhere = [tier for value in given.values() if isinstance(value, dict) for tier in value if tier not in tiers]
     if isinstance(given.get("tier"), str) and given["tier"] not in tiers:
         elsewhere.append(given["tier"])
@@ -130,6 +160,10 @@ def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping
         unknown = any(problem["type"] == "extra_forbidden" for problem in error.errors())
         known = f" (parameters: {', '.join(POLICIES[name].model_fields)})" if unknown else ""
         raise UnknownPolicy(f"policy {name!r}: {_problems(error)}{known}") from error
+
+
+def _left_out() -> str:
+    return f"; left out, as they cannot be used: {', '.join(BROKEN)}" if BROKEN else ""
 
 
 def _problems(error: ValidationError) -> str:

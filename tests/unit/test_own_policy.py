@@ -1,10 +1,13 @@
 """The README's "write your own policy", pasted as it says: into the folder of a copy of the code."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 USE = """
@@ -43,3 +46,52 @@ def test_the_pasted_policy_works(tmp_path, tiny_bundle):
             [sys.executable, "-c", code, str(tiny_bundle)], cwd=tmp_path, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
+
+
+POLICY = "from shared.policies.base import Policy\nclass {}(Policy):\n    name = {!r}\n"
+GOOD = POLICY.format("Good", "good")
+BROKEN = {
+    "syntax error": "class Mine(Policy:\n    pass\n",
+    "missing package": "import a_package_that_nobody_has\n",
+    "raises": POLICY.format("Mine", "mine") + "raise RuntimeError('half way')\n",
+    "exits": "import sys\nsys.exit(3)\n",
+    "a name that is no text": POLICY.format("Mine", ["mine"]),
+    "a name that is taken": POLICY.format("Mine", "tabi"),
+    "a tier's policy": POLICY.format("Mine", "cloud-only"),
+    "a bad field": POLICY.format("Mine", "mine") + "    x: 'nothing' = 1 / 0\n",
+    "a byte that is no text": "\x00\n",
+}
+OTHERS = """
+from shared.errors import UnknownPolicy
+from shared.policies import build, names
+tiers = ("end", "edge", "cloud")
+assert build("tabi", tiers, {}).name == "tabi" and build("good", tiers, {}).name == "good"
+assert build("cloud-only", tiers, {}).tier == "cloud"
+assert "mine" not in names(tiers) and len(set(names(tiers))) == len(names(tiers))
+for asked in ("mine", "tabbi"):
+    try:
+        build(asked, tiers, {})
+    except UnknownPolicy as error:
+        assert "mine" in str(error) and "\\n" not in str(error), error
+        print(error)
+    else:
+        raise AssertionError(asked)
+"""
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_module_that_cannot_be_used_breaks_nothing_but_itself_and_is_said_once(tmp_path, how):
+    shutil.copytree(ROOT / "shared", tmp_path / "shared", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "services", tmp_path / "services", ignore=shutil.ignore_patterns("__pycache__", "results"))
+    (tmp_path / "shared" / "policies" / "mine.py").write_text(BROKEN[how])
+    (tmp_path / "shared" / "policies" / "good.py").write_text(GOOD)  # comes after it, or before: no matter
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", OTHERS], cwd=tmp_path, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("mine") >= 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    asked = [sys.executable, "-m", "services.lab.cli", "classify", "a film", "--url", "http://127.0.0.1:1"]
+    client = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True, env=env)
+    assert "http://127.0.0.1:1" in client.stdout + client.stderr  # it went as far as asking
+    assert "Traceback" not in client.stderr

@@ -185,6 +185,32 @@ def test_a_blank_text_is_unreadable_to_all(tokens, text):
         tokens.encode(text, None, 64)
 
 
+CONTROL = ["<pad> <pad> <pad>", "[SEP]", "[MASK]", "</s>", "<mask>", "[CLS]", "[UNK]", "<s>", "[PAD]", "<unk>"]
+
+
+@pytest.mark.parametrize("typed", [*CONTROL, "</s></s>", "film<mask>", "[PAD]film[SEP]", "\xa0<mask>\t", "<pad> " * 20])
+@pytest.mark.parametrize("sides", [(0,), (1,), (0, 1)], ids=["text", "pair", "both"])
+def test_a_control_token_typed_in_a_text_is_read_as_text(tokens, typed, sides):
+    texts = [f"a {typed} film" if side in sides else "a film" for side in (0, 1)]
+    controls = {tokens.tokenizer.token_to_id(token) for name in CONTROL for token in name.split()} - {None}
+    unknown = {tokens.unknown_id, tokens.tokenizer.token_to_id("[UNK]")}  # a bracket the tiny vocabulary does not have
+    encoded = tokens.encode(*texts, 400)
+    read = [(id_, word) for id_, word in zip(encoded.ids, encoded.word_of, strict=True) if word >= 0]
+    assert not {id_ for id_, _ in read} & (controls - unknown)
+    assert encoded.words == " ".join(texts).split()
+    assert {word for _, word in read} == set(range(len(encoded.words)))  # every word, the typed one too
+
+
+@pytest.mark.parametrize("typed", CONTROL)
+def test_the_real_tokenizers_read_a_typed_control_token_as_text_too(real_base, typed):
+    tokenizer = Tokenizer.from_file(str(real_base / "tokenizer.json"))
+    tokens = SpecialTokens(tokenizer)
+    controls = {id_ for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    encoded = tokens.encode(f"a {typed} film", None, 64)
+    assert not {id_ for id_, word in zip(encoded.ids, encoded.word_of, strict=True) if word >= 0} & controls
+    assert "".join(pieces(tokenizer, encoded, 1)).replace("##", "") == typed.split()[0].lower()
+
+
 def test_one_known_word_makes_a_text_or_a_pair_readable(tokens):
     assert tokens.encode("\u200b film", None, 64).words == ["\u200b", "film"]
     assert tokens.encode("\u200b", "film", 64).first_words == 1
