@@ -10,8 +10,8 @@ import pytest
 import structlog
 
 from shared import policies
+from shared.logs import configure_logs
 from shared.policies.base import Decision, Policy
-from shared.service import configure_logs
 
 
 class Unprintable(Exception):
@@ -94,7 +94,7 @@ def test_the_log_names_the_line_of_the_users_code(serve, broken, lines):
 
 def test_a_tier_that_breaks_while_it_describes_itself_answers_with_a_problem_too(serve, lines, monkeypatch):
     caller = serve()
-    monkeypatch.setattr(caller.app.state.tier.states, "described", lambda: 1 / 0)
+    monkeypatch.setattr(caller.app.state.front.states, "described", lambda: 1 / 0)
     response = caller.get("/info")
     assert (response.status_code, response.json()["type"]) == (500, "urn:tierwise:internal")
     (line,) = [line for line in lines() if line["event"] == "failed"]
