@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from services.lab.bench_report import cpu
+from services.lab.picture import pyplot
 from services.lab.plan import Plan, Spec, Targets, choose, confirm, measure, parts
 from services.lab.replay.measured import bench_ms
 from services.lab.tables.trial import Trial
@@ -118,14 +119,14 @@ def write(said: dict[str, Any], out: Path, console: Console) -> None:
     written.write_text(json.dumps(said, indent=1) + "\n")
     draw(said, picture)
     for line in sentences(said):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, highlight=False)
     policy = out.with_name(f"{out.name}.policy.json").resolve()
     if said["feasible"]:
         policy.write_text(json.dumps(said["policy"], indent=1) + "\n")
         print(f"TIERWISE_BUNDLE={said['bundle']}\nTIERWISE_POLICY={policy}")
     else:
         policy.unlink(missing_ok=True)  # an older plan's would pass for this one's
-    console.print(f"written: {written}, {picture}", markup=False)
+    console.print(f"written: {written}, {picture}")
 
 
 def sentences(said: dict[str, Any]) -> list[str]:
@@ -206,11 +207,7 @@ def table(said: dict[str, Any]) -> Table:
 
 def draw(said: dict[str, Any], path: Path) -> None:
     """The front on both parts of the texts, with the bound, the target and the choice."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     tail = said["targets"]["p95_ms"] is not None or said["targets"]["objective"] == "p95"
     time, label = ("p95_ms", "modelled p95 ms") if tail else ("mean_ms", "modelled mean ms")
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
