@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -24,6 +25,17 @@ def address(value: str | None) -> str | None:
         usable = False
     if not usable:
         raise typer.BadParameter(f"{value!r} is no address like http://127.0.0.1:8080")
+    return value
+
+
+def finite(value: float | None) -> float | None:
+    """A number that is one.
+
+    Raises:
+        typer.BadParameter: NaN or infinite, which no range refuses.
+    """
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no number to work with")
     return value
 
 
