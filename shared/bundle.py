@@ -10,19 +10,54 @@ Nothing counts to three: any number of tiers in order, each with a model of its 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from shared.ensemble import Ensemble
-from shared.errors import BadSetting
+from shared.errors import BadSetting, plain
 from shared.pools import FILE, Pools, read_pools
 from shared.weights import as_path
 
 MODELS = Path(__file__).resolve().parents[1] / "deploy" / "models"
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _label(label: str) -> str:
+    """A label as people can tell it from the others."""
+    if label.strip() != label or not label:
+        raise ValueError(f"{label!r} is blank, or has spaces around it")
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in label):
+        raise ValueError(f"{label!r} has control characters")
+    return label
+
+
+def _distinct(labels: list[str]) -> list[str]:
+    known = [unicodedata.normalize("NFC", label) for label in labels]
+    if twice := next((label for label in known if known.count(label) > 1), None):
+        raise ValueError(f"{twice!r} is there twice")
+    return labels
+
+
+def _weights(weights: list[float]) -> list[float]:
+    if not math.isclose(sum(weights), 1, abs_tol=0.01):
+        raise ValueError(f"weights sum to {sum(weights):g}, not to 1")
+    return weights
+
+
+Label = Annotated[str, Field(max_length=100), AfterValidator(_label)]
+TierName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]  # no "+", which joins the tiers of a path
+Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class Metric(StrEnum):
@@ -46,8 +81,8 @@ class TierModel(BaseModel):
 class BundleFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    labels: list[str] = Field(min_length=2)
-    tiers: dict[str, TierModel] = Field(min_length=1)
+    labels: Annotated[list[Label], Field(min_length=2), AfterValidator(_distinct)]
+    tiers: dict[TierName, TierModel] = Field(min_length=1)
     metric: Metric = Metric.ACCURACY  # that the card reports beside accuracy
 
 
@@ -56,10 +91,10 @@ class Card(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    temperatures: dict[str, list[float]] = {}  # per tier, one per exit
-    model_temperatures: dict[str, float] = {}  # per tier, the paper's one per model
-    accuracy: dict[str, float] = {}  # per tier, its last exit, on unpruned validation texts
-    fitted_weights: dict[str, list[float]] = {}  # by visited tiers joined with "+"
+    temperatures: dict[str, list[Temperature]] = {}  # per tier, one per exit
+    model_temperatures: dict[str, Temperature] = {}  # per tier, the paper's one per model
+    accuracy: dict[str, Share] = {}  # per tier, its last exit, on unpruned validation texts
+    fitted_weights: dict[str, Annotated[list[Share], AfterValidator(_weights)]] = {}  # by visited tiers joined with "+"
     policies: dict[str, dict[str, Any]] = {}  # parameters in force unless a request gives its own
     report: dict[str, Any] = {}
 
@@ -112,11 +147,52 @@ def load_bundle(name: str) -> Bundle:
         raise BadSetting(f"bundle {name!r}: no bundle.json in {folder}; there are {', '.join(known) or 'none'}")
     raw = (folder / "bundle.json").read_bytes()
     card_raw = (folder / "card.json").read_bytes() if (folder / "card.json").is_file() else b"{}"
-    try:
-        file, card = BundleFile.model_validate_json(raw), Card.model_validate_json(card_raw)
-    except ValidationError as error:
-        raise BadSetting(f"bundle {folder}: {error}") from error
+    file, card = _read(BundleFile, raw, folder / "bundle.json"), _read(Card, card_raw, folder / "card.json")
+    _check_networks(file, folder)
+    _check_card(card, file.tiers, folder / "card.json")
     pools_raw = (folder / FILE).read_bytes() if (folder / FILE).is_file() else b""
     pools = read_pools(pools_raw, str(folder / FILE)) if pools_raw else None
     digest = hashlib.sha256(raw + card_raw + pools_raw).hexdigest()
     return Bundle(folder.name, folder, tuple(file.labels), file.tiers, file.metric, card, pools, digest)
+
+
+def _read(model: type[_Model], raw: bytes, path: Path) -> _Model:
+    try:
+        return model.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BadSetting(f"{path}: {where}{': ' if where else ''}{plain(first['msg'])}") from error
+
+
+def _check_networks(file: BundleFile, folder: Path) -> None:
+    """Every network that is there has the layers and labels that the bundle speaks of."""
+    for tier, model in file.tiers.items():
+        path = folder / model.network / "network.json"
+        try:
+            meta = json.loads(path.read_text())
+            layers, classes = int(meta["layers"]), int(meta["classes"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # told when the network is loaded: a bundle may be read before it is trained
+        if model.layers > layers:
+            raise BadSetting(f"{folder / 'bundle.json'}: tiers.{tier}: {model.layers} layers; {path} has {layers}")
+        if classes != len(file.labels):
+            raise BadSetting(f"{folder / 'bundle.json'}: {len(file.labels)} labels; {path} has {classes} classes")
+
+
+def _check_card(card: Card, tiers: dict[str, TierModel], path: Path) -> None:
+    """A card speaks of the bundle's tiers, with a temperature per exit and a weight per tier."""
+    named = [*card.temperatures, *card.model_temperatures, *card.accuracy]
+    paths = {key: key.split("+") for key in card.fitted_weights}
+    named += [tier for visited in paths.values() for tier in visited]
+    if unknown := next((tier for tier in named if tier not in tiers), None):
+        raise BadSetting(f"{path}: speaks of tier {unknown!r}; the bundle has {', '.join(tiers)}")
+    for tier, own in card.temperatures.items():
+        _count(path, f"temperatures.{tier}", own, tiers[tier].layers, "one per layer")
+    for key, visited in paths.items():
+        _count(path, f"fitted_weights.{key}", card.fitted_weights[key], len(visited), "one per tier")
+
+
+def _count(path: Path, where: str, values: Sequence[float], wanted: int, rule: str) -> None:
+    if len(values) != wanted:
+        raise BadSetting(f"{path}: {where}: {len(values)} values; it needs {wanted}, {rule}")

@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
-from shared.encoder import ExitTrace, MultiExitEncoder
+from shared.encoder import SUPPORTED, ExitTrace, MultiExitEncoder
 from shared.errors import BadSetting, WrongWeights
 from shared.exits import ExitRule
 from shared.pools import Signature, Vector
@@ -31,6 +31,7 @@ from shared.words import Encoded
 
 # neither a pickled checkpoint nor code that lies beside the weights
 _TRUST_NOTHING = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+FEWEST_PIECES = 26  # of a vocabulary
 _HEAD = {"query": "query", "weight": "classify.weight", "bias": "classify.bias"}
 
 
@@ -69,24 +70,82 @@ class Network:
         return tuple(embedded[own].mean(0).tolist())
 
 
+def read_config(name: str) -> PretrainedConfig:
+    """What a base says of itself: known before its weights are read.
+
+    Raises:
+        WrongWeights: the base cannot be had, or is no encoder.
+        BadSetting: an encoder of a family that we cannot read.
+    """
+    folder = base_folder(name)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise WrongWeights(f"{folder}: transformers cannot load an encoder from it: {_one_line(error)}") from error
+    if config.model_type not in SUPPORTED:
+        raise BadSetting(f"{name}: a {config.model_type!r} encoder; supported families are {', '.join(SUPPORTED)}")
+    return config
+
+
+def positions(config: PretrainedConfig) -> int:
+    """How many tokens an encoder can read."""
+    return int(config.max_position_embeddings) - (0 if config.model_type == "bert" else 2)
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """The fast tokenizer of a base.
+
+    Raises:
+        WrongWeights: the base cannot be had, or has no tokenizer that can be read.
+    """
+    folder = base_folder(name)
+    try:
+        if (folder / "tokenizer.json").exists():
+            return Tokenizer.from_file(str(folder / "tokenizer.json"))
+        from transformers import AutoTokenizer
+
+        found = AutoTokenizer.from_pretrained(
+            folder, use_fast=True, trust_remote_code=False, local_files_only=True
+        ).backend_tokenizer
+        if len(found.get_vocab()) < FEWEST_PIECES:  # where no file is there, transformers makes up a void one
+            raise ValueError("no tokenizer.json, no vocabulary")
+        return found
+    except Exception as error:  # tokenizers raises plain Exception; transformers what its parts raise
+        raise WrongWeights(f"{folder}: has no tokenizer that can be read: {_one_line(error)}") from error
+
+
 def load_base(name: str) -> tuple[PreTrainedModel, Tokenizer]:
     """transformers' own encoder in fp32 and its fast tokenizer.
 
     Raises:
-        WrongWeights: the base cannot be had, or is no encoder.
+        WrongWeights: the base cannot be had, is no encoder, or has no tokenizer.
+        BadSetting: an encoder of a family that we cannot read.
     """
     transformers.logging.set_verbosity_error()  # its report says that a pooler, which we never use, was not loaded
     transformers.logging.disable_progress_bar()
     folder = base_folder(name)
+    read_config(name)
     try:
         model = AutoModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32, **_TRUST_NOTHING)
     except (OSError, ValueError, SafetensorError) as error:
-        raise WrongWeights(f"{folder}: transformers cannot load an encoder from it: {error}") from error
-    if (folder / "tokenizer.json").exists():
-        return model, Tokenizer.from_file(str(folder / "tokenizer.json"))
-    from transformers import AutoTokenizer
+        raise WrongWeights(f"{folder}: transformers cannot load an encoder from it: {_one_line(error)}") from error
+    return model, load_tokenizer(name)
 
-    return model, AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False).backend_tokenizer
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def base_of(folder: Path) -> str:
+    """The name of the base that a trained network stands on.
+
+    Raises:
+        WrongWeights: `network.json` is missing or does not say it.
+    """
+    try:
+        return str(json.loads((folder / "network.json").read_text())["base"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WrongWeights(f"{folder}: cannot read the trained network: {_one_line(error)}") from error
 
 
 def load_network(folder: Path, *, layers: int, max_tokens: int, device: str = "cpu") -> Network:
@@ -103,9 +162,8 @@ def load_network(folder: Path, *, layers: int, max_tokens: int, device: str = "c
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise WrongWeights(f"{folder}: cannot read the trained network: {error}") from error
     base, tokenizer = load_base(name)
-    positions = base.config.max_position_embeddings - (0 if base.config.model_type == "bert" else 2)
-    if max_tokens > positions:
-        raise BadSetting(f"{name} reads at most {positions} tokens, the bundle says {max_tokens}")
+    if max_tokens > (most := positions(base.config)):
+        raise BadSetting(f"{name} reads at most {most} tokens, the bundle says {max_tokens}")
     merge_adapters(base, {k: v for k, v in trained.items() if not k.startswith("heads.")}, scale)
     encoder = MultiExitEncoder(base, layers=layers, classes=classes)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -19,6 +20,17 @@ def address(value: str | None) -> str | None:
     if value is not None and (fault := fault_of(value)):
         shown = "this" if may_hold_secret(value) else repr(value)
         raise typer.BadParameter(f"{shown} is no address like http://127.0.0.1:8080: {fault}")
+    return value
+
+
+def finite(value: float | None) -> float | None:
+    """A number that is one.
+
+    Raises:
+        typer.BadParameter: NaN or infinite, which no range refuses.
+    """
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no number to work with")
     return value
 
 

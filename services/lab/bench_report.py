@@ -13,20 +13,26 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from services.lab.bench import Plan, Sample
+from services.lab.bench import Done, Plan, Sample
 from services.lab.data import digest
+from services.lab.outputs import REPLACED, replace_text
+from services.lab.picture import pyplot
 from services.lab.policies import parse_policy, shown
+from services.lab.records import Crossed, Record, write_records
 from services.lab.stats import paired_difference, wilson
 
 STAGES: tuple[Literal["tokenize", "queue", "infer", "prune"], ...] = ("tokenize", "queue", "infer", "prune")
 
 
-def report(plan: Plan, info: dict[str, Any], samples: list[Sample]) -> dict[str, Any]:
+def report(plan: Plan, done: Done) -> dict[str, Any]:
     """Figures per policy, with what they were measured on."""
+    info, samples = done.info, done.samples
     by_policy = {p: sorted((s for s in samples if s.policy == p), key=lambda s: s.row) for p in plan.policies}
     return {
         "n": len(plan.examples),
+        "split": plan.split,
         "data_sha256": digest(plan.examples),
+        "left_out": done.left_out.report(),
         "loop": plan.loop,
         "seed": plan.seed,
         "hardware": {"machine": platform.machine(), "cpu": cpu(), "cores": os.cpu_count(), "device": info["device"]},
@@ -89,14 +95,44 @@ def cpu() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
-def write(figures: dict[str, Any], out: Path, console: Console) -> None:
-    """Print the table; write OUT.json and OUT.png."""
-    console.print(table(figures))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    written, picture = out.with_name(f"{out.name}.json"), out.with_name(f"{out.name}.png")
-    written.write_text(json.dumps(figures, indent=1) + "\n")
+def write(plan: Plan, done: Done, out: Path, console: Console, **more: Any) -> None:
+    """Write OUT.json (with `more`), OUT.parquet and OUT.png; then print the table."""
+    figures = report(plan, done) | more
+    written, texts, picture = (out.with_name(f"{out.name}.{ending}") for ending in ("json", "parquet", "png"))
+    replaced = replace_text(written, json.dumps(figures, indent=1) + "\n")
+    write_records(texts, [_record(plan, done, sample) for sample in done.samples])
     draw(figures, picture)
-    console.print(f"written: {written}, {picture}")
+    console.print(table(figures))
+    console.print(f"written: {written}, {texts}, {picture}{REPLACED if replaced else ''}")
+
+
+def _record(plan: Plan, done: Done, sample: Sample) -> Record:
+    example, result = plan.examples[sample.row], sample.result
+    return Record(
+        bundle=done.info["bundle"],
+        row=sample.row,
+        example=example,
+        policy=sample.policy,
+        label=done.info["labels"][example.label],
+        predicted=result.label,
+        confidence=result.confidence,
+        tier=result.tier,
+        exit_layer=result.exit_layer,
+        ms=sample.seconds * 1e3,
+        crossed=[
+            Crossed(f"{hop.link.source}-{hop.link.target}", hop.link.request_bytes, hop.link.response_bytes)
+            for hop in result.hops
+            if hop.link
+        ],
+        degraded=result.degraded,
+        words_in=result.words_in,
+        words_kept=next((hop.words_kept for hop in reversed(result.hops) if hop.words_kept is not None), None),
+    )
+
+
+def answered(report: dict[str, Any]) -> int:
+    """Texts behind the figures."""
+    return int(report["n"]) - int(report.get("left_out", {}).get("n", 0))
 
 
 def table(report: dict[str, Any]) -> Table:
@@ -104,7 +140,7 @@ def table(report: dict[str, Any]) -> Table:
     hardware = report["hardware"]
     links = sorted({link for figures in report["policies"].values() for link in figures["links"]})
     out = Table(
-        title=f"{report['n']} texts, {report['loop']}; {hardware['cpu']}, {hardware['cores']} cores, "
+        title=f"{answered(report)} texts, {report['loop']}; {hardware['cpu']}, {hardware['cores']} cores, "
         f"{hardware['device']}; links: {', '.join(links) or 'none used'}",
         title_justify="left",
         show_edge=False,
@@ -133,11 +169,7 @@ def table(report: dict[str, Any]) -> Table:
 
 def draw(report: dict[str, Any], path: Path) -> None:
     """Accuracy against mean latency, one point per policy, with 95 % intervals."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for policy, f in report["policies"].items():
         low, high = f["accuracy_ci95"]
@@ -147,7 +179,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
         axes.annotate(shown(policy), (mean, 100 * accuracy), xytext=(7, 6), textcoords="offset points", fontsize=8)
     links = sorted({link for f in report["policies"].values() for link in f["links"]})
     axes.set(xlabel="mean latency seen by the client (ms)", ylabel="accuracy (%), 95 % interval")
-    axes.set_title(f"{report['n']} texts, {report['loop']}\n{'; '.join(links)}", fontsize=9)
+    axes.set_title(f"{answered(report)} texts, {report['loop']}\n{'; '.join(links)}", fontsize=9)
     axes.margins(x=0.15)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=130)

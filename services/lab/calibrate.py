@@ -23,13 +23,17 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from services.lab.checks import check_bundle, check_validation
 from services.lab.collect import Left, every_exit, network_of, under_rule
-from services.lab.data import Example, digest
+from services.lab.console import aside
+from services.lab.data import Example, check_labels, digest
 from services.lab.operating import Stage, expectation, fastest, fitted, paths, sweep, threshold_for
+from services.lab.outputs import replace_text
 from services.lab.pools import Chosen, choose, leaving
+from services.lab.readable import readable, readers_of
 from services.lab.stats import judged, wilson
 from shared.bundle import Bundle, Card, load_bundle
-from shared.calibration import fit_temperature, quality
+from shared.calibration import T_MAX, T_MIN, fit_temperature, quality
 from shared.ensemble import Ensemble, Weighting
 from shared.errors import BadSetting
 from shared.exits import ExitRule, Similarity
@@ -43,6 +47,7 @@ EXIT_COST = 0.0025  # accuracy that early exit may cost a tier
 COEFFICIENTS = (0.75, 0.9, 1.0, 1.1, 1.25)
 PRUNING_COST = 0.005  # accuracy that pruning may cost the next tier
 PRUNING_TEXTS = 300
+SHARE_WITHIN = 0.02  # of the share that is to be sent on
 WEIGHTINGS = (Weighting.ACCURACY, Weighting.FITTED, Weighting.LAST)
 ENVELOPE = 420  # bytes of an infer request besides its text, measured
 ANSWER = 450  # bytes of an infer answer with one hop, measured
@@ -65,17 +70,32 @@ class Job:
     def __init__(
         self, bundle: str, texts: list[Example], *, access: str, backbone: str, threads: int, console: Console
     ) -> None:
+        """Check everything that would end a calibration late.
+
+        Raises:
+            BadSetting: a bundle, labels or links that do not fit, or texts that cannot tell anything.
+        """
         self.bundle: Bundle = load_bundle(bundle)
-        self.texts, self.console, self.threads = texts, console, threads
+        self.asked, self.console, self.threads = texts, console, threads
         self.access, self.backbone = access, backbone
-        self.labels = torch.tensor([text.label for text in texts])
+        for name in (access, backbone):
+            profile(name)
+        check_bundle(self.bundle)
+        check_labels(texts, self.bundle.labels, f"bundle {self.bundle.name}")
+        self.texts, self.left_out = readable(texts, readers_of(self.bundle))
+        self.left_out.tell(aside())
+        self.notes: list[str] = []
+        for note in check_validation(self.texts, self.bundle.labels):
+            self._note(note)
+        self.labels = torch.tensor([text.label for text in self.texts])
         torch.set_num_threads(threads)
 
-    def run(self, *, within: float, offload_share: float | None, pruning: bool = True) -> None:
-        """Fit everything, write `card.json`, print what was chosen and why."""
+    def run(self, *, within: float, offload_share: float | None, pruning: bool = True) -> bool:
+        """Fit everything, write `card.json`, print what was chosen and why; whether the share asked for is met."""
         order = self.bundle.order
         logits = {tier: every_exit(self.bundle, tier, self.texts, self.console) for tier in order}
         card, exits_report = self._temperatures(logits)
+        self._doubt(card.temperatures, logits[order[-1]])
         accuracy = {tier: exits[-1]["accuracy"] for tier, exits in exits_report.items()}
         calibrated = {t: _calibrated(logits[t], card.temperatures[t]) for t in order}
         exits = choose_exits(calibrated, self.labels)
@@ -109,7 +129,12 @@ class Job:
                     **others.policies,
                 },
                 "report": {
-                    "validation": {"n": len(self.texts), "data_sha256": digest(self.texts)},
+                    "validation": {
+                        "n": len(self.asked),
+                        "data_sha256": digest(self.asked),
+                        "left_out": self.left_out.report(),
+                    },
+                    "notes": self.notes,
                     "metric": self.bundle.metric.value,
                     "exits": exits_report,
                     **others.report,
@@ -122,6 +147,33 @@ class Job:
         )
         self._write(card, others)
         self.console.print_json(json.dumps({"operating_point": chosen}))
+        return bool(chosen["offload_share"]["reached"])
+
+    def _note(self, said: str) -> None:
+        """Something that whoever uses the card must know."""
+        self.notes.append(said)
+        aside().print(f"calibrate: {said}", style="yellow")
+
+    def _doubt(self, temperatures: dict[str, list[float]], deepest: Tensor) -> None:
+        """Say what makes a fit doubtful: temperatures at their bounds, and tiers that are no better than no model."""
+        at_bound = [
+            f"{tier} exit {layer} ({temperature:g})"
+            for tier, own in temperatures.items()
+            for layer, temperature in enumerate(own, start=1)
+            if not 1.01 * T_MIN < temperature < T_MAX / 1.01
+        ]
+        if at_bound:
+            self._note(
+                f"temperatures at their bound, so confidences mean little: {', '.join(at_bound)}; the texts may be "
+                "too easy, too few, or labelled at random"
+            )
+        n, most = len(self.labels), int(self.labels.bincount().max())
+        right = int((deepest[:, -1].argmax(-1) == self.labels).sum())
+        if wilson(right, n)[0] <= most / n:
+            self._note(
+                f"the deepest tier is right on {right / n:.1%} of the texts, no better than always saying their most "
+                f"frequent label ({most / n:.1%}): are the labels right, and in the order of the bundle's?"
+            )
 
     def others(self, *, within: float) -> None:
         """Step 5 alone, on the card's own temperatures; what the card says otherwise stays as it is.
@@ -147,7 +199,7 @@ class Job:
 
     def _write(self, card: Card, others: Chosen) -> None:
         path = self.bundle.folder / "card.json"
-        path.write_text(json.dumps(card.model_dump(), indent=1) + "\n")
+        replace_text(path, json.dumps(card.model_dump(), indent=1) + "\n")
         if others.pools is not None:
             others.pools.save(self.bundle.folder)
         self.console.print_json(json.dumps({"policies": card.policies}))
@@ -256,6 +308,12 @@ class Job:
         stop = paths(stages, point.thresholds, point.steepness)
         ensemble = Ensemble(accuracy=accuracy, fitted=fitted(stages, self.labels, stop))
         got = expectation(stages, self.labels, stop, ensemble, weighting)
+        sent = round(1 - stop[0].mean().item(), 4)
+        met = offload_share is None or abs(sent - offload_share) <= SHARE_WITHIN
+        if not met:
+            self._note(f"--offload-share {offload_share:g} cannot be met: no threshold comes nearer than {sent:.1%}")
+        if got[0] < target:
+            self._note(f"expected accuracy {got[0]:.4f} is below the target {target:.4f}: no setting reaches it")
         return {
             "thresholds": point.thresholds,
             "steepness": point.steepness,
@@ -264,7 +322,8 @@ class Job:
             "why_this_weighting": {w.value: {"accuracy": a, "nll": n} for w, (a, n, _) in compared.items()},
             "expected": {"accuracy": got[0], "nll": got[1], "modelled_ms": got[2] * 1e3},
             "stops_at": {s.tier: round(row.mean().item(), 4) for s, row in zip(stages, stop, strict=True)},
-            "reached_target": got[0] >= target,
+            "reached_target": got[0] >= target and met,
+            "offload_share": {"asked": offload_share, "got": sent, "reached": met},
             "settings_tried": len(points),
             "links": {"access": self.access, "backbone": self.backbone},
         }

@@ -15,14 +15,16 @@ from rich.console import Console
 from services.lab import links
 from services.lab.bench import Plan
 from services.lab.bench import run as measure
-from services.lab.bench_report import report, table, write
+from services.lab.bench_report import table, write
+from services.lab.console import busy
 from services.lab.data import digest
+from services.lab.outputs import sole_writer
 from shared.errors import BadSetting
 from shared.link import profile
 
 
 def run(plan: Plan, cells: list[str], url: str, out: Path, console: Console) -> None:
-    """Measure each `ACCESS/BACKBONE` into OUT-ACCESS-BACKBONE.json and .png.
+    """Measure each `ACCESS/BACKBONE` into OUT-ACCESS-BACKBONE.json, .parquet and .png.
 
     Raises:
         BadSetting: no containers, an unknown profile, or links that did not hold.
@@ -42,14 +44,15 @@ def run(plan: Plan, cells: list[str], url: str, out: Path, console: Console) -> 
         ledger = own.with_name(f"{own.name}.jsonl")
         shape(access, backbone)
         before = verified(console)
-        info, samples = measure(plan, url, console, ledger)
-        try:
-            after = verified(console)
-        except BadSetting:
+        with sole_writer(own):
+            measured = measure(plan, url, console, ledger)
+            try:
+                after = verified(console)
+            except BadSetting:
+                ledger.unlink()
+                raise
+            write(plan, measured, own, console, links_verified={"before": before, "after": after})
             ledger.unlink()
-            raise
-        write(report(plan, info, samples) | {"links_verified": {"before": before, "after": after}}, own, console)
-        ledger.unlink()
 
 
 def _is_of(report: dict[str, Any], plan: Plan) -> bool:
@@ -70,7 +73,7 @@ def verified(console: Console) -> list[dict[str, object]]:
     Raises:
         BadSetting: one does not hold what its profile says.
     """
-    with console.status("verifying the links"):
+    with busy(console, "verifying the links"):
         reports = links.verify()
     failed = [f"{r.link}: {r.reason}" for r in reports if not r.ok]
     if failed:

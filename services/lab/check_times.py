@@ -15,7 +15,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,15 @@ from rich.table import Table
 from services.lab import bench, cells
 from services.lab.bench_report import cpu
 from services.lab.client import connect, info_of
+from services.lab.console import aside
 from services.lab.data import Example, check_labels, digest
+from services.lab.outputs import replace_text
 from services.lab.policies import parse_policy, shown
+from services.lab.readable import LeftOut, readable, readers_of
 from services.lab.replay.compare import access_and_backbone, links_of, threads_of
 from services.lab.replay.profile import Http, http_now, table_now
 from services.lab.replay.recorder import Recorders
-from services.lab.replay.run import NONE, Run
+from services.lab.replay.run import Run
 from services.lab.replay.times import Times
 from services.lab.replay.walk import Replay
 from services.lab.stack import Layout, free_ports, running
@@ -57,6 +60,8 @@ class Check:
     threads: int | None = None  # of the deeper tiers; the first has 1
     seed: int = 0
     url: str | None = None
+    asked: list[Example] = field(default_factory=list)  # with those that cannot be read
+    left_out: LeftOut = field(default_factory=LeftOut)  # of the texts asked: what cannot be read
 
 
 def run(check: Check, out: Path, console: Console) -> None:
@@ -67,6 +72,9 @@ def run(check: Check, out: Path, console: Console) -> None:
             that are not as the model takes them, an answer without all its tiers.
     """
     _refuse(check)
+    texts, left_out = readable(check.examples, readers_of(check.bundle))
+    left_out.tell(aside())
+    check = replace(check, examples=texts, asked=check.examples, left_out=left_out)
     replay, runs = _replayed(check, console)
     written = out.with_name(f"{out.name}.json")
     rounds: list[dict[str, dict[str, Parts]]] = []
@@ -81,9 +89,9 @@ def run(check: Check, out: Path, console: Console) -> None:
         before = after
         said = report(check, rounds) | {"links_verified": held}
         written.parent.mkdir(parents=True, exist_ok=True)
-        written.write_text(json.dumps(said, indent=1) + "\n")
+        replace_text(written, json.dumps(said, indent=1) + "\n")
     console.print(table(said))
-    console.print(f"written: {written}", markup=False)
+    console.print(f"written: {written}")
 
 
 def _refuse(check: Check) -> None:
@@ -115,8 +123,6 @@ def _replayed(check: Check, console: Console) -> tuple[Replay, dict[str, Run]]:
         recorders.save()
     if alone := [name for name, own in runs.items() if own.replay_only]:
         raise BadSetting(f"{', '.join(alone)}: with bundle {check.bundle.name} in replay only")
-    if any((own.label == NONE).any() for own in runs.values()):
-        raise BadSetting("one of the texts cannot be read: leave it out")
     return replay, runs
 
 
@@ -146,11 +152,11 @@ def _live(check: Check, console: Console) -> tuple[dict[str, Parts], list[dict[s
     access, backbone = access_and_backbone(check.links)
     if check.url is not None:
         cells.shape(access, backbone)
-        _, samples = bench.run(plan, check.url, console)
+        samples = bench.run(plan, check.url, console).samples
         held = cells.verified(console)
     else:
         with running(_layout(check, access, backbone), console) as stack:
-            _, samples = bench.run(plan, stack.url, console)
+            samples = bench.run(plan, stack.url, console).samples
     if whys := {sample.result.degraded for sample in samples} - {None}:
         raise BadSetting(f"an answer lacked a tier ({', '.join(sorted(map(str, whys)))}): its time is not comparable")
     return {name: _of([sample for sample in samples if sample.policy == name]) for name in check.policies}, held
@@ -181,7 +187,8 @@ def _mean(*parts: Parts) -> Parts:
 def report(check: Check, rounds: Sequence[dict[str, dict[str, Parts]]]) -> dict[str, Any]:
     """Means over the rounds, and how far the model is off."""
     return {
-        "n": len(check.examples),
+        "n": len(check.examples) + len(check.left_out.texts),
+        "left_out": check.left_out.report(),
         "rounds": len(rounds),
         "links": check.links,
         "backend": "simulated" if check.url is None else "netem",
@@ -190,7 +197,7 @@ def report(check: Check, rounds: Sequence[dict[str, dict[str, Parts]]]) -> dict[
         "threads": threads_of(check.bundle, check.threads),
         "bundle": check.bundle.name,
         "card_sha256": check.bundle.digest,
-        "data_sha256": digest(check.examples),
+        "data_sha256": digest(check.asked or check.examples),
         "policies": {name: _compared(name, [own[name] for own in rounds]) for name in check.policies},
     }
 

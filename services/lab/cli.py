@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from services.lab.arguments import address, output
+from services.lab.arguments import address, finite, output
+from services.lab.console import aside, screen
 from services.lab.link_cli import app as links
 from services.lab.replay_cli import app as recorded
 
 if TYPE_CHECKING:
+    from services.lab.data import Example
     from services.lab.stack import Layout
 
 app = typer.Typer(
@@ -24,10 +25,13 @@ app = typer.Typer(
 )
 app.add_typer(links, name="link", help="The links of running containers: show, set, cut, heal, replay a trace, verify.")
 app.add_typer(recorded)
-console = Console(width=None if sys.stdout.isatty() else 170)  # tables need room in a file or a pipe too
+console = screen()
 
 Data = Annotated[str, typer.Option(help="A .parquet or .csv with text (or text_a,text_b), label, split; or hub:NAME.")]
-Split = Annotated[str, typer.Option(help="Rows whose `split` column says this.")]
+Split = Annotated[str, typer.Option(help="Rows whose `split` column says this; `all`: every row.")]
+TrainSplit = Annotated[
+    str | None, typer.Option(help="Rows whose `split` column says this. [default: train; without the column, all]")
+]
 HoldOut = Annotated[int, typer.Option(min=1, help="Validation is this many rows, the last of the split.")]
 BundleName = Annotated[str, typer.Option(help="A bundle in deploy/models, or a folder.")]
 Port = Annotated[int, typer.Option(min=1, max=65000, help="The first tier's port; the others follow.")]
@@ -35,13 +39,23 @@ Access = Annotated[str, typer.Option("--link", help="Profile of the first tier's
 Backbone = Annotated[str, typer.Option(help="Profile of the links between deeper tiers.")]
 
 
-Threads = Annotated[int, typer.Option(min=1, help="Compute threads.")]
-Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+Threads = Annotated[int, typer.Option(min=1, max=256, help="Compute threads.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every random choice.")]
 
 
 def _given(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
+
+
+def _training_rows(data: str, split: str | None) -> list[Example]:
+    """Rows to train or calibrate on; that a file names no split is said."""
+    from services.lab.data import ALL, training_rows
+
+    examples, used = training_rows(data, split)
+    if split is None and used == ALL:
+        aside().print(f"{data} has no split column: every row is used; measure on other texts", style="yellow")
+    return examples
 
 
 def _layout(bundle: str, port: int, access: str, backbone: str) -> Layout:
@@ -91,24 +105,26 @@ def classify(
     policy: Annotated[str | None, typer.Option(help="NAME, NAME:key=value,... or FILE.json.")] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="Print each result as one JSON line.")] = False,
 ) -> None:
-    """Ask running tiers (see `serve`) what they think of some texts."""
+    """Ask running tiers (see `serve`) what they think of some texts. Status 1: some lines were refused."""
     import asyncio
 
-    from services.lab.ask import ask
+    from services.lab.ask import Asked, ask
 
     if text is not None and file is not None:
         raise typer.BadParameter("give a text or --file, not both")
     if text is not None:
-        texts = [text]
+        asked = [Asked(text)]
     else:
         raw = file.read_bytes() if file else sys.stdin.buffer.read()
+        name = str(file or "standard input")
         try:
             lines = raw.decode("utf-8").split("\n")
         except UnicodeDecodeError as error:
             line = raw[: error.start].count(b"\n") + 1
-            raise typer.BadParameter(f"{file or 'standard input'}, line {line}: not UTF-8") from error
-        texts = [line for line in lines if line.strip()]
-    asyncio.run(ask(url, texts, policy, console, json_lines=json_lines))
+            raise typer.BadParameter(f"{name}, line {line}: not UTF-8") from error
+        asked = [Asked(line, f"{name}, line {at}") for at, line in enumerate(lines, start=1) if line.strip()]
+    if asyncio.run(ask(url, asked, policy, console, json_lines=json_lines)):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -132,10 +148,15 @@ def bench(
             help="Running containers, with these links: ACCESS/BACKBONE; repeat. Each is verified, resumable."
         ),
     ] = None,
-    rate: Annotated[float, typer.Option(min=0, help="Open loop: arrivals per second, Poisson. 0: closed loop.")] = 0,
+    rate: Annotated[
+        float, typer.Option(min=0, help="Open loop: arrivals per second, Poisson. 0: closed loop.", callback=finite)
+    ] = 0,
     concurrency: Annotated[int, typer.Option(min=1, help="Closed loop: requests under way at once.")] = 1,
     out: Annotated[
-        Path, typer.Option(help="Writes OUT.json and OUT.png; OUT.jsonl until done.", callback=output)
+        Path,
+        typer.Option(
+            help="Writes OUT.json, OUT.png and OUT.parquet, over earlier ones; OUT.jsonl until done.", callback=output
+        ),
     ] = Path("bench"),
     bundle: BundleName = "collaborative",
     port: Port = 8080,
@@ -143,8 +164,9 @@ def bench(
 ) -> None:
     """Compare policies on live tiers over HTTP: accuracy, latency, path, bytes; interleaved and paired."""
     from services.lab import bench as job
-    from services.lab.bench_report import report, write
+    from services.lab.bench_report import write
     from services.lab.data import load_without
+    from services.lab.outputs import sole_writer
     from services.lab.stack import running
 
     named = [name for name in ("access", "backbone", "bundle", "port") if _given(context, name)]
@@ -152,21 +174,22 @@ def bench(
         raise typer.BadParameter("tiers that run already keep their links, bundle and port", param_hint=named)
     policies = policy or ["collaborative", "tabi", "end-only", "edge-only", "cloud-only", "random"]
     examples = load_without(data, split, exclude_split)
-    plan = job.Plan(examples[:n], policies, rate=rate, concurrency=concurrency, seed=seed)
+    plan = job.Plan(examples[:n], policies, rate=rate, concurrency=concurrency, seed=seed, split=split)
     ledger = None if rate else out.with_name(f"{out.name}.jsonl")
     if cell:
         from services.lab import cells
 
         cells.run(plan, cell, url or "http://127.0.0.1:8080", out, console)
         return
-    if url:
-        figures = report(plan, *job.run(plan, url, console, ledger))
-    else:
-        with running(_layout(bundle, port, access, backbone), console) as stack:
-            figures = report(plan, *job.run(plan, stack.url, console, ledger))
-    write(figures, out, console)
-    if ledger:
-        ledger.unlink()
+    with sole_writer(out):
+        if url:
+            done = job.run(plan, url, console, ledger)
+        else:
+            with running(_layout(bundle, port, access, backbone), console) as stack:
+                done = job.run(plan, stack.url, console, ledger)
+        write(plan, done, out, console)
+        if ledger:
+            ledger.unlink()
 
 
 @app.command()
@@ -177,7 +200,7 @@ def train(
     layers: Annotated[int, typer.Option(min=1, help="Layers to use; each gets an exit.")],
     classes: Annotated[int, typer.Option(min=2, help="Labels 0 to this less 1.")] = 2,
     n: Annotated[int | None, typer.Option(min=1, help="Use only the first rows.")] = None,
-    split: Split = "train",
+    split: TrainSplit = None,
     hold_out: HoldOut = 2500,
     max_tokens: Annotated[int, typer.Option(min=8, help="Read this many tokens, head and tail.")] = 160,
     epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the data.")] = 1.0,
@@ -192,12 +215,13 @@ def train(
     seed: Seed = 0,
 ) -> None:
     """Train every exit of one network; a killed run resumes when called again."""
+    from services.lab.checks import check_out
     from services.lab.data import hold_out as divide
-    from services.lab.data import load
+    from services.lab.outputs import sole_writer
     from services.lab.train import Recipe
     from services.lab.train import train as job
 
-    examples, validation = divide(load(data, split), hold_out)
+    examples, validation = divide(_training_rows(data, split), hold_out)
     recipe = Recipe(
         base=base,
         layers=layers,
@@ -213,20 +237,25 @@ def train(
         bf16=bf16,
         seed=seed,
     )
-    job(recipe, examples[:n], validation[:600], out, threads=threads, console=console)
+    check_out(out)
+    with sole_writer(out):
+        job(recipe, examples[:n], validation[:600], out, threads=threads, console=console)
 
 
 @app.command()
 def calibrate(
     data: Data,
     bundle: BundleName = "collaborative",
-    split: Split = "train",
+    split: TrainSplit = None,
     hold_out: HoldOut = 2500,
     n: Annotated[int | None, typer.Option(min=50, help="Use only the first validation rows.")] = None,
     offload_share: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Choose the first threshold for this share sent on.")
+        float | None,
+        typer.Option(min=0, max=1, help="Choose the first threshold for this share sent on.", callback=finite),
     ] = None,
-    within: Annotated[float, typer.Option(help="Accuracy that may be lost against cloud-only.")] = 0.005,
+    within: Annotated[
+        float, typer.Option(min=0, max=1, help="Accuracy that may be lost against cloud-only.", callback=finite)
+    ] = 0.005,
     pruning: Annotated[
         bool, typer.Option(help="Choose a pruning coefficient (slow); without it, pruning is off.")
     ] = True,
@@ -237,17 +266,18 @@ def calibrate(
     backbone: Backbone = "metro",
     threads: Threads = 2,
 ) -> None:
-    """Fit temperatures and ensemble weights, choose the operating point, write the model card."""
+    """Fit temperatures and ensemble weights, choose the operating point, write the model card. Status 1: the card is
+    written, but --offload-share cannot be met."""
     from services.lab.calibrate import Job
     from services.lab.data import hold_out as divide
-    from services.lab.data import load
 
-    _, validation = divide(load(data, split), hold_out)
+    _, validation = divide(_training_rows(data, split), hold_out)
     job = Job(bundle, validation[:n], access=access, backbone=backbone, threads=threads, console=console)
     if only_others:
         job.others(within=within)
     else:
-        job.run(within=within, offload_share=offload_share, pruning=pruning)
+        if not job.run(within=within, offload_share=offload_share, pruning=pruning):
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -262,13 +292,11 @@ def evaluate(
     save: Annotated[bool, typer.Option(help="Write the figures into the model card.")] = False,
 ) -> None:
     """Accuracy and calibration of every exit of every tier on unseen texts, whole and without early exit."""
-    from services.lab.data import load, without
+    from services.lab.data import load_without
     from services.lab.evaluate import evaluate as job
 
-    examples = load(data, split)[:n]
-    if exclude_split:
-        examples = without(examples, load(data, exclude_split))
-    job(bundle, examples, max_tokens=max_tokens, threads=threads, console=console, save=save)
+    examples = load_without(data, split, exclude_split, first=n)
+    job(bundle, examples, max_tokens=max_tokens, threads=threads, console=console, save=save, split=split)
 
 
 @app.command("print-config")
@@ -297,7 +325,7 @@ def main() -> None:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
-        Console(stderr=True).print(f"tierwise: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        aside().print(f"tierwise: {error}", style="red")
         sys.exit(2)
 
 

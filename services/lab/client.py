@@ -26,6 +26,13 @@ class NoAnswer(TierwiseError):
     """The tier could not be reached, or refused."""
 
 
+class TextRefused(NoAnswer):
+    """The tier takes a text for what it cannot classify (413, 422): others may do."""
+
+
+PROBE = "a fine film"  # a text that is never the reason of a refusal
+
+
 @dataclass(frozen=True)
 class Timed:
     """An answer and the seconds that the client waited for it."""
@@ -74,7 +81,8 @@ async def classify(client: AsyncClient, inputs: Any, options: dict[str, Any]) ->
         ) from error
     seconds = time.perf_counter() - started
     if answer.status_code != 200:
-        raise NoAnswer(f"{answer.status_code}: {_detail(answer)}")
+        refusal = TextRefused if answer.status_code in (413, 422) else NoAnswer
+        raise refusal(f"{answer.status_code}: {_detail(answer)}")
     try:
         return Timed(ClassifyResponse.model_validate_json(answer.content), seconds)
     except ValidationError as error:

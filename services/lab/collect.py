@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from services.lab.console import progress
 from services.lab.data import Example
 from shared.bundle import Bundle
 from shared.exits import ExitRule
@@ -58,14 +58,14 @@ def every_exit(
         network = network_of(bundle, deepest, max_tokens=tokens)
         encoded = [network.encode(text.text, text.pair) for text in texts]
         logits = torch.zeros(len(texts), bundle.tiers[deepest].layers, len(bundle.labels))
-        with Progress(console=console) as progress:
-            task = progress.add_task(f"{deepest}, every exit", total=len(texts))
+        with progress(console) as bar:
+            task = bar.add_task(f"{deepest}, every exit", total=len(texts))
             for rows in by_length(encoded):
                 for row, trace in zip(
                     rows, network.run([encoded[r] for r in rows], None, every_exit=True), strict=True
                 ):
                     logits[row] = trace.logits
-                progress.advance(task, len(rows))
+                bar.advance(task, len(rows))
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({"logits": logits}, path)
     return load_file(path)["logits"][:, :layers]
@@ -77,14 +77,14 @@ def under_rule(
     """Run texts as the service would: leaving by `rule`, with importance. Batches give what one by one gives."""
     encoded = [network.encode(text, pair) for text, pair in texts]
     out: list[Left | None] = [None] * len(encoded)
-    with Progress(console=console) as progress:
-        task = progress.add_task(name, total=len(encoded))
+    with progress(console) as bar:
+        task = bar.add_task(name, total=len(encoded))
         for rows in by_length(encoded):
             traces = network.run([encoded[r] for r in rows], rule, importance=True)
             for row, trace in zip(rows, traces, strict=True):
                 assert trace.importance is not None
                 out[row] = Left(encoded[row], trace.exit_layer, trace.logits, trace.importance.tolist())
-            progress.advance(task, len(rows))
+            bar.advance(task, len(rows))
     return [item for item in out if item is not None]
 
 

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import yaml
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from services.lab import links
 from services.lab.bench_report import cpu
 from services.lab.client import classify, connect, key_of
+from services.lab.console import progress
 from services.lab.demo import REVIEWS
 from services.lab.stats import difference_of_medians
 from shared.contracts import InferRequest, TextPair
@@ -45,8 +45,8 @@ def run(url: str, n: int, out: Path, project: str | None, console: Console) -> N
     before = next(iter(shown.values()))["profile"]
     rows = []
     try:
-        with Progress(console=console) as progress:
-            for name in progress.track(names, description="profiles"):
+        with progress(console) as bar:
+            for name in bar.track(names, description="profiles"):
                 links.set_profile(LINK, name, project=project)
                 real = asyncio.run(_netem(url, n))
                 links.set_profile(LINK, "ideal", project=project)

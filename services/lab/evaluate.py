@@ -9,21 +9,46 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from services.lab.checks import check_bundle
 from services.lab.collect import every_exit
-from services.lab.data import Example, digest
+from services.lab.console import aside
+from services.lab.data import ALL, Example, check_labels, digest
+from services.lab.outputs import replace_text
+from services.lab.readable import readable, readers_of
 from services.lab.stats import judged, wilson
 from shared.bundle import Metric, load_bundle
 from shared.calibration import quality
+from shared.errors import BadSetting
 
 
 def evaluate(
-    name: str, examples: list[Example], *, max_tokens: int | None, threads: int, console: Console, save: bool
+    name: str,
+    examples: list[Example],
+    *,
+    max_tokens: int | None,
+    threads: int,
+    console: Console,
+    save: bool,
+    split: str = ALL,
 ) -> dict[str, Any]:
-    """Print a table per tier; with `save`, write the figures into the card under `report.test`."""
+    """Print a table per tier; with `save`, write the figures into the card under `report.test`.
+
+    Raises:
+        BadSetting: labels or tokens that the bundle does not have, texts that cannot be read, no card to save into.
+    """
     torch.set_num_threads(threads)
-    bundle = load_bundle(name)
+    bundle, asked = load_bundle(name), examples
+    check_bundle(bundle, max_tokens)
+    check_labels(asked, bundle.labels, f"bundle {bundle.name}")
+    card = bundle.folder / "card.json"
+    if save and not card.is_file():
+        raise BadSetting(f"bundle {bundle.name} has no card to save into: calibrate it first, or leave out --save")
+    examples, left_out = readable(asked, readers_of(bundle, max_tokens))
+    left_out.tell(aside())
     labels = torch.tensor([example.label for example in examples])
-    report: dict[str, Any] = {"n": len(examples), "data_sha256": digest(examples), "tiers": {}}
+    report: dict[str, Any] = {"n": len(asked), "split": split, "data_sha256": digest(asked)}
+    report |= {"left_out": left_out.report(), "tiers": {}}
+    tables = []
     for tier, model in bundle.tiers.items():
         logits = every_exit(bundle, tier, examples, console, max_tokens=max_tokens)
         temperatures = bundle.card.temperatures.get(tier, [1.0] * model.layers)
@@ -45,14 +70,14 @@ def evaluate(
                 }
             )
         report["tiers"][tier] = {"max_tokens": max_tokens or model.max_tokens, "exits": rows}
-        console.print(
-            _table(tier, rows, bundle.metric, f"{len(examples)} texts, {max_tokens or model.max_tokens} tokens")
-        )
+        what = f"{len(examples)} texts, {max_tokens or model.max_tokens} tokens"
+        tables.append(_table(tier, rows, bundle.metric, what))
     if save:
-        path = bundle.folder / "card.json"
-        card = json.loads(path.read_text())
-        card["report"]["test"] = report
-        path.write_text(json.dumps(card, indent=1) + "\n")
+        said = json.loads(card.read_text())
+        said.setdefault("report", {})["test"] = report
+        replace_text(card, json.dumps(said, indent=1) + "\n")
+    for table in tables:
+        console.print(table)
     return report
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
 from rich.table import Table
 
+from services.lab.console import screen
+
 app = typer.Typer(help="Look at, change and measure the links of running containers.", no_args_is_help=True)
-console = Console(width=None if sys.stdout.isatty() else 170)
+console = screen()
 
 LinkName = Annotated[str, typer.Argument(metavar="LINK", help="SOURCE-TARGET, e.g. end-edge.")]
 Project = Annotated[
@@ -48,7 +48,7 @@ def list_(project: Project = None, as_json: AsJson = False) -> None:
         rates = [rate_text(rate) for rate in (profile(name).rate_up, profile(name).rate_down)]
         table.add_row(name, *rates, *(f"{raw[key]:g}" for key in ("rtt", "jitter", "loss")), raw["source"])
     console.print(table)
-    console.print(_running(running) if running else f"No running links: {why}", markup=False)
+    console.print(_running(running) if running else f"No running links: {why}")
 
 
 @app.command()
@@ -162,4 +162,4 @@ def _say(link: str, answers: dict[Any, dict[str, Any]]) -> None:
     for direction, state in answers.items():
         what = f"{state['profile']} ({state['mode']})" + (f" {state['trace']}" if state["trace"] else "")
         numbers = f"{rate_text(state['rate'])}, RTT {1e3 * state['rtt']:g} ms, loss {100 * state['loss']:.4g} %"
-        console.print(f"{link} {direction}: {what}: {numbers}", markup=False, highlight=False)
+        console.print(f"{link} {direction}: {what}: {numbers}", highlight=False)

@@ -84,7 +84,9 @@ def sweep(stages: Sequence[Stage], labels: Tensor, ensemble: Ensemble, weighting
 def fastest(points: Sequence[Point], accuracy: float) -> Point:
     """The least latency that reaches this accuracy; if none does, the most accurate."""
     good = [point for point in points if point.accuracy >= accuracy]
-    return min(good, key=lambda p: p.seconds) if good else max(points, key=lambda p: p.accuracy)
+    if good:
+        return min(good, key=lambda p: (p.seconds, -p.accuracy))
+    return max(points, key=lambda p: (p.accuracy, -p.seconds))
 
 
 def fitted(stages: Sequence[Stage], labels: Tensor, stop: Tensor) -> dict[str, list[float]]:

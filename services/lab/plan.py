@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 
 from services.lab.stats import Z_ONE_SIDED, share_above, wilson
+from services.lab.stats import front as beaten_by_none
 from services.lab.tables.trial import Outcomes, Trial
 from shared.errors import UnknownPolicy
 
@@ -84,10 +85,11 @@ class Measured:
         """What is traded against accuracy."""
         return float(getattr(self, targets.cost))
 
-    def worth(self, targets: Targets) -> tuple[float, float]:
-        """Less is better: the cost; without an accuracy target less accuracy, then the cost."""
+    def worth(self, targets: Targets) -> tuple[float, float, float]:
+        """Less is better: the cost; without an accuracy target less accuracy, then the cost. Ties go to the faster."""
         cost = self.cost(targets)
-        return (cost, -self.accuracy) if targets.accuracy is not None else (-self.accuracy, cost)
+        pair = (cost, -self.accuracy) if targets.accuracy is not None else (-self.accuracy, cost)
+        return (*pair, self.mean_ms)
 
     def meets(self, targets: Targets, *, bounds: bool) -> bool:
         """Whether every target holds: for the figures themselves, or for their bounds."""
@@ -107,7 +109,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Plan:
-    """The path, as indices into `specs` from its safe end, each with what both parts of the texts gave; the choice."""
+    """The path, as indices into `specs` from its safe end, each with what both parts of the texts gave; the choice.
+
+    The path is the front, after the `pinned` setting, which may be beaten by another.
+    """
 
     specs: list[Spec]
     front: list[int]
@@ -203,19 +208,20 @@ def choose(
     passed = list(itertools.takewhile(lambda at: confirmed[at].meets(targets, bounds=True), path))
     whole = {at: measure(every[at], np.concatenate([search, rest])) for at in passed}
     chosen = min(passed, key=lambda at: whole[at].worth(targets), default=None)
-    nearest = min(path, key=lambda at: (sum(confirmed[at].misses(targets, bounds=True).values()), path.index(at)))
+    nearest = min(path, key=lambda at: (_missed(confirmed[at], targets), *confirmed[at].worth(targets)))
     return Plan(specs, path, pinned, searched, confirmed, chosen, chosen if chosen is not None else nearest)
+
+
+def _missed(measured: Measured, targets: Targets) -> float:
+    """How far from the targets in all, to what a bound can tell."""
+    return round(sum(measured.misses(targets, bounds=True).values()), 6)
 
 
 def front(measured: dict[int, Measured], targets: Targets) -> list[int]:
     """The settings that no other beats in both accuracy and cost, the most accurate first."""
-    out: list[int] = []
-    best = -1.0
-    for at in sorted(measured, key=lambda at: (measured[at].cost(targets), -measured[at].accuracy)):
-        if measured[at].accuracy > best:
-            out.append(at)
-            best = measured[at].accuracy
-    return out[::-1]
+    every = sorted(measured, key=lambda at: measured[at].mean_ms)  # of two that are alike, the faster
+    costs, gains = [measured[at].cost(targets) for at in every], [measured[at].accuracy for at in every]
+    return [every[at] for at in beaten_by_none(costs, gains)][::-1]
 
 
 # -- what there is to choose from -------------------------------------------------------------------------------------

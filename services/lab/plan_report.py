@@ -15,8 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from services.lab.bench_report import cpu
+from services.lab.outputs import REPLACED, replace_text
+from services.lab.picture import pyplot
 from services.lab.plan import Plan, Spec, Targets, choose, confirm, measure, parts
 from services.lab.replay.measured import bench_ms
+from services.lab.stats import front
 from services.lab.tables.trial import Trial
 from shared.bundle import MODELS, Metric
 from shared.policies import spec_of
@@ -29,6 +32,17 @@ def report(found: Plan, targets: Targets, chosen_on: Trial, judged_on: Trial, be
     spec = found.specs[found.nearest]
     seen = confirm(judged_on.of(spec), np.arange(len(judged_on.truth)))
     misses = found.confirmed[found.nearest].misses(targets, bounds=True)
+    walked = [
+        {
+            "spec": found.specs[at],
+            "searched": _told(asdict(found.searched[at])),
+            "confirmed": _told(asdict(found.confirmed[at])),
+            "chosen": at == found.chosen,
+        }
+        for at in found.front
+    ]
+    own = [found.searched[at] for at in found.front]
+    best = front([point.cost(targets) for point in own], [point.accuracy for point in own])
     return {
         "targets": _told(asdict(targets)),
         "bundle": chosen_on.bundle.name if chosen_on.bundle.folder.parent == MODELS else str(chosen_on.bundle.folder),
@@ -39,15 +53,9 @@ def report(found: Plan, targets: Targets, chosen_on: Trial, judged_on: Trial, be
         "settings": len(found.specs),
         "validation": chosen_on.described(),
         "deepest_tier_alone": {"validation": _alone(chosen_on), "unseen": _alone(judged_on)},
-        "front": [
-            {
-                "spec": found.specs[at],
-                "searched": _told(asdict(found.searched[at])),
-                "confirmed": _told(asdict(found.confirmed[at])),
-                "chosen": at == found.chosen,
-            }
-            for at in found.front
-        ],
+        "cost": targets.cost,
+        "walked": [{**point, "on_front": at in best} for at, point in enumerate(walked)],
+        "front": [walked[at] for at in reversed(best)],
         "unseen": {
             **judged_on.described(),
             **_told(asdict(seen)),
@@ -111,21 +119,20 @@ def live(trial: Trial, spec: Spec | str, bench: Path) -> dict[str, Any] | None:
 
 
 def write(said: dict[str, Any], out: Path, console: Console) -> None:
-    """Print the plan; write OUT.json, OUT.png and, where a setting was found, OUT.policy.json."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    console.print(table(said))
+    """Write OUT.json, OUT.png and, where a setting was found, OUT.policy.json; print the plan."""
     written, picture = out.with_name(f"{out.name}.json"), out.with_name(f"{out.name}.png")
-    written.write_text(json.dumps(said, indent=1) + "\n")
+    replaced = replace_text(written, json.dumps(said, indent=1) + "\n")
     draw(said, picture)
+    console.print(table(said))
     for line in sentences(said):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, highlight=False)
     policy = out.with_name(f"{out.name}.policy.json").resolve()
     if said["feasible"]:
         policy.write_text(json.dumps(said["policy"], indent=1) + "\n")
         print(f"TIERWISE_BUNDLE={said['bundle']}\nTIERWISE_POLICY={policy}")
     else:
         policy.unlink(missing_ok=True)  # an older plan's would pass for this one's
-    console.print(f"written: {written}, {picture}", markup=False)
+    console.print(f"written: {written}, {picture}{REPLACED if replaced else ''}")
 
 
 def sentences(said: dict[str, Any]) -> list[str]:
@@ -166,7 +173,7 @@ def sentences(said: dict[str, Any]) -> list[str]:
 
 
 def table(said: dict[str, Any]) -> Table:
-    """The front, from its safe end."""
+    """What was walked, from its safe end: the safe setting, which others may beat, then the front."""
     made = said["validation"]
     out = Table(
         title=f"{said['settings']} settings of {made['bundle']}, {made['n']} validation texts, a third to search on; "
@@ -187,7 +194,7 @@ def table(said: dict[str, Any]) -> Table:
         "",
     ):
         out.add_column(column, justify="left" if column == "policy" else "right", overflow="fold")
-    for point in said["front"]:
+    for point in said["walked"]:
         a, b = point["searched"], point["confirmed"]
         name, *rest = (str(value) if key == "name" else f"{key}={value}" for key, value in point["spec"].items())
         out.add_row(
@@ -199,37 +206,33 @@ def table(said: dict[str, Any]) -> Table:
             f"{b['mean_ms']:.0f}",
             f"{b['p95_ms']:.0f}",
             f"{b['bytes']:.0f}",
-            "chosen" if point["chosen"] else "",
+            "chosen" if point["chosen"] else "" if point["on_front"] else "safe, beaten",
         )
     return out
 
 
 def draw(said: dict[str, Any], path: Path) -> None:
-    """The front on both parts of the texts, with the bound, the target and the choice."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    tail = said["targets"]["p95_ms"] is not None or said["targets"]["objective"] == "p95"
-    time, label = ("p95_ms", "modelled p95 ms") if tail else ("mean_ms", "modelled mean ms")
+    """The front where it was searched, how it did where it was confirmed, with the bound, the target and the choice."""
+    plt = pyplot()
+    cost = said["cost"]
+    label = {"p95_ms": "modelled p95 ms", "mean_ms": "modelled mean ms", "bytes": "bytes of bodies a request"}[cost]
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for half, style in (("searched", "o--"), ("confirmed", "s-")):
+    for half, style in (("searched", "o-"), ("confirmed", "s")):  # what is best on some texts may be beaten on others
         points = [point[half] for point in said["front"]]
         where = f"{half} on {'a third of' if half == 'searched' else 'the other'} validation texts"
-        axes.plot([p[time] for p in points], [100 * p["accuracy"] for p in points], style, ms=4, label=where)
+        axes.plot([p[cost] for p in points], [100 * p["accuracy"] for p in points], style, ms=4, label=where)
     bounds = [point["confirmed"] for point in said["front"]]
-    axes.plot([p[time] for p in bounds], [100 * p["accuracy_low"] for p in bounds], "v:", ms=4, label="95 % bound")
+    axes.plot([p[cost] for p in bounds], [100 * p["accuracy_low"] for p in bounds], "v", ms=4, label="95 % bound")
     if said["targets"]["accuracy"] is not None:
         axes.axhline(100 * said["targets"]["accuracy"], color="grey", linewidth=0.8, label="target accuracy")
-    if said["targets"]["p95_ms"] is not None:
+    if said["targets"]["p95_ms"] is not None and cost == "p95_ms":
         axes.axvline(said["targets"]["p95_ms"], color="grey", linewidth=0.8, label="target p95")
-    for point in said["front"]:
+    for point in said["walked"]:
         if point["chosen"]:
             own = point["confirmed"]
-            axes.plot(own[time], 100 * own["accuracy"], "*", ms=16, color="tab:red", label="chosen")
+            axes.plot(own[cost], 100 * own["accuracy"], "*", ms=16, color="tab:red", label="chosen")
     seen = said["unseen"]
-    axes.plot(seen[time], 100 * seen["accuracy"], "x", ms=10, color="black", label=f"unseen, n = {seen['n']}")
+    axes.plot(seen[cost], 100 * seen["accuracy"], "x", ms=10, color="black", label=f"unseen, n = {seen['n']}")
     axes.set(xlabel=label, ylabel="accuracy (%)", title=f"{said['settings']} settings, their front")
     figure.legend(fontsize=8, ncols=3, loc="outside lower center")  # nothing under it
     axes.grid(alpha=0.3)

@@ -256,7 +256,8 @@ def _thresholds(exits: Tensor, labels: Tensor, within: float) -> tuple[dict[str,
             right = exits[torch.arange(len(labels)), layer - 1].argmax(-1) == labels
             rows.append((layer.double().mean().item(), right.double().mean().item(), value))
         good = [row for row in rows if row[1] >= full - within]
-        mean, accuracy, value = min(good) if good else max(rows, key=lambda row: row[1])
+        best = min(good, key=lambda row: (row[0], -row[1])) if good else max(rows, key=lambda row: (row[1], -row[0]))
+        mean, accuracy, value = best
         policies[policy] = {parameter: value}
         report[policy] = {parameter: value, "mean_exit_layer": round(mean, 3), "accuracy": round(accuracy, 4)}
     for splitting in ("splitee", "splitee-s", "i-splitee"):

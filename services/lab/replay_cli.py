@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from services.lab.arguments import address, output
+from services.lab.console import screen
 
 app = typer.Typer()
-console = Console(width=None if sys.stdout.isatty() else 170)  # tables need room in a file or a pipe too
+console = screen()
 
 Links = Annotated[str, typer.Option(help="ACCESS/BACKBONE or ACCESS,BACKBONE: profiles of deploy/netem/profiles.yaml.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Modelled threads of all tiers but the first.")]
-Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every random choice.")]
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -38,7 +37,8 @@ def replay(
     ] = None,
     n: Annotated[int, typer.Option(min=1, help="Texts, after any are left out.")] = 200,
     split: Annotated[
-        str | None, typer.Option(help="Rows whose `split` column says this. [default: test, else dev]")
+        str | None,
+        typer.Option(help="Rows whose `split` column says this; `all`: every row. [default: test, else dev]"),
     ] = None,
     exclude_split: Annotated[str | None, typer.Option(help="Leave out texts that also occur in this split.")] = None,
     links: Links = "5g-nsa/metro",
@@ -48,10 +48,13 @@ def replay(
     ] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Measure this machine anew, not once for all.")] = False,
     threads: Threads = None,
-    out: Annotated[Path, typer.Option(help="Writes OUT.json and OUT.png.", callback=output)] = Path("replay"),
+    out: Annotated[
+        Path, typer.Option(help="Writes OUT.json, OUT.png and OUT.parquet, over earlier ones.", callback=output)
+    ] = Path("replay"),
     seed: Seed = 0,
 ) -> None:
     """Compare policies without live tiers: each text is run once, kept on disk, and every policy replayed exactly."""
+    from services.lab.outputs import sole_writer
     from services.lab.replay.compare import Plan, choose, compare
     from services.lab.replay.report import write
 
@@ -66,7 +69,8 @@ def replay(
         measured=tuple(measured or ()),
         profile_anew=profile,
     )
-    write(compare(plan, console), out, console)
+    with sole_writer(out):
+        write(*compare(plan, console), out, console)
 
 
 @app.command()
@@ -107,7 +111,7 @@ def check_times(
         list[str] | None,
         typer.Option(help="NAME, NAME:key=value,... or FILE.json; repeat. [default: collaborative, TIER-only]"),
     ] = None,
-    split: Annotated[str, typer.Option(help="Rows whose `split` column says this.")] = "test",
+    split: Annotated[str, typer.Option(help="Rows whose `split` column says this; `all`: every row.")] = "test",
     exclude_split: Annotated[str | None, typer.Option(help="Leave out texts that also occur in this split.")] = None,
     links: Links = "5g-nsa/metro",
     url: Annotated[
@@ -125,6 +129,7 @@ def check_times(
     """How far modelled times (of `replay`, `tables`, `plan`) are from live ones on this machine."""
     from services.lab import check_times as job
     from services.lab.data import load_without
+    from services.lab.outputs import sole_writer
     from shared.bundle import load_bundle
 
     own = load_bundle(bundle)
@@ -138,7 +143,8 @@ def check_times(
         seed=seed,
         url=url,
     )
-    job.run(check, out, console)
+    with sole_writer(out):
+        job.run(check, out, console)
 
 
 @app.command()
@@ -172,6 +178,7 @@ def plan(
 ) -> None:
     """Find the fastest setting that keeps an accuracy, or the most accurate within --p95-ms or --bytes, on validation
     data; check it on unseen texts. Status 1: none."""
+    from services.lab.outputs import sole_writer
     from services.lab.plan import Targets, grid
     from services.lab.plan import plan as search
     from services.lab.plan_report import live, report, write
@@ -195,8 +202,9 @@ def plan(
         said = report(found, targets, chosen_on, judged_on, measured)
     finally:
         conditions.recorders.save()
-    write(said, out, console)
+    with sole_writer(out):
+        write(said, out, console)
     if measured and not said["live"]:
-        console.print(f"{measured}: the chosen policy is not in it", markup=False)
+        console.print(f"{measured}: the chosen policy is not in it")
     if not said["feasible"]:
         raise typer.Exit(1)

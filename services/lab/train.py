@@ -11,6 +11,7 @@ order. Left out: full fine-tuning (adapters reached the same accuracy in our tri
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import time
 import warnings
@@ -20,13 +21,16 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
+from services.lab.checks import check_out, check_recipe, check_texts
+from services.lab.console import aside, progress
 from services.lab.data import Example, digest
+from services.lab.readable import LeftOut, Reader, readable
 from shared.encoder import MultiExitEncoder
-from shared.network import load_base, save_network
+from shared.errors import BadSetting
+from shared.network import load_base, load_tokenizer, save_network
 from shared.pruning import Pruning, keep_words
 from shared.tokens import SpecialTokens
 from shared.words import Encoded
@@ -36,6 +40,7 @@ _TARGETS = {
     "mpnet": ("q", "k", "v", "o", "intermediate.dense", "output.dense"),
 }
 _TARGETS["roberta"] = _TARGETS["bert"]
+PRUNED_TOKENS = 256  # that the encoder reads which prunes
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,16 @@ def train(
     console: Console,
     checkpoint_every_s: float = 120.0,
 ) -> None:
-    """Train on `examples`, write adapters, heads and `network.json` to `out`; checkpoints lie in `out/../.train-*`."""
+    """Train on `examples`, write adapters, heads and `network.json` to `out`; checkpoints lie in `out/../.train-*`.
+
+    Raises:
+        BadSetting: the recipe does not fit its base or the texts, `out` cannot be written, or the loss is lost.
+    """
+    check_out(out)
+    check_recipe(recipe)
+    examples, validation, left_out = _readable(recipe, examples, validation)
+    left_out.tell(aside())
+    check_texts(recipe, examples, validation)
     torch.set_num_threads(threads)
     torch.manual_seed(recipe.seed)
     made_of = hashlib.sha256(f"{recipe} {digest(examples)}".encode()).hexdigest()[:12]
@@ -125,17 +139,19 @@ def train(
         schedule.last_epoch = run.step
         console.print(f"resumed at step {run.step} of {len(batches)}")
     started, saved = time.monotonic(), time.monotonic()
-    with _progress(console) as progress:
-        task = progress.add_task(out.name, total=len(batches), completed=run.step)
+    with progress(console) as bar:
+        task = bar.add_task(out.name, total=len(batches), completed=run.step)
         while run.step < len(batches):
             rows = batches[run.step]
             loss = _step(recipe, run, tokens, [encoded[i] for i in rows], torch.tensor([labels[i] for i in rows]))
+            if not math.isfinite(loss):
+                raise BadSetting(f"the loss is {loss} at step {run.step + 1}: choose a smaller --adapter-lr")
             schedule.step()
             run.step += 1
             run.losses.append(loss)
             recent = run.losses[-50:]
             mean = sum(recent) / len(recent)
-            progress.update(task, completed=run.step, description=f"{out.name}, loss {mean:.3f}")
+            bar.update(task, completed=run.step, description=f"{out.name}, loss {mean:.3f}")
             if time.monotonic() - saved > checkpoint_every_s:
                 run.save(checkpoint)
                 saved = time.monotonic()
@@ -149,6 +165,7 @@ def train(
         "recipe": asdict(recipe),
         "training": {
             "examples": len(examples),
+            "left_out": left_out.report(),
             "data_sha256": digest(examples),
             "steps": len(batches),
             "seconds_since_last_resume": round(time.monotonic() - started),
@@ -159,6 +176,15 @@ def train(
     }
     save_network(out, run.factors, run.encoder, meta)
     console.print(f"{out}: validation accuracy per exit {accuracy} (n={len(validation)}, {recipe.max_tokens} tokens)")
+
+
+def _readable(
+    recipe: Recipe, examples: list[Example], validation: list[Example]
+) -> tuple[list[Example], list[Example], LeftOut]:
+    bases = [(recipe.base, recipe.max_tokens), *([(recipe.prune_with, PRUNED_TOKENS)] if recipe.pruned_share else [])]
+    readers = [Reader(SpecialTokens(load_tokenizer(base)), most) for base, most in bases]
+    (own, unread), (held, unheld) = readable(examples, readers), readable(validation, readers)
+    return own, held, LeftOut([*unread.texts, *unheld.texts])
 
 
 def _start(recipe: Recipe) -> tuple[_Run, SpecialTokens]:
@@ -256,10 +282,10 @@ def _pruned(recipe: Recipe, texts: list[tuple[str, str | None]], console: Consol
     encoder = MultiExitEncoder(base, layers=base.config.num_hidden_layers, classes=2).eval()
     tokens = SpecialTokens(tokenizer)
     out: dict[int, list[str | None]] = {}
-    with _progress(console) as progress:
-        for row in progress.track(rows, description="pruning a share"):
+    with progress(console) as bar:
+        for row in bar.track(rows, description="pruning a share"):
             text, pair = texts[row]
-            item = tokens.encode(text, pair, 256)
+            item = tokens.encode(text, pair, PRUNED_TOKENS)
             trace = encoder.run([item], tokens, None, importance=True)[0]
             assert trace.importance is not None
             keep = Pruning(chooser.choice(recipe.prune_coefficients)).mask(item, trace.importance.tolist())
@@ -289,8 +315,3 @@ def _triangle(steps: int, warmup: float) -> Any:
     """Learning-rate factor: up over the warm-up, then down to zero, both linear."""
     rise = max(1, round(steps * warmup))
     return lambda step: min((step + 1) / rise, max(0.0, (steps - step) / max(1, steps - rise)))
-
-
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=console)

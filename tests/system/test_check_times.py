@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from services.lab.check_times import off, report, table
 from services.lab.cli import app
+from services.lab.readable import LeftOut
 
 
 @pytest.fixture
@@ -20,8 +21,11 @@ def command(tmp_path, sentences, tiny_bundle, monkeypatch):
     for pause in ("REST", "SECONDS"):  # how near the model is, is not tested here
         monkeypatch.setattr(f"services.lab.replay.profile.{pause}", 0.0)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "data.csv").write_text("\n".join(["text,label", *(f'"{text}",1' for text in sentences), '" ",0']))
-    (tmp_path / "labels.csv").write_text("text,label\ngood,5\n")
+    (tmp_path / "data.csv").write_text(
+        "\n".join(["text,label,split", '" ",0,test', *(f'"{t}",1,test' for t in sentences)])
+    )
+    (tmp_path / "labels.csv").write_text("text,label,split\ngood,5,test\n")
+    (tmp_path / "blank.csv").write_text("text,label,split\n ,1,test\n")
     return lambda *arguments: CliRunner().invoke(
         app, ["check-times", "--data", "data.csv", "--bundle", str(tiny_bundle), *arguments]
     )
@@ -29,10 +33,11 @@ def command(tmp_path, sentences, tiny_bundle, monkeypatch):
 
 def test_profiles_and_benches_in_turns(command, tmp_path):
     asked = ("--links", "lte-weak,ideal", "--policy", "end-only", "--policy", "edge-only")
-    done = command(*asked, "--n", "3", "--rounds", "1", "--out", "own/check")
+    done = command(*asked, "--n", "4", "--rounds", "1", "--out", "own/check")
     assert done.exit_code == 0, done.exception
     said = json.loads((tmp_path / "own" / "check.json").read_text())
-    assert (said["n"], said["rounds"], said["backend"], said["threads"]["end"]) == (3, 1, "simulated", 1)
+    assert (said["n"], said["rounds"], said["backend"], said["threads"]["end"]) == (4, 1, "simulated", 1)
+    assert said["left_out"] == {"n": 1, "first": ["data.csv, line 2 (' '): the text is empty or blank"]}
     for own in said["policies"].values():
         assert len(own["by_round"]) == 1
         for side in ("live_ms", "modelled_ms"):
@@ -50,7 +55,7 @@ def test_profiles_and_benches_in_turns(command, tmp_path):
         (("--policy", "splitee"), "splitee: with bundle"),
         (("--policy", "nonsense"), "nonsense"),
         (("--links", "lte"), "ACCESS/BACKBONE"),
-        (("--n", "1000", "--policy", "end-only"), "cannot be read"),
+        (("--data", "blank.csv"), "none of the 1 texts can be read"),
         (("--rounds", "0"), "rounds"),
         (("--out", "."), "name of a file"),
         (("--out", "data.csv/own"), "--out"),
@@ -79,6 +84,7 @@ def test_what_is_off_is_the_mean_of_the_rounds_ratios():
     class Asked:
         examples = rounds = ()
         links, url, seed, threads, policies = "5g-nsa/metro", "http://end", 0, 1, ["end-only"]
+        left_out, asked = LeftOut(), []
         bundle = type("Bundle", (), {"order": ("end",), "name": "own", "digest": "0"})
 
     rounds = [{"end-only": {"live": parts(100.0), "modelled": parts(m)}} for m in (80.0, 125.0)]

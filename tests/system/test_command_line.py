@@ -11,8 +11,10 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
+from services.lab.outputs import sole_writer
 from services.lab.stack import free_ports
 
 TIERWISE = [sys.executable, "-m", "services.lab.cli"]
@@ -105,6 +107,118 @@ def test_bench_writes_the_files_that_it_was_told_to(tiers, tmp_path):
     done = tierwise(*arguments, "--url", tiers[0], "--link", "lte")
     assert done.returncode == 2
     assert "already keep their links" in done.stderr
+
+
+@pytest.fixture
+def lines(tmp_path, sentences):
+    """Forty lines, of which two are blank and one holds no word that a tier knows."""
+    path = tmp_path / "lines.txt"
+    path.write_text("\n".join([*sentences * 3, "", " ", "\U0001f642\U0001f642", "a fine film"]) + "\n")
+    return path
+
+
+def test_a_line_that_is_refused_costs_no_other_line_and_is_named(tiers, lines):
+    done = tierwise("classify", "--file", str(lines), "--url", tiers[0], "--json")
+    assert done.returncode == 1
+    assert [json.loads(line)["index"] for line in done.stdout.splitlines()] == [*range(36), 37]
+    assert f"{lines}, line 39 ('\U0001f642\U0001f642'): " in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    done = tierwise("classify", "--url", tiers[0], stdin="\U0001f642\na fine film\n")
+    assert done.returncode == 1
+    assert "a fine film" in done.stdout
+    assert "standard input, line 1 (" in done.stderr
+
+
+def test_long_texts_that_are_too_much_for_one_body_are_sent_apart(tiers, tmp_path):
+    path = tmp_path / "long.txt"
+    path.write_text("a fine film\n" + ("a film " * 100_000 + "\n") * 4 + "a waste\n")  # 2.8 MB; a body has 2 MB at most
+    done = tierwise("classify", "--file", str(path), "--url", tiers[0], "--json")
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 6)
+
+
+def test_a_policy_that_makes_no_sense_is_one_line_for_a_file_too(tiers, lines):
+    done = tierwise("classify", "--file", str(lines), "--url", tiers[0], "--policy", "nonsense")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "unknown policy 'nonsense'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_names_and_texts_reach_the_terminal_as_they_are(tiers):
+    done = tierwise("classify", "[red]a fine :fire: film[/x]\x1b[2J \x9b1m", "--url", tiers[0])
+    assert "[red]a fine :fire: film[/x]\\x1b[2J \\x9b1m" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Six labelled texts; one is blank, one holds no word that a tier knows."""
+    rows = ["\U0001f642,1", "a fine film,1", " ,0", "a waste of time,0", "the plot is thin,0", "an honest story,1"]
+    path = tmp_path / "data.csv"
+    path.write_text("\n".join(["text,label,split", *(f"{row},test" for row in rows)]) + "\n")
+    return path
+
+
+def test_bench_leaves_out_what_the_tiers_refuse_and_keeps_every_text_s_record(tiers, data, tmp_path):
+    out = tmp_path / "exp [" / "x] r $y$"
+    arguments = ["bench", "--data", str(data), "--policy", "end-only", "--policy", "cloud-only", "--url", tiers[0]]
+    done = tierwise(*arguments, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "left out, as no tier reads them: 2 texts" in done.stderr
+    assert f"{data}, line 2 (" in done.stderr
+    assert f"{out}.json" in done.stdout.replace("\n", "")
+    report = json.loads(out.with_name(f"{out.name}.json").read_text())
+    assert (report["n"], report["left_out"]["n"], report["split"]) == (6, 2, "test")
+    rows = pq.read_table(f"{out}.parquet").to_pylist()
+    assert [(row["row"], row["policy"]) for row in rows] == [
+        (row, policy) for row in (1, 3, 4, 5) for policy in ("cloud-only", "end-only")
+    ]
+    away, here = rows[:2]
+    assert (away["tier"], away["label"], away["place"]) == ("cloud", "positive", f"{data}, line 3")
+    assert [link["link"] for link in away["links"]] == ["end-cloud"]
+    assert away["bytes_up"] == away["links"][0]["up"] > 0
+    assert (here["tier"], here["links"], here["bytes_up"], here["degraded"]) == ("end", [], 0, None)
+    right = [row["label"] == row["predicted"] for row in rows if row["policy"] == "end-only"]
+    assert sum(right) / 4 == report["policies"]["end-only"]["accuracy"]
+
+
+def test_a_bench_that_was_killed_at_a_refused_text_goes_on_after_it(tiers, data, tmp_path):
+    arguments = ["bench", "--data", str(data), "--policy", "end-only", "--url", tiers[0], "--out", str(tmp_path / "b")]
+    assert tierwise(*arguments).returncode == 0
+    whole = json.loads((tmp_path / "b.json").read_text())
+    header = json.dumps(
+        {"data": whole["data_sha256"], "policies": ["end-only"], "loop": whole["loop"], "seed": 0}
+        | {"card": whole["first_tier"]["card_sha256"]}
+        | {"links": [[link["to"], link["backend"], link["profile"]] for link in whole["first_tier"]["links"]]}
+    )
+    (tmp_path / "b.jsonl").write_text(header + "\n" + json.dumps({"row": 0, "refused": "seen before"}) + '\n{"row": 1')
+    done = tierwise(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "seen before" in done.stderr
+    again = json.loads((tmp_path / "b.json").read_text())
+    assert again["policies"]["end-only"]["accuracy"] == whole["policies"]["end-only"]["accuracy"]
+
+
+def test_a_second_bench_under_one_name_is_refused(tiers, data, tmp_path):
+    arguments = ["bench", "--data", str(data), "--policy", "end-only", "--url", tiers[0], "--out", str(tmp_path / "b")]
+    with sole_writer(tmp_path / "b"):
+        done = tierwise(*arguments)
+    assert done.returncode == 2
+    assert "another run is writing there: wait for it, or choose another --out" in done.stderr
+    assert not (tmp_path / "b.json").exists()
+    done = tierwise(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "(over earlier ones)" in tierwise(*arguments).stdout
+
+
+def test_a_bench_of_a_file_without_splits_must_be_asked_for(tiers, tmp_path):
+    (tmp_path / "data.csv").write_text("text,label\na fine film,1\n")
+    arguments = ["bench", "--data", str(tmp_path / "data.csv"), "--policy", "end-only", "--url", tiers[0]]
+    done = tierwise(*arguments, "--out", str(tmp_path / "b"))
+    assert done.returncode == 2
+    assert "no split column: add one, or say --split all to use every row" in done.stderr
+    done = tierwise(*arguments, "--out", str(tmp_path / "b"), "--split", "all")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "b.json").read_text())["split"] == "all"
 
 
 def test_serve_refuses_settings_that_it_would_not_heed(tiny_bundle):

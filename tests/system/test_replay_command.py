@@ -3,6 +3,7 @@
 import json
 import os
 
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -88,6 +89,30 @@ def test_a_folder_and_the_dev_split_will_do(command, data, tiny_bundle, tmp_path
     assert done.exit_code == 0, done.exception
     own = json.loads((tmp_path / "out.json").read_text())["bundles"][tiny_bundle.name]
     assert (own["n"], "end-only" in own["policies"]) == (5, True)
+
+
+def test_a_text_that_no_tier_reads_is_named_and_every_other_has_a_record(command, tiny_bundle, tmp_path):
+    rows = ["a fine film,1", "\U0001f642,1", '" ",0', "a waste of time,0"]
+    (tmp_path / "data.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    asked = ("--data", "data.csv", "--bundle", str(tiny_bundle), "--policy", "end-only", "--policy", "cloud-only")
+    refused = command(*asked)
+    assert "data.csv: no split column: add one, or say --split all" in str(refused.exception)
+    done = command(*asked, "--split", "all", "--out", "own [x]/r")
+    assert done.exit_code == 0, done.exception
+    assert "left out, as no tier reads them: 2 texts" in done.stderr
+    assert "data.csv, line 3 (" in done.stderr
+    own = json.loads((tmp_path / "own [x]" / "r.json").read_text())["bundles"][tiny_bundle.name]
+    assert (own["n"], own["split"], own["left_out"]["n"]) == (4, "all", 2)
+    records = pq.read_table(tmp_path / "own [x]" / "r.parquet").to_pylist()
+    assert [(record["row"], record["policy"]) for record in records] == [
+        (row, policy) for row in (0, 3) for policy in ("cloud-only", "end-only")
+    ]
+    for name, figures in own["policies"].items():
+        these = [record for record in records if record["policy"] == name]
+        assert figures["modelled_ms"]["mean"] == pytest.approx(sum(record["ms"] for record in these) / 2)
+        assert figures["bytes_per_request"]["up"] == pytest.approx(sum(record["bytes_up"] for record in these) / 2)
+        assert figures["accuracy"] == sum(record["label"] == record["predicted"] for record in these) / 2
+    assert records[0]["links"][0]["link"] == "end-cloud"
 
 
 @pytest.fixture

@@ -167,9 +167,12 @@ def test_a_plan_is_written_as_a_policy_that_tiers_load(here, tmp_path):
     assert said["unseen"]["holds_of_100_resamplings"] == 100
     again = said["unseen"]["replanned"]
     assert 90 <= again["feasible"] == again["hold"]  # ten texts: a resampling may hold only wrong answers
-    chosen = [point for point in said["front"] if point["chosen"]]
+    chosen = [point for point in said["walked"] if point["chosen"]]
     assert len(chosen) == 1
     assert chosen[0]["searched"]["mean_ms"] == min(point["searched"]["mean_ms"] for point in said["front"])
+    best = [(point["searched"]["mean_ms"], point["searched"]["accuracy"]) for point in said["front"]]
+    assert not any(a != b and a[0] <= b[0] and a[1] >= b[1] for a in best for b in best)
+    assert [point["spec"] for point in said["walked"] if point["on_front"]] == [p["spec"] for p in said["front"]]
 
 
 def test_a_plan_that_nothing_meets_names_the_nearest_and_exits_with_1(here, tmp_path):

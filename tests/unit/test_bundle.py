@@ -84,13 +84,33 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
         ("bundle.json", {"tier": {}}, "Extra inputs"),
         ("card.json", {"temperature": {}}, "Extra inputs"),
         ("card.json", {"accuracy": {"end": "good"}}, "accuracy"),
+        ("bundle.json", {"labels": ["a", "a"]}, "labels: 'a' is there twice"),
+        ("bundle.json", {"labels": ["\u00e9", "e\u0301"]}, "labels: .* is there twice"),
+        ("bundle.json", {"labels": ["", ""]}, "labels.0: '' is blank"),
+        ("bundle.json", {"labels": ["a", " "]}, "labels.1: ' ' is blank"),
+        ("bundle.json", {"labels": ["a", "a "]}, "labels.1: 'a ' is blank, or has spaces"),
+        ("bundle.json", {"labels": ["a", "\x1b[2Jb"]}, "labels.1: .* has control characters"),
+        ("bundle.json", {"labels": ["a", "b" * 101]}, "labels.1"),
+        ("bundle.json", {"labels": ["a", "b", "c"]}, "3 labels; .*network.json has 2 classes"),
+        ("bundle.json", {"tiers": {"end": {"network": "bert-3", "layers": 4, "max_tokens": 64}}}, "4 layers; .*has 3"),
+        ("bundle.json", {"tiers": {"a+b": {"network": "bert-3", "layers": 3, "max_tokens": 64}}}, r"tiers.a\+b"),
+        ("card.json", {"accuracy": {"end": 1.2}}, "accuracy.end"),
+        ("card.json", {"accuracy": {"ending": 0.9}}, "speaks of tier 'ending'; the bundle has end, edge, cloud"),
+        ("card.json", {"temperatures": {"end": [1.0]}}, "temperatures.end: 1 values; it needs 3, one per layer"),
+        ("card.json", {"temperatures": {"end": [1.0, 0.0, 1.0]}}, "temperatures.end.1"),
+        ("card.json", {"model_temperatures": {"end": -1.0}}, "model_temperatures.end"),
+        ("card.json", {"model_temperatures": {"end": float("nan")}}, "model_temperatures.end|JSON"),
+        ("card.json", {"fitted_weights": {"end+edge": [0.9, 0.9]}}, r"fitted_weights.end\+edge: weights sum to 1.8"),
+        ("card.json", {"fitted_weights": {"end+edge": [1.0]}}, "1 values; it needs 2, one per tier"),
+        ("card.json", {"fitted_weights": {"end+x": [0.5, 0.5]}}, "speaks of tier 'x'"),
     ],
 )
 def test_a_file_that_does_not_say_what_it_must_is_refused(folder, file, change, says):
     content = json.loads((folder / file).read_text())
     (folder / file).write_text(json.dumps({**content, **change}))
-    with pytest.raises(BadSetting, match=says):
+    with pytest.raises(BadSetting, match=says) as told:
         load_bundle(str(folder))
+    assert "\n" not in str(told.value)
 
 
 def test_what_is_not_json_is_refused(folder):

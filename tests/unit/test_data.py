@@ -1,10 +1,13 @@
 """Labelled texts as files: what is read, and that what cannot be is told in one line."""
 
+import re
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
-from services.lab.data import Example, load, splits
+from services.lab.data import Example, load, splits, training_rows
 from shared.errors import BadSetting
 
 
@@ -35,7 +38,217 @@ def test_a_bad_file_is_told_by_its_name(tmp_path, name, content, complaint):
         load(str(tmp_path / name))
 
 
-def test_a_text_that_is_none_is_told_by_its_row(tmp_path):
-    pq.write_table(pa.table({"text": ["a", None], "label": [0, 1]}), tmp_path / "data.parquet")
-    with pytest.raises(BadSetting, match="row 1 of the split has None"):
+def test_a_cell_that_is_no_text_is_told_by_its_row(tmp_path):
+    pq.write_table(pa.table({"text": [b"a", b"b"], "label": [0, 1]}), tmp_path / "data.parquet")
+    with pytest.raises(BadSetting, match=r"data.parquet, row 1: text must be text, not b'a'"):
         load(str(tmp_path / "data.parquet"))
+
+
+# -- CSV files as people have them ------------------------------------------------------------------------------------
+
+
+def csv(tmp_path, content, name="data.csv"):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(tmp_path / name)
+
+
+def test_quoted_line_breaks_are_read_however_long_the_file(tmp_path):
+    filler = "y" * 560
+    rows = [f'"It said ""no"", and\nthen, {at} {filler}",{at % 2}' for at in range(4000)]
+    examples = load(csv(tmp_path, "text,label\n" + "\n".join(rows) + "\n"))
+    assert len(examples) == 4000
+    assert examples[3999] == Example(f'It said "no", and\nthen, 3999 {filler}', None, 1)
+    assert examples[3999].place.endswith("data.csv, line 8000")
+
+
+def test_a_row_may_be_longer_than_a_megabyte(tmp_path):
+    examples = load(csv(tmp_path, 'text,label\n"' + "a book\n" * 300_000 + '",1\nshort,0\n'))
+    assert [len(example.text) for example in examples] == [7 * 300_000, 5]
+    assert examples[1].place.endswith("line 300003")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbftext,label\na,1\nb,0\n",
+        b"text,label\r\na,1\r\nb,0\r\n",
+        b"text,label\ra,1\rb,0\r",
+        b"text,label\n\na,1\n\nb,0",
+        b"text;label\na;1\nb;0\n",
+        b"text\tlabel\na\t1\nb\t0\n",
+        b" text , label \na, 1\nb,0.0\n",
+        b"id,text,label,,\n7,a,true,,\n8,b,False,,\n",
+    ],
+    ids=["mark", "crlf", "cr", "blank lines", "semicolons", "tabs", "spaces", "empty columns"],
+)
+def test_what_spreadsheets_save_is_read(tmp_path, content):
+    assert load(csv(tmp_path, content)) == [Example("a", None, 1), Example("b", None, 0)]
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("text,label,label\na,1,1\n", "column 'label' is there twice"),
+        ("text,text,label\na,b,1\n", "column 'text' is there twice"),
+        ("a fine film,1\n", "needs columns text .*it has 'a fine film', '1'"),
+        ('text,label\na,1\n"b\nc,0\n', "line 3: cannot be read: .*quote.*starts with '\"b"),
+        ('text,label\na,1\n"b" c,0\n', "line 3: cannot be read: .*quote"),
+        ('text,label\n"a\nb",1\nc,0,2\n', "line 4: cannot be read: 3 fields, .*starts with 'c'"),
+        (b"text,label\na,1\nd\xe9j\xe0 vu,1\n", "line 3: cannot be read: it is not UTF-8"),
+        ("text,label\na,1\n".encode("utf-16"), "it is UTF-16 or UTF-32; save it as UTF-8"),
+        ("text,label\na,1\n".encode("utf-16-le"), "it is UTF-16 or UTF-32; save it as UTF-8"),
+        *[
+            (f"text,label\nfirst,0\nthe second one,{said}\n", "line 3: labels must be integers .*'the second one'")
+            for said in ("inf", "nan", "1.5", "-1", "", "1e30", "10000000000000000000", "good", "0x1")
+        ],
+    ],
+)
+def test_what_is_wrong_in_a_csv_is_told_by_line_and_text(tmp_path, content, complaint):
+    with pytest.raises(BadSetting, match=f"(?s)data.csv.*{complaint}") as told:
+        load(csv(tmp_path, content))
+    assert "\n" not in str(told.value)
+
+
+def test_a_pair_without_its_second_half_is_one_text_in_both_kinds_of_file(tmp_path):
+    expected = [Example("a", "42", 1), Example("b", None, 0), Example("c", None, 0), Example("", None, 1)]
+    assert load(csv(tmp_path, "text_a,text_b,label\na,42,1\nb,,0\nc,  ,0\n,,1\n")) == expected
+    columns = {"text_a": ["a", "b", "c", None], "text_b": ["42", None, "  ", ""], "label": [1, 0, 0, 1]}
+    pq.write_table(pa.table(columns), tmp_path / "data.parquet")
+    assert load(str(tmp_path / "data.parquet")) == expected
+
+
+# -- parquet files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        (pa.array(["a", "b"]), pa.array([1, 0], pa.int8())),
+        (pa.array(["a", "b"], pa.large_string()), pa.array([1.0, 0.0])),
+        (pa.array(["a", "b"]).dictionary_encode(), pa.array([True, False])),
+        (pa.array(["a", "b"], pa.string_view()), pa.array(["1", "0"]).dictionary_encode()),
+    ],
+)
+def test_texts_and_labels_of_any_type_that_says_them_are_read(tmp_path, text, label):
+    pq.write_table(pa.table({"text": text, "label": label}), tmp_path / "data.parquet")
+    assert load(str(tmp_path / "data.parquet")) == [Example("a", None, 1), Example("b", None, 0)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "complaint"),
+    [
+        ({"text": [["a"]], "label": [0]}, r"row 1: text must be text, not \['a'\]"),
+        ({"text": [7], "label": [0]}, "row 1: text must be text, not 7"),
+        ({"text": ["a"], "text_b": [3], "label": [0]}, "row 1: text_b must be text, not 3"),
+        ({"text": ["a", "b"], "label": [0.0, float("inf")]}, "row 2: labels must be integers from 0.*not inf.*'b'"),
+        ({"text": ["a"], "label": [[1]]}, "row 1: labels must be integers"),
+        ({"text": ["a"], "label": [None]}, "row 1: labels must be integers"),
+        ({"text": pa.array([], pa.string()), "label": pa.array([], pa.int8())}, "no rows"),
+        ({"body": ["a"], "label": [1]}, "needs columns text"),
+    ],
+)
+def test_what_is_wrong_in_a_parquet_file_is_told_by_row(tmp_path, columns, complaint):
+    pq.write_table(pa.table(columns), tmp_path / "data.parquet")
+    with pytest.raises(BadSetting, match=f"data.parquet.*{complaint}"):
+        load(str(tmp_path / "data.parquet"))
+
+
+def test_bytes_that_are_no_utf_8_are_told_by_row(tmp_path):
+    offsets = pa.array([0, 1, 3], pa.int32()).buffers()[1]
+    texts = pa.StringArray.from_buffers(2, offsets, pa.py_buffer(b"a\xff\xfe"))
+    pq.write_table(pa.table({"text": texts, "label": [0, 1]}), tmp_path / "data.parquet")
+    with pytest.raises(BadSetting, match="row 2: text is not UTF-8"):
+        load(str(tmp_path / "data.parquet"))
+
+
+# -- splits -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_split_of_a_file_without_splits_is_refused_and_all_takes_every_row(tmp_path):
+    path = csv(tmp_path, "text,label\na,1\nb,0\n")
+    with pytest.raises(BadSetting, match="no split column: add one, or say --split all"):
+        load(path, "test")
+    assert len(load(path, "all")) == 2
+    assert training_rows(path, None) == (load(path), "all")
+    with pytest.raises(BadSetting, match="no split column"):
+        training_rows(path, "train")
+
+
+def test_all_takes_every_row_of_a_file_with_splits_too(tmp_path):
+    path = csv(tmp_path, "text,label,split\na,1,train\nb,0,test\nc,0,\n")
+    assert [example.text for example in load(path, "all")] == ["a", "b", "c"]
+    assert [example.text for example in training_rows(path, None)[0]] == ["a"]
+    with pytest.raises(BadSetting, match=r"no split 'dev'; it has \['test', 'train'\]"):
+        load(path, "dev")
+
+
+# -- the hub ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub():
+    """A builder: a hub in memory that holds these files, each with its own path as its text."""
+
+    def build(*paths):
+        files = MemoryFileSystem()
+        files.store.clear()
+        for path in paths:
+            with files.open(f"datasets/{path}", "wb") as file:
+                pq.write_table(pa.table({"text": [path], "label": [0]}), file)
+        return files
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("files", "split", "read"),
+    [
+        (["train-00000-of-00001", "test-00000-of-00002", "test-00001-of-00002"], "test", [1, 2]),
+        (["data/train", "data/test"], "test", [1]),
+        (["imdb-train", "imdb-test"], "test", [1]),
+        (["latest-reviews-train", "test"], "test", [1]),
+        (["contest-train", "contest-test"], "train", [0]),
+        (["train/0000", "test/0000"], "test", [1]),
+        (["a/train", "a/test", "b/train"], "test", [1]),
+    ],
+)
+def test_a_split_of_the_hub_is_a_word_of_the_file_s_name(hub, files, split, read):
+    paths = [f"acme/latest-reviews/{name}.parquet" for name in files]
+    found = load("hub:acme/latest-reviews", split, filesystem=hub(*paths))
+    assert [example.text.removeprefix("/") for example in found] == [paths[at] for at in read]
+
+
+@pytest.mark.parametrize(
+    ("source", "files", "complaint"),
+    [
+        ("hub:acme/latest", ["train"], "no parquet file for split 'test'; there are train.parquet"),
+        ("hub:acme/latest", ["en/test", "de/test"], "several configurations: de, en; name one: hub:acme/latest/de"),
+        ("hub:acme/latest/fr", ["en/test"], "no parquet file there"),
+        ("hub:acme/latest", [], "no parquet file there"),
+        ("hub:acme/latest", ["my-train-test"], "which split is my-train-test.parquet"),
+        ("hub:", ["test"], "names no data set: say hub:OWNER/NAME"),
+        ("hub:acme/*", ["test"], "names no data set: say hub:OWNER/NAME"),
+    ],
+)
+def test_what_the_hub_does_not_tell_apart_is_told(hub, source, files, complaint):
+    with pytest.raises(BadSetting, match=re.escape(source) + f".*{complaint}"):
+        load(source, "test", filesystem=hub(*(f"acme/latest/{name}.parquet" for name in files)))
+
+
+def test_a_configuration_that_is_named_is_read_alone(hub):
+    files = hub("acme/x/en/test.parquet", "acme/x/de/test.parquet")
+    (example,) = load("hub:acme/x/de", "test", filesystem=files)
+    assert example.text == "acme/x/de/test.parquet"
+    assert "de/test.parquet, row 1" in example.place
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("no network"), ValueError("Unknown scheme for proxy URL"), ImportError("socksio"), Exception("?")]
+)
+def test_whatever_the_hub_s_client_raises_is_one_line(error):
+    class Broken:
+        def glob(self, path):
+            raise error
+
+    with pytest.raises(BadSetting, match=r"hub:acme/x: the hub does not give it: "):
+        load("hub:acme/x", "test", filesystem=Broken())

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from services.lab import stats
 from services.lab.plan import Measured, Targets, bytes_below, choose, confirm, front, measure, parts, rank_above
 
 
@@ -125,6 +126,40 @@ def test_where_nothing_is_feasible_the_nearest_is_named():
     assert found.chosen is None
     assert found.nearest == 1
     assert found.confirmed[1].misses(Targets(accuracy=0.97), bounds=True)["accuracy"] == pytest.approx(0.08, abs=0.02)
+
+
+def test_of_settings_that_miss_by_as_much_the_faster_is_the_nearest():
+    """The slow one comes first, as the safe one does; their bounds are the same."""
+    slow, quick = outcomes(0.90, 170), outcomes(0.90, 70)
+    quick.right = slow.right
+    search, rest = parts(3000)
+    specs = [{"name": "cloud-only"}, {"name": "quick"}]
+    found = choose(specs, [slow, quick], Targets(accuracy=0.99), search, rest, pinned=0)
+    assert (found.chosen, found.nearest) == (None, 1)
+    found = choose(specs, [slow, quick], Targets(accuracy=0.5), search, rest, pinned=0)
+    assert found.chosen == 1
+
+
+def test_of_settings_that_are_alike_in_bytes_and_accuracy_the_faster_is_on_the_front():
+    slow, quick = outcomes(0.90, 170), outcomes(0.90, 70)
+    quick.right = slow.right
+    assert choice([slow, quick], Targets(bytes=2000)).front == [1]
+    assert choice([slow, quick], Targets(bytes=2000)).chosen == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_point_of_a_front_is_beaten_by_another(seed):
+    """Few values, so that there are ties."""
+    noise = np.random.default_rng(seed)
+    points = [tuple(pair) for pair in noise.integers(0, 6, (40, 2)).tolist()]
+
+    def beats(a, b):
+        return a != b and a[0] <= b[0] and a[1] >= b[1]
+
+    own = [points[at] for at in stats.front(*map(list, zip(*points, strict=True)))]
+    assert not any(beats(a, b) for a in points for b in own)
+    assert set(own) == {b for b in points if not any(beats(a, b) for a in points)}
+    assert len(own) == len(set(own))
 
 
 def test_bounds_lie_on_the_safe_side_of_the_figures():

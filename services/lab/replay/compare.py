@@ -12,11 +12,14 @@ from typing import Any
 from rich.console import Console
 
 from services.lab.bench_report import cpu
-from services.lab.data import Example, check_labels, digest, files, load, load_without, unseen
+from services.lab.console import aside, busy
+from services.lab.data import Example, check_labels, digest, files, load_without, training_rows, unseen
 from services.lab.policies import parse_policy
+from services.lab.readable import left_out_of
+from services.lab.records import Record
 from services.lab.replay.measured import live_ms
 from services.lab.replay.recorder import Recorders
-from services.lab.replay.report import figures
+from services.lab.replay.report import figures, records_of
 from services.lab.replay.run import NONE
 from services.lab.replay.times import Times
 from services.lab.replay.walk import Replay
@@ -50,15 +53,15 @@ class Plan:
     profile_anew: bool = False
 
 
-def compare(plan: Plan, console: Console) -> dict[str, Any]:
-    """The report over every bundle and policy.
+def compare(plan: Plan, console: Console) -> tuple[dict[str, Any], list[Record]]:
+    """The report over every bundle and policy, and a record of every text under each.
 
     Raises:
         BadSetting: labels that a bundle does not have, links or files that do not exist, times measured elsewhere.
         UnknownPolicy: a policy or parameter that no bundle has.
     """
     _check(plan)
-    started, recorders = time.perf_counter(), Recorders(console)
+    started, recorders, records = time.perf_counter(), Recorders(console), list[Record]()
     report: dict[str, Any] = {
         "seed": plan.seed,
         "links": plan.links,
@@ -70,13 +73,13 @@ def compare(plan: Plan, console: Console) -> dict[str, Any]:
     try:
         for texts in plan.sets:
             for bundle in texts.bundles:
-                own, notes = _bundle(plan, texts, bundle, recorders, console)
+                own, notes = _bundle(plan, texts, bundle, recorders, console, records)
                 report["bundles"][bundle.name] = own
                 report["notes"] += [note for note in notes if note not in report["notes"]]
     finally:
         recorders.save()
     report |= {"texts_run": recorders.ran, "took_s": time.perf_counter() - started}
-    return report
+    return report, records
 
 
 def _check(plan: Plan) -> None:
@@ -94,7 +97,7 @@ def _check(plan: Plan) -> None:
 
 
 def _bundle(
-    plan: Plan, texts: Texts, bundle: Bundle, recorders: Recorders, console: Console
+    plan: Plan, texts: Texts, bundle: Bundle, recorders: Recorders, console: Console, records: list[Record]
 ) -> tuple[dict[str, Any], list[str]]:
     """One bundle's figures, and what must be said about its times."""
     check_labels(texts.examples, bundle.labels, f"bundle {bundle.name}")
@@ -110,33 +113,36 @@ def _bundle(
         "card_sha256": bundle.digest,
         "metric": bundle.metric.value,
         "http_ms": {"client": times.http.client * 1e3, "hop": times.http.hop * 1e3},
-        **_policies(plan, replay, times, console),
+        **_policies(plan, replay, times, console, records),
     }
     return own, times.notes
 
 
-def _policies(plan: Plan, replay: Replay, times: Times, console: Console) -> dict[str, Any]:
+def _policies(plan: Plan, replay: Replay, times: Times, console: Console, records: list[Record]) -> dict[str, Any]:
     done: dict[str, Any] = {}
     refused: dict[str, str] = {}
     reference = replay.run(replay.policy(f"{replay.order[-1]}-only"))
     if (reference.label == NONE).all():
         raise BadSetting(f"bundle {replay.bundle.name} can read none of the texts")
+    left_out = left_out_of(replay.examples, reference.label != NONE)
+    left_out.tell(aside())
     wanted = names(replay.order) if plan.policies == ["all"] else plan.policies
     for name in wanted:
         try:
             policy = replay.policy(parse_policy(name))
-            with console.status(f"{replay.bundle.name}, {name}"):
+            with busy(console, f"{replay.bundle.name}, {name}"):
                 run = replay.run(policy)
         except UnknownPolicy as error:  # this bundle lacks what it needs
             refused[name] = str(error)
             continue
         done[name] = figures(replay, run, reference, times)
+        records += records_of(replay, run, times, name)
         measured = [own for path in plan.measured for own in live_ms(path, replay, spec_of(policy), plan.links)]
         if n := sum(texts for _, texts in measured):
             mean = sum(ms * texts for ms, texts in measured) / n
             modelled = done[name]["modelled_ms"]["mean"]
             done[name]["measured_ms"] = {"mean": mean, "n": n, "modelled_is_off_by": modelled / mean - 1}
-    return {"policies": done, "refused": refused}
+    return {"left_out": left_out.report(), "policies": done, "refused": refused}
 
 
 def threads_of(bundle: Bundle, deeper: int | None = None) -> dict[str, int]:
@@ -207,7 +213,7 @@ def _fitting(source: str, *, alone: bool, hold_out: int = 2500) -> list[Bundle]:
     """The bundles in deploy/models that were calibrated on this data set: a card names the rows held out."""
     bundles = [load_bundle(path.parent.name) for path in sorted(MODELS.glob("*/bundle.json"))]
     try:
-        train = load(source, "train")
+        train, _ = training_rows(source, None)
     except BadSetting:
         if alone:
             raise

@@ -28,9 +28,9 @@ import numpy as np
 import torch
 from pydantic_core import to_json
 from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
+from services.lab.console import progress
 from services.lab.replay.cache import Shelf
 from shared.bundle import Bundle
 from shared.encoder import Received
@@ -199,9 +199,9 @@ class Recorder:
         torch.set_num_threads(self._threads)
         self.ran += len(missing)
         quiet = len(missing) < 2 or not self.console.is_terminal
-        with Progress(console=self.console, transient=True, disable=quiet) as progress:
+        with progress(self.console, transient=True, disable=quiet) as bar:
             name = f"{self.source.folder.parent.name}/{self.source.folder.name}, {what}"
-            for key, number in progress.track(missing.items(), description=name):
+            for key, number in bar.track(missing.items(), description=name):
                 shelf.put(key, run(number))
 
     def network(self) -> Network:

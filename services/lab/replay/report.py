@@ -11,6 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from services.lab.outputs import REPLACED, replace_text
+from services.lab.picture import pyplot
+from services.lab.records import Crossed, Record, write_records
 from services.lab.replay.costs import references, unit_costs
 from services.lab.replay.run import NONE, Run
 from services.lab.replay.times import Modelled, Times
@@ -45,6 +48,39 @@ def figures(replay: Replay, run: Run, reference: Run, times: Times) -> dict[str,
         "replay_only": run.replay_only,
         "layers": dict(zip(run.tiers, run.layers, strict=True)),
     }
+
+
+def records_of(replay: Replay, run: Run, times: Times, name: str) -> list[Record]:
+    """What a policy did to each text that it answered."""
+    ms, labels = times.of(run).seconds * 1e3, replay.bundle.labels
+    crossed: dict[int, list[Crossed]] = {}
+    kept: dict[int, int] = {}
+    for (here, there), rows, up, down in times.crossings(run):
+        link = f"{run.tiers[here]}-{run.tiers[there]}"
+        for row, asked, answered in zip(rows.tolist(), up.tolist(), down.tolist(), strict=True):
+            crossed.setdefault(row, []).append(Crossed(link, int(asked), int(answered)))
+            if run.ran[here, row]:
+                kept[row] = int(run.words[run.carried[here, there][row]])
+    return [
+        Record(
+            bundle=replay.bundle.name,
+            row=row,
+            example=replay.examples[row],
+            policy=name,
+            label=labels[replay.labels[row]],
+            predicted=labels[run.label[row]],
+            confidence=round(float(run.probabilities[row].max()), 6),
+            tier=run.tiers[at],
+            exit_layer=int(run.exit_layer[at, row]),
+            ms=float(ms[row]),
+            crossed=crossed.get(row, []),
+            degraded=None,
+            words_in=int(run.words[replay.numbers[row]]),
+            words_kept=kept.get(row),
+        )
+        for row, at in enumerate(run.answered_by.tolist())
+        if run.label[row] != NONE
+    ]
 
 
 def brief(replay: Replay, run: Run, times: Times) -> dict[str, float]:
@@ -167,26 +203,22 @@ def _row(bundle: str, policy: str, metric: str, f: dict[str, Any], *, measured: 
     ]
 
 
-def write(report: dict[str, Any], out: Path, console: Console) -> None:
-    """Print the table; write OUT.json and OUT.png."""
+def write(report: dict[str, Any], records: list[Record], out: Path, console: Console) -> None:
+    """Write OUT.json, OUT.parquet and OUT.png; then print the table."""
+    written, texts, picture = (out.with_name(f"{out.name}.{ending}") for ending in ("json", "parquet", "png"))
+    replaced = replace_text(written, json.dumps(report, indent=1) + "\n")
+    write_records(texts, records)
+    draw(report, picture)
     console.print(table(report))
     for name, own in report["bundles"].items():
         for policy, why in own["refused"].items():
-            console.print(f"{name}, {policy}: {why}", style="yellow", markup=False, highlight=False)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    written, picture = out.with_name(f"{out.name}.json"), out.with_name(f"{out.name}.png")
-    written.write_text(json.dumps(report, indent=1) + "\n")
-    draw(report, picture)
-    console.print(f"written: {written}, {picture}")
+            console.print(f"{name}, {policy}: {why}", style="yellow", highlight=False)
+    console.print(f"written: {written}, {texts}, {picture}{REPLACED if replaced else ''}")
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
     """Score against modelled mean latency, a panel per bundle; squares run in replay only."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     bundles = report["bundles"]
     looks = {policy: at for at, policy in enumerate(dict.fromkeys(p for b in bundles.values() for p in b["policies"]))}
     figure, panels = plt.subplots(len(bundles), 1, figsize=(9, 5 * len(bundles)), layout="constrained", squeeze=False)
@@ -196,7 +228,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
             value, (low, high) = f[own["metric"]], f[f"{own['metric']}_ci95"]
             error = [[100 * max(0.0, value - low)], [100 * max(0.0, high - value)]]
             marker = "s" if f["replay_only"] else "o^vD"[at % 4]
-            where, colour = (f["modelled_ms"]["mean"], 100 * value), mpl.colormaps["tab20"](at % 20)
+            where, colour = (f["modelled_ms"]["mean"], 100 * value), plt.colormaps["tab20"](at % 20)
             axes.errorbar(*where, yerr=error, fmt="none", ecolor=colour, alpha=0.35)
             axes.plot(*where, marker, color=colour, label=policy)
         axes.set(

@@ -8,7 +8,7 @@ takes what the simulated one (`shared/link.py`) takes on average. Left out: wait
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
@@ -92,15 +92,18 @@ class Times:
                 if counted:
                     sent = rows[run.sent_to[at, rows] != NONE]
                     other[sent] += np.interp(run.words[run.numbers[at, sent]], measured.words, measured.prune)
-        for here, there in run.carried:
-            rows = np.flatnonzero(run.carried[here, there] != NONE)
-            asked = self._sizes.requests(run, (here, there), rows)
-            answered = self._sizes.answers(run, there, rows)
+        for (here, there), rows, asked, answered in self.crossings(run):
             profile = self._links[run.tiers[here], run.tiers[there]]
             link[rows] += self.http.hop + round_trip(profile, asked, answered)
             up[rows] += asked
             down[rows] += answered
         return Modelled(self.http.client + infer + other + link, infer, link, up, down)
+
+    def crossings(self, run: Run) -> Iterator[tuple[tuple[int, int], np.ndarray, np.ndarray, np.ndarray]]:
+        """Every link that was crossed, as two tiers' numbers: the rows that crossed it, and bytes there and back."""
+        for link in run.carried:
+            rows = np.flatnonzero(run.carried[link] != NONE)
+            yield link, rows, self._sizes.requests(run, link, rows), self._sizes.answers(run, link[1], rows)
 
     def _table(self, recorder: Recorder, threads: int, *, anew: bool = False) -> Table:
         key = (recorder.digest, threads)

@@ -17,8 +17,8 @@ from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
-from rich.progress import Progress
 
+from services.lab.console import progress
 from services.lab.data import Example
 from services.lab.replay.answers import answer, outcome
 from services.lab.replay.recorder import Kernel, Recorders, source_of
@@ -101,8 +101,8 @@ class Replay:
         prunes = policy.bound(state).prunes_at(first)
         stations[0].table(self.numbers, Kernel.COUNTED if prunes else Kernel.PLAIN)  # at once, with a progress bar
         quiet = len(everything) < 50 or not self._console.is_terminal
-        with Progress(console=self._console, transient=True, disable=quiet) as progress:
-            for row in progress.track(everything.tolist(), description=policy.name):
+        with progress(self._console, transient=True, disable=quiet) as bar:
+            for row in bar.track(everything.tolist(), description=policy.name):
                 rows, bound = np.array([row]), policy.bound(state)
                 out.bound = bound
                 self._walk(out, bound, stations, rows)

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 
 from services.lab.bench_report import cpu
+from services.lab.console import progress
 from services.lab.replay.recorder import Recorders
 from services.lab.tables import dimee, hu, pruned
 from services.lab.tables.dimee_prices import variation
@@ -73,9 +73,9 @@ def run(job: Job, console: Console) -> int:
     if not steps:
         raise BadSetting(f"{job.data}: {', '.join(job.tables)} needs imdb.parquet")
     try:
-        with Progress(console=console, transient=True) as progress:
-            for name, part, step in progress.track(steps, description="tables"):
-                progress.console.print(f"{name} {part}")
+        with progress(console, transient=True) as bar:
+            for name, part, step in bar.track(steps, description="tables"):
+                bar.console.print(f"{name} {part}")
                 _keep(job.out, name, part, step())
                 recorders.save()
     finally:

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from services.lab.data import Example, digest, load, splits, without
+from services.lab.console import aside
+from services.lab.data import Example, digest, load, splits, training_rows, without
+from services.lab.readable import left_out_of
 from services.lab.replay.compare import held_out, links_of, threads_of
 from services.lab.replay.costs import unit_costs
 from services.lab.replay.recorder import Recorders
@@ -70,8 +72,10 @@ class Trial:
 
     @cached_property
     def reference(self) -> Run:
-        """The deepest tier alone, on every text."""
-        return self.replay.run(self.replay.policy(f"{self.replay.order[-1]}-only"))
+        """The deepest tier alone, on every text; what it cannot read is told once."""
+        run = self.replay.run(self.replay.policy(f"{self.replay.order[-1]}-only"))
+        left_out_of(self._examples, run.label != NONE).tell(aside())
+        return run
 
     @property
     def read(self) -> np.ndarray:
@@ -133,6 +137,7 @@ class Trial:
             "metric": self.bundle.metric.value,
             "split": self.split,
             "n": len(self.truth),
+            "left_out": left_out_of(self._examples, self.read).report(),
             "data_sha256": digest(self._examples),
             "seed": self.conditions.seed,
             "links": self.conditions.links,
@@ -191,7 +196,7 @@ def _unseen(data: Path) -> tuple[str, list[Example]]:
 
 
 def _held_out(bundle: Bundle, data: Path) -> list[Example]:
-    rows = held_out(bundle, load(str(data), "train"))
+    rows = held_out(bundle, training_rows(str(data), None)[0])
     if not rows:
         raise BadSetting(f"bundle {bundle.name} was not calibrated on {data}: its card names other validation rows")
     return rows

@@ -1,0 +1,59 @@
+"""Files that a command writes: whole or not at all, and one writer at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shared.errors import BadSetting
+
+REPLACED = " (over earlier ones)"
+
+
+def replace_text(path: Path, text: str) -> bool:
+    """Write a file at once, so that a killed run leaves the old one; whether there was one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = path.exists()
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    unfinished.write_text(text)
+    unfinished.replace(path)
+    return before
+
+
+@contextmanager
+def sole_writer(out: Path) -> Iterator[None]:
+    """Hold `.OUT.lock` beside what is written under this name; the lock ends with the process, however it ends.
+
+    Raises:
+        BadSetting: another run holds it.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    path = out.with_name(f".{out.name}.lock")
+    descriptor = _locked(path)
+    if descriptor is None:
+        raise BadSetting(f"{out}: another run is writing there: wait for it, or choose another --out")
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _locked(path: Path) -> int | None:
+    """The descriptor of the locked file, or None where another holds it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        try:
+            if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                return descriptor
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)  # its last holder removed this file between our two steps
