@@ -23,7 +23,7 @@ from shared.policies import POLICIES
 from shared.settings import PREFIX
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 PRUNED = "collaborative:pruning_coefficient=1"
 _BLOCK = re.compile(r"(<!-- made: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

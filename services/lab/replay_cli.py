@@ -18,7 +18,7 @@ console = Console(width=None if sys.stdout.isatty() else 170)  # tables need roo
 Links = Annotated[str, typer.Option(help="ACCESS/BACKBONE or ACCESS,BACKBONE: profiles of deploy/netem/profiles.yaml.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Modelled threads of all tiers but the first.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 
 
 @app.command()
