@@ -83,7 +83,7 @@ def tables(
     quick: Annotated[bool, typer.Option("--quick", help="30 texts of each: does it run, not what is true.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of report.md, report.json, figures. [default: this repository's; tables-quick]"),
+        typer.Option(help="Folder of report.json and figures. [default: this repository's; tables-quick]"),
     ] = None,
     links: Links = "5g-nsa/metro",
     threads: Threads = None,
