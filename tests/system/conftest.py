@@ -149,7 +149,7 @@ def listening(tiny_bundle):
     running = []
 
     def start(**settings):
-        app = create_app(Settings(tier="end", bundle=str(tiny_bundle), **PATIENT, **settings))
+        app = create_app(Settings(bundle=str(tiny_bundle), **PATIENT, **{"tier": "end", **settings}))
         port = free_ports(1)
         server = Server(app, host="127.0.0.1", port=port, drain_s=10)
         thread = threading.Thread(target=server.run, daemon=True)

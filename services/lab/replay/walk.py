@@ -282,7 +282,7 @@ class Replay:
         return self.order[nearest : self._depth + 1]
 
     def _toward(self, at: int, to: int) -> int:
-        """The link that leads to a tier, as `Tier._toward` finds it."""
+        """The link that leads to a tier, as `Sender._toward` finds it."""
         return max(index for link in self._links[self.order[at]] if (index := self.order.index(link)) <= to)
 
     def signatures(self, numbers: Numbers, kind: Signature) -> list[Vector | None]:
