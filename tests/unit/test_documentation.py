@@ -4,17 +4,21 @@ Commands that are quick are run by `tests/system/test_documentation_commands.py`
 """
 
 import ast
+import doctest
 import importlib.util
 import re
 import shlex
 from functools import cache
+from typing import get_args
 
 import pytest
 import typer
 
 from services.lab.cli import app
+from services.lab.docs import tables
 from services.lab.docs.tables import ROOT, filled, pages
 from shared import __version__
+from shared.contracts import ClassifyResponse, DegradedReason, Hop, Options, Result
 from shared.policies import POLICIES
 from shared.settings import Settings
 
@@ -213,3 +217,17 @@ def test_a_stale_reference_would_be_found(token):
 )
 def test_a_good_reference_is_not_flagged(token):
     assert not missing(token)
+
+
+def test_the_examples_of_the_table_maker_hold():
+    assert doctest.testmod(tables) == (0, 2)
+
+
+def test_the_answer_that_is_shown_is_one_and_every_field_of_it_is_explained():
+    page = PAGES["docs/answer.md"]
+    (shown,) = (body for language, body in FENCES.findall(page) if language == "json")
+    ClassifyResponse.model_validate_json(shown)
+    explained = set(re.findall(r"`(\w+)`", FENCES.sub("", page)))
+    for message in (ClassifyResponse, Result, Hop, Options):
+        assert message.model_fields.keys() <= explained, message.__name__
+    assert set(get_args(DegradedReason)) <= explained
