@@ -148,8 +148,8 @@ def listening(tiny_bundle):
     """A builder: a tier on a real socket of this process, with its server; stopped at the end."""
     running = []
 
-    def start(**settings):
-        app = create_app(Settings(bundle=str(tiny_bundle), **PATIENT, **{"tier": "end", **settings}))
+    def start(*, tier="end", **settings):
+        app = create_app(Settings(tier=tier, bundle=str(tiny_bundle), **PATIENT, **settings))
         port = free_ports(1)
         server = Server(app, host="127.0.0.1", port=port, drain_s=10)
         thread = threading.Thread(target=server.run, daemon=True)
