@@ -66,8 +66,9 @@ lock: $(STAMP)  ## resolve pyproject.toml into requirements.lock
 bench: $(STAMP)  ## model and service speed against transformers' own (minutes)
 	$(BIN)/python -m tests.bench.speed
 
-readme: $(STAMP)  ## write the README's tables from the measured figures
-	@$(BIN)/python -m services.lab.readme
+docs: $(STAMP)  ## write the documentation's tables from what was measured, then build the site in site/
+	$(BIN)/python -m services.lab.docs.tables
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 up:  ## containers with shaped links, Prometheus, Grafana (TIERWISE_DASHBOARDS=0: without Grafana)
 	@deploy/up.sh
@@ -76,6 +77,6 @@ down:  ## stop the containers and remove what they left
 	docker compose down --volumes --remove-orphans
 
 clean:  ## remove the virtual environment and what tools left behind
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo serve test e2e faults fuzz load soak netns check audit lock bench readme up down clean
+.PHONY: help setup demo serve test e2e faults fuzz load soak netns check audit lock bench docs up down clean

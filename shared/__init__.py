@@ -1,3 +1,3 @@
-"""What each step of a request does, in the order a request meets it. See README.md for the map."""
+"""What each step of a request does, in the order a request meets it. `docs/develop.md` has the map."""
 
 __version__ = "0.1.0"

@@ -64,6 +64,23 @@ def _layout(bundle: str, port: int, access: str, backbone: str) -> Layout:
     return Layout(bundle=bundle, port=port, access=access, backbone=backbone)
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from shared import __version__
+
+        console.print(f"tierwise {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def demo(
     bundle: BundleName = "collaborative", port: Port = 8080, access: Access = "5g-nsa", backbone: Backbone = "metro"

@@ -1,4 +1,4 @@
-"""Every setting of a tier with its value and its source, for `tierwise print-config` and the README."""
+"""Every setting of a tier with its value and its source, for `tierwise print-config` and the documentation."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ console = screen()
 Links = Annotated[str, typer.Option(help="ACCESS/BACKBONE or ACCESS,BACKBONE: profiles of deploy/netem/profiles.yaml.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Modelled threads of all tiers but the first.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every random choice.")]
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 
 
 @app.command()
@@ -87,7 +87,7 @@ def tables(
     quick: Annotated[bool, typer.Option("--quick", help="30 texts of each: does it run, not what is true.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of report.md, report.json, figures. [default: this repository's; tables-quick]"),
+        typer.Option(help="Folder of report.json and figures. [default: this repository's; tables-quick]"),
     ] = None,
     links: Links = "5g-nsa/metro",
     threads: Threads = None,

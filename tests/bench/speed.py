@@ -119,7 +119,7 @@ def main(
     pairs: Annotated[int, typer.Option(help="Pairs per setting.")] = 21,
     requests: Annotated[int, typer.Option(min=2, help="Requests per tier.")] = 1000,
     port: Annotated[int, typer.Option(help="First port of the tiers.")] = 8090,
-    out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("services/lab/results/speed.json"),
+    out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("docs/results/speed.json"),
 ) -> None:
     """Measure, print one table per claim, and write the figures."""
     hardware = f"{cpu()}, {os.cpu_count()} cores, torch {torch.__version__}"

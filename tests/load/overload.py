@@ -115,7 +115,7 @@ def main(
     seconds: Annotated[float, typer.Option(help="Length of a phase.")] = 60.0,
     first: Annotated[float, typer.Option(help="Requests a second at rest.")] = 1.0,
     port: Annotated[int, typer.Option(help="First port of the tiers.")] = 8090,
-    out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("services/lab/results/load.json"),
+    out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("docs/results/load.json"),
 ) -> None:
     """Measure, print the table, write the figures; exit status 1 on a miss."""
     bodies = [{"inputs": text, "options": {"seed": at}} for at, text in enumerate(REVIEWS)]

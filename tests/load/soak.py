@@ -29,7 +29,7 @@ from tests.load.open_loop import load
 EVERY_S = 2.0
 GROWTH_MB = 5.0
 SPARE = 16  # connections of a burst stay open unused for 75 s: in a run of under 5 minutes they are no leak
-RESULTS = Path("services/lab/results")
+RESULTS = Path("docs/results")
 console = Console(width=140)
 
 

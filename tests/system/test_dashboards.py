@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_serv
 from rich.console import Console
 
 from services.lab.client import classify
-from services.lab.dashboards import FOLDER, check, figure
+from services.lab.dashboards import FOLDER, check
 from services.lab.stack import Layout, free_ports, running
 
 pytestmark = pytest.mark.skipif(
@@ -96,7 +96,7 @@ async def load(url, texts):
         assert (await client.post("/v1/classify", json={"inputs": ""})).status_code == 422
 
 
-def test_every_query_of_every_dashboard_has_data(tiers, shapers, prometheus, sentences, tmp_path):
+def test_every_query_of_every_dashboard_has_data(tiers, shapers, prometheus, sentences):
     deadline = time.monotonic() + 60
     failures = ["nothing was asked yet"]
     while failures and time.monotonic() < deadline:
@@ -104,8 +104,6 @@ def test_every_query_of_every_dashboard_has_data(tiers, shapers, prometheus, sen
         time.sleep(2.5)  # longer than the time between two scrapes
         failures = check(prometheus, minutes=1)
     assert failures == []
-    figure(prometheus, tmp_path / "latency.png", minutes=1)
-    assert (tmp_path / "latency.png").stat().st_size > 10_000
 
 
 def test_promtool_finds_nothing_wrong_with_any_tiers_metrics(tiers):

@@ -1,4 +1,4 @@
-"""The README's "write your own policy", pasted as it says: into the folder of a copy of the code."""
+"""The manual's "Write a policy", pasted as it says: into the folder of a copy of the code."""
 
 import os
 import re
@@ -35,8 +35,8 @@ app.state.tier.worker.close()
 
 
 def test_the_pasted_policy_works(tmp_path, tiny_bundle):
-    readme = (ROOT / "README.md").read_text()
-    (example,) = re.findall(r"```python\n(from shared\.policies.*?)```", readme, re.DOTALL)
+    page = (ROOT / "docs" / "write-a-policy.md").read_text()
+    (example,) = re.findall(r"```python\n(from shared\.policies.*?)```", page, re.DOTALL)
     assert sum(bool(line.strip()) for line in example.splitlines()) <= 10
     shutil.copytree(ROOT / "shared", tmp_path / "shared", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "deploy" / "netem", tmp_path / "deploy" / "netem")

@@ -1,7 +1,6 @@
-"""`tierwise tables`: what the papers report, made again with intervals, into one report with figures.
+"""`tierwise tables`: what the papers report, made again with intervals, into one file with figures.
 
     OUT/report.json      every number, with its n, seed, data hashes, links, threads and hardware
-    OUT/report.md        the tables beside the papers' own (`report.py`)
     OUT/*.png            the figures (`figures.py`)
     OUT/point-THRESHOLD.policy.json    our operating points of hu-1, as files that `--policy` and TIERWISE_POLICY take
 
@@ -26,7 +25,6 @@ from services.lab.replay.recorder import Recorders
 from services.lab.tables import dimee, hu, pruned
 from services.lab.tables.dimee_prices import variation
 from services.lab.tables.figures import draw
-from services.lab.tables.report import markdown
 from services.lab.tables.trial import Conditions, Trial, tuning, unseen, validation
 from shared.bundle import MODELS, Bundle, load_bundle
 from shared.errors import BadSetting
@@ -83,10 +81,7 @@ def run(job: Job, console: Console) -> int:
     report = json.loads((job.out / "report.json").read_text())
     draw(report["tables"], job.out)
     write_points(report["tables"], job.out)
-    (job.out / "report.md").write_text(markdown(report))
-    console.print(
-        f"written: {job.out / 'report.md'}, report.json and figures beside it; {recorders.ran} texts were run"
-    )
+    console.print(f"written: {job.out / 'report.json'} and figures beside it; {recorders.ran} texts were run")
     return recorders.ran
 
 
