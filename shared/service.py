@@ -1,4 +1,8 @@
-"""Run one tier as a process: settings from the environment, JSON logs, one server, a clean stop on SIGTERM."""
+"""Run one tier as a process: settings from the environment, JSON logs, one server, a clean stop on SIGTERM.
+
+`services/end`, `edge` and `cloud` serve their roles with it; `python -m shared.service` is for bundles whose tiers have
+other names.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +17,24 @@ from shared.errors import TierwiseError
 from shared.logs import Lines, standard_error, take_over
 from shared.machine import check_working_directory
 from shared.parent import end_with_parent, has_parent
-from shared.settings import load_settings, unread_env_file
+from shared.settings import Role, load_settings, unread_env_file
 
 log = structlog.get_logger()
 FLUSH_S = 1.0  # for the last log lines
 
 
-def serve(tier: str | None = None) -> None:
-    """Serve `tier` (or the one that `TIERWISE_TIER` names) until SIGTERM; a bad setting is one line, exit status 2."""
-    tier = tier or os.environ.get("TIERWISE_TIER", "")
+def serve(role: Role | None = None) -> None:
+    """Serve a tier until SIGTERM: the one of this role, or the one that `TIERWISE_TIER` names.
+
+    A bad setting is one line, exit status 2.
+    """
+    role = role or Role(os.environ.get("TIERWISE_TIER", ""))
     lines = standard_error()
     for stop in (signal.SIGTERM, signal.SIGINT):  # until the server takes them over there is nothing to drain
         signal.signal(stop, lambda *_: sys.exit(0))
     end_with_parent()
     try:
-        status = _serve(tier, lines)
+        status = _serve(role, lines)
     except SystemExit as stopped:
         status = stopped.code if isinstance(stopped.code, int) else 0
     except Exception:
@@ -39,20 +46,20 @@ def serve(tier: str | None = None) -> None:
     os._exit(status)  # the interpreter would wait for threads that hang in a lookup, or export spans
 
 
-def _serve(tier: str, lines: Lines) -> int:
+def _serve(role: Role, lines: Lines) -> int:
     gc.disable()  # imports make a million objects that stay: to look for garbage among them takes a third longer
     try:
         check_working_directory()
-        settings = load_settings(tier)
+        settings = load_settings(role)
         repeats = take_over(settings.log_level, lines)
         if not has_parent() and (unread := unread_env_file()):  # a parent of ours has said it
-            log.warning("env_file_not_read", tier=tier, detail=unread)
+            log.warning("env_file_not_read", tier=role.tier, detail=unread)
         from shared.server import Server
         from shared.web import create_app
 
         app = create_app(settings)
     except (TierwiseError, OSError) as error:
-        lines.write(f"tierwise {tier}: {error}\n")  # for a person: no JSON
+        lines.write(f"tierwise {role.tier}: {error}\n")  # for a person: no JSON
         return 2
     app.state.tier.telemetry.log_lines = lambda: lines.counted
     gc.freeze()

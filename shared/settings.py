@@ -6,7 +6,8 @@ import ipaddress
 import os
 import re
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,12 +19,6 @@ from shared.errors import BadSetting, plain
 from shared.link import Backend, profile
 
 PREFIX = "TIERWISE_"
-PORTS = {"end": 8080, "edge": 8081, "cloud": 8082}
-DEFAULT_UPSTREAMS = {
-    "end": {"edge": "http://127.0.0.1:8081", "cloud": "http://127.0.0.1:8082"},
-    "edge": {"cloud": "http://127.0.0.1:8082"},
-}
-DEFAULT_LINKS = {"end": {"edge": "5g-nsa", "cloud": "5g-nsa+metro"}, "edge": {"cloud": "metro"}}
 # Read elsewhere (shared/weights.py, the containers' files), so not unknown here.
 _CONTAINERS = (
     "BIND",
@@ -40,10 +35,19 @@ _CONTAINERS = (
     "GPU_MEMORY",
 )
 _OTHER = {f"{PREFIX}{name}" for name in ("CACHE_DIR", *_CONTAINERS)}
-_OF_A_TIER = re.compile(
-    rf"{PREFIX}(END|EDGE|CLOUD)_(BIND|CPUS|CPUSET|MEMORY|THREADS|UPSTREAMS|EDGE|CLOUD)"
-)  # for Compose
+_OF_A_TIER = re.compile(rf"{PREFIX}[A-Z]+_(BIND|CPUS|CPUSET|MEMORY|THREADS|UPSTREAMS|EDGE|CLOUD)")  # for Compose
 _PASSWORD = re.compile(r"://.*@", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a tier is before any setting says otherwise: `services/` holds one for each tier that it deploys."""
+
+    tier: str
+    port: int = 8080
+    upstreams: Mapping[str, str] = field(default_factory=dict)  # tiers to offload to, nearest first, and their URLs
+    links: Mapping[str, str] = field(default_factory=dict)  # the profile of the link to each; others are `ideal`
+    threads: int = 1
 
 
 class Settings(BaseSettings):
@@ -245,20 +249,18 @@ def _environment() -> dict[str, str]:
     return ours
 
 
-def load_settings(tier: str) -> Settings:
-    """Settings of a tier from the environment; ports and upstreams default to the three tiers on this host.
+def load_settings(role: Role) -> Settings:
+    """Settings of a tier from the environment; what is not given there is as its role says.
 
     Raises:
         BadSetting: an unknown `TIERWISE_` variable or a bad value; the message names it and what was expected.
     """
-    given = {key.removeprefix(PREFIX).lower() for key in _environment()}
-    defaults = {
-        "tier": tier,
-        "port": PORTS.get(tier, 8080),
-        "upstreams": DEFAULT_UPSTREAMS.get(tier, {}),
-    }
+    given = {key.removeprefix(PREFIX).lower(): value for key, value in _environment().items()}
+    if not given.get("threads"):  # the containers hand on an empty one
+        given.pop("threads", None)
+    usual = {"tier": role.tier, "port": role.port, "upstreams": dict(role.upstreams), "threads": role.threads}
     try:
-        settings = Settings(**{key: value for key, value in defaults.items() if key not in given})  # type: ignore[arg-type]
+        settings = Settings(**{key: value for key, value in usual.items() if key not in given})  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
         key = f"{PREFIX}{'_'.join(map(str, first['loc'][:1])).upper()}"
@@ -268,7 +270,6 @@ def load_settings(tier: str) -> Settings:
         key_path(f"{PREFIX}{name.upper()}", getattr(settings, name))
     if "link_profiles" in given:
         return settings
-    usual = DEFAULT_LINKS.get(tier, {})
     return settings.model_copy(
-        update={"link_profiles": {target: usual.get(target, "ideal") for target in settings.upstreams}}
+        update={"link_profiles": {target: role.links.get(target, "ideal") for target in settings.upstreams}}
     )

@@ -1,0 +1,9 @@
+"""The cloud tier: the whole model, behind a backbone.
+
+It answers whatever reaches it; there is no tier behind it. Change its defaults here: `python -m services.cloud`,
+`make demo`, `make serve` and the container start this role.
+"""
+
+from shared.settings import Role
+
+ROLE = Role(tier="cloud", port=8082, threads=2)

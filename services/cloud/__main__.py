@@ -1,5 +1,4 @@
-"""The cloud tier: `python -m services.cloud`. What differs between tiers is settings alone (shared/settings.py)."""
-
+from services.cloud import ROLE
 from shared.service import serve
 
-serve("cloud")
+serve(ROLE)

@@ -1,5 +1,4 @@
-"""The edge tier: `python -m services.edge`. What differs between tiers is settings alone (shared/settings.py)."""
-
+from services.edge import ROLE
 from shared.service import serve
 
-serve("edge")
+serve(ROLE)

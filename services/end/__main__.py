@@ -1,5 +1,4 @@
-"""The end tier: `python -m services.end`. What differs between tiers is settings alone (shared/settings.py)."""
-
+from services.end import ROLE
 from shared.service import serve
 
-serve("end")
+serve(ROLE)

@@ -34,9 +34,14 @@ TrainSplit = Annotated[
 ]
 HoldOut = Annotated[int, typer.Option(min=1, help="Validation is this many rows, the last of the split.")]
 BundleName = Annotated[str, typer.Option(help="A bundle in deploy/models, or a folder.")]
-Port = Annotated[int, typer.Option(min=1, max=65000, help="The first tier's port; the others follow.")]
-Access = Annotated[str, typer.Option("--link", help="Profile of the first tier's links (deploy/netem/profiles.yaml).")]
-Backbone = Annotated[str, typer.Option(help="Profile of the links between deeper tiers.")]
+Port = Annotated[
+    int | None, typer.Option(min=1, max=65000, help="The first tier's port; the others follow. [default: 8080]")
+]
+Access = Annotated[
+    str | None,
+    typer.Option("--link", help="Profile of the first tier's links (deploy/netem/profiles.yaml). [default: 5g-nsa]"),
+]
+Backbone = Annotated[str | None, typer.Option(help="Profile of the links between deeper tiers. [default: metro]")]
 
 
 Threads = Annotated[int, typer.Option(min=1, max=256, help="Compute threads.")]
@@ -58,7 +63,7 @@ def _training_rows(data: str, split: str | None) -> list[Example]:
     return examples
 
 
-def _layout(bundle: str, port: int, access: str, backbone: str) -> Layout:
+def _layout(bundle: str, port: int | None, access: str | None, backbone: str | None) -> Layout:
     from services.lab.stack import Layout
 
     return Layout(bundle=bundle, port=port, access=access, backbone=backbone)
@@ -83,7 +88,7 @@ def _options(
 
 @app.command()
 def demo(
-    bundle: BundleName = "collaborative", port: Port = 8080, access: Access = "5g-nsa", backbone: Backbone = "metro"
+    bundle: BundleName = "collaborative", port: Port = None, access: Access = None, backbone: Backbone = None
 ) -> None:
     """Start the tiers, classify a dozen reviews, print what each answer cost, stop."""
     from services.lab import demo as job
@@ -95,7 +100,7 @@ def demo(
 
 @app.command()
 def serve(
-    bundle: BundleName = "collaborative", port: Port = 8080, access: Access = "5g-nsa", backbone: Backbone = "metro"
+    bundle: BundleName = "collaborative", port: Port = None, access: Access = None, backbone: Backbone = None
 ) -> None:
     """Keep the tiers up until Ctrl-C or SIGTERM, then stop them cleanly."""
     import time
@@ -154,8 +159,8 @@ def bench(
     ] = None,
     split: Split = "test",
     exclude_split: Annotated[str | None, typer.Option(help="Leave out texts that also occur in this split.")] = None,
-    access: Access = "5g-nsa",
-    backbone: Backbone = "metro",
+    access: Access = None,
+    backbone: Backbone = None,
     url: Annotated[
         str | None, typer.Option(help="Running tiers; without it they are started here.", callback=address)
     ] = None,
@@ -176,7 +181,7 @@ def bench(
         ),
     ] = Path("bench"),
     bundle: BundleName = "collaborative",
-    port: Port = 8080,
+    port: Port = None,
     seed: Seed = 0,
 ) -> None:
     """Compare policies on live tiers over HTTP: accuracy, latency, path, bytes; interleaved and paired."""
@@ -279,17 +284,19 @@ def calibrate(
     only_others: Annotated[
         bool, typer.Option(help="Keep the card; choose only what policies other than collaborative and tabi need.")
     ] = False,
-    access: Access = "5g-nsa",
-    backbone: Backbone = "metro",
+    access: Access = None,
+    backbone: Backbone = None,
     threads: Threads = 2,
 ) -> None:
     """Fit temperatures and ensemble weights, choose the operating point, write the model card. Status 1: the card is
     written, but --offload-share cannot be met."""
     from services.lab.calibrate import Job
     from services.lab.data import hold_out as divide
+    from services.lab.stack import ACCESS, BACKBONE
 
     _, validation = divide(_training_rows(data, split), hold_out)
-    job = Job(bundle, validation[:n], access=access, backbone=backbone, threads=threads, console=console)
+    links = {"access": access or ACCESS, "backbone": backbone or BACKBONE}
+    job = Job(bundle, validation[:n], **links, threads=threads, console=console)
     if only_others:
         job.others(within=within)
     else:

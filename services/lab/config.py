@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from services.lab.stack import role_of
 from shared.bundle import load_bundle
 from shared.policies import build, named
 from shared.settings import PREFIX, Settings, load_settings, unread_env_file
@@ -31,7 +32,7 @@ def rows(tier: str) -> Iterator[Row]:
     Raises:
         BadSetting, UnknownPolicy: what would stop the tier.
     """
-    settings = load_settings(tier)
+    settings = load_settings(role_of(tier))
     bundle = load_bundle(settings.bundle)
     settings.check(bundle.order)
     build(named(settings.policy), bundle.order, bundle.card.policies)

@@ -10,9 +10,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
@@ -24,44 +26,68 @@ from shared.errors import BadSetting
 from shared.http import Client
 from shared.link import Backend, profile
 from shared.parent import FLAG, LAST_S
-from shared.settings import unread_env_file
+from shared.settings import Role, unread_env_file
 from shared.weights import base_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 MEMORY_PER_TIER = 1.2e9  # bytes; a tier with MPNet needs about 1 GB
 START_S = 120.0
+_PER_TIER = {f"TIERWISE_{name}" for name in ("TIER", "BUNDLE", "PORT", "UPSTREAMS", "LINK_PROFILES", "LINKS")}
+ACCESS, BACKBONE = "5g-nsa", "metro"  # where only the other one is given, or a tier has no role of its own
+
+
+def service_of(tier: str) -> str:
+    """The module that serves a tier: its own in `services/`, or the one for tiers of any name."""
+    own = f"services.{tier}"
+    return own if tier.isidentifier() and find_spec(f"{own}.__main__") else "shared.service"
+
+
+def role_of(tier: str, index: int = 0) -> Role:
+    """What a tier is by default; `index` counts the tiers of its bundle, from 0."""
+    module = service_of(tier)
+    role: Role = Role(tier, 8080 + index) if module == "shared.service" else import_module(module).ROLE
+    return role
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tiers listen (consecutive ports from `port`) and what stands between them."""
+    """Tiers on this host. What is null is as the tiers' roles say (`services/`)."""
 
     bundle: str = "collaborative"
-    port: int = 8080
+    port: int | None = None  # the first tier's; the others follow
     backend: Backend = Backend.SIMULATED
-    access: str = "5g-nsa"  # profile of the first tier's links; its link to a deeper tier adds the backbone
-    backbone: str = "metro"
-    threads: Mapping[str, int] | None = None
+    access: str | None = None  # profile of the first tier's links; its link to a deeper tier adds the backbone
+    backbone: str | None = None
+    threads: Mapping[str, int] = field(default_factory=dict)
+
+    def ports(self, bundle: Bundle) -> list[int]:
+        """Where the tiers listen."""
+        roles = [role_of(tier, index) for index, tier in enumerate(bundle.order)]
+        return [role.port if self.port is None else self.port + index for index, role in enumerate(roles)]
 
     def environment(self, bundle: Bundle, index: int) -> dict[str, str]:
-        """The settings of tier number `index`."""
-        order, cores = bundle.order, os.cpu_count() or 1
-        links = {}
-        for further in range(index + 1, len(order)):
-            hops = [self.access if at == 0 else self.backbone for at in range(index, further)]
-            links[order[further]] = "+".join(hops)
-        if index > 0:  # only the first tier has links that skip one
-            links = dict(list(links.items())[:1])
-        threads = (self.threads or {}).get(order[index], 1 if index == 0 else min(2, cores))
-        return {
-            "TIERWISE_TIER": order[index],
+        """The settings of tier number `index` that its role does not say."""
+        order, ports, tier = bundle.order, self.ports(bundle), bundle.order[index]
+        usual = {
+            "TIERWISE_TIER": tier,
             "TIERWISE_BUNDLE": self.bundle,
-            "TIERWISE_PORT": str(self.port + index),
-            "TIERWISE_UPSTREAMS": ",".join(f"{t}=http://127.0.0.1:{self.port + order.index(t)}" for t in links),
-            "TIERWISE_LINK_PROFILES": ",".join(f"{t}={name}" for t, name in links.items()),
             "TIERWISE_LINKS": self.backend.value,
-            "TIERWISE_THREADS": str(threads),
+            "TIERWISE_PORT": str(ports[index]),
         }
+        if tier in self.threads:
+            usual["TIERWISE_THREADS"] = str(self.threads[tier])
+        links = self._links(order, index)
+        if role_of(tier).upstreams.keys() != links.keys() or self.port is not None:
+            usual["TIERWISE_UPSTREAMS"] = ",".join(f"{t}=http://127.0.0.1:{ports[order.index(t)]}" for t in links)
+        if role_of(tier).links.keys() != links.keys() or (self.access, self.backbone) != (None, None):
+            usual["TIERWISE_LINK_PROFILES"] = ",".join(f"{t}={name}" for t, name in links.items())
+        return usual
+
+    def _links(self, order: Sequence[str], index: int) -> dict[str, str]:
+        """The profile of the link to each tier that this one reaches: the first tier all, each other the next."""
+        access, backbone = self.access or ACCESS, self.backbone or BACKBONE
+        reached = range(index + 1, len(order) if index == 0 else min(index + 2, len(order)))
+        return {order[to]: "+".join(access if at == 0 else backbone for at in range(index, to)) for to in reached}
 
 
 @dataclass(frozen=True)
@@ -123,7 +149,7 @@ def running(layout: Layout, console: Console, *, show_logs: bool = False) -> Ite
         BadSetting: a port that is taken, too little memory, weights that cannot be had, or a tier that stopped.
     """
     bundle = load_bundle(layout.bundle)
-    if decided := sorted(os.environ.keys() & layout.environment(bundle, 0).keys() - {"TIERWISE_THREADS"}):
+    if decided := sorted(os.environ.keys() & _PER_TIER):
         raise BadSetting(
             f"{', '.join(decided)}: these differ by tier and this command sets them (--help); unset them, or start "
             "each tier by itself (`python -m services.end`)"
@@ -133,24 +159,22 @@ def running(layout: Layout, console: Console, *, show_logs: bool = False) -> Ite
     with console.status("checking ports, memory and base weights (the first time they are fetched: about 500 MB)"):
         _check(layout, bundle)
     with tempfile.TemporaryDirectory(prefix="tierwise-") as scratch:
-        stack = Stack([])
+        stack, ports = Stack([]), layout.ports(bundle)
         try:
             for index, name in enumerate(bundle.order):
                 logs = Path(scratch) / f"{name}.log"
-                own = layout.environment(bundle, index)
-                threads = {"TIERWISE_THREADS": os.environ.get("TIERWISE_THREADS", own["TIERWISE_THREADS"])}
                 # other settings reach every tier, which checks them; modules never come from the working folder (-P)
-                environment = {**os.environ, **own, **threads, "PYTHONPATH": _modules()}
+                environment = {**os.environ, **layout.environment(bundle, index), "PYTHONPATH": _modules()}
                 with logs.open("wb") as out:
                     child = subprocess.Popen(
-                        [sys.executable, "-P", "-m", "shared.service", FLAG],
+                        [sys.executable, "-P", "-m", service_of(name), FLAG],
                         env=environment,
                         stdin=subprocess.PIPE,  # nothing is written: it closes with us
                         stdout=out,
                         stderr=None if show_logs else out,
                         start_new_session=True,  # Ctrl-C reaches us alone; we stop them in order
                     )
-                stack.processes.append(Process(name, f"http://127.0.0.1:{layout.port + index}", child, logs))
+                stack.processes.append(Process(name, f"http://127.0.0.1:{ports[index]}", child, logs))
             with console.status("starting the tiers"):
                 _wait_ready(stack)
             yield stack
@@ -165,17 +189,15 @@ def _modules() -> str:
 
 def _check(layout: Layout, bundle: Bundle) -> None:
     """Everything that would stop a tier, told in one line before anything starts."""
-    for name in (layout.access, layout.backbone):
-        profile(name)
-    for index, name in enumerate(bundle.order):
+    for profile_name in filter(None, (layout.access, layout.backbone)):
+        profile(profile_name)
+    for name, port in zip(bundle.order, layout.ports(bundle), strict=True):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", layout.port + index))
+                probe.bind(("127.0.0.1", port))
             except OSError as error:
-                raise BadSetting(
-                    f"port {layout.port + index} ({name}) is taken: stop what listens there, or choose --port"
-                ) from error
+                raise BadSetting(f"port {port} ({name}) is taken: stop what listens there, or choose --port") from error
     free, needed = psutil.virtual_memory().available, MEMORY_PER_TIER * len(bundle.order)
     if free < needed:
         raise BadSetting(f"{free / 1e9:.1f} GB of memory is free; {len(bundle.order)} tiers need {needed / 1e9:.1f} GB")

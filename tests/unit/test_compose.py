@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from services.lab.stack import role_of
 from shared.errors import BadSetting
 from shared.settings import load_settings
 
@@ -67,7 +68,7 @@ def test_a_limit_can_be_set_for_each_tier(services, monkeypatch):
     assert [int(found[tier]["mem_limit"]) >> 30 for tier in TIERS] == [3, 4, 5]
     for name, value in chosen.items():  # and it stops no tier that runs beside the containers
         monkeypatch.setenv(name, value)
-    load_settings("end")
+    load_settings(role_of("end"))
 
 
 def test_nobody_is_an_administrator_of_the_dashboards_by_a_known_password(services):
@@ -95,7 +96,7 @@ def starts(monkeypatch, environment, tier):
         elif value is not None:
             monkeypatch.setenv(key, str(ROOT / "README.md"))
     try:
-        load_settings(tier).check(TIERS)
+        load_settings(role_of(tier)).check(TIERS)
     except BadSetting as error:
         if "other machines reach this tier" not in str(error):
             raise

@@ -30,6 +30,7 @@ OURS = ("shared", "services", "tests", "deploy")
 YOURS = {"docker-compose.override.yml", "short.py", "site/"}  # a reader makes them
 BASES = {"config.json", "tokenizer.json"}  # of base weights, which are fetched
 
+
 def commands(page):
     """Every `tierwise`, `make` and `python` command of a page's shell blocks, continued lines joined."""
     for language, body in FENCES.findall(page):

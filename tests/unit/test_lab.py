@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import services.cloud
+import services.edge
+import services.end
 from services.lab.calibrate import choose_exits
 from services.lab.data import Example, hold_out, load, without
 from services.lab.operating import Stage, expectation, fitted, paths, sweep, threshold_for
@@ -130,7 +133,15 @@ def test_the_first_tier_has_a_direct_link_to_every_deeper_one():
     first, second, last = (Layout(access="lte").environment(bundle, index) for index in range(3))
     assert first["TIERWISE_LINK_PROFILES"] == "edge=lte,cloud=lte+metro"
     assert second["TIERWISE_LINK_PROFILES"] == "cloud=metro"
-    assert last["TIERWISE_UPSTREAMS"] == ""
+    assert last["TIERWISE_LINK_PROFILES"] == ""
+
+
+def test_what_nobody_asked_for_is_as_the_services_say():
+    bundle = load_bundle("collaborative")
+    for index, tier in enumerate((services.end, services.edge, services.cloud)):
+        given = Layout().environment(bundle, index)
+        assert set(given) == {"TIERWISE_TIER", "TIERWISE_BUNDLE", "TIERWISE_LINKS", "TIERWISE_PORT"}
+        assert given["TIERWISE_PORT"] == str(tier.ROLE.port)
 
 
 @pytest.mark.parametrize("command", [[], ["bench"], ["train"], ["calibrate"], ["serve"], ["print-config"]])

@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+import services.cloud
+import services.edge
+import services.end
+from services.end import ROLE as END
 from services.lab.client import key_of
 from shared.errors import BadSetting
 from shared.link import Backend
-from shared.settings import DEFAULT_LINKS, DEFAULT_UPSTREAMS, Settings, load_settings, unread_env_file
+from shared.settings import Role, Settings, load_settings, unread_env_file
 
 
 @pytest.fixture(autouse=True)
@@ -21,11 +25,11 @@ def _no_settings_of_ours(monkeypatch):
 
 
 def test_three_tiers_on_one_host_need_no_setting_at_all():
-    end, edge, cloud = (load_settings(tier) for tier in ("end", "edge", "cloud"))
+    end, edge, cloud = (load_settings(tier.ROLE) for tier in (services.end, services.edge, services.cloud))
     assert [s.port for s in (end, edge, cloud)] == [8080, 8081, 8082]
-    assert end.upstreams == DEFAULT_UPSTREAMS["end"]
+    assert end.upstreams == END.upstreams
     assert list(end.upstreams) == ["edge", "cloud"]  # nearest first
-    assert end.link_profiles == DEFAULT_LINKS["end"]
+    assert end.link_profiles == END.links
     assert edge.upstreams == {"cloud": "http://127.0.0.1:8082"}
     assert cloud.upstreams == {}
     assert (end.tier, end.links, end.threads) == ("end", Backend.SIMULATED, 1)
@@ -44,14 +48,15 @@ def test_what_the_containers_read_from_the_environment_stops_no_tier_beside_them
     assert len(read) > 20
     for name in read - {f"TIERWISE_{own.upper()}" for own in Settings.model_fields}:
         monkeypatch.setenv(name, "anything")
-    assert load_settings("end").port == 8080
+    assert load_settings(END).port == 8080
 
 
 def test_every_setting_reaches_a_container():
     compose = yaml.safe_load((Path(__file__).resolve().parents[2] / "docker-compose.yml").read_text())
-    fixed = {"link_state_dir"}  # by the volumes
+    fixed = {"link_state_dir", "tier"}  # by the volumes, and by the module that the container runs
     keys = {"key_file", "door_key_file"}  # deploy/compose.keys.yml, with the secrets
     for tier in ("end", "edge", "cloud"):
+        assert compose["services"][tier]["command"] == ["python", "-m", f"services.{tier}"]
         given = {name.removeprefix("TIERWISE_").lower() for name in compose["services"][tier]["environment"]}
         assert given == {*Settings.model_fields} - fixed - keys
 
@@ -61,31 +66,36 @@ def test_variables_win_over_defaults(monkeypatch):
     monkeypatch.setenv("TIERWISE_LINKS", "netem")
     monkeypatch.setenv("TIERWISE_UPSTREAMS", " cloud=http://cloud:8082/a=b , edge=http://edge:8081,")
     monkeypatch.setenv("TIERWISE_UPSTREAM_TIMEOUT_MS", "250.5")
-    settings = load_settings("end")
+    settings = load_settings(END)
     assert (settings.port, settings.links, settings.upstream_timeout_ms) == (9000, Backend.NETEM, 250.5)
     assert list(settings.upstreams.items()) == [("cloud", "http://cloud:8082/a=b"), ("edge", "http://edge:8081")]
 
 
+def test_an_empty_number_of_threads_is_none_given(monkeypatch):
+    monkeypatch.setenv("TIERWISE_THREADS", "")
+    assert load_settings(Role("fog", threads=3)).threads == 3
+
+
 def test_an_empty_list_cuts_a_tier_off(monkeypatch):
     monkeypatch.setenv("TIERWISE_UPSTREAMS", "")
-    assert load_settings("end").upstreams == {}
+    assert load_settings(END).upstreams == {}
 
 
 def test_a_tier_of_another_name_has_no_links_by_default():
-    fog = load_settings("fog")
+    fog = load_settings(Role("fog"))
     assert (fog.tier, fog.port, fog.upstreams) == ("fog", 8080, {})
 
 
 def test_the_cache_folder_is_not_ours_to_refuse(monkeypatch):
     monkeypatch.setenv("TIERWISE_CACHE_DIR", "/nowhere")
-    assert load_settings("end").tier == "end"
+    assert load_settings(END).tier == "end"
 
 
 def test_an_unknown_variable_stops_the_start(monkeypatch):
     monkeypatch.setenv("TIERWISE_TREADS", "4")
     monkeypatch.setenv("TIERWISE_ZEAL", "1")
     with pytest.raises(BadSetting, match="unknown setting TIERWISE_TREADS, TIERWISE_ZEAL: see `tierwise print-config`"):
-        load_settings("end")
+        load_settings(END)
 
 
 @pytest.mark.parametrize(
@@ -116,14 +126,14 @@ def test_an_unknown_variable_stops_the_start(monkeypatch):
 def test_a_bad_value_is_named_with_its_key_and_what_was_expected(monkeypatch, key, value, expectation):
     monkeypatch.setenv(key, value)
     with pytest.raises(BadSetting) as caught:
-        load_settings("end")
+        load_settings(END)
     assert str(caught.value).startswith(f"{key}={value!r}: ")
     assert expectation in str(caught.value)
 
 
 def test_settings_do_not_change_once_read():
     with pytest.raises(ValueError, match="frozen"):
-        load_settings("end").port = 1
+        load_settings(END).port = 1
 
 
 SECRET = "correct-horse-battery"
@@ -152,7 +162,7 @@ SECRET = "correct-horse-battery"
 def test_a_secret_in_an_address_stops_the_start_and_is_not_shown(monkeypatch, setting, url):
     monkeypatch.setenv(setting, f"edge={url}" if setting == "TIERWISE_UPSTREAMS" else url)
     with pytest.raises(BadSetting) as caught:
-        load_settings("end")
+        load_settings(END)
     assert setting in str(caught.value)
     assert SECRET not in "".join(traceback.format_exception(caught.value))
     assert len(str(caught.value).splitlines()) == 1
@@ -162,7 +172,7 @@ def test_a_secret_in_an_address_stops_the_start_and_is_not_shown(monkeypatch, se
 def test_no_setting_shows_a_password_that_was_put_there(monkeypatch, name):
     monkeypatch.setenv(f"TIERWISE_{name}", f"http://svc:{SECRET}@edge:8081")
     with pytest.raises(BadSetting, match=f"TIERWISE_{name}: .*TIERWISE_KEY_FILE") as caught:
-        load_settings("end")
+        load_settings(END)
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
@@ -171,7 +181,7 @@ def test_no_setting_shows_a_password_that_was_put_there(monkeypatch, name):
 def test_a_key_in_the_place_of_its_file_is_not_shown(monkeypatch, setting, value):
     monkeypatch.setenv(setting, value)
     with pytest.raises(BadSetting, match=f"{setting}: the file that it names is missing") as caught:
-        load_settings("end")
+        load_settings(END)
     assert SECRET not in "".join(traceback.format_exception(caught.value))
     with pytest.raises(BadSetting, match=setting) as caught:
         key_of(setting)
@@ -185,7 +195,7 @@ def test_a_key_in_the_place_of_its_file_is_not_shown(monkeypatch, setting, value
 def test_an_address_that_clients_read_in_another_way_is_refused(monkeypatch, url):
     monkeypatch.setenv("TIERWISE_UPSTREAMS", f"edge={url}/x")
     with pytest.raises(BadSetting, match=r"^TIERWISE_UPSTREAMS='.*no http\(s\) URL"):
-        load_settings("end")
+        load_settings(END)
 
 
 ORDER = ("end", "edge", "cloud")
@@ -211,7 +221,7 @@ ORDER = ("end", "edge", "cloud")
 def test_a_tier_starts_where_only_this_machine_reaches_it_or_a_key_guards_it(monkeypatch, environment):
     for name, value in environment.items():
         monkeypatch.setenv(f"TIERWISE_{name}", value)
-    load_settings("end").check(ORDER)
+    load_settings(END).check(ORDER)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +243,7 @@ def test_a_tier_that_other_machines_reach_does_not_start_without_a_key(monkeypat
     for name, value in environment.items():
         monkeypatch.setenv(f"TIERWISE_{name}", value)
     with pytest.raises(BadSetting, match=r"machines reach this tier.*TIERWISE_KEY_FILE.*TIERWISE_ALLOW_OPEN=true"):
-        load_settings("end").check(ORDER)
+        load_settings(END).check(ORDER)
 
 
 @pytest.mark.parametrize(
