@@ -1,7 +1,7 @@
 """Every error that Tierwise raises on purpose, in one tree.
 
 TierwiseError
-  BadInput                 the caller's text or option; `shared/problems.py` gives the status
+  BadInput                 the caller's text or option; `shared/web/problems.py` gives the status
     UnreadableText         no word that the tokenizer knows
     UnknownPolicy
   BadSetting               a setting or a bundle that cannot be used; stops a service at start

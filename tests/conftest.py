@@ -17,10 +17,10 @@ from hypothesis import settings
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModel, BertConfig, MPNetConfig, RobertaConfig, logging
 
-from shared.encoder import MultiExitEncoder
-from shared.network import Network, load_network, save_network
-from shared.pools import Pools, Signature
-from shared.tokens import SpecialTokens
+from shared.model.encoder import MultiExitEncoder
+from shared.model.network import Network, load_network, save_network
+from shared.model.pools import Pools, Signature
+from shared.model.tokens import SpecialTokens
 
 pytest_plugins = ["tests.hooks"]
 torch.set_num_threads(1)

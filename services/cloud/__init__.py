@@ -4,6 +4,6 @@ It answers whatever reaches it; there is no tier behind it. Change its defaults 
 `make demo`, `make serve` and the container start this role.
 """
 
-from shared.settings import Role
+from shared.web.settings import Role
 
 ROLE = Role(tier="cloud", port=8082, threads=2)

@@ -1,4 +1,4 @@
 from services.cloud import ROLE
-from shared.service import serve
+from shared.web.service import serve
 
 serve(ROLE)

@@ -5,7 +5,7 @@ of, and what is meant for the cloud. Change its defaults here: `python -m servic
 the container start this role.
 """
 
-from shared.settings import Role
+from shared.web.settings import Role
 
 ROLE = Role(
     tier="edge",

@@ -5,7 +5,7 @@ already computed. It reaches the cloud through the edge, and directly, for polic
 Change its defaults here: `python -m services.end`, `make demo`, `make serve` and the container start this role.
 """
 
-from shared.settings import Role
+from shared.web.settings import Role
 
 ROLE = Role(
     tier="end",

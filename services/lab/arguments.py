@@ -15,7 +15,7 @@ def address(value: str | None) -> str | None:
     Raises:
         typer.BadParameter: it is none.
     """
-    from shared.address import fault_of, may_hold_secret
+    from shared.links.address import fault_of, may_hold_secret
 
     if value is not None and (fault := fault_of(value)):
         shown = "this" if may_hold_secret(value) else repr(value)

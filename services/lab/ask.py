@@ -14,7 +14,7 @@ from services.lab.console import aside
 from services.lab.policies import parse_policy
 from services.lab.rows import start_of
 from shared.contracts import Result
-from shared.http import AsyncClient
+from shared.links.clients import AsyncClient
 
 _TEXTS, _BYTES = 16, 500_000  # of one request
 

@@ -28,7 +28,7 @@ from services.lab.policies import parse_policy
 from services.lab.readable import LeftOut, no_text, too_long
 from shared.contracts import Result
 from shared.errors import BadSetting
-from shared.http import AsyncClient
+from shared.links.clients import AsyncClient
 
 
 @dataclass(frozen=True)

@@ -32,14 +32,14 @@ from services.lab.outputs import replace_text
 from services.lab.pools import Chosen, choose, leaving
 from services.lab.readable import readable, readers_of
 from services.lab.stats import judged, wilson
-from shared.bundle import Bundle, Card, load_bundle
-from shared.calibration import T_MAX, T_MIN, fit_temperature, quality
-from shared.ensemble import Ensemble, Weighting
 from shared.errors import BadSetting
-from shared.exits import ExitRule, Similarity
-from shared.link import profile
-from shared.network import Network
-from shared.pruning import Pruning, keep_words
+from shared.links.link import profile
+from shared.model.bundle import Bundle, Card, load_bundle
+from shared.model.calibration import T_MAX, T_MIN, fit_temperature, quality
+from shared.model.ensemble import Ensemble, Weighting
+from shared.model.exits import ExitRule, Similarity
+from shared.model.network import Network
+from shared.model.pruning import Pruning, keep_words
 
 THETAS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
 PATIENCES = (1, 2, 3)

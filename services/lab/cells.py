@@ -20,7 +20,7 @@ from services.lab.console import busy
 from services.lab.data import digest
 from services.lab.outputs import sole_writer
 from shared.errors import BadSetting
-from shared.link import profile
+from shared.links.link import profile
 
 
 def run(plan: Plan, cells: list[str], url: str, out: Path, console: Console) -> None:

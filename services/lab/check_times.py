@@ -39,10 +39,10 @@ from services.lab.replay.times import Times
 from services.lab.replay.walk import Replay
 from services.lab.stack import Layout, free_ports, running
 from services.lab.stats import mean_interval
-from shared.bundle import Bundle
 from shared.errors import BadSetting
-from shared.machine import cpus
-from shared.settings import PREFIX, Settings
+from shared.model.bundle import Bundle
+from shared.web.machine import cpus
+from shared.web.settings import PREFIX, Settings
 
 PROFILE_ROUNDS = 4  # of each profile: there are many
 Parts = dict[str, float]  # mean ms of a request: `total`, and of that `compute`, `link` and the `rest`

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from services.lab.data import Example
-from shared.bundle import Bundle
 from shared.errors import BadSetting
-from shared.network import base_of, positions, read_config
+from shared.model.bundle import Bundle
+from shared.model.network import base_of, positions, read_config
 
 if TYPE_CHECKING:
     from services.lab.train import Recipe

@@ -338,7 +338,7 @@ def main() -> None:
     import signal
 
     from shared.errors import TierwiseError
-    from shared.machine import check_working_directory
+    from shared.web.machine import check_working_directory
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _: sys.exit(128 + received))

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from shared.contracts import ClassifyResponse
 from shared.errors import TierwiseError
-from shared.guard import read_key
-from shared.http import AsyncClient
-from shared.settings import key_path
+from shared.links.clients import AsyncClient
+from shared.web.guard import read_key
+from shared.web.settings import key_path
 
 KEYS = ("TIERWISE_DOOR_KEY_FILE", "TIERWISE_KEY_FILE")
 

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from services.lab.console import progress
 from services.lab.data import Example
-from shared.bundle import Bundle
-from shared.exits import ExitRule
-from shared.network import Network, load_network
-from shared.weights import cache_dir
-from shared.words import Encoded
+from shared.model.bundle import Bundle
+from shared.model.exits import ExitRule
+from shared.model.network import Network, load_network
+from shared.model.weights import cache_dir
+from shared.model.words import Encoded
 
 _BATCH = 16
 

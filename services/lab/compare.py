@@ -26,8 +26,8 @@ from services.lab.demo import REVIEWS
 from services.lab.stats import difference_of_medians
 from shared.contracts import InferRequest, TextPair
 from shared.errors import BadSetting
-from shared.link import PROFILES, Backend
-from shared.upstream import Upstream
+from shared.links.link import PROFILES, Backend
+from shared.links.upstream import Upstream
 
 LINK, EDGE_PORT = "end-edge", 8081
 

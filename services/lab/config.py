@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from services.lab.stack import role_of
-from shared.bundle import load_bundle
+from shared.model.bundle import load_bundle
 from shared.policies import build, named
-from shared.settings import PREFIX, Settings, load_settings, unread_env_file
+from shared.web.settings import PREFIX, Settings, load_settings, unread_env_file
 
 
 class Row(NamedTuple):

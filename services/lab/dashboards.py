@@ -18,7 +18,7 @@ import typer
 
 from services.lab.arguments import address
 from shared.errors import TierwiseError
-from shared.http import Client
+from shared.links.clients import Client
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "grafana" / "dashboards"
 STEP_S = 5

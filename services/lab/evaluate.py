@@ -16,9 +16,9 @@ from services.lab.data import ALL, Example, check_labels, digest
 from services.lab.outputs import replace_text
 from services.lab.readable import readable, readers_of
 from services.lab.stats import judged, wilson
-from shared.bundle import Metric, load_bundle
-from shared.calibration import quality
 from shared.errors import BadSetting
+from shared.model.bundle import Metric, load_bundle
+from shared.model.calibration import quality
 
 
 def evaluate(

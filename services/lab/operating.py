@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shared.dispatch import Dispatcher
-from shared.ensemble import Ensemble, Weighting
+from shared.model.ensemble import Ensemble, Weighting
+from shared.policies.dispatch import Dispatcher
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.98, 0.99)
 STEEPNESS = (10.0, 30.0)

@@ -21,7 +21,7 @@ from services.lab.plan import Plan, Spec, Targets, choose, confirm, measure, par
 from services.lab.replay.measured import bench_ms
 from services.lab.stats import front
 from services.lab.tables.trial import Trial
-from shared.bundle import MODELS, Metric
+from shared.model.bundle import MODELS, Metric
 from shared.policies import spec_of
 
 RESAMPLINGS = 100

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from services.lab.data import Example
-from shared.bundle import Bundle
-from shared.exits import Confidence, Entropy, ExitRule, Patience
-from shared.network import Network
-from shared.pools import Pools, Signature
+from shared.model.bundle import Bundle
+from shared.model.exits import Confidence, Entropy, ExitRule, Patience
+from shared.model.network import Network
+from shared.model.pools import Pools, Signature
 
 SMALLEST = 0.05  # share of the validation texts in the smallest pool
 HALVINGS = 8

@@ -16,11 +16,11 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from services.lab.data import Example
-from shared.bundle import Bundle
 from shared.contracts import TextPair
 from shared.errors import BadSetting, UnreadableText, plain
-from shared.network import base_of, load_tokenizer
-from shared.tokens import SpecialTokens
+from shared.model.bundle import Bundle
+from shared.model.network import base_of, load_tokenizer
+from shared.model.tokens import SpecialTokens
 
 SHOWN = 5
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from services.lab.data import Example
-from shared.ledger import text_sha256
+from shared.web.ledger import text_sha256
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def check_times(
     from services.lab import check_times as job
     from services.lab.data import load_without
     from services.lab.outputs import sole_writer
-    from shared.bundle import load_bundle
+    from shared.model.bundle import load_bundle
 
     own = load_bundle(bundle)
     check = job.Check(
@@ -184,7 +184,7 @@ def plan(
     from services.lab.plan_report import live, report, write
     from services.lab.replay.recorder import Recorders
     from services.lab.tables.trial import Conditions, unseen, validation
-    from shared.bundle import load_bundle
+    from shared.model.bundle import load_bundle
 
     if data is None or (accuracy, p95_ms, max_bytes) == (None, None, None):
         raise typer.BadParameter("needs --data FILE and a target: --accuracy, --p95-ms or --bytes")

@@ -21,13 +21,13 @@ import httpx
 import psutil
 from rich.console import Console
 
-from shared.bundle import Bundle, load_bundle
 from shared.errors import BadSetting
-from shared.http import Client
-from shared.link import Backend, profile
-from shared.parent import FLAG, LAST_S
-from shared.settings import Role, unread_env_file
-from shared.weights import base_folder
+from shared.links.clients import Client
+from shared.links.link import Backend, profile
+from shared.model.bundle import Bundle, load_bundle
+from shared.model.weights import base_folder
+from shared.web.parent import FLAG, LAST_S
+from shared.web.settings import Role, unread_env_file
 
 ROOT = Path(__file__).resolve().parents[2]
 MEMORY_PER_TIER = 1.2e9  # bytes; a tier with MPNet needs about 1 GB
@@ -39,13 +39,13 @@ ACCESS, BACKBONE = "5g-nsa", "metro"  # where only the other one is given, or a 
 def service_of(tier: str) -> str:
     """The module that serves a tier: its own in `services/`, or the one for tiers of any name."""
     own = f"services.{tier}"
-    return own if tier.isidentifier() and find_spec(f"{own}.__main__") else "shared.service"
+    return own if tier.isidentifier() and find_spec(f"{own}.__main__") else "shared.web.service"
 
 
 def role_of(tier: str, index: int = 0) -> Role:
     """What a tier is by default; `index` counts the tiers of its bundle, from 0."""
     module = service_of(tier)
-    role: Role = Role(tier, 8080 + index) if module == "shared.service" else import_module(module).ROLE
+    role: Role = Role(tier, 8080 + index) if module == "shared.web.service" else import_module(module).ROLE
     return role
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from shared.bundle import Metric
+from shared.model.bundle import Metric
 
 Z = 1.959964  # two-sided 95 %
 Z_ONE_SIDED = 1.644854  # one-sided 95 %

@@ -28,12 +28,12 @@ from services.lab.checks import check_out, check_recipe, check_texts
 from services.lab.console import aside, progress
 from services.lab.data import Example, digest
 from services.lab.readable import LeftOut, Reader, readable
-from shared.encoder import MultiExitEncoder
 from shared.errors import BadSetting
-from shared.network import load_base, load_tokenizer, save_network
-from shared.pruning import Pruning, keep_words
-from shared.tokens import SpecialTokens
-from shared.words import Encoded
+from shared.model.encoder import MultiExitEncoder
+from shared.model.network import load_base, load_tokenizer, save_network
+from shared.model.pruning import Pruning, keep_words
+from shared.model.tokens import SpecialTokens
+from shared.model.words import Encoded
 
 _TARGETS = {
     "bert": ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"),

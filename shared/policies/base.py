@@ -16,11 +16,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-from shared.ensemble import Weighting
 from shared.errors import UnknownPolicy
-from shared.exits import ExitRule
-from shared.pools import Pools, Signature, Vector
-from shared.pruning import Pruning
+from shared.model.ensemble import Weighting
+from shared.model.exits import ExitRule
+from shared.model.pools import Pools, Signature, Vector
+from shared.model.pruning import Pruning
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
 State = dict[str, Any]  # JSON

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from shared.dispatch import Curve, Dispatcher
-from shared.ensemble import Weighting
-from shared.exits import ExitRule, Similarity
+from shared.model.ensemble import Weighting
+from shared.model.exits import ExitRule, Similarity
+from shared.model.pruning import Pruning
 from shared.policies.base import Decision, Policy, Ratio, Where
-from shared.pruning import Pruning
+from shared.policies.dispatch import Curve, Dispatcher
 
 
 class Collaborative(Policy):

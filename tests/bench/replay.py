@@ -26,8 +26,8 @@ from services.lab.replay.recorder import Kernel, Record, Recorder, Recorders
 from services.lab.replay.report import brief
 from services.lab.replay.times import Times
 from services.lab.replay.walk import Replay
-from shared.bundle import load_bundle
-from shared.link import profile
+from shared.links.link import profile
+from shared.model.bundle import load_bundle
 
 COEFFICIENTS = (0.0, 0.75, 0.9, 1.0, 1.25)
 THETAS = (0.0, 0.01, 0.02, 0.1)

@@ -28,10 +28,10 @@ from services.lab.bench_report import cpu
 from services.lab.client import classify, connect
 from services.lab.demo import REVIEWS
 from services.lab.stack import Layout, Process, running
-from shared.encoder import MultiExitEncoder
-from shared.network import load_base
-from shared.tokens import SpecialTokens
-from shared.words import Encoded
+from shared.model.encoder import MultiExitEncoder
+from shared.model.network import load_base
+from shared.model.tokens import SpecialTokens
+from shared.model.words import Encoded
 
 BASES = ("sentence-transformers/all-MiniLM-L6-v2", "sentence-transformers/all-mpnet-base-v2")
 console = Console(width=120)

@@ -9,7 +9,7 @@ import pytest
 from services.lab import dashboards, links
 from services.lab.demo import REVIEWS
 from services.lab.stats import Z
-from shared.link import profile
+from shared.links.link import profile
 from tests.e2e.conftest import API, PROMETHEUS, TIERS, container
 
 KINDS = ("ideal", "offline", "5g-nsa", "5g-mmwave", "lte-weak", "3g")  # `make netns` verifies every one

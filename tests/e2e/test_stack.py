@@ -41,8 +41,8 @@ def test_the_cascade_goes_through_all_three(ask):
 
 
 def test_containers_answer_what_the_same_tiers_in_one_process_answer(ask):
-    from shared.settings import Settings
-    from shared.web import create_app
+    from shared.web.app import create_app
+    from shared.web.settings import Settings
 
     apps = {}
 

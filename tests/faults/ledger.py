@@ -10,7 +10,7 @@ import math
 import time
 from dataclasses import dataclass, field
 
-from shared.http import AsyncClient
+from shared.links.clients import AsyncClient
 
 TOLERANCE_MS, REPAIR_S = 50, 10.0
 START_S = 150.0  # tiers that have only just started, on a busy machine

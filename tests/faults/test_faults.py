@@ -13,9 +13,9 @@ import pytest
 
 from services.lab.client import connect
 from services.lab.stack import free_ports
-from shared.server import Server
-from shared.settings import Settings
-from shared.web import create_app
+from shared.web.app import create_app
+from shared.web.server import Server
+from shared.web.settings import Settings
 from tests.faults.faulty import FAULTS, Faulty
 from tests.faults.ledger import ALWAYS, Late, story
 

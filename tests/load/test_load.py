@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from services.lab.stack import Layout, running
-from shared.network import load_network
+from shared.model.network import load_network
 from tests.load import overload
 from tests.load.soak import show, soak
 from tests.load.tiers import Tiers

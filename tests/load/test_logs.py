@@ -20,7 +20,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from shared.http import Client
+from shared.links.clients import Client
 
 REQUESTS = int(os.environ.get("TIERWISE_TEST_LOGGED", "300"))
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("TIERWISE_")}

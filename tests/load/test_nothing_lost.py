@@ -13,8 +13,8 @@ import random
 import time
 from collections import Counter
 
-from shared.http import AsyncClient
-from shared.ledger import entries
+from shared.links.clients import AsyncClient
+from shared.web.ledger import entries
 from tests.faults.faulty import FAULTS
 from tests.load.tiers import Tiers
 

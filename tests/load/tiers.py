@@ -8,9 +8,9 @@ import structlog
 
 from services.lab.stack import free_ports
 from shared.logs import configure_logs
-from shared.server import Server
-from shared.settings import Settings
-from shared.web import create_app
+from shared.web.app import create_app
+from shared.web.server import Server
+from shared.web.settings import Settings
 from tests.faults.faulty import Faulty
 
 

@@ -20,10 +20,10 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from shared.bundle import load_bundle
-from shared.network import load_network
-from shared.settings import Settings
-from shared.web import create_app
+from shared.model.bundle import load_bundle
+from shared.model.network import load_network
+from shared.web.app import create_app
+from shared.web.settings import Settings
 from tests.clocks import Clock
 
 JSON = {"content-type": "application/json"}

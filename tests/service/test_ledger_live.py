@@ -3,7 +3,7 @@
 import errno
 import os
 
-from shared.ledger import entries, text_sha256
+from shared.web.ledger import entries, text_sha256
 
 
 def test_what_was_answered_is_on_record(serve, edge, tmp_path, always):

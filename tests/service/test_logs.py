@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from shared.logs import configure_logs
-from shared.tracing import Traces, exporting
+from shared.web.tracing import Traces, exporting
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 

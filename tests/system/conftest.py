@@ -16,9 +16,9 @@ import httpx
 import pytest
 
 from services.lab.stack import free_ports
-from shared.server import Server
-from shared.settings import Settings
-from shared.web import create_app
+from shared.web.app import create_app
+from shared.web.server import Server
+from shared.web.settings import Settings
 
 TRIANGLE = {"end": ("edge", "cloud"), "edge": ("cloud",), "cloud": ()}
 CHAIN = {"end": ("edge",), "edge": ("cloud",), "cloud": ()}

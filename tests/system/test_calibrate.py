@@ -11,10 +11,10 @@ from services.lab.calibrate import Job
 from services.lab.collect import network_of
 from services.lab.data import Example
 from services.lab.evaluate import evaluate
-from shared.bundle import load_bundle
 from shared.errors import BadSetting
+from shared.model.bundle import load_bundle
+from shared.model.pools import Signature
 from shared.policies import POLICIES, Where, build
-from shared.pools import Signature
 
 
 @pytest.fixture

@@ -306,7 +306,7 @@ def test_who_asks_before_it_sends_gets_the_refusal_instead_of_a_100(dial):
 
 
 def test_a_caller_who_never_stops_sending_is_hung_up_on(dial, monkeypatch):
-    monkeypatch.setattr("shared.http11._LINGER_BYTES", 5_000_000)
+    monkeypatch.setattr("shared.web.http11._LINGER_BYTES", 5_000_000)
     connection = dial()
     connection.sendall(post(b"", length=10**12))
     with pytest.raises(ConnectionError):

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from services.lab.cli import app
 from services.lab.data import load
 from services.lab.replay.compare import held_out
-from shared.bundle import load_bundle
 from shared.errors import TierwiseError
+from shared.model.bundle import load_bundle
 
 UNREADABLE = ("\U0001f642\U0001f642", " ", "\x07\x08")  # emoji alone, blank, control characters alone
 

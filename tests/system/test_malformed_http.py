@@ -251,9 +251,9 @@ def test_what_is_not_http_gets_a_problem_document_too(tier, sent, status, kind):
 
 
 def test_headers_without_an_end_are_hung_up_on(listening, monkeypatch):
-    import shared.server
+    import shared.web.server
 
-    monkeypatch.setattr(shared.server, "HEAD_S", 0.3)
+    monkeypatch.setattr(shared.web.server, "HEAD_S", 0.3)
     url = httpx.URL(listening()[0])
     for start in (b"", b"POST /v1/classify HTTP/1.1\r\nhost: tier\r\nx: "):
         with socket.create_connection((url.host, url.port), timeout=5) as connection:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from services.lab.stack import free_ports
-from shared.tracing import exporting
+from shared.web.tracing import exporting
 
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("TIERWISE_")}
 TIERWISE = [sys.executable, "-m", "services.lab.cli"]

@@ -15,8 +15,8 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
-from shared.settings import Settings
-from shared.web import create_app
+from shared.web.app import create_app
+from shared.web.settings import Settings
 
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("TIERWISE_")}
 DRAIN_S = 20

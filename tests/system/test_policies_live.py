@@ -7,8 +7,8 @@ import pytest
 
 from shared.errors import BadSetting, UnknownPolicy
 from shared.policies import names
-from shared.settings import Settings
-from shared.web import create_app
+from shared.web.app import create_app
+from shared.web.settings import Settings
 
 TIERS = ("end", "edge", "cloud")
 WHOLE_MODEL = ("early-exit", "splitee", "splitee-s", "i-splitee")
@@ -205,7 +205,7 @@ def test_what_was_learned_survives_a_restart(build_tiers, sentences, tmp_path, p
 
 
 def test_no_other_parameters_push_out_what_the_default_policy_learned(build_tiers, sentences, monkeypatch):
-    monkeypatch.setattr("shared.states.LIMIT", 2)
+    monkeypatch.setattr("shared.policies.states.LIMIT", 2)
     tiers = build_tiers({"end": ("edge", "cloud"), "edge": ("cloud",), "cloud": ()}, policy="adaee")
     tiers.results(sentences)
     for cost in range(1, 6):

@@ -21,7 +21,7 @@ from services.lab.replay.recorder import Recorders
 from services.lab.replay.run import NONE
 from services.lab.replay.sizes import Sizes
 from services.lab.replay.walk import Replay
-from shared.bundle import load_bundle
+from shared.model.bundle import load_bundle
 
 ALWAYS = {"name": "collaborative", "offload_threshold": 1.0}
 POLICIES = [

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from services.lab.stack import free_ports
-from shared.http import Client
+from shared.links.clients import Client
 
 ROOT = Path(__file__).resolve().parents[2]
 

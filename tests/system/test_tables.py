@@ -16,8 +16,8 @@ from services.lab.replay.compare import Plan, Texts, compare
 from services.lab.tables import hu
 from services.lab.tables import make as tables
 from services.lab.tables.make import Job, run
-from shared.bundle import load_bundle
 from shared.errors import BadSetting
+from shared.model.bundle import load_bundle
 from shared.policies import named
 
 QUIET = Console(quiet=True)
@@ -52,7 +52,7 @@ def world(tmp_path_factory, tiny_bundle, sentences):
 @pytest.fixture
 def here(world, monkeypatch):
     monkeypatch.setenv("TIERWISE_CACHE_DIR", str(world / "cache"))
-    monkeypatch.setattr("shared.bundle.MODELS", world / "models")
+    monkeypatch.setattr("shared.model.bundle.MODELS", world / "models")
     monkeypatch.setattr(tables, "MODELS", world / "models")
     for pause in ("REST", "SECONDS"):  # times are not what is tested
         monkeypatch.setattr(f"services.lab.replay.profile.{pause}", 0.0)
@@ -126,7 +126,7 @@ def test_a_killed_run_keeps_what_it_made_and_runs_no_text_twice(here, tmp_path, 
     assert set(kept) == {"hu-1"}
     monkeypatch.undo()
     monkeypatch.setenv("TIERWISE_CACHE_DIR", str(here / "cache"))
-    monkeypatch.setattr("shared.bundle.MODELS", here / "models")
+    monkeypatch.setattr("shared.model.bundle.MODELS", here / "models")
     monkeypatch.setattr(tables, "MODELS", here / "models")
     assert run(job(here, tmp_path / "second"), QUIET) == 0
     first, second = (json.loads((tmp_path / out / "report.json").read_text()) for out in ("first", "second"))

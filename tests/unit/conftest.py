@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.weights import PINNED, base_folder, cache_dir
+from shared.model.weights import PINNED, base_folder, cache_dir
 
 
 @pytest.fixture(params=PINNED, ids=lambda name: name.rpartition("/")[2], scope="session")

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.breaker import Breaker, RetryBudget
-from shared.estimates import Smoothed
+from shared.links.breaker import Breaker, RetryBudget
+from shared.links.estimates import Smoothed
 
 
 class Clock:

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from shared.bundle import MODELS, load_bundle
-from shared.ensemble import Weighting
 from shared.errors import BadSetting
+from shared.model.bundle import MODELS, load_bundle
+from shared.model.ensemble import Weighting
 
 
 @pytest.fixture

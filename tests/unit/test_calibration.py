@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from shared.calibration import T_MAX, T_MIN, expected_calibration_error, fit_temperature, quality
+from shared.model.calibration import T_MAX, T_MIN, expected_calibration_error, fit_temperature, quality
 
 
 def drawn(n=4000, classes=3, seed=0):

@@ -11,7 +11,7 @@ import pytest
 
 from services.lab.stack import role_of
 from shared.errors import BadSetting
-from shared.settings import load_settings
+from shared.web.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 TIERS = ("end", "edge", "cloud")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.dispatch import Curve, Dispatcher, draw
+from shared.policies.dispatch import Curve, Dispatcher, draw
 
 RATIO = st.floats(0, 1)
 STEEP = st.floats(0, 1000, exclude_min=True)

@@ -20,7 +20,7 @@ from services.lab.docs.tables import ROOT, filled, pages
 from shared import __version__
 from shared.contracts import ClassifyResponse, DegradedReason, Hop, Options, Result
 from shared.policies import POLICIES
-from shared.settings import Settings
+from shared.web.settings import Settings
 
 PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in pages()}
 FENCES = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -212,7 +212,7 @@ def test_a_stale_reference_would_be_found(token):
 
 
 @pytest.mark.parametrize(
-    "token", ["exits.py", "shared/exits.py", "shared.exits", "Tier.answer", "policies/", "FILE.json"]
+    "token", ["exits.py", "shared/model/exits.py", "shared.model.exits", "Tier.answer", "policies/", "FILE.json"]
 )
 def test_a_good_reference_is_not_flagged(token):
     assert not missing(token)

@@ -5,10 +5,10 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModel, DistilBertConfig
 
-from shared.encoder import MultiExitEncoder
 from shared.errors import BadSetting
-from shared.exits import Confidence, Entropy, Patience, Similarity
-from shared.tokens import SpecialTokens
+from shared.model.encoder import MultiExitEncoder
+from shared.model.exits import Confidence, Entropy, Patience, Similarity
+from shared.model.tokens import SpecialTokens
 
 FAMILIES = ["bert", "roberta", "mpnet"]
 RULES = [Similarity(0.2, 1), Similarity(0.4, 2), Confidence(0.75), Entropy(0.5), Patience(1), Patience(2)]

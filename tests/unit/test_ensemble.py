@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import shared.ensemble
-from shared.ensemble import Ensemble, Weighting, combine
+import shared.model.ensemble
+from shared.model.ensemble import Ensemble, Weighting, combine
 
 PATHS = (["end"], ["edge"], ["cloud"], ["end", "edge"], ["end", "cloud"], ["end", "edge", "cloud"], ["edge", "cloud"])
 ENSEMBLE = Ensemble(
@@ -66,4 +66,4 @@ def test_a_combination_is_a_distribution_within_its_parts(parts):
 
 
 def test_the_printed_example_is_true():
-    assert doctest.testmod(shared.ensemble) == (0, 1)
+    assert doctest.testmod(shared.model.ensemble) == (0, 1)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.exits import Confidence, Entropy, Patience, Similarity
+from shared.model.exits import Confidence, Entropy, Patience, Similarity
 
 RULES = [
     Similarity(0.1, 1),

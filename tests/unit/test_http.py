@@ -5,7 +5,7 @@ import ssl
 import pytest
 
 from shared.errors import BadSetting
-from shared.http import AsyncClient, Client
+from shared.links.clients import AsyncClient, Client
 
 
 @pytest.mark.parametrize("make", [Client, AsyncClient])

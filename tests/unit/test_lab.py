@@ -20,10 +20,10 @@ from services.lab.policies import parse_policy
 from services.lab.pools import leaving
 from services.lab.stack import Layout
 from services.lab.stats import paired_difference, wilson
-from shared.bundle import load_bundle
-from shared.ensemble import Ensemble, Weighting
 from shared.errors import BadSetting
-from shared.exits import Similarity
+from shared.model.bundle import load_bundle
+from shared.model.ensemble import Ensemble, Weighting
+from shared.model.exits import Similarity
 
 
 def probabilities(*positive: float) -> Tensor:

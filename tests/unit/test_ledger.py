@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from shared import ledger as module
 from shared.contracts import ClassifyRequest, ClassifyResponse, Result
 from shared.errors import BadSetting
-from shared.ledger import Ledger, entries, text_sha256
+from shared.web import ledger as module
+from shared.web.ledger import Ledger, entries, text_sha256
 
 POLICY = {"name": "collaborative", "theta": 0.1}
 
@@ -122,7 +122,7 @@ import json, resource, sys
 from collections import Counter
 from pathlib import Path
 from shared.contracts import ClassifyRequest, ClassifyResponse
-from shared.ledger import Ledger
+from shared.web.ledger import Ledger
 path, answer, counted = Path(sys.argv[1]), ClassifyResponse.model_validate_json(sys.argv[2]), Counter()
 def write(requests, limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))

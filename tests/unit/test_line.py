@@ -8,9 +8,9 @@ import pytest
 
 from shared.contracts import TextPair
 from shared.errors import DeadlinePassed, QueueFull
-from shared.exits import Confidence
-from shared.line import Job, Line
-from shared.worker import Worker
+from shared.model.exits import Confidence
+from shared.pipeline.queue import Job, Line
+from shared.pipeline.worker import Worker
 from tests.clocks import Clock
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import BadSetting, UpstreamFailure
-from shared.link import UNSHAPED, Backend, Profile, ShapedLinks, SimulatedLink, on_the_wire, packets, profile
-from shared.upstream import Upstream
+from shared.links.link import UNSHAPED, Backend, Profile, ShapedLinks, SimulatedLink, on_the_wire, packets, profile
+from shared.links.upstream import Upstream
 from tests.clocks import now, run
 
 PLAIN = Profile("plain", rate_up=8e5, rate_down=8e6, rtt=0.1, jitter=0.0, loss=0.0)  # 100 kB/s up, 1 MB/s down
@@ -142,7 +142,7 @@ def test_a_machine_that_wakes_late_is_allowed_for(monkeypatch):
 
     async def messages():
         monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: clock[0])
-        monkeypatch.setattr("shared.link.asyncio.sleep", late)
+        monkeypatch.setattr("shared.links.link.asyncio.sleep", late)
         took = []
         for _ in range(100):
             started = clock[0]
@@ -167,7 +167,7 @@ def waits(monkeypatch, link, sizes):
             link._free["up"] = 0.0
             await link.carry(size, "up")
 
-    monkeypatch.setattr("shared.link.asyncio.sleep", note)
+    monkeypatch.setattr("shared.links.link.asyncio.sleep", note)
     asyncio.run(one_by_one())
     return slept
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from shared.machine import cpus
+from shared.web.machine import cpus
 
 
 @pytest.mark.parametrize(

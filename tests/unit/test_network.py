@@ -8,9 +8,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import linear
 
-from shared.encoder import MultiExitEncoder
 from shared.errors import BadSetting, WrongWeights
-from shared.network import load_base, load_network, merge_adapters, save_network
+from shared.model.encoder import MultiExitEncoder
+from shared.model.network import load_base, load_network, merge_adapters, save_network
 
 TARGETS = {"bert": ["query", "value"], "roberta": ["query", "value"], "mpnet": ["q", "o"]}
 QUERY = {"bert": "encoder.layer.0.attention.self.query", "mpnet": "encoder.layer.0.attention.attn.q"}

@@ -22,8 +22,8 @@ assert [policy.before(where, Clues(n), 0.5).to for n in (3, 4)] == [None, "cloud
 """
 LIVE = """
 import asyncio, httpx, sys
-from shared.settings import Settings
-from shared.web import create_app
+from shared.web.settings import Settings
+from shared.web.app import create_app
 app = create_app(Settings(tier="end", bundle=sys.argv[1], policy="short"))
 async def ask():
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://end") as client:

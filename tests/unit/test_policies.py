@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.dispatch import Curve
-from shared.ensemble import Weighting
 from shared.errors import UnknownPolicy
-from shared.exits import Similarity
-from shared.policies import STAY, Clues, Collaborative, Decision, Random, Tabi, Where, build, names, spec_of
-from shared.pruning import Pruning
+from shared.model.ensemble import Weighting
+from shared.model.exits import Similarity
+from shared.model.pruning import Pruning
+from shared.policies import STAY, Clues, Decision, Where, build, names, spec_of
+from shared.policies.baselines.fixed import Random
+from shared.policies.collaborative import Collaborative, Tabi
+from shared.policies.dispatch import Curve
 
 TIERS = ("end", "edge", "cloud")
 LAYERS = {"end": 3, "edge": 6, "cloud": 12}

@@ -5,11 +5,11 @@ import math
 
 import pytest
 
-from shared.ensemble import Ensemble, Weighting
 from shared.errors import UnknownPolicy
-from shared.exits import AtLayer, Confidence
+from shared.model.ensemble import Ensemble, Weighting
+from shared.model.exits import AtLayer, Confidence
+from shared.model.pools import Pools, Signature
 from shared.policies import Clues, Decision, Outcome, Visit, Where, build, spec_of
-from shared.pools import Pools, Signature
 
 TIERS = ("end", "edge", "cloud")
 SPLIT = {"end": 3, "edge": 6, "cloud": 12}

@@ -8,8 +8,8 @@ from services.lab.config import rows
 from services.lab.policies import parse_policy
 from shared.errors import BadSetting, UnknownPolicy
 from shared.policies import build, named
-from shared.settings import Settings
-from shared.web import create_app
+from shared.web.app import create_app
+from shared.web.settings import Settings
 
 
 def test_a_name_is_a_name_and_a_file_is_its_parameters(tmp_path):

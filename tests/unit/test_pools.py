@@ -5,9 +5,9 @@ import torch
 
 from services.lab import pools as lab
 from services.lab.stats import judged, score
-from shared.bundle import Metric
 from shared.errors import BadSetting
-from shared.pools import FILE, Pools, Signature, read_pools
+from shared.model.bundle import Metric
+from shared.model.pools import FILE, Pools, Signature, read_pools
 
 
 def exits(*rows):

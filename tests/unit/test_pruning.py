@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import shared.pruning
-from shared.pruning import Pruning, kept_words
-from shared.tokens import SpecialTokens
-from shared.words import Encoded
+import shared.model.pruning
+from shared.model.pruning import Pruning, kept_words
+from shared.model.tokens import SpecialTokens
+from shared.model.words import Encoded
 
 BARE = Pruning(1.0, min_keep_words=0, min_keep_ratio=0.0, whole_below_words=0)  # the paper's rule, no floors
 
@@ -150,4 +150,4 @@ def test_what_is_kept_is_a_subsequence_within_the_floors(tiny_tokenizer, text, p
 
 
 def test_the_printed_example_is_true():
-    assert doctest.testmod(shared.pruning) == (0, 1)
+    assert doctest.testmod(shared.model.pruning) == (0, 1)

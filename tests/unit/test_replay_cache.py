@@ -6,9 +6,9 @@ from rich.console import Console
 
 from services.lab.replay.cache import CHUNK, Shelf
 from services.lab.replay.recorder import Corpus, Kernel, Recorder, Recorders, source_of
-from shared.bundle import load_bundle
 from shared.errors import BadSetting
-from shared.pools import Signature
+from shared.model.bundle import load_bundle
+from shared.model.pools import Signature
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,9 @@ from services.lab.replay.recorder import Kernel, Recorders
 from services.lab.replay.report import brief, figures
 from services.lab.replay.times import Times, round_trip
 from services.lab.replay.walk import Replay
-from shared.bundle import load_bundle
 from shared.errors import UnknownPolicy
-from shared.link import Profile, SimulatedLink, profile
+from shared.links.link import Profile, SimulatedLink, profile
+from shared.model.bundle import load_bundle
 from tests.clocks import now
 from tests.clocks import run as run_virtually
 

@@ -14,8 +14,8 @@ import services.end
 from services.end import ROLE as END
 from services.lab.client import key_of
 from shared.errors import BadSetting
-from shared.link import Backend
-from shared.settings import Role, Settings, load_settings, unread_env_file
+from shared.links.link import Backend
+from shared.web.settings import Role, Settings, load_settings, unread_env_file
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from shared import states as module
 from shared.policies import Clues, Outcome, Visit, Where, build, spec_of
-from shared.states import States
+from shared.policies import states as module
+from shared.policies.states import States
 
 TIERS = ("end", "cloud")
 WHERE = Where("end", ("cloud",), {"end": 4, "cloud": 4})

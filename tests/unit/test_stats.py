@@ -12,7 +12,7 @@ from services.lab.stats import (
     score,
     wilson,
 )
-from shared.bundle import Metric
+from shared.model.bundle import Metric
 
 
 def pairs(both, only_a, only_b, neither):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers, processors
 
 from shared.errors import UnreadableText
-from shared.tokens import SpecialTokens
+from shared.model.tokens import SpecialTokens
 
 KINDS = ["wordpiece", "bpe", "mpnet"]
 WORDS = [
@@ -241,7 +241,7 @@ def test_of_a_very_long_text_only_the_ends_are_tokenized_and_read_as_ever(tokens
     seen = []
     encode = tokens._part
     monkeypatch.setattr(tokens, "_part", lambda part, **own: (seen.append(part), encode(part, **own))[1])
-    monkeypatch.setattr("shared.tokens.REACH", 20)
+    monkeypatch.setattr("shared.model.tokens.REACH", 20)
     assert tokens.encode(text, "not it", 40) == whole
     assert sum(map(len, seen)) == 2 * 20 * 40 + len("not it")
     assert whole.truncated

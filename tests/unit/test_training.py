@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from services.lab import train as module
 from services.lab.data import Example
 from services.lab.train import Recipe, joint_loss, train
-from shared.network import load_network
+from shared.model.network import load_network
 
 PLAIN = Recipe(base="unused", layers=2, classes=2)
 FILLERS = ("the", "it", "of")

@@ -9,8 +9,8 @@ import pytest
 
 from shared.contracts import Hop, InferredRow, InferRequest, InferResponse, TextPair
 from shared.errors import UpstreamFailure
-from shared.link import Backend
-from shared.upstream import Upstream
+from shared.links.link import Backend
+from shared.links.upstream import Upstream
 from tests.clocks import now, run
 
 TEXTS = [TextPair(text="a fine film"), TextPair(text="a claim", text_pair="its ground")]

@@ -14,9 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from shared import weights
 from shared.errors import BadSetting, WrongWeights
-from shared.weights import PINNED, BaseWeights, base_folder, cache_dir, sha256
+from shared.model import weights
+from shared.model.weights import PINNED, BaseWeights, base_folder, cache_dir, sha256
 
 FILES = {"config.json": b'{"model_type": "bert"}', "tokenizer.json": b"{}", "model.safetensors": b"weights" * 1000}
 DIGESTS = {name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()}
@@ -238,7 +238,7 @@ def test_the_cache_is_where_the_variable_says_or_in_the_user_s_cache_folder(monk
 def killed_in_a_download():
     """Another process that fetches, and is killed while it does."""
     code = (
-        "import os, signal; from shared import weights; from tests.unit.test_weights import PLAIN\n"
+        "import os, signal; from shared.model import weights; from tests.unit.test_weights import PLAIN\n"
         "weights.PINNED['tiny/plain'] = PLAIN\n"
         "weights._hub_answers = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
         "weights.base_folder('tiny/plain')"

@@ -5,7 +5,7 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.words import starts_of, words_of
+from shared.model.words import starts_of, words_of
 
 SPACES = [chr(c) for c in range(sys.maxunicode + 1) if chr(c).isspace()]
 TEXTS = st.text(st.one_of(st.sampled_from(SPACES), st.characters()), max_size=60)

@@ -26,11 +26,11 @@ from services.lab.policies import shown
 from services.lab.stats import wilson
 from services.lab.tables.hu import beats
 from services.lab.tables.published import published
-from shared.bundle import MODELS
 from shared.errors import BadSetting
-from shared.link import PROFILES
+from shared.links.link import PROFILES
+from shared.model.bundle import MODELS
 from shared.policies import POLICIES
-from shared.settings import PREFIX
+from shared.web.settings import PREFIX
 
 ROOT = Path(__file__).resolve().parents[3]
 RESULTS = ROOT / "docs" / "results"

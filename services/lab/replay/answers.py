@@ -9,7 +9,7 @@ import numpy as np
 from services.lab.replay.recorder import Kernel
 from services.lab.replay.run import Run
 from services.lab.replay.station import Station
-from shared.ensemble import Ensemble, Weighting
+from shared.model.ensemble import Ensemble, Weighting
 from shared.policies import Clues, Outcome, Policy, Visit, Where
 
 
@@ -52,7 +52,7 @@ def _weights(
 
 
 def outcome(out: Run, policy: Policy, stations: Sequence[Station], clues: Clues, row: int) -> Outcome:
-    """What a policy that learns is told about a text, as `shared/front.py` tells it."""
+    """What a policy that learns is told about a text, as `shared/pipeline/front.py` tells it."""
     visits = []
     for at, station in enumerate(stations):
         layer = int(out.exit_layer[at, row])

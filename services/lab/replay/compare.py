@@ -23,11 +23,11 @@ from services.lab.replay.report import figures, records_of
 from services.lab.replay.run import NONE
 from services.lab.replay.times import Times
 from services.lab.replay.walk import Replay
-from shared.bundle import MODELS, Bundle, load_bundle
 from shared.errors import BadSetting, UnknownPolicy
-from shared.link import Profile, profile
-from shared.machine import cpus
+from shared.links.link import Profile, profile
+from shared.model.bundle import MODELS, Bundle, load_bundle
 from shared.policies import build, names, spec_of
+from shared.web.machine import cpus
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 from services.lab.data import digest
 from services.lab.replay.walk import Replay
 from shared.errors import BadSetting
-from shared.ledger import entries
 from shared.policies import spec_of
+from shared.web.ledger import entries
 
 _NOT_ONE = (ValueError, KeyError, TypeError, AttributeError)
 

@@ -33,14 +33,14 @@ from services.lab.bench_report import cpu
 from services.lab.client import classify, connect
 from services.lab.replay.recorder import Kernel, Source
 from services.lab.stack import Layout, free_ports, running
-from shared.bundle import Bundle
 from shared.errors import BadSetting
-from shared.exits import Similarity
-from shared.machine import cpus
-from shared.network import Network, load_network
-from shared.pruning import Pruning, keep_words
-from shared.weights import cache_dir
-from shared.words import Encoded
+from shared.model.bundle import Bundle
+from shared.model.exits import Similarity
+from shared.model.network import Network, load_network
+from shared.model.pruning import Pruning, keep_words
+from shared.model.weights import cache_dir
+from shared.model.words import Encoded
+from shared.web.machine import cpus
 
 LENGTHS = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512)  # tokens
 WORDS = (8, 32, 128, 512)

@@ -32,14 +32,14 @@ from torch import Tensor
 
 from services.lab.console import progress
 from services.lab.replay.cache import Shelf
-from shared.bundle import Bundle
-from shared.encoder import Received
 from shared.errors import UnreadableText
-from shared.ledger import text_sha256
-from shared.network import Network, load_network
-from shared.pools import Signature, Vector
-from shared.weights import PINNED, base_folder, cache_dir, sha256
-from shared.words import Encoded, words_of
+from shared.model.bundle import Bundle
+from shared.model.encoder import Received
+from shared.model.network import Network, load_network
+from shared.model.pools import Signature, Vector
+from shared.model.weights import PINNED, base_folder, cache_dir, sha256
+from shared.model.words import Encoded, words_of
+from shared.web.ledger import text_sha256
 
 T = TypeVar("T")
 FORMAT = 1

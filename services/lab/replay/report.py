@@ -19,7 +19,7 @@ from services.lab.replay.run import NONE, Run
 from services.lab.replay.times import Modelled, Times
 from services.lab.replay.walk import Replay
 from services.lab.stats import judged, paired_difference, paired_score_difference, score, wilson
-from shared.bundle import Metric
+from shared.model.bundle import Metric
 
 
 def figures(replay: Replay, run: Run, reference: Run, times: Times) -> dict[str, Any]:

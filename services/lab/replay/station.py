@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from services.lab.replay.recorder import Corpus, Kernel, Recorder
-from shared.exits import ExitRule
-from shared.pruning import Pruning, keep_words
+from shared.model.exits import ExitRule
+from shared.model.pruning import Pruning, keep_words
 
 Numbers = np.ndarray  # int64 [n]: texts of the corpus
 Layers = np.ndarray  # int64 [n]: 1-based exits

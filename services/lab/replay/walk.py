@@ -1,7 +1,7 @@
 """Replay: any policy with any parameters over recorded texts, exactly as the live tiers would have answered.
 
 The policy objects, exit rules, pruning and ensemble are those of the live tiers; only the model is replaced by its
-recording. The walk is that of `shared/tier.py`, tier by tier, all texts at once (a policy that learns: one by one):
+recording. The walk is that of `shared/pipeline/tier.py`, all texts at once (a policy that learns: one by one):
 
     before -> exit rule over the calibrated exits -> after, with the draw sha256(seed:index:tier) -> prune -> next tier
 
@@ -24,12 +24,13 @@ from services.lab.replay.answers import answer, outcome
 from services.lab.replay.recorder import Kernel, Recorders, source_of
 from services.lab.replay.run import NONE, Run
 from services.lab.replay.station import Numbers, Station
-from shared.bundle import Bundle
-from shared.dispatch import draw
 from shared.errors import UnknownPolicy
-from shared.policies import STAY, Clues, Decision, Oracle, Policy, Where, build, spec_of
-from shared.pools import Signature, Vector
-from shared.route import Route
+from shared.model.bundle import Bundle
+from shared.model.pools import Signature, Vector
+from shared.pipeline.route import Route
+from shared.policies import STAY, Clues, Decision, Policy, Where, build, spec_of
+from shared.policies.baselines.fixed import Oracle
+from shared.policies.dispatch import draw
 
 
 class Replay:

@@ -22,7 +22,7 @@ from services.lab.replay.costs import unit_costs
 from services.lab.replay.recorder import Kernel
 from services.lab.stats import score
 from services.lab.tables.trial import Outcomes, Trial
-from shared.pools import Signature
+from shared.model.pools import Signature
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 

@@ -20,10 +20,10 @@ import numpy as np
 
 from services.lab.stats import Z_ONE_SIDED, unseen_share
 from services.lab.tables.trial import Trial, last_within
-from shared.bundle import Bundle
-from shared.dispatch import Curve, Dispatcher
+from shared.model.bundle import Bundle
 from shared.policies import spec_of
 from shared.policies.collaborative import by_tier
+from shared.policies.dispatch import Curve, Dispatcher
 
 PAPER = {"name": "collaborative", "steepness": 10.0, "patience": 2, "pruning_coefficient": 0.0, "weighting": "accuracy"}
 OURS = {**PAPER, "weighting": "fitted"}

@@ -26,8 +26,8 @@ from services.lab.tables import dimee, hu, pruned
 from services.lab.tables.dimee_prices import variation
 from services.lab.tables.figures import draw
 from services.lab.tables.trial import Conditions, Trial, tuning, unseen, validation
-from shared.bundle import MODELS, Bundle, load_bundle
 from shared.errors import BadSetting
+from shared.model.bundle import MODELS, Bundle, load_bundle
 
 Step = Callable[[], dict[str, Any]]
 Make = Callable[[Bundle, Path, int, Conditions], Trial]

@@ -18,8 +18,8 @@ from services.lab.replay.recorder import Kernel, source_of
 from services.lab.replay.station import Numbers
 from services.lab.stats import mcnemar, paired_difference, paired_shares, wilson
 from services.lab.tables.trial import Trial
-from shared.bundle import Bundle
-from shared.pruning import Pruning
+from shared.model.bundle import Bundle
+from shared.model.pruning import Pruning
 
 COEFFICIENTS = (0.0, 0.5, 0.75, 0.9, 1.0, 1.25)
 

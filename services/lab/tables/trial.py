@@ -26,8 +26,8 @@ from services.lab.replay.run import NONE, Run
 from services.lab.replay.times import Times
 from services.lab.replay.walk import Replay
 from services.lab.stats import mcnemar, paired_difference, paired_saving, paired_score_difference, paired_shares
-from shared.bundle import Bundle
 from shared.errors import BadSetting
+from shared.model.bundle import Bundle
 
 Spec = str | Mapping[str, Any]
 

@@ -1,0 +1,45 @@
+"""HTTP clients for tiers and for services beside them: they reach the address that they are given, and nothing else.
+
+The machine's environment has no say: no proxy (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY) ever sees a text, and what
+these name wrongly stops nobody. Certificates are still the machine's: SSL_CERT_FILE, SSL_CERT_DIR.
+Left out: the Hugging Face hub, which is outside and may need a proxy (shared/model/weights.py).
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+import httpx
+
+from shared.errors import BadSetting
+from shared.links.address import fault_of
+
+
+class AsyncClient(httpx.AsyncClient):  # noqa: TID251 - everything else uses these two
+    """A client of what answers at `url`; `options` are httpx's own.
+
+    Raises:
+        BadSetting: no usable address, or certificates of the machine that cannot be read.
+    """
+
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(**_given(url), **options)
+
+
+class Client(httpx.Client):  # noqa: TID251
+    """The same for code that is not asynchronous."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(**_given(url), **options)
+
+
+def _given(url: str) -> dict[str, Any]:
+    if fault := fault_of(url):
+        raise BadSetting(f"an address cannot be used: {fault}")
+    try:
+        return {"base_url": httpx.URL(url), "verify": httpx.create_ssl_context(), "trust_env": False}
+    except httpx.InvalidURL as error:
+        raise BadSetting(f"{url!r} is no address: {error}") from error
+    except (OSError, ssl.SSLError) as error:
+        raise BadSetting(f"SSL_CERT_FILE, SSL_CERT_DIR: cannot read certificates: {error}") from error

@@ -1,0 +1,158 @@
+"""HTTP to one upstream: warm connections, at most one retry, and every failure mapped to a `degraded` reason.
+
+A request is sent a second time, on a connection of its own, only where no byte of an answer came:
+    - a warm connection turned out to be dead: the upstream closed it while the request was on its way. That costs no
+      budget, but the next `WARY` calls get connections of their own, so an upstream that breaks every warm connection
+      sees at most 1 / `WARY` more calls
+    - the upstream could not be connected to, or hung up: where the retry budget allows it
+
+An answer is believed only if it names the call: a connection may carry what belongs to nobody (a proxy that sends
+twice). Such a connection is dropped, and so is one with bytes behind its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from shared.contracts import DegradedReason
+from shared.errors import UpstreamFailure
+from shared.links import connections
+from shared.links.breaker import RetryBudget
+from shared.links.clients import AsyncClient
+from shared.links.link import SimulatedLink
+
+_REFUSALS = {400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 503, 504}
+_NO_ANSWER = (httpx.ConnectError, httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
+WARY = 20  # calls
+
+
+class Wire:
+    """Requests to the tier `target` at `url`; `count_retry` is told of each retry."""
+
+    def __init__(
+        self,
+        *,
+        target: str,
+        url: str,
+        link: SimulatedLink | None,
+        timeout_s: float,
+        key: str | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        count_retry: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._target, self._link, self._budget, self._count_retry = target, link, RetryBudget(), count_retry
+        self._wary = 0  # calls that still get a connection of their own
+        warm = httpx.Limits(max_connections=64, max_keepalive_connections=64, keepalive_expiry=60)
+        single = httpx.Limits(max_connections=64, max_keepalive_connections=0)
+        self._warm, self._fresh = (
+            AsyncClient(url, transport=transport or connections.transport(limits), timeout=timeout_s)
+            for limits in (warm, single)
+        )
+        for client in (self._warm, self._fresh):  # as few header bytes as travel without a loss
+            for needless in ("accept", "accept-encoding", "connection"):
+                del client.headers[needless]
+            client.headers.update({"user-agent": "tierwise", "content-type": "application/json"})
+            if key is not None:
+                client.headers["authorization"] = f"Bearer {key}"
+
+    async def post(self, body: bytes, headers: dict[str, str], *, call: str, limit: int) -> bytes:
+        """The body of the answer to `call`, at most `limit` bytes.
+
+        Raises:
+            UpstreamFailure: with the reason.
+            TimeoutError: over the client's own limit; the caller sets the limit that counts.
+        """
+        self._budget.call()
+        connected: list[str] = []
+        first, self._wary = self._fresh if self._wary else self._warm, max(0, self._wary - 1)
+
+        async def trace(event: str, _: dict[str, Any]) -> None:
+            if event == "connection.connect_tcp.started":
+                connected.append(event)
+
+        try:
+            try:
+                return await self._once(first, body, headers, {"trace": trace}, call, limit)
+            except _Hungup as error:
+                reused = first is self._warm and not connected and not isinstance(error.cause, httpx.ConnectError)
+                if not (reused or self._budget.take()):
+                    raise
+            self._wary = WARY if reused else self._wary
+            self._count_retry()
+            return await self._once(self._fresh, body, headers, {}, call, limit)
+        except _Hungup as error:
+            raise self._unavailable(error.cause) from error.cause
+
+    async def probe(self, body: bytes, *, call: str, limit: int) -> bytes:
+        """The same on a connection of its own, never retried."""
+        try:
+            return await self._once(self._fresh, body, {}, {}, call, limit)
+        except _Hungup as error:
+            raise self._unavailable(error.cause) from error.cause
+
+    async def _once(
+        self,
+        client: AsyncClient,
+        body: bytes,
+        headers: dict[str, str],
+        extensions: dict[str, Any],
+        call: str,
+        limit: int,
+    ) -> bytes:
+        if self._link:
+            await self._link.carry(len(body), "up")
+        connections.allow(limit)
+        answered = False
+        try:
+            async with client.stream(
+                "POST", "/v1/infer", content=body, headers=headers, extensions=extensions
+            ) as answer:
+                answered = True
+                content = await self._content(answer, call, limit)
+        except httpx.TimeoutException as error:
+            raise TimeoutError from error
+        except httpx.HTTPError as error:
+            if not answered and isinstance(error, _NO_ANSWER):
+                raise _Hungup(error) from error
+            raise self._unavailable(error) from error
+        if self._link:
+            await self._link.carry(len(content), "down")
+        if answer.status_code == 200:
+            return content
+        reason: DegradedReason = "upstream_refused" if answer.status_code in _REFUSALS else "upstream_invalid"
+        raise UpstreamFailure(reason, f"{self._target} answered {answer.status_code}", status=answer.status_code)
+
+    async def _content(self, answer: httpx.Response, call: str, limit: int) -> bytes:
+        """The answer's bytes, as they came: nobody asked for a content encoding."""
+        if (coding := answer.headers.get("content-encoding", "identity")) != "identity":
+            raise UpstreamFailure("upstream_invalid", f"{self._target} answered with content encoding {coding[:40]}")
+        content = bytearray()
+        async for chunk in answer.aiter_bytes():
+            content += chunk
+            if len(content) > limit:
+                if answer.status_code != 200:  # its status is enough; the connection is closed with the rest unread
+                    return b""
+                raise UpstreamFailure("upstream_invalid", f"{self._target} sent over {limit} bytes")
+        if answer.status_code == 200 and call.encode() not in content:
+            await connections.drop(answer)
+            raise UpstreamFailure("upstream_invalid", f"{self._target} sent an answer to something else")
+        await connections.drop_excess(answer)
+        return bytes(content)
+
+    def _unavailable(self, error: httpx.HTTPError) -> UpstreamFailure:
+        return UpstreamFailure("upstream_unavailable", f"{self._target}: {type(error).__name__} {error}")
+
+    async def close(self) -> None:
+        await asyncio.gather(self._warm.aclose(), self._fresh.aclose())
+
+
+class _Hungup(Exception):
+    """No byte of an answer came."""
+
+    def __init__(self, cause: httpx.HTTPError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause

@@ -1,0 +1,160 @@
+"""The tier that was asked: it binds a policy that learns, ensembles what the tiers said, and lets the policy learn.
+
+Every tier can be asked; for the texts of a request this happens once, on the first tier of their way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from shared.contracts import ClassifyRequest, Hop, InferRequest, Result, TextPair
+from shared.errors import UnreadableText
+from shared.model.ensemble import combine
+from shared.pipeline.hops import rounded
+from shared.pipeline.text import Text
+from shared.pipeline.tier import Tier
+from shared.policies import Outcome, Policy, State, Visit, Where, name_of, spec_of
+from shared.policies.states import States
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A request's results, the seconds that the ensemble took, and the plain policy that decided."""
+
+    results: list[Result]
+    ensemble_s: float
+    policy: Policy
+
+
+class Front:
+    """Answers clients' requests with a tier.
+
+    Raises:
+        UnknownPolicy: the bundle lacks what the default policy needs.
+        BadSetting: a state that cannot be gone on from.
+    """
+
+    def __init__(
+        self,
+        tier: Tier,
+        *,
+        default_policy: str | Mapping[str, Any],
+        state_dir: Path | None = None,
+        deadline_ms: float | None = None,
+    ) -> None:
+        self.tier, self._deadline_ms = tier, deadline_ms
+        self._bundle, self._telemetry = tier.bundle, tier.telemetry
+        self._ensemble = tier.bundle.card.ensemble()
+        self._skew_said: set[tuple[str, str]] = set()  # tiers and their cards, other than this tier's
+        self.default_policy = tier.policy(default_policy)
+        path = None if state_dir is None else state_dir / f"{tier.name}-{tier.bundle.digest[:12]}.json"
+        self.states = States(path, tier.policy, self._first_state, keep=self.default_policy)
+        if tier.name == tier.bundle.order[0]:  # a deeper one may never be asked first
+            self._admit(self.default_policy)
+
+    def _first_state(self, policy: Policy) -> State | None:
+        deeper = tuple(self._bundle.order[1:])
+        return policy.initial_state(Where(self.tier.name, deeper, self.tier.sizes), self._bundle.pools)
+
+    def _admit(self, policy: Policy) -> Policy:
+        """The plain policy for one request.
+
+        Raises:
+            UnknownPolicy: this bundle lacks what the policy needs.
+        """
+        order = self._bundle.order
+        policy.check(self.tier.sizes, order[order.index(self.tier.name) :])
+        return policy.bound(self.states.of(policy))
+
+    async def classify(self, request: ClassifyRequest, request_id: str, headers: Mapping[str, str]) -> Answered:
+        """Answer every input.
+
+        Raises:
+            BadInput: an unknown policy or tier, or a text that cannot be read.
+            DeadlinePassed: no exit was reached in time.
+        """
+        options = request.options
+        policy = self.default_policy if options.policy is None else self.tier.policy(options.policy)
+        bound = self._admit(policy)
+        call = self.tier.resolve(self._inner(request, request_id, bound), bound, headers)
+        await self.tier.answer(call)
+        if unreadable := [str(text.index) for text in call.texts if not text.hops]:
+            raise UnreadableText(f"no word that the tokenizer knows in input {', '.join(unreadable)}")
+        started = call.clock()
+        results = [self._result(text, bound) for text in call.texts]
+        seconds = call.clock() - started
+        self._telemetry.stage("ensemble", seconds)
+        if policy.learns and options.max_tier in (None, self._bundle.order[-1]):
+            self.states.learn(policy, bound, [self._outcome(text) for text in call.texts if not text.degraded])
+        return Answered(results, seconds, bound)
+
+    def _inner(self, request: ClassifyRequest, request_id: str, policy: Policy) -> InferRequest:
+        """A client's request as tiers put it to each other."""
+        inputs = request.inputs if isinstance(request.inputs, list) else [request.inputs]
+        options = request.options
+        return InferRequest(
+            request_id=request_id,
+            call=request_id,
+            seed=request_id if options.seed is None else str(options.seed),
+            indices=list(range(len(inputs))),
+            texts=[TextPair(text=item) if isinstance(item, str) else item for item in inputs],
+            policy=spec_of(policy),
+            max_tier=options.max_tier,
+            deadline_ms=self._deadline_ms if options.deadline_ms is None else options.deadline_ms,
+            explain=options.explain,
+        )
+
+    def _outcome(self, text: Text) -> Outcome:
+        """What was seen on a text's way."""
+        visits = [
+            Visit(
+                hop.tier,
+                hop.exit_layer,
+                hop.confidence,
+                text.confidences if hop is text.hop else (hop.confidence,),
+            )
+            for hop in text.hops
+        ]
+        return Outcome(text.clues, tuple(visits))
+
+    def _result(self, text: Text, policy: Policy) -> Result:
+        came, own = text.hops, self.tier.name
+        confidences = [hop.confidence for hop in came]
+        weights = self._ensemble.weights([hop.tier for hop in came], policy.weighting_for(), confidences)
+        probabilities = rounded(combine([hop.probabilities for hop in came], weights))
+        label = max(probabilities, key=probabilities.__getitem__)
+        last = came[-1]
+        self._telemetry.answers.labels(own, label).inc()
+        self._telemetry.answered.labels(own, last.tier, name_of(policy)).inc()
+        if text.degraded:
+            self._telemetry.degraded.labels(own, text.degraded).inc()
+        return Result(
+            index=text.index,
+            label=label,
+            probabilities=probabilities,
+            confidence=probabilities[label],
+            tier=last.tier,
+            exit_layer=last.exit_layer,
+            words_in=came[0].words_in,
+            truncated=any(hop.truncated for hop in came),
+            degraded=text.degraded,
+            card_skew=self._skewed(came),
+            hops=[hop.model_copy(update={"weight": round(w, 6)}) for hop, w in zip(came, weights, strict=True)],
+        )
+
+    def _skewed(self, hops: list[Hop]) -> bool:
+        """Whether a tier answered with another card than this one has: said once of each, counted always."""
+        others = {(hop.tier, hop.card) for hop in hops if hop.card != self._bundle.card_name}
+        for tier, card in others - self._skew_said:
+            log.warning("card_skew", tier=self.tier.name, by=tier, card=card, own=self._bundle.card_name)
+        self._skew_said |= others
+        for tier, _ in others:
+            self._telemetry.card_skew.labels(self.tier.name, tier).inc()
+        return bool(others)

@@ -1,0 +1,108 @@
+"""Hops: made from what the model says about a text here, and checked where they come from another tier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from shared.contracts import Hop, InferRequest, TextPair, WordUse
+from shared.model.bundle import Bundle
+from shared.pipeline.text import Text
+from shared.pipeline.worker import Answer
+
+_LEAST = 1_000  # bytes that a hop, and a row, may have besides labels and words
+
+
+def made_here(
+    bundle: Bundle,
+    tier: str,
+    text: Text,
+    answer: Answer,
+    keep: Sequence[bool] | None,
+    *,
+    explain: bool,
+    times_s: Mapping[str, float],
+) -> Hop:
+    """This tier's part in an answer. `keep` says which words stay when the text leaves; null: all of them."""
+    probabilities = by_label(bundle, answer.probabilities)
+    label = max(probabilities, key=probabilities.__getitem__)
+    words, to = len(answer.encoded.words), text.decision.to
+    return Hop(
+        tier=tier,
+        card=bundle.card_name,
+        exit_layer=answer.exit_layer,
+        layers=bundle.tiers[tier].layers,
+        label=label,
+        probabilities=probabilities,
+        confidence=probabilities[label],
+        offload_probability=round(text.decision.probability, 6),
+        draw=text.draw,
+        offloaded_to=to,
+        words_in=words,
+        words_kept=None if to is None else words if keep is None else sum(keep),
+        truncated=answer.encoded.truncated,
+        timings_ms={stage: round(value * 1e3, 3) for stage, value in times_s.items()},  # type: ignore[misc]
+        exits=[by_label(bundle, exit_) for exit_ in answer.exits] if explain else None,
+        words=_explained(answer, keep) if explain and keep is not None else None,
+    )
+
+
+def _explained(answer: Answer, keep: Sequence[bool]) -> list[WordUse]:
+    """Each word with the most attention that one of its tokens received."""
+    best: dict[int, float] = {}
+    for word, value in zip(answer.encoded.word_of, answer.importance or [], strict=True):
+        if word >= 0:
+            best[word] = max(best.get(word, 0.0), value)
+    return [
+        WordUse(word=word, importance=round(best[i], 4) if i in best else None, kept=keep[i])
+        for i, word in enumerate(answer.encoded.words)
+    ]
+
+
+def by_label(bundle: Bundle, probabilities: Sequence[float]) -> dict[str, float]:
+    """Probabilities [C] as they stand on the wire."""
+    return rounded(dict(zip(bundle.labels, probabilities, strict=True)))
+
+
+def rounded(probabilities: Mapping[str, float]) -> dict[str, float]:
+    """To six digits."""
+    return {label: round(value, 6) for label, value in probabilities.items()}
+
+
+def sound(bundle: Bundle, sender: str, hops: Sequence[Hop]) -> bool:
+    """Whether these can be the hops of a text that `sender` sent on, ever deeper."""
+    order = bundle.order
+    if not all(hop.tier in order and _possible(bundle, hop) for hop in hops):
+        return False
+    return all(above < below for above, below in pairwise(map(order.index, [sender, *(hop.tier for hop in hops)])))
+
+
+def _possible(bundle: Bundle, hop: Hop) -> bool:
+    values, layers = hop.probabilities, bundle.tiers[hop.tier].layers
+    return (
+        hop.layers == layers
+        and 1 <= hop.exit_layer <= layers
+        and hop.offloaded_to in (None, *bundle.order)
+        and all(exit_.keys() == set(bundle.labels) for exit_ in (values, *(hop.exits or ())))
+        and abs(sum(values.values()) - 1) < 0.001  # each is rounded to 6 digits
+        and hop.label in values
+        and hop.confidence == values[hop.label] == max(values.values())
+    )
+
+
+def most_bytes(bundle: Bundle, sender: str, request: InferRequest) -> int:
+    """Bytes that the answer to a request can have: for each text a hop of every tier deeper than `sender`."""
+    order = bundle.order
+    exit_size = sum(6 * len(label) + 40 for label in bundle.labels)  # a character is \\u1234 at worst
+    size = _LEAST
+    for tier in order[order.index(sender) + 1 :]:
+        exits = 1 + request.explain * bundle.tiers[tier].layers
+        size += len(request.texts) * (2 * _LEAST + exits * exit_size)
+        if request.explain:
+            size += sum(6 * len(part) + 80 * len(part.split()) for text in request.texts for part in sides(text))
+    return size
+
+
+def sides(text: TextPair) -> tuple[str, ...]:
+    """The text, or both of a pair."""
+    return (text.text,) if text.text_pair is None else (text.text, text.text_pair)

@@ -1,0 +1,268 @@
+"""A request's life on one tier: decide, infer layer by layer, decide again, prune, send on, put the hops together.
+
+    bind     a policy that learns becomes the plain policy of this request (on the tier that was asked)
+    before   the policy may send a text on before any layer runs
+    infer    the model runs in its worker; each text leaves at the first exit that the policy's exit rule accepts
+    after    confidence -> offload probability -> draw -> answer here, or prune and send the kept words on
+    merge    this tier's hop, then the hops that came back; an upstream that failed leaves this tier's answer, flagged
+
+End, edge and cloud run this same code; the last tier has no upstream. The tier that was asked also ensembles, and its
+policy learns from what came back (`shared/pipeline/front.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from shared.contracts import InferredRow, InferRequest, TextPair
+from shared.errors import BadInput, DeadlinePassed, UpstreamFailure
+from shared.links.upstream import Upstream
+from shared.model.bundle import Bundle
+from shared.model.pruning import keep_words
+from shared.pipeline.hops import made_here, most_bytes, sides, sound
+from shared.pipeline.route import Route
+from shared.pipeline.text import Call, Text
+from shared.pipeline.worker import Answer, Batch, Worker
+from shared.policies import STAY, Clues, Decision, Policy, Where, build, name_of
+from shared.policies.dispatch import draw
+from shared.telemetry import Telemetry
+
+log = structlog.get_logger()
+EXPLAINED_WORDS = 10_000
+MERGE_S = 0.005  # kept back of every deadline for putting an answer together
+_LATE = "the deadline passed before the first exit was reached"
+
+
+class Tier:
+    """The pipeline of one tier. `upstreams` are its links, nearest first."""
+
+    def __init__(
+        self, *, name: str, bundle: Bundle, worker: Worker, upstreams: Sequence[Upstream], telemetry: Telemetry
+    ) -> None:
+        self.name, self.bundle, self.worker, self.telemetry = name, bundle, worker, telemetry
+        self.upstreams = {upstream.target: upstream for upstream in upstreams}
+        self.route = Route(bundle.order, name, tuple(self.upstreams))
+        self.sizes = {tier: model.layers for tier, model in bundle.tiers.items()}
+        self._clock = worker.clock
+        self._away = 0  # texts that another tier reads before any layer ran here
+
+    def policy(self, spec: str | Mapping[str, Any]) -> Policy:
+        """The policy that a spec names, with this bundle's parameters for whatever it leaves out."""
+        return build(spec, self.bundle.order, self.bundle.card.policies)
+
+    async def infer(self, request: InferRequest, headers: Mapping[str, str]) -> list[InferredRow]:
+        """The hops of every text from this tier on; a row without hops could not be read.
+
+        Raises:
+            BadInput: an unknown policy or tier, or a target that cannot be reached from here.
+            QueueFull, DeadlinePassed: this tier could not start in time.
+        """
+        call = self.resolve(request, self.policy(request.policy), headers)
+        await self.answer(call)
+        return [text.row() for text in call.texts]
+
+    async def answer(self, call: Call) -> None:
+        """Bring every text of a call as far as it gets: here, and on the tiers that it goes on to."""
+        if not call.texts:
+            await self.worker.turn()
+        await self._look(call)
+        early = [text for text in call.texts if self._before(call, text)]
+        self._away += len(early)
+        sent = asyncio.create_task(self._send(call, early, reserve_s=self._reserve_s(call)))
+        try:
+            await self._infer(call, [text for text in call.texts if text not in early])
+            await sent
+        finally:
+            self._away -= len(early)
+            sent.cancel()
+        await self._infer(call, [text for text in early if text.came_back])
+
+    def resolve(self, request: InferRequest, policy: Policy, headers: Mapping[str, str]) -> Call:
+        """What a request means here.
+
+        Raises:
+            BadInput: a tier that does not exist or cannot be reached, or too many words to explain.
+        """
+        order = self.bundle.order
+        if request.max_tier not in (None, *order):
+            raise BadInput(f"unknown tier {request.max_tier!r}: this bundle has {', '.join(order)}")
+        if request.target not in (None, self.name, *self.route.deeper):
+            raise BadInput(f"tier {request.target!r} cannot be reached from {self.name}")
+        texts = [
+            Text(index, source, draw(request.seed, index, self.name), Clues(_words(source)))
+            for index, source in zip(request.indices, request.texts, strict=True)
+        ]
+        words = sum(text.clues.words for text in texts)
+        if request.explain and words > EXPLAINED_WORDS:
+            raise BadInput(f"explain lists every word, at most {EXPLAINED_WORDS} a request; these texts have {words}")
+        self.telemetry.words.labels(self.name, "in").inc(words)
+        expires = None if request.deadline_ms is None else self._clock() + request.deadline_ms / 1e3
+        where = Where(self.name, self.route.reachable(request.max_tier), self.sizes)
+        return Call(request, policy, where, texts, expires, self._clock, headers)
+
+    # -- before any layer runs -------------------------------------------------------------------------------------
+
+    async def _look(self, call: Call) -> None:
+        """Add each text's signature to its clues, where the policy asks for one."""
+        kind = call.policy.signature(self.name)
+        if kind is None or call.request.target is not None:
+            return
+        started = self._clock()
+        try:
+            async with asyncio.timeout(call.remaining_s()):
+                signatures = await self.worker.signatures(call.request.texts, kind, call.expires)
+        except TimeoutError as error:
+            raise DeadlinePassed(_LATE) from error
+        for text, signature in zip(call.texts, signatures, strict=True):
+            text.clues = replace(text.clues, signature=signature)
+        self.telemetry.stage("tokenize", self._clock() - started)
+
+    def _before(self, call: Call, text: Text) -> bool:
+        """Whether a text leaves before any layer runs; what goes on is the text as it came."""
+        target = call.request.target
+        if target is None:
+            text.decision = call.policy.before(call.where, text.clues, text.draw)
+            self._count(call, text)
+        elif target != self.name:  # on its way to another tier: pass it on
+            text.decision = Decision(target, 1.0, "policy", True)
+        text.onward = text.source if text.decision.to else None
+        return text.onward is not None
+
+    def _reserve_s(self, call: Call) -> float:
+        """Seconds of a deadline kept back while texts are away before any layer ran here.
+
+        What running all that are away is measured to take here, since they come back together if their upstream
+        fails, and a tenth of what is left (a busy machine's share); half of what is left before anything was measured.
+        """
+        left = call.remaining_s()
+        if left is None:
+            return 0.0
+        expected = self.worker.expected(self._away, self.sizes[self.name])
+        return left / 2 if expected is None else min(expected + left / 10, 0.9 * left)
+
+    # -- inference here --------------------------------------------------------------------------------------------
+
+    async def _infer(self, call: Call, texts: Sequence[Text]) -> None:
+        """Infer here, decide, and send on what should go on; a text that is degraded could not go on, and stays.
+
+        A text whose time runs out between two layers stays, with the deepest exit it reached.
+        """
+        if not texts:
+            return
+        started = self._clock()
+        batch = await self._run(call, texts)
+        read = [(text, answer) for text, answer in zip(texts, batch.answers, strict=True) if answer is not None]
+        pruning = self._clock()
+        keeps = [self._decide(call, text, answer) for text, answer in read]
+        ended = self._clock()
+        times = {"tokenize": batch.tokenize, "queue": batch.queue, "infer": batch.infer, "prune": ended - pruning}
+        for stage, seconds in times.items():
+            self.telemetry.stage(stage, seconds)
+        times["total"] = ended - started
+        for (text, answer), keep in zip(read, keeps, strict=True):
+            explain = call.request.explain
+            text.hop = made_here(self.bundle, self.name, text, answer, keep, explain=explain, times_s=times)
+            self._count(call, text)
+        await self._send(call, [text for text in texts if text.onward])
+
+    async def _run(self, call: Call, texts: Sequence[Text]) -> Batch:
+        left = call.remaining_s()
+        if left is not None and left <= 0:
+            raise DeadlinePassed(_LATE)
+        stuck = call.final or any(text.degraded for text in texts) or self._stuck(call.where)
+        try:
+            async with asyncio.timeout(left):
+                return await self.worker.run(
+                    [text.source for text in texts],
+                    call.policy.exit_rule(replace(call.where, reachable=()) if stuck else call.where),
+                    importance=(not call.final and call.policy.prunes_at(call.where)) or call.request.explain,
+                    explain=call.request.explain,
+                    expires=None if call.expires is None else call.expires - MERGE_S,
+                )
+        except TimeoutError as error:
+            raise DeadlinePassed(_LATE) from error
+
+    def _stuck(self, where: Where) -> bool:
+        """Whether the nearest tier that a text could go to is known to be down."""
+        return bool(where.reachable) and self.upstreams[self.route.toward(where.reachable[0])].breaker.open
+
+    def _decide(self, call: Call, text: Text, answer: Answer) -> list[bool] | None:
+        """Where a text goes once it has an answer here, and what travels; the words kept, null where all are."""
+        if answer.cut:
+            text.degraded = text.degraded or "deadline"
+        text.confidences = tuple(round(max(exit_), 6) for exit_ in answer.exits)
+        text.decision, text.onward = STAY, None
+        if not (call.final or text.degraded):
+            text.decision = call.policy.after(call.where, max(answer.probabilities), text.draw)
+            self.telemetry.offload_probability.labels(self.name).observe(text.decision.probability)
+        leaves, keep = text.decision.to is not None, None
+        if answer.importance is not None and (leaves or call.request.explain):
+            keep = call.policy.pruning(self.name).mask(answer.encoded, answer.importance)
+        if leaves:
+            text.onward = text.source if keep is None else _pruned(text.source, answer, keep)
+        return keep
+
+    def _count(self, call: Call, text: Text) -> None:
+        """Count where a text left this tier's model, if it ran, and where the text goes."""
+        if (hop := text.hop) is not None:
+            self.telemetry.exits.labels(self.name, str(hop.exit_layer)).inc()
+            self.telemetry.confidence.labels(self.name).observe(hop.confidence)
+            self.telemetry.words.labels(self.name, "kept").inc(hop.words_kept or 0)
+        if (to := text.decision.to) is not None:
+            self.telemetry.offloads.labels(self.name, to, text.decision.reason, name_of(call.policy)).inc()
+
+    # -- further tiers ---------------------------------------------------------------------------------------------
+
+    async def _send(self, call: Call, texts: Sequence[Text], *, reserve_s: float = 0.0) -> None:
+        """Send texts on, one call per destination; what came back, or why nothing did, is on the text.
+
+        `reserve_s` of the deadline are kept back for what this tier does if nothing comes.
+        """
+        left = call.remaining_s()
+        until = None if left is None else left - reserve_s - MERGE_S
+        groups: dict[tuple[str, bool], list[Text]] = {}
+        for text in texts:
+            assert text.decision.to is not None
+            groups.setdefault((text.decision.to, text.decision.final), []).append(text)
+        await asyncio.gather(*(self._ask(call, group, *where, until) for where, group in groups.items()))
+
+    async def _ask(self, call: Call, texts: Sequence[Text], to: str, final: bool, left_s: float | None) -> None:
+        onward = [text.onward or text.source for text in texts]
+        request = call.request.model_copy(
+            update={"indices": [text.index for text in texts], "texts": onward, "target": to if final else None}
+        )
+        upstream = self.upstreams[self.route.toward(to)]
+        try:
+            carried = await upstream.infer(
+                request,
+                dict(call.headers),
+                left_s=left_s,
+                limit=most_bytes(self.bundle, self.name, request),
+                sound=lambda came: sound(self.bundle, self.name, came),
+            )
+        except UpstreamFailure as failure:
+            if failure.reason != "breaker_open":  # said once, when it opened
+                log.warning("upstream_failed", tier=self.name, to=to, reason=failure.reason, detail=str(failure))
+            for text in texts:
+                text.degraded = failure.reason
+            return
+        self.telemetry.stage("link", carried.link_s)
+        for direction, size in (("up", carried.request_bytes), ("down", carried.response_bytes)):
+            self.telemetry.link_bytes.labels(f"{self.name}-{upstream.target}", direction).inc(size)
+        for text, row in zip(texts, upstream.with_link(carried, onward), strict=True):
+            text.behind = row.hops
+            text.degraded = row.degraded or (None if row.hops else "upstream_refused")
+
+
+def _words(text: TextPair) -> int:
+    return sum(len(side.split()) for side in sides(text))
+
+
+def _pruned(text: TextPair, answer: Answer, keep: list[bool]) -> TextPair:
+    kept, pair = keep_words(text.text, text.text_pair, answer.encoded, keep)
+    return TextPair(text=kept, text_pair=pair)

@@ -1,0 +1,206 @@
+"""The model's worker: one thread that runs what stands in line, and what a batch of texts gives.
+
+torch keeps its thread count per thread, so it is set where the model runs. The event loop is never blocked. Between
+two layers a job may end: its rows leave with the deepest exit they reached if the next layer would end after their
+deadline, or at once if nobody waits for them any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+
+from shared.contracts import TextPair
+from shared.errors import UnreadableText
+from shared.links.estimates import Smoothed
+from shared.model.encoder import ExitTrace
+from shared.model.exits import ExitRule
+from shared.model.network import Network
+from shared.model.pools import Signature, Vector
+from shared.model.words import Encoded
+from shared.pipeline.queue import Job, Line
+
+FORGET_S = 1.0  # an older measured time refuses nobody: only a pass can tell that the model is fast again
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What this tier's model says about one text. `exits` are calibrated, oldest first; `cut`: time ran out there."""
+
+    encoded: Encoded
+    exit_layer: int
+    exits: list[list[float]]
+    importance: list[float] | None
+    cut: bool = False
+
+    @property
+    def probabilities(self) -> list[float]:
+        return self.exits[-1]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The answers of one call (null where a text could not be read) and its times in seconds."""
+
+    answers: list[Answer | None]
+    tokenize: float
+    queue: float
+    infer: float
+
+
+class Worker:
+    """Runs one network in one thread. `limit` calls may wait, and as many as take `wait_s`; then `QueueFull`.
+
+    `clock` is what deadlines are told by, in seconds.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        threads: int,
+        limit: int,
+        wait_s: float = math.inf,
+        batch_texts: int = 1,
+        batch_wait_s: float = 0.0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._network, self.clock = network, clock
+        self._line = Line(limit=limit, wait_s=wait_s, batch_texts=batch_texts, batch_wait_s=batch_wait_s, clock=clock)
+        self._row_layer = Smoothed(forget_s=FORGET_S, clock=clock)  # seconds of a row's layer
+        self._tokenize = Smoothed(forget_s=FORGET_S, clock=clock)  # of a text
+        self._text_s = 0.0  # seconds of a text in its pass: grows from nothing, so a slow first pass refuses nobody
+        self._thread = threading.Thread(target=self._work, args=(threads,), name="model", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait."""
+        return self._line.waiting
+
+    def admit(self) -> None:
+        """Whether one more call may wait, asked before anything is done for it.
+
+        Raises:
+            QueueFull: too many wait.
+        """
+        self._line.admit(text_s=self._text_s)
+
+    async def run(
+        self,
+        texts: Sequence[TextPair],
+        rule: ExitRule | None,
+        *,
+        importance: bool,
+        explain: bool,
+        expires: float | None = None,
+    ) -> Batch:
+        """Tokenize and run a batch of texts, until `expires` (the clock's time).
+
+        Raises:
+            QueueFull: too many wait.
+            DeadlinePassed: it could not be started in time.
+        """
+        return await self._do(Job(texts, rule, importance, explain, expires=expires))
+
+    async def signatures(
+        self, texts: Sequence[TextPair], kind: Signature, expires: float | None = None
+    ) -> list[Vector | None]:
+        """What stands for each text before any layer runs; null where it cannot be read."""
+        return await self._do(Job(texts, signature=kind, expires=expires))
+
+    async def turn(self) -> None:
+        """Wait in line for nothing: whether the model still takes work."""
+        await self._do(Job([]))
+
+    def expected(self, texts: int, layers: int) -> float | None:
+        """Seconds until `texts` put in line now have passed `layers`, as measured; null before anything was."""
+        row_layer = self._row_layer.last_high
+        ahead_s = self._line.ahead * self._text_s
+        return None if row_layer is None else ahead_s + texts * layers * row_layer
+
+    async def _do(self, job: Job) -> Any:
+        job.asked = self.clock()
+        self._line.put(job, text_s=self._text_s)
+        try:
+            return await asyncio.wrap_future(job.future)
+        except asyncio.CancelledError:
+            self._line.leave(job)
+            raise
+
+    def _work(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+        while jobs := self._line.take(self._first_exit_s):
+            try:
+                done = self._run(jobs)
+            except BaseException as error:  # noqa: BLE001 - whatever it is belongs to those who wait, not to this thread
+                for job in jobs:
+                    job.future.set_exception(error)
+            else:
+                for job, result in zip(jobs, done, strict=True):
+                    job.future.set_result(result)
+
+    def _first_exit_s(self) -> float:
+        """Seconds until a text's first exit, as measured of late; none where nothing was."""
+        return (self._row_layer.mean or 0.0) + (self._tokenize.mean or 0.0)
+
+    def _run(self, jobs: list[Job]) -> Sequence[Any]:
+        started = self.clock()
+        encoded = [[self._encode(text) for text in job.texts] for job in jobs]
+        if (kind := jobs[0].signature) is not None:
+            return [[None if item is None else self._network.signature(item, kind) for item in encoded[0]]]
+        tokenized = self.clock()
+        self._tokenize.add((tokenized - started) / max(1, sum(len(own) for own in encoded)))
+        traces = self._forward(jobs, encoded)
+        answers = [[None if item is None else self._answer(item, next(traces)) for item in own] for own in encoded]
+        infer = self.clock() - tokenized
+        return [
+            Batch(own, tokenized - started, started - job.asked, infer) for job, own in zip(jobs, answers, strict=True)
+        ]
+
+    def _forward(self, jobs: list[Job], encoded: list[list[Encoded | None]]) -> Any:
+        """The traces of every readable text, job by job."""
+        owners = [job for job, own in zip(jobs, encoded, strict=True) for item in own if item is not None]
+        readable = [item for item in chain.from_iterable(encoded) if item is not None]
+        if not readable:
+            return iter(())
+        started = last = self.clock()
+
+        def over(rows: list[int]) -> list[bool]:
+            nonlocal last
+            now = self.clock()
+            after_the_next, last = now + (now - last), now
+            return [owners[row].over(after_the_next) for row in rows]
+
+        job = jobs[0]
+        ran = self._network.run(readable, job.rule, importance=job.importance, every_exit=job.explain, over=over)
+        seconds = self.clock() - started
+        text_s = seconds / len(readable)
+        self._text_s += (min(text_s, 8 * self._text_s or text_s) - self._text_s) / 8
+        self._row_layer.add(seconds / sum(trace.exit_layer for trace in ran))
+        return iter(ran)
+
+    def _answer(self, item: Encoded, trace: ExitTrace) -> Answer:
+        encoder = self._network.encoder
+        exits = encoder.calibrate(trace.logits.to(encoder.device), last=trace.exit_layer)
+        weights = None if trace.importance is None else trace.importance.tolist()
+        return Answer(item, trace.exit_layer, exits.tolist(), weights, trace.cut)
+
+    def _encode(self, text: TextPair) -> Encoded | None:
+        try:
+            return self._network.encode(text.text, text.text_pair)
+        except UnreadableText:
+            return None
+
+    def close(self) -> None:
+        """Finish what runs, cancel what waits."""
+        self._line.close()
+        self._thread.join()

@@ -1,0 +1,175 @@
+"""A tier as an app: its parts, loaded and put together.
+
+`create_app(settings, network=..., transport=...)`: the model and the way to the upstreams are passed in by tests.
+
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+import httpx
+import structlog
+from fastapi import FastAPI
+
+from shared import __version__
+from shared.errors import BadSetting
+from shared.links.link import Backend, ShapedLinks
+from shared.links.upstream import Upstream
+from shared.model.bundle import Bundle, load_bundle
+from shared.model.network import Network, load_network
+from shared.pipeline.front import Front
+from shared.pipeline.tier import Tier
+from shared.pipeline.worker import Worker
+from shared.policies import named, names
+from shared.telemetry import Telemetry
+from shared.web.guard import read_keys
+from shared.web.ledger import Ledger
+from shared.web.settings import Settings
+from shared.web.surface import Surface
+from shared.web.tracing import Traces, exporting
+
+log = structlog.get_logger()
+SPANS_S = 1.0  # for the last spans
+
+
+def create_app(
+    settings: Settings,
+    *,
+    network: Network | None = None,
+    transport: httpx.AsyncBaseTransport | None = None,
+    traces: Traces | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> FastAPI:
+    """A tier as an ASGI app. Everything is loaded here, so a started app is a ready one; deadlines go by `clock`.
+
+    Raises:
+        BadSetting: a bundle, tier, link or policy that does not exist, or weights that do not fit.
+    """
+    bundle = load_bundle(settings.bundle)
+    settings.check(bundle.order)
+    model = network or _load(settings, bundle)
+    telemetry = Telemetry(
+        tier=settings.tier,
+        tiers=bundle.order,
+        policies=names(bundle.order),
+        layers=bundle.tiers[settings.tier].layers,
+        labels=bundle.labels,
+        upstreams=list(settings.upstreams),
+    )
+    worker = Worker(
+        model,
+        threads=settings.threads,
+        limit=settings.queue_limit,
+        wait_s=settings.queue_wait_ms / 1e3,
+        batch_texts=settings.batch_texts,
+        batch_wait_s=settings.batch_wait_ms / 1e3,
+        clock=clock,
+    )
+    shaped, keys = _shaped_links(settings), read_keys(settings.door_key_file, settings.key_file)
+    upstreams = [
+        Upstream(
+            source=settings.tier,
+            target=target,
+            url=url,
+            backend=settings.links,
+            profile_name=settings.link_profiles[target],
+            timeout_s=settings.upstream_timeout_ms / 1e3,
+            shaped=shaped,
+            transport=transport,
+            key=keys.tier,
+            probe_s=settings.probe_ms / 1e3,
+            count_retry=telemetry.retries.labels(f"{settings.tier}-{target}").inc,
+        )
+        for target, url in settings.upstreams.items()
+    ]
+    tier = Tier(
+        name=settings.tier,
+        bundle=bundle,
+        worker=worker,
+        upstreams=upstreams,
+        telemetry=telemetry,
+    )
+    front = Front(
+        tier,
+        default_policy=named(settings.policy),
+        state_dir=settings.state_dir,
+        deadline_ms=settings.deadline_ms,
+    )
+    telemetry.info.labels(settings.tier, __version__, bundle.name, model.encoder.device.type).set(1)
+
+    ledger = _ledger(settings, telemetry)
+    traces = traces or exporting(settings.otlp_endpoint, settings.tier)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        log.info("loaded", tier=settings.tier, bundle=bundle.name, card=bundle.digest[:12])
+        yield
+        app.state.draining = True
+        for upstream in upstreams:
+            await upstream.close()
+        worker.close()
+        await front.states.close()
+        if ledger is not None:
+            ledger.close()
+        traces.close(SPANS_S)
+        # The loop would wait for its threads: one may hang in a name lookup.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+
+    app = FastAPI(title=f"Tierwise {settings.tier}", version=__version__, lifespan=lifespan, redirect_slashes=False)
+    app.state.draining = False
+    app.state.tier, app.state.front, app.state.ledger = tier, front, ledger
+    Surface(app, settings, bundle, model, front, ledger, traces).add_routes()
+    return app
+
+
+def _ledger(settings: Settings, telemetry: Telemetry) -> Ledger | None:
+    if settings.ledger is None:
+        return None
+    lines, tier = telemetry.ledger_lines, settings.tier
+    return Ledger(
+        settings.ledger,
+        tier=tier,
+        texts=settings.ledger_texts,
+        count=lambda outcome, count: lines.labels(tier, outcome).inc(count),
+    )
+
+
+def _shaped_links(settings: Settings) -> ShapedLinks | None:
+    """The shaper's word on this tier's links: without it, a run on netem would only look shaped."""
+    if settings.links is not Backend.NETEM:
+        return None
+    shaped = ShapedLinks(settings.link_state_dir)
+    missing = [target for target in settings.upstreams if not shaped.in_force(f"{settings.tier}-{target}")]
+    if missing:
+        raise BadSetting(
+            f"TIERWISE_LINKS=netem, but {settings.link_state_dir / ShapedLinks.FILE} names no shaped link to "
+            f"{', '.join(missing)}: start this tier's shaper, or set TIERWISE_LINKS=simulated"
+        )
+    return shaped
+
+
+def _load(settings: Settings, bundle: Bundle) -> Network:
+    import torch
+
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BadSetting("TIERWISE_DEVICE=cuda: torch sees no CUDA device; use auto or cpu")
+    torch.set_num_threads(settings.threads)
+    model = bundle.tiers[settings.tier]
+    network = load_network(
+        bundle.folder / model.network, layers=model.layers, max_tokens=model.max_tokens, device=device
+    )
+    card, tier = bundle.card, settings.tier
+    if settings.calibration == "per_exit" and tier in card.temperatures:
+        temperatures = card.temperatures[tier]
+    else:
+        temperatures = [card.model_temperatures.get(tier, 1.0)] * model.layers
+    network.encoder.temperatures.copy_(torch.tensor(temperatures))
+    return network

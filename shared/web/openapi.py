@@ -1,0 +1,36 @@
+"""What FastAPI cannot know about a tier's OpenAPI document: problem documents (RFC 9457) and keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from shared.contracts import Problem
+from shared.web.problems import PROBLEM_TYPE, title
+
+_KEY = "key"
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that may answer so."""
+    content = {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"description": title(status), "content": content} for status in statuses}
+
+
+def keyed(asked: bool) -> dict[str, Any]:
+    """The `openapi_extra` of a route that asks for a key, or does not."""
+    return {"security": [{_KEY: []}]} if asked else {}
+
+
+def complete(app: FastAPI) -> None:
+    """Add to the document what the routes refer to."""
+    made = app.openapi
+
+    def document() -> dict[str, Any]:
+        components = (described := made()).setdefault("components", {})
+        components.setdefault("schemas", {})["Problem"] = Problem.model_json_schema()
+        components["securitySchemes"] = {_KEY: {"type": "http", "scheme": "bearer"}}
+        return described
+
+    app.openapi = document  # type: ignore[method-assign]

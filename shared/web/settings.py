@@ -1,0 +1,275 @@
+"""Settings of a tier: read once from `TIERWISE_*` variables; an unknown or bad one stops the start."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from shared.errors import BadSetting, plain
+from shared.links.address import fault_of, may_hold_secret
+from shared.links.link import Backend, profile
+
+PREFIX = "TIERWISE_"
+# Read elsewhere (shared/model/weights.py, the containers' files), so not unknown here.
+_CONTAINERS = (
+    "BIND",
+    "BUILD",
+    "DASHBOARDS",
+    "HEALTH_INTERVAL",
+    "TIER_KEY",
+    "DOOR_KEY",
+    "PROMETHEUS_PORT",
+    "GRAFANA_PORT",
+    "PROMETHEUS_MEMORY",
+    "GRAFANA_MEMORY",
+    "LAB_MEMORY",
+    "GPU_MEMORY",
+)
+_OTHER = {f"{PREFIX}{name}" for name in ("CACHE_DIR", *_CONTAINERS)}
+_OF_A_TIER = re.compile(rf"{PREFIX}[A-Z]+_(BIND|CPUS|CPUSET|MEMORY|THREADS|UPSTREAMS|EDGE|CLOUD)")  # for Compose
+_PASSWORD = re.compile(r"://.*@", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a tier is before any setting says otherwise: `services/` holds one for each tier that it deploys."""
+
+    tier: str
+    port: int = 8080
+    upstreams: Mapping[str, str] = field(default_factory=dict)  # tiers to offload to, nearest first, and their URLs
+    links: Mapping[str, str] = field(default_factory=dict)  # the profile of the link to each; others are `ideal`
+    threads: int = 1
+
+
+class Settings(BaseSettings):
+    """One tier's settings. Lists of pairs are written `edge=http://edge:8081,cloud=http://cloud:8082`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    tier: Annotated[str, Field(description="which tier of the bundle this is")]
+    bundle: Annotated[
+        str, Field(description="bundle: a name in deploy/models, or a folder (./NAME, where both are called so)")
+    ] = "collaborative"
+    policy: Annotated[str, Field(description="policy when a request names none: its name, or a file .json")] = (
+        "collaborative"
+    )
+    calibration: Annotated[
+        Literal["per_exit", "per_model"], Field(description="one temperature per exit, or the paper's one per model")
+    ] = "per_exit"
+    host: Annotated[str, Field(min_length=1, description="address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535, description="port to listen on")] = 8080
+    published: Annotated[
+        str | None,
+        Field(description="in a container: the machine's ADDRESS:PORT that leads to the port; empty: not published"),
+    ] = None
+    allow_open: Annotated[
+        bool, Field(description="start without a key where other machines reach the port: anybody there may ask")
+    ] = False
+    upstreams: Annotated[
+        dict[str, str], NoDecode, Field(description="tiers to offload to, nearest first: TIER=URL,...")
+    ] = {}
+    links: Annotated[Backend, Field(description="who enforces the link profiles")] = Backend.SIMULATED
+    link_profiles: Annotated[
+        dict[str, str], NoDecode, Field(description="profile of the link to each upstream: TIER=PROFILE,...")
+    ] = {}
+    link_state_dir: Annotated[Path, Field(description="with netem: where the shaper says what is in force")] = Path(
+        "/run/tierwise"
+    )
+    upstream_timeout_ms: Annotated[
+        float, Field(gt=0, le=600_000, description="limit of one call to an upstream (ms)")
+    ] = 10_000.0
+    probe_ms: Annotated[
+        float,
+        Field(gt=0, le=600_000, description="pause before a failed upstream is probed, up to 4 times this (ms)"),
+    ] = 2_000.0
+    deadline_ms: Annotated[
+        float | None,
+        Field(gt=0, le=600_000, description="deadline of requests that name none (ms)"),
+    ] = None
+    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="where the model runs")] = "auto"
+    threads: Annotated[int, Field(ge=1, le=512, description="compute threads of the model")] = 1
+    max_inputs: Annotated[int, Field(ge=1, description="inputs in one request")] = 32
+    max_body_bytes: Annotated[int, Field(ge=1024, description="size of a request's body (bytes)")] = 2_000_000
+    body_timeout_ms: Annotated[float, Field(gt=0, le=600_000, description="limit of reading a request's body (ms)")] = (
+        30_000.0
+    )
+    key_file: Annotated[
+        Path | None,
+        Field(description="secret file: the bearer key that tiers show each other; none: the door's"),
+    ] = None
+    door_key_file: Annotated[
+        Path | None,
+        Field(description="secret file: the bearer key that /v1/classify asks for; none: the tiers'"),
+    ] = None
+    otlp_endpoint: Annotated[
+        str | None, Field(description="URL that OpenTelemetry spans are sent to (extra `otel`); none: not sent")
+    ] = None
+    queue_limit: Annotated[int, Field(ge=1, description="requests that may wait for the model")] = 64
+    queue_wait_ms: Annotated[
+        float,
+        Field(gt=0, le=600_000, description="requests are refused while those that wait need longer than this (ms)"),
+    ] = 100.0
+    batch_texts: Annotated[int, Field(ge=1, description="texts of waiting requests that may join; 1: none")] = 1
+    batch_wait_ms: Annotated[
+        float,
+        Field(ge=0, le=10_000, description="how long a request that had to queue waits for others to join (ms)"),
+    ] = 0.0
+    drain_s: Annotated[float, Field(ge=0, le=3600, description="time to finish accepted requests on shutdown (s)")] = (
+        20.0
+    )
+    state_dir: Annotated[
+        Path | None, Field(description="where policies that learn keep what they learned; none: lost on restart")
+    ] = None
+    ledger: Annotated[
+        Path | None, Field(description="file that every decision is appended to, a JSON line per text; none: not kept")
+    ] = None
+    ledger_texts: Annotated[bool, Field(description="put the texts into the ledger too, not their sha256 alone")] = (
+        False
+    )
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="least level logged")] = "info"
+
+    @field_validator("upstreams", "link_profiles", mode="before")
+    @classmethod
+    def _pairs(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+        if not all(sep and key.strip() and rest.strip() for key, sep, rest in pairs):
+            raise ValueError("expected TIER=VALUE,TIER=VALUE")
+        out = {key.strip(): rest.strip() for key, _, rest in pairs}
+        if len(out) < len(pairs):
+            raise ValueError("a tier is named twice")
+        return out
+
+    @field_validator("upstreams", "otlp_endpoint")
+    @classmethod
+    def _urls(cls, value: dict[str, str] | str | None) -> dict[str, str] | str | None:
+        for tier, url in value.items() if isinstance(value, dict) else [("", value)]:
+            if url is not None and (fault := fault_of(url)):
+                raise ValueError(f"{tier}: {fault}" if tier else fault)
+        return value
+
+    def check(self, order: Sequence[str]) -> None:
+        """Whether tier and links fit the tiers of a bundle, shallowest first.
+
+        Raises:
+            BadSetting: a tier that the bundle does not have, an upstream that is not deeper, a link without profile, or
+                a port that is open to other machines without a key.
+        """
+        self._check_open()
+        if self.tier not in order:
+            raise BadSetting(f"{PREFIX}TIER={self.tier!r}: the bundle's tiers are {', '.join(order)}")
+        deeper = order[order.index(self.tier) + 1 :]
+        for target in self.upstreams:
+            if target not in deeper:
+                raise BadSetting(f"{PREFIX}UPSTREAMS: {target!r} is not deeper than {self.tier}: {_listed(deeper)}")
+        if self.upstreams.keys() != self.link_profiles.keys():
+            raise BadSetting(
+                f"{PREFIX}LINK_PROFILES must name a profile for each of {PREFIX}UPSTREAMS ({_listed(self.upstreams)}) "
+                f"and for nothing else; it names {_listed(self.link_profiles)}"
+            )
+        for name in self.link_profiles.values():
+            profile(name)
+
+    def _check_open(self) -> None:
+        if self.key_file or self.door_key_file or self.allow_open or self.published == "":
+            return
+        where, host = f"{PREFIX}HOST={self.host!r}", self.host
+        if self.published is not None:
+            where, host = f"the port is published at {self.published!r}", self.published.rpartition(":")[0].strip("[]")
+        if not host or reached_by_others(host):
+            raise BadSetting(
+                f"{where}: other machines reach this tier, and no key is set. Name files with keys in "
+                f"{PREFIX}KEY_FILE and {PREFIX}DOOR_KEY_FILE, use 127.0.0.1, or say {PREFIX}ALLOW_OPEN=true"
+            )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def reached_by_others(host: str) -> bool:
+    """Whether other machines reach a socket at `host`; a name is safe if it stands for loopback addresses alone."""
+    try:
+        found = {str(info[4][0]).partition("%")[0] for info in socket.getaddrinfo(host, None)}
+    except (OSError, UnicodeError):
+        return True
+    addresses = [ipaddress.ip_address(address) for address in found]
+    return not all((getattr(address, "ipv4_mapped", None) or address).is_loopback for address in addresses)
+
+
+def key_path(setting: str, named: str | Path | None) -> Path | None:
+    """The file that a setting names for a key; null where it names none.
+
+    Raises:
+        BadSetting: there is no such file. The value is not shown: people put the key itself there.
+    """
+    if named is None:
+        return None
+    if not os.path.exists(named):
+        raise BadSetting(f"{setting}: the file that it names is missing: put the key into a file and give its path")
+    return Path(named)
+
+
+def unread_env_file() -> str | None:
+    """One line where a `.env` here names settings that are not set: Compose alone reads that file; null where not."""
+    try:
+        text = Path(".env").read_text(errors="replace") if Path(".env").is_file() else ""
+    except OSError:
+        return None
+    named = dict.fromkeys(re.findall(rf"^\s*(?:export\s+)?({PREFIX}\w+)", text.removeprefix("\ufeff"), re.MULTILINE))
+    if not (unread := [name for name in named if name not in os.environ]):
+        return None
+    more = ", ..." if len(unread) > 3 else ""
+    return f".env is for containers and is not read here: {', '.join(unread[:3])}{more} must be exported to count"
+
+
+def _environment() -> dict[str, str]:
+    """The `TIERWISE_*` variables.
+
+    Raises:
+        BadSetting: one that no tier and no container reads, or one with a password in a URL, which is not shown.
+    """
+    ours = {key: value for key, value in os.environ.items() if key.startswith(PREFIX)}
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | _OTHER
+    if unknown := sorted(key for key in ours if key not in known and not _OF_A_TIER.fullmatch(key)):
+        raise BadSetting(f"unknown setting {', '.join(unknown)}: see `tierwise print-config`")
+    for key, value in ours.items():
+        if _PASSWORD.search(value):
+            raise BadSetting(f"{key}: {fault_of(value)}")
+    return ours
+
+
+def load_settings(role: Role) -> Settings:
+    """Settings of a tier from the environment; what is not given there is as its role says.
+
+    Raises:
+        BadSetting: an unknown `TIERWISE_` variable or a bad value; the message names it and what was expected.
+    """
+    given = {key.removeprefix(PREFIX).lower(): value for key, value in _environment().items()}
+    if not given.get("threads"):  # the containers hand on an empty one
+        given.pop("threads", None)
+    usual = {"tier": role.tier, "port": role.port, "upstreams": dict(role.upstreams), "threads": role.threads}
+    try:
+        settings = Settings(**{key: value for key, value in usual.items() if key not in given})  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = f"{PREFIX}{'_'.join(map(str, first['loc'][:1])).upper()}"
+        shown = "" if may_hold_secret(first["input"]) else f"={first['input']!r}"
+        raise BadSetting(f"{key}{shown}: {plain(first['msg'])}") from None  # pydantic's own text quotes the value
+    for name in ("key_file", "door_key_file"):
+        key_path(f"{PREFIX}{name.upper()}", getattr(settings, name))
+    if "link_profiles" in given:
+        return settings
+    return settings.model_copy(
+        update={"link_profiles": {target: role.links.get(target, "ideal") for target in settings.upstreams}}
+    )

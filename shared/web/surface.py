@@ -1,0 +1,315 @@
+"""The HTTP surface of a tier: the same on every one. A request is counted and logged once, in one place.
+
+The log line has the request id, the trace id and what happened, never a text or a key. Pure ASGI only:
+`BaseHTTPMiddleware` breaks disconnect detection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from structlog.contextvars import bound_contextvars
+
+from shared import __version__
+from shared.contracts import (
+    CONTRACT_VERSION,
+    ClassifyRequest,
+    ClassifyResponse,
+    Hop,
+    InferRequest,
+    InferResponse,
+)
+from shared.errors import Draining, Failed, Refused, TierwiseError
+from shared.failures import account
+from shared.model.bundle import Bundle
+from shared.model.network import Network
+from shared.pipeline.front import Front
+from shared.policies import name_of, spec_of
+from shared.telemetry import NO_POLICY
+from shared.web.body import Shelf, parse, read, validate
+from shared.web.guard import Edge, authorize, read_keys, while_waited_for
+from shared.web.ledger import Ledger
+from shared.web.machine import cpus
+from shared.web.openapi import complete, keyed, problems
+from shared.web.problems import document, judge
+from shared.web.settings import Settings
+from shared.web.tracing import Traces
+
+log = structlog.get_logger()
+_BODIES = 32  # full-sized ones that may be in memory at a time
+_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+@dataclass(frozen=True)
+class _Done:
+    """An answer, the name of its policy, the value of `Server-Timing`, and what the log says about it."""
+
+    answer: BaseModel
+    policy: str
+    timing: str
+    facts: dict[str, Any]
+    least_bytes: int = 0  # of the answer: a probe's is as long as the probe
+
+    @property
+    def outcome(self) -> str:
+        return "degraded" if self.facts["degraded"] else "ok" if self.facts["texts"] else "probe"
+
+
+def _facts(rows: Sequence[tuple[str | None, Sequence[Hop]]]) -> dict[str, Any]:
+    """How many texts, the tiers that ran for any of them, and the reasons of what was degraded."""
+    return {
+        "texts": len(rows),
+        "tiers": list(dict.fromkeys(hop.tier for _, hops in rows for hop in hops)),
+        "degraded": sorted({reason for reason, _ in rows if reason}),
+    }
+
+
+class Surface:
+    """The endpoints of one app."""
+
+    def __init__(
+        self,
+        app: FastAPI,
+        settings: Settings,
+        bundle: Bundle,
+        network: Network,
+        front: Front,
+        ledger: Ledger | None,
+        traces: Traces,
+    ) -> None:
+        self.app, self.settings, self.bundle, self.network, self.front = app, settings, bundle, network, front
+        self.ledger, self.traces = ledger, traces
+        self.keys = read_keys(settings.door_key_file, settings.key_file)
+        self.tier, self.telemetry = front.tier, front.tier.telemetry
+        self.shelf = Shelf(_BODIES * settings.max_body_bytes)
+
+    def add_routes(self) -> None:
+        add = self.app.add_api_route
+        for path, endpoint, takes, gives, key in (
+            ("/v1/classify", self.classify, ClassifyRequest, ClassifyResponse, self.keys.door),
+            ("/v1/infer", self.infer, InferRequest, InferResponse, self.keys.tier),
+        ):
+            here = f"#/paths/{path.replace('/', '~1')}/post/requestBody/content/application~1json/schema"
+            schema = takes.model_json_schema(ref_template=here + "/$defs/{model}")
+            body = {"content": {"application/json": {"schema": schema}}, "required": True}
+            add(
+                path,
+                endpoint,
+                methods=["POST"],
+                response_model=gives,
+                responses=problems(400, 401, 408, 413, 415, 422, 429, 431, 500, 503, 504),
+                openapi_extra={"requestBody": body, **keyed(key is not None)},
+            )
+        head = problems(400, 431)
+        add("/livez", self.livez, methods=["GET"], responses=head)
+        add("/readyz", self.readyz, methods=["GET"], responses=head | problems(503))
+        add("/info", self.info, methods=["GET"], responses=head)
+        add("/metrics", self.metrics, methods=["GET"], responses=head, response_class=PlainTextResponse)
+        complete(self.app)
+        self.app.add_exception_handler(HTTPException, self.on_http_error)
+        self.app.add_middleware(Edge, answer=self.on_failure)
+
+    async def classify(self, request: Request) -> Response:
+        return await self._answer(request, self.keys.door, self._classify, at_door=self.tier.worker.admit)
+
+    async def infer(self, request: Request) -> Response:
+        return await self._answer(request, self.keys.tier, self._infer)
+
+    async def livez(self) -> dict[str, str]:
+        return {"status": "alive"}
+
+    async def readyz(self, request: Request) -> Response:
+        if self.app.state.draining:
+            return self._problem(Draining("this tier is shutting down"), _request_id(request))
+        return Response('{"status":"ready"}', media_type="application/json")
+
+    async def info(self) -> dict[str, Any]:
+        import torch
+        import transformers
+
+        model = self.bundle.tiers[self.tier.name]
+        policy = self.front.default_policy
+        return {
+            "tier": self.tier.name,
+            "bundle": self.bundle.name,
+            "card_sha256": self.bundle.digest,
+            "labels": list(self.bundle.labels),
+            "layers": model.layers,
+            "exits": model.layers,
+            "max_tokens": model.max_tokens,
+            "policy": spec_of(policy),
+            "learned": self.front.states.described(),
+            "limits": {
+                "max_inputs": self.settings.max_inputs,
+                "max_body_bytes": self.settings.max_body_bytes,
+                "queue_limit": self.settings.queue_limit,
+                "queue_wait_ms": self.settings.queue_wait_ms,
+                "upstream_timeout_ms": self.settings.upstream_timeout_ms,
+            },
+            "keys": {"door": self.keys.door is not None, "tier": self.keys.tier is not None},
+            "links": [
+                {
+                    "to": u.target,
+                    "url": u.url,
+                    "backend": u.link[0].value,
+                    "profile": u.link[1].name,
+                    "breaker": "open" if u.breaker.open else "closed",
+                }
+                for u in self.tier.upstreams.values()
+            ],
+            "device": str(self.network.encoder.device),
+            "dtype": str(next(self.network.encoder.layers.parameters()).dtype).removeprefix("torch."),
+            "threads": self.settings.threads,
+            "cpus": cpus(),
+            "versions": {
+                "tierwise": __version__,
+                "contract": CONTRACT_VERSION,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            },
+        }
+
+    async def metrics(self) -> Response:
+        self.telemetry.queue_depth.labels(self.tier.name).set(self.tier.worker.waiting)
+        for upstream in self.tier.upstreams.values():
+            self.telemetry.breaker_open.labels(f"{self.tier.name}-{upstream.target}").set(upstream.breaker.open)
+        return Response(generate_latest(self.telemetry.registry), media_type=CONTENT_TYPE_LATEST)
+
+    # -- one request -----------------------------------------------------------------------------------------------
+
+    async def _answer(
+        self,
+        request: Request,
+        key: str | None,
+        work: Callable[[bytes, str, Mapping[str, str]], Coroutine[Any, Any, _Done]],
+        at_door: Callable[[], None] = lambda: None,
+    ) -> Response:
+        """Read the body, run `work`, and turn every error of ours into its problem document; counted and logged once.
+
+        `at_door` may refuse before anything is parsed, whatever the policy: a refusal under overload must cost little.
+        """
+        started, request_id = time.perf_counter(), _request_id(request)
+        inflight = self.telemetry.inflight.labels(self.tier.name)
+        outcome, policy, status = "error", NO_POLICY, 500
+        inflight.inc()
+        with (
+            self.traces.span(request.url.path, request.headers) as span,
+            bound_contextvars(request_id=request_id, trace_id=span.trace_id),
+            self.shelf.place() as place,
+        ):
+            headers = {"x-request-id": request_id, "traceparent": span.traceparent}
+            try:
+                if self.app.state.draining:
+                    raise Draining("this tier is shutting down")
+                authorize(request, key)
+                body = await read(request, self.settings.max_body_bytes, self.settings.body_timeout_ms / 1e3, place)
+                at_door()
+                done = await while_waited_for(request, work(body, request_id, dict(headers)))
+                outcome, policy, status = done.outcome, done.policy, 200
+                span.facts.update(done.facts)
+                headers["server-timing"] = done.timing
+                if self.app.state.draining:
+                    headers["connection"] = "close"
+                content = done.answer.model_dump_json(by_alias=True).ljust(done.least_bytes)
+                return Response(content, 200, headers, "application/json")
+            except asyncio.CancelledError:
+                if not self.app.state.draining:
+                    raise
+                outcome, status = "rejected", 503
+                return self._problem(Draining("this tier stopped before it was answered"), request_id, headers)
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - the outermost edge: a user's policy may raise anything
+                refused = self._problem(error, request_id, headers)
+                status = refused.status_code
+                outcome = "error" if status == 500 else "rejected"
+                return refused
+            finally:
+                seconds = time.perf_counter() - started
+                inflight.dec()
+                self.telemetry.request(outcome, policy, seconds)
+                span.facts.update(tier=self.tier.name, policy=policy, outcome=outcome, status=status)
+                log.info("request", path=request.url.path, ms=round(seconds * 1e3, 3), **span.facts)
+                span.facts["request_id"] = request_id
+
+    async def _classify(self, body: bytes, request_id: str, headers: Mapping[str, str]) -> _Done:
+        started = time.perf_counter()
+        parsed = parse(body)
+        if isinstance(parsed, dict) and isinstance(inputs := parsed.get("inputs"), list):
+            self._check_count(inputs)
+        request = validate(ClassifyRequest, parsed)
+        answered = await self.front.classify(request, request_id, headers)
+        results = answered.results
+        total = (time.perf_counter() - started) * 1e3
+        timings = {"ensemble": round(answered.ensemble_s * 1e3, 3), "total": round(total, 3)}
+        answer = ClassifyResponse(
+            id=request_id,
+            model=self.bundle.card_name,
+            results=results,
+            timings_ms=timings,  # type: ignore[arg-type]
+        )
+        if self.ledger is not None:
+            self.ledger.add(request, answer, spec_of(answered.policy))
+        stages: Mapping[str, float] = dict(results[0].hops[0].timings_ms) | timings
+        timing = ", ".join(f"{stage};dur={ms}" for stage, ms in stages.items())
+        spec = request.options.policy or name_of(self.front.default_policy)
+        policy = spec if isinstance(spec, str) else spec["name"]
+        return _Done(answer, policy, timing, _facts([(result.degraded, result.hops) for result in results]))
+
+    async def _infer(self, body: bytes, request_id: str, headers: Mapping[str, str]) -> _Done:
+        started = time.perf_counter()
+        parsed = parse(body)
+        if isinstance(parsed, dict) and parsed.get("version", CONTRACT_VERSION) != CONTRACT_VERSION:
+            raise Refused(422, "bad-input", f"this tier speaks contract {CONTRACT_VERSION}; its caller does not")
+        request = validate(InferRequest, parsed)
+        if len(request.texts) > self.settings.max_inputs:  # none at all is a probe
+            self._check_count(request.texts)
+        if len(request.indices) != len(request.texts):
+            raise Refused(422, "bad-input", "expected one index per text")
+        rows = await self.tier.infer(request, headers)
+        total = round((time.perf_counter() - started) * 1e3, 3)
+        policy = request.policy["name"] if rows else NO_POLICY
+        facts = _facts([(row.degraded, row.hops) for row in rows])
+        answer = InferResponse(call=request.call, rows=rows, total_ms=total)
+        return _Done(answer, policy, f"total;dur={total}", facts, least_bytes=0 if rows else len(body))
+
+    def _check_count(self, inputs: list[Any]) -> None:
+        if not inputs:
+            raise Refused(422, "bad-input", "inputs is empty: send at least one text")
+        if len(inputs) > self.settings.max_inputs:
+            raise Refused(413, "too-large", f"{len(inputs)} inputs; at most {self.settings.max_inputs} in one request")
+
+    def _problem(self, error: BaseException, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
+        """An error's document. One that no caller caused is logged with its cause, and told without it."""
+        if not isinstance(error, TierwiseError) or judge(error).status == 500:
+            log.error("failed", **{"request_id": request_id, **account(error)})
+            error = Failed()
+        if reason := judge(error).reason:
+            self.telemetry.rejected.labels(self.tier.name, reason).inc()
+        return document(error, request_id, headers or {})
+
+    async def on_http_error(self, request: Request, error: Exception) -> Response:
+        """404 and 405, as Starlette raises them."""
+        assert isinstance(error, HTTPException)
+        kind = {404: "no-such-path", 405: "method-not-allowed"}.get(error.status_code, "bad-request")
+        detail = f"{request.method} {request.url.path[:200]}: {error.detail}; see /docs"
+        return self._problem(Refused(error.status_code, kind, detail), _request_id(request), error.headers)
+
+    def on_failure(self, request: Request, error: BaseException) -> Response:
+        """What the server's edge refuses, and what broke outside of `_answer`."""
+        return self._problem(error, _request_id(request), {"connection": "close"})
+
+
+def _request_id(request: Request) -> str:
+    given = request.headers.get("x-request-id", "")
+    return given if _ID.fullmatch(given) else uuid.uuid4().hex
