@@ -67,7 +67,7 @@ bench: $(STAMP)  ## model and service speed against transformers' own (minutes)
 	$(BIN)/python -m tests.bench.speed
 
 docs: $(STAMP)  ## write the documentation's tables from what was measured, then build the site in site/
-	$(BIN)/python -m services.lab.docs.tables
+	$(BIN)/python -m lab.docs.tables
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 up:  ## containers with shaped links, Prometheus, Grafana (TIERWISE_DASHBOARDS=0: without Grafana)

@@ -3,7 +3,7 @@
     deploy/models/BUNDLE/pools.safetensors   "sizes" int64 [P]; per kind of signature, float32 [P, its length]
 
 One pool per tier, shallowest first (three tiers: the paper's easy, moderate, hard; Bajpai & Hanawal 2025,
-arXiv 2410.05338, section III-B). `services/lab/pools.py` fills them from validation data.
+arXiv 2410.05338, section III-B). `lab/fit/pools.py` fills them from validation data.
 """
 
 from __future__ import annotations

@@ -19,13 +19,13 @@ import torch
 import typer
 from rich.console import Console
 
-from services.lab.bench_report import cpu
-from services.lab.data import Example
-from services.lab.replay.profile import Http, Table
-from services.lab.replay.recorder import Kernel, Record, Recorder, Recorders
-from services.lab.replay.report import brief
-from services.lab.replay.times import Times
-from services.lab.replay.walk import Replay
+from lab.data.examples import Example
+from lab.live.bench_report import cpu
+from lab.replay.profile import Http, Table
+from lab.replay.recorder import Kernel, Record, Recorder, Recorders
+from lab.replay.report import brief
+from lab.replay.times import Times
+from lab.replay.walk import Replay
 from shared.links.link import profile
 from shared.model.bundle import load_bundle
 

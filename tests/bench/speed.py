@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from services.lab.bench_report import cpu
-from services.lab.client import classify, connect
-from services.lab.demo import REVIEWS
-from services.lab.stack import Layout, Process, running
+from lab.live.bench_report import cpu
+from lab.live.client import classify, connect
+from lab.live.demo import REVIEWS
+from lab.live.stack import Layout, Process, running
 from shared.model.encoder import MultiExitEncoder
 from shared.model.network import load_base
 from shared.model.tokens import SpecialTokens

@@ -12,7 +12,7 @@ from threading import Thread
 import docker
 import pytest
 
-from services.lab import links
+from lab.live import links
 from tests.e2e.conftest import API, PROJECT, ROOT, container, wait_until_ready
 from tests.faults.ledger import Late, story
 

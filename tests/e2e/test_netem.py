@@ -6,9 +6,9 @@ import time
 import httpx
 import pytest
 
-from services.lab import dashboards, links
-from services.lab.demo import REVIEWS
-from services.lab.stats import Z
+from lab.live import dashboards, links
+from lab.live.demo import REVIEWS
+from lab.stats import Z
 from shared.links.link import profile
 from tests.e2e.conftest import API, PROMETHEUS, TIERS, container
 

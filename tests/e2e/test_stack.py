@@ -7,7 +7,7 @@ import time
 import httpx
 import pytest
 
-from services.lab.demo import REVIEWS
+from lab.live.demo import REVIEWS
 from tests.e2e.conftest import API, PROJECT, TIERS, backend, container, down, left
 
 LONG = [" ".join(REVIEWS[at:] + REVIEWS[:at]) for at in range(8)]

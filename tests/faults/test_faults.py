@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from services.lab.client import connect
-from services.lab.stack import free_ports
+from lab.live.client import connect
+from lab.live.stack import free_ports
 from shared.web.app import create_app
 from shared.web.server import Server
 from shared.web.settings import Settings

@@ -22,9 +22,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from services.lab.bench_report import cpu
-from services.lab.demo import REVIEWS
-from services.lab.stack import Layout, running
+from lab.live.bench_report import cpu
+from lab.live.demo import REVIEWS
+from lab.live.stack import Layout, running
 from tests.load.open_loop import load
 
 STEP = 1.4  # between two rates of the ladder

@@ -22,8 +22,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from services.lab.demo import REVIEWS
-from services.lab.stack import Layout, running
+from lab.live.demo import REVIEWS
+from lab.live.stack import Layout, running
 from tests.load.open_loop import load
 
 EVERY_S = 2.0

@@ -9,7 +9,7 @@ import time
 import pytest
 from rich.console import Console
 
-from services.lab.stack import Layout, running
+from lab.live.stack import Layout, running
 from shared.model.network import load_network
 from tests.load import overload
 from tests.load.soak import show, soak

@@ -6,7 +6,7 @@ import time
 
 import structlog
 
-from services.lab.stack import free_ports
+from lab.live.stack import free_ports
 from shared.logs import configure_logs
 from shared.web.app import create_app
 from shared.web.server import Server

@@ -15,7 +15,7 @@ from statistics import median
 import pytest
 import yaml
 
-from services.lab.links import Links
+from lab.live.links import Links
 from shared.links.link import PROFILES, profile
 
 ROOT = Path(__file__).resolve().parents[2]

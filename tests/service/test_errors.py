@@ -9,7 +9,7 @@ import time
 import httpx
 import pytest
 
-from services.lab.client import NoAnswer, classify, connect
+from lab.live.client import NoAnswer, classify, connect
 from shared.errors import BadSetting
 
 JSON = {"content-type": "application/json"}

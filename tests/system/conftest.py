@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from services.lab.stack import free_ports
+from lab.live.stack import free_ports
 from shared.web.app import create_app
 from shared.web.server import Server
 from shared.web.settings import Settings

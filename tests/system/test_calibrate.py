@@ -7,10 +7,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from services.lab.calibrate import Job
-from services.lab.collect import network_of
-from services.lab.data import Example
-from services.lab.evaluate import evaluate
+from lab.data.examples import Example
+from lab.fit.calibrate import Job
+from lab.fit.collect import network_of
+from lab.fit.evaluate import evaluate
 from shared.errors import BadSetting
 from shared.model.bundle import load_bundle
 from shared.model.pools import Signature

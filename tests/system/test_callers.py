@@ -21,7 +21,7 @@ import urllib.request
 import httpx
 import pytest
 
-from services.lab.stack import free_ports
+from lab.live.stack import free_ports
 
 BODY = b'{"inputs": "a fine film"}'
 JSON = b"host: tier\r\ncontent-type: application/json\r\n"

@@ -7,9 +7,9 @@ import os
 import pytest
 from typer.testing import CliRunner
 
-from services.lab.check_times import off, report, table
-from services.lab.cli import app
-from services.lab.readable import LeftOut
+from lab.cli.main import app
+from lab.data.readable import LeftOut
+from lab.live.check_times import off, report, table
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def command(tmp_path, sentences, tiny_bundle, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("TIERWISE_CACHE_DIR", str(tmp_path / "cache"))
     for pause in ("REST", "SECONDS"):  # how near the model is, is not tested here
-        monkeypatch.setattr(f"services.lab.replay.profile.{pause}", 0.0)
+        monkeypatch.setattr(f"lab.replay.profile.{pause}", 0.0)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.csv").write_text(
         "\n".join(["text,label,split", '" ",0,test', *(f'"{t}",1,test' for t in sentences)])

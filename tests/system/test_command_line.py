@@ -14,10 +14,10 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from services.lab.outputs import sole_writer
-from services.lab.stack import free_ports
+from lab.live.stack import free_ports
+from lab.outputs import sole_writer
 
-TIERWISE = [sys.executable, "-m", "services.lab.cli"]
+TIERWISE = [sys.executable, "-m", "lab.cli.main"]
 ROOT = Path(__file__).resolve().parents[2]
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("TIERWISE_")}
 
@@ -230,7 +230,7 @@ def test_serve_refuses_settings_that_it_would_not_heed(tiny_bundle):
 def test_modules_of_the_folder_where_it_runs_are_not_the_tiers(tiny_bundle, tmp_path):
     for name in ("structlog", "torch", "tokenizers", "shared"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('a module of the working folder')")
-    command = [sys.executable, "-P", "-m", "services.lab.cli", "demo"]  # -P: as the installed command
+    command = [sys.executable, "-P", "-m", "lab.cli.main", "demo"]  # -P: as the installed command
     done = subprocess.run(
         [*command, "--bundle", str(tiny_bundle), "--port", str(free_ports(3)), "--link", "ideal"],
         env={**CLEAN, "PYTHONPATH": str(ROOT)},

@@ -14,9 +14,9 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 from rich.console import Console
 
-from services.lab.client import classify
-from services.lab.dashboards import FOLDER, check
-from services.lab.stack import Layout, free_ports, running
+from lab.live.client import classify
+from lab.live.dashboards import FOLDER, check
+from lab.live.stack import Layout, free_ports, running
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")), reason="prometheus and promtool are not on the PATH"

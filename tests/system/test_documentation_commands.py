@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from services.lab.docs.tables import ROOT, pages
+from lab.docs.tables import ROOT, pages
 
 RUN = re.compile(r"<!-- run -->\n```bash\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 BLOCKS = [(str(page.relative_to(ROOT)), block) for page in pages() for block in RUN.findall(page.read_text())]
 # `tierwise` of this tree, at the tiny tiers; an HTTP error fails the block
 PROLOGUE = """
 set -euo pipefail
-tierwise() { if [ "$1" = classify ]; then set -- "$@" --url URL; fi; "PYTHON" -m services.lab.cli "$@"; }
+tierwise() { if [ "$1" = classify ]; then set -- "$@" --url URL; fi; "PYTHON" -m lab.cli.main "$@"; }
 curl() { command curl --fail-with-body "$@"; }
 """
 

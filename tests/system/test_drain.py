@@ -12,7 +12,7 @@ import time
 import httpx
 import pytest
 
-from services.lab.stack import free_ports
+from lab.live.stack import free_ports
 
 STOPS = int(os.environ.get("TIERWISE_TEST_STOPS", "8"))
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("TIERWISE_")}

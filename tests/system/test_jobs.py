@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from transformers import DistilBertConfig, DistilBertModel
 from typer.testing import CliRunner
 
-from services.lab.cli import app
-from services.lab.data import load
-from services.lab.replay.compare import held_out
+from lab.cli.main import app
+from lab.data.examples import load
+from lab.replay.compare import held_out
 from shared.errors import TierwiseError
 from shared.model.bundle import load_bundle
 
@@ -255,7 +255,7 @@ def test_labels_at_random_are_said_and_kept_in_the_card(command, bundle, rows, t
 
 def test_a_share_that_cannot_be_sent_on_is_said_and_is_status_1(command, bundle, rows, tmp_path, monkeypatch):
     """A threshold that a bisection cannot find: every confidence is 1."""
-    monkeypatch.setattr("services.lab.calibrate.threshold_for", lambda *_: 0.0)
+    monkeypatch.setattr("lab.fit.calibrate.threshold_for", lambda *_: 0.0)
     data = written(tmp_path / "data.csv", rows(200), "train")
     asked = ("calibrate", "--data", data, "--bundle", bundle, "--hold-out", 150, "--within", 1)
     done, said = command(*asked, "--offload-share", 0.9)

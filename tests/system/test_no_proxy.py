@@ -11,11 +11,11 @@ import time
 import httpx
 import pytest
 
-from services.lab.stack import free_ports
+from lab.live.stack import free_ports
 from shared.web.tracing import exporting
 
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("TIERWISE_")}
-TIERWISE = [sys.executable, "-m", "services.lab.cli"]
+TIERWISE = [sys.executable, "-m", "lab.cli.main"]
 VARIANTS = {
     "HTTP_PROXY": {"HTTP_PROXY": "http://{proxy}"},
     "http_proxy": {"http_proxy": "http://{proxy}"},

@@ -109,7 +109,7 @@ def test_more_connections_than_descriptors_are_not_more_lines_than_anybody_reads
 
 
 def test_a_working_directory_that_was_deleted_is_one_line(tmp_path):
-    for module in ("services.end", "services.lab.cli"):
+    for module in ("services.end", "lab.cli.main"):
         gone = tmp_path / "gone"
         gone.mkdir()
         command = ["sh", "-c", 'rmdir "$PWD"; exec "$@"', "sh", sys.executable, "-m", module, "print-config"]

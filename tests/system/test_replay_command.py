@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from services.lab.cli import app
-from services.lab.data import digest, load
+from lab.cli.main import app
+from lab.data.examples import digest, load
 from shared.errors import TierwiseError
 
 
@@ -24,7 +24,7 @@ def command(cache, tmp_path, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("TIERWISE_CACHE_DIR", str(cache))
     for pause in ("REST", "SECONDS"):  # times are not what is tested
-        monkeypatch.setattr(f"services.lab.replay.profile.{pause}", 0.0)
+        monkeypatch.setattr(f"lab.replay.profile.{pause}", 0.0)
     monkeypatch.chdir(tmp_path)
     return lambda *arguments: CliRunner().invoke(app, ["replay", *arguments])
 

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from services.lab.data import Example, load
-from services.lab.policies import parse_policy
-from services.lab.replay.recorder import Recorders
-from services.lab.replay.run import NONE
-from services.lab.replay.sizes import Sizes
-from services.lab.replay.walk import Replay
+from lab.data.examples import Example, load
+from lab.policies import parse_policy
+from lab.replay.recorder import Recorders
+from lab.replay.run import NONE
+from lab.replay.sizes import Sizes
+from lab.replay.walk import Replay
 from shared.model.bundle import load_bundle
 
 ALWAYS = {"name": "collaborative", "offload_threshold": 1.0}

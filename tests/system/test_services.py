@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.lab.stack import free_ports
+from lab.live.stack import free_ports
 from shared.links.clients import Client
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +24,7 @@ def test_a_default_that_is_changed_in_a_service_is_in_force_in_serve(tiny_bundle
     text = role.read_text().replace(", threads=2", "").replace(f'tier="{tier}",', f'tier="{tier}", threads=3,')
     role.write_text(text)
     port = free_ports(3)
-    command = [sys.executable, "-m", "services.lab.cli", "serve", "--bundle", str(tiny_bundle), "--port", str(port)]
+    command = [sys.executable, "-m", "lab.cli.main", "serve", "--bundle", str(tiny_bundle), "--port", str(port)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TIERWISE_")}
     child = subprocess.Popen(command, cwd=tmp_path, env={**environment, "PYTHONPATH": str(tmp_path)})
     try:

@@ -10,12 +10,12 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from services.lab.cli import app
-from services.lab.data import digest, load, without
-from services.lab.replay.compare import Plan, Texts, compare
-from services.lab.tables import hu
-from services.lab.tables import make as tables
-from services.lab.tables.make import Job, run
+from lab.cli.main import app
+from lab.data.examples import digest, load, without
+from lab.papers import hu
+from lab.papers import make as tables
+from lab.papers.make import Job, run
+from lab.replay.compare import Plan, Texts, compare
 from shared.errors import BadSetting
 from shared.model.bundle import load_bundle
 from shared.policies import named
@@ -55,7 +55,7 @@ def here(world, monkeypatch):
     monkeypatch.setattr("shared.model.bundle.MODELS", world / "models")
     monkeypatch.setattr(tables, "MODELS", world / "models")
     for pause in ("REST", "SECONDS"):  # times are not what is tested
-        monkeypatch.setattr(f"services.lab.replay.profile.{pause}", 0.0)
+        monkeypatch.setattr(f"lab.replay.profile.{pause}", 0.0)
     return world
 
 

@@ -5,7 +5,7 @@ import asyncio
 import httpx
 import pytest
 
-from services.lab.client import NoAnswer, classify, info_of
+from lab.live.client import NoAnswer, classify, info_of
 
 
 @pytest.mark.parametrize("content", [b"{}", b"[]", b"<html></html>"])

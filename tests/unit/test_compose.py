@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from services.lab.stack import role_of
+from lab.live.stack import role_of
 from shared.errors import BadSetting
 from shared.web.settings import load_settings
 

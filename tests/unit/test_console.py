@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.table import Table
 
-from services.lab.console import PlainConsole, busy, progress
+from lab.console import PlainConsole, busy, progress
 
 NAMES = ["[neg]", "exp [/x]/r", ":fire:", "[link=http://x]y[/link]", "a\\[b]"]
 

@@ -9,7 +9,7 @@ from threading import Thread
 
 import pytest
 
-from services.lab.dashboards import FOLDER, NoPrometheus, check, filled, queries
+from lab.live.dashboards import FOLDER, NoPrometheus, check, filled, queries
 from shared.telemetry import Telemetry
 
 GENERATOR = FOLDER.parent / "make_dashboards.py"

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from services.lab.data import Example, load, splits, training_rows
+from lab.data.examples import Example, load, splits, training_rows
 from shared.errors import BadSetting
 
 

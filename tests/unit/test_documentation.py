@@ -14,9 +14,9 @@ from typing import get_args
 import pytest
 import typer
 
-from services.lab.cli import app
-from services.lab.docs import tables
-from services.lab.docs.tables import ROOT, filled, pages
+from lab.cli.main import app
+from lab.docs import tables
+from lab.docs.tables import ROOT, filled, pages
 from shared import __version__
 from shared.contracts import ClassifyResponse, DegradedReason, Hop, Options, Result
 from shared.policies import POLICIES

@@ -13,13 +13,13 @@ from torch import Tensor
 import services.cloud
 import services.edge
 import services.end
-from services.lab.calibrate import choose_exits
-from services.lab.data import Example, hold_out, load, without
-from services.lab.operating import Stage, expectation, fitted, paths, sweep, threshold_for
-from services.lab.policies import parse_policy
-from services.lab.pools import leaving
-from services.lab.stack import Layout
-from services.lab.stats import paired_difference, wilson
+from lab.data.examples import Example, hold_out, load, without
+from lab.fit.calibrate import choose_exits
+from lab.fit.operating import Stage, expectation, fitted, paths, sweep, threshold_for
+from lab.fit.pools import leaving
+from lab.live.stack import Layout
+from lab.policies import parse_policy
+from lab.stats import paired_difference, wilson
 from shared.errors import BadSetting
 from shared.model.bundle import load_bundle
 from shared.model.ensemble import Ensemble, Weighting
@@ -147,7 +147,7 @@ def test_what_nobody_asked_for_is_as_the_services_say():
 @pytest.mark.parametrize("command", [[], ["bench"], ["train"], ["calibrate"], ["serve"], ["print-config"]])
 def test_help_needs_no_torch(command):
     code = (
-        "import sys; from services.lab.cli import app\n"
+        "import sys; from lab.cli.main import app\n"
         "try: app(sys.argv[1:])\n"
         "except SystemExit as stop: assert stop.code == 0\n"
         "assert 'torch' not in sys.modules"

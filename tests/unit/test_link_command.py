@@ -10,9 +10,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from services.lab import cells, compare, link_cli, links
-from services.lab.bench import Plan
-from services.lab.data import Example, digest
+from lab.cli import link_cli
+from lab.data.examples import Example, digest
+from lab.live import cells, links
+from lab.live import simulated_links as compare
+from lab.live.bench import Plan
 from services.shaper.verify import Check, Report
 from shared.errors import BadSetting
 

@@ -91,7 +91,7 @@ def test_a_module_that_cannot_be_used_breaks_nothing_but_itself_and_is_said_once
     assert done.stderr.count("mine") >= 1
     assert len(done.stderr.splitlines()) == 1
     assert "Traceback" not in done.stderr
-    asked = [sys.executable, "-m", "services.lab.cli", "classify", "a film", "--url", "http://127.0.0.1:1"]
+    asked = [sys.executable, "-m", "lab.cli.main", "classify", "a film", "--url", "http://127.0.0.1:1"]
     client = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True, env=env)
     assert "http://127.0.0.1:1" in client.stdout + client.stderr  # it went as far as asking
     assert "Traceback" not in client.stderr

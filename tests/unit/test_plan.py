@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from services.lab import stats
-from services.lab.plan import Measured, Targets, bytes_below, choose, confirm, front, measure, parts, rank_above
+from lab import stats
+from lab.replay.plan import Measured, Targets, bytes_below, choose, confirm, front, measure, parts, rank_above
 
 
 def outcomes(accuracy, ms, n=3000, sent=1000.0, seed=0):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from services.lab.config import rows
-from services.lab.policies import parse_policy
+from lab.cli.config import rows
+from lab.policies import parse_policy
 from shared.errors import BadSetting, UnknownPolicy
 from shared.policies import build, named
 from shared.web.app import create_app

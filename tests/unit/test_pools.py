@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from services.lab import pools as lab
-from services.lab.stats import judged, score
+from lab.fit import pools as lab
+from lab.stats import judged, score
 from shared.errors import BadSetting
 from shared.model.bundle import Metric
 from shared.model.pools import FILE, Pools, Signature, read_pools

@@ -4,8 +4,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from services.lab.replay.cache import CHUNK, Shelf
-from services.lab.replay.recorder import Corpus, Kernel, Recorder, Recorders, source_of
+from lab.replay.cache import CHUNK, Shelf
+from lab.replay.recorder import Corpus, Kernel, Recorder, Recorders, source_of
 from shared.errors import BadSetting
 from shared.model.bundle import load_bundle
 from shared.model.pools import Signature

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from services.lab.data import Example
-from services.lab.replay.costs import references, unit_costs
-from services.lab.replay.profile import Http, Table
-from services.lab.replay.recorder import Kernel, Recorders
-from services.lab.replay.report import brief, figures
-from services.lab.replay.times import Times, round_trip
-from services.lab.replay.walk import Replay
+from lab.data.examples import Example
+from lab.replay.costs import references, unit_costs
+from lab.replay.profile import Http, Table
+from lab.replay.recorder import Kernel, Recorders
+from lab.replay.report import brief, figures
+from lab.replay.times import Times, round_trip
+from lab.replay.walk import Replay
 from shared.errors import UnknownPolicy
 from shared.links.link import Profile, SimulatedLink, profile
 from shared.model.bundle import load_bundle

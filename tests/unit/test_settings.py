@@ -11,8 +11,8 @@ import yaml
 import services.cloud
 import services.edge
 import services.end
+from lab.live.client import key_of
 from services.end import ROLE as END
-from services.lab.client import key_of
 from shared.errors import BadSetting
 from shared.links.link import Backend
 from shared.web.settings import Role, Settings, load_settings, unread_env_file

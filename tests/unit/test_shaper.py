@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.lab.links import Links
+from lab.live.links import Links
 from services.shaper.config import load_config
 from services.shaper.daemon import Shaper
 from services.shaper.netlink import _normal

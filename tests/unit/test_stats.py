@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from services.lab.stats import (
+from lab.stats import (
     Z_ONE_SIDED,
     mcnemar,
     paired_saving,

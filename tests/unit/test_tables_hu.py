@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from services.lab.tables import hu
+from lab.papers import hu
 
 ORDER = ("end", "edge", "cloud")
 BASE = {**hu.OURS, "offload_threshold": 0.8, "theta": 0.0}

@@ -10,9 +10,9 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from services.lab import train as module
-from services.lab.data import Example
-from services.lab.train import Recipe, joint_loss, train
+from lab.data.examples import Example
+from lab.fit import train as module
+from lab.fit.train import Recipe, joint_loss, train
 from shared.model.network import load_network
 
 PLAIN = Recipe(base="unused", layers=2, classes=2)

@@ -6,7 +6,7 @@
     DIMEE-D:  mu_g <- mu_g + (e(x) - mu_g) / (n_g + 1),  n_g <- n_g + 1                  (Algorithm 2, [S001])
 
 Where we differ: C is calibrated (the paper's is not), and the paper does not say what e(x) is: three kinds, [R]. Its
-public repository does not implement the method. alpha and the pools come from validation: `services/lab/pools.py`.
+public repository does not implement the method. alpha and the pools come from validation: `lab/fit/pools.py`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,103 @@
+"""Run a tier's network over many texts, once: every exit's logits, kept on disk under the content that made them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lab.console import progress
+from lab.data.examples import Example
+from shared.model.bundle import Bundle
+from shared.model.exits import ExitRule
+from shared.model.network import Network, load_network
+from shared.model.weights import cache_dir
+from shared.model.words import Encoded
+
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Left:
+    """One text under an exit rule: its logits up to its exit [E', C], and the importance there [S]."""
+
+    encoded: Encoded
+    exit_layer: int
+    logits: Tensor
+    importance: list[float]
+
+
+def network_of(bundle: Bundle, tier: str, *, max_tokens: int | None = None) -> Network:
+    """A tier's network, uncalibrated (temperatures 1)."""
+    model = bundle.tiers[tier]
+    return load_network(bundle.folder / model.network, layers=model.layers, max_tokens=max_tokens or model.max_tokens)
+
+
+def every_exit(
+    bundle: Bundle, tier: str, texts: Sequence[Example], console: Console, *, max_tokens: int | None = None
+) -> Tensor:
+    """Logits of every exit at full depth, [N, E, C]. A tier that is the lower part of a deeper one reads its cache."""
+    tokens = max_tokens or bundle.tiers[tier].max_tokens
+    layers = bundle.tiers[tier].layers
+    deepest = max(
+        (
+            t
+            for t, m in bundle.tiers.items()
+            if m.network == bundle.tiers[tier].network and m.max_tokens == bundle.tiers[tier].max_tokens
+        ),
+        key=lambda t: bundle.tiers[t].layers,
+    )
+    path = _path(bundle, deepest, texts, tokens)
+    if not path.exists():
+        network = network_of(bundle, deepest, max_tokens=tokens)
+        encoded = [network.encode(text.text, text.pair) for text in texts]
+        logits = torch.zeros(len(texts), bundle.tiers[deepest].layers, len(bundle.labels))
+        with progress(console) as bar:
+            task = bar.add_task(f"{deepest}, every exit", total=len(texts))
+            for rows in by_length(encoded):
+                for row, trace in zip(
+                    rows, network.run([encoded[r] for r in rows], None, every_exit=True), strict=True
+                ):
+                    logits[row] = trace.logits
+                bar.advance(task, len(rows))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"logits": logits}, path)
+    return load_file(path)["logits"][:, :layers]
+
+
+def under_rule(
+    network: Network, texts: Sequence[tuple[str, str | None]], rule: ExitRule | None, name: str, console: Console
+) -> list[Left]:
+    """Run texts as the service would: leaving by `rule`, with importance. Batches give what one by one gives."""
+    encoded = [network.encode(text, pair) for text, pair in texts]
+    out: list[Left | None] = [None] * len(encoded)
+    with progress(console) as bar:
+        task = bar.add_task(name, total=len(encoded))
+        for rows in by_length(encoded):
+            traces = network.run([encoded[r] for r in rows], rule, importance=True)
+            for row, trace in zip(rows, traces, strict=True):
+                assert trace.importance is not None
+                out[row] = Left(encoded[row], trace.exit_layer, trace.logits, trace.importance.tolist())
+            bar.advance(task, len(rows))
+    return [item for item in out if item is not None]
+
+
+def by_length(encoded: Sequence[Encoded]) -> list[list[int]]:
+    """Rows in batches of like length."""
+    order = sorted(range(len(encoded)), key=lambda row: len(encoded[row].ids))
+    return [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
+
+
+def _path(bundle: Bundle, tier: str, texts: Sequence[Example], max_tokens: int) -> Path:
+    model = bundle.tiers[tier]
+    key = hashlib.sha256((bundle.folder / model.network / "adapters.safetensors").read_bytes())
+    key.update(f"{model.layers} {max_tokens}".encode())
+    for text in texts:
+        key.update(f"{text.text}\x00{text.pair}\x01".encode())
+    return cache_dir() / "exits" / f"{key.hexdigest()}.safetensors"

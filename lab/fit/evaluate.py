@@ -1,0 +1,98 @@
+"""Every exit of every tier on unseen texts: accuracy with its interval, ECE, and whether depth helped."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from lab.console import aside
+from lab.data.examples import ALL, Example, check_labels, digest
+from lab.data.readable import readable, readers_of
+from lab.fit.checks import check_bundle
+from lab.fit.collect import every_exit
+from lab.outputs import replace_text
+from lab.stats import judged, wilson
+from shared.errors import BadSetting
+from shared.model.bundle import Metric, load_bundle
+from shared.model.calibration import quality
+
+
+def evaluate(
+    name: str,
+    examples: list[Example],
+    *,
+    max_tokens: int | None,
+    threads: int,
+    console: Console,
+    save: bool,
+    split: str = ALL,
+) -> dict[str, Any]:
+    """Print a table per tier; with `save`, write the figures into the card under `report.test`.
+
+    Raises:
+        BadSetting: labels or tokens that the bundle does not have, texts that cannot be read, no card to save into.
+    """
+    torch.set_num_threads(threads)
+    bundle, asked = load_bundle(name), examples
+    check_bundle(bundle, max_tokens)
+    check_labels(asked, bundle.labels, f"bundle {bundle.name}")
+    card = bundle.folder / "card.json"
+    if save and not card.is_file():
+        raise BadSetting(f"bundle {bundle.name} has no card to save into: calibrate it first, or leave out --save")
+    examples, left_out = readable(asked, readers_of(bundle, max_tokens))
+    left_out.tell(aside())
+    labels = torch.tensor([example.label for example in examples])
+    report: dict[str, Any] = {"n": len(asked), "split": split, "data_sha256": digest(asked)}
+    report |= {"left_out": left_out.report(), "tiers": {}}
+    tables = []
+    for tier, model in bundle.tiers.items():
+        logits = every_exit(bundle, tier, examples, console, max_tokens=max_tokens)
+        temperatures = bundle.card.temperatures.get(tier, [1.0] * model.layers)
+        rows: list[dict[str, Any]] = []
+        for layer, temperature in enumerate(temperatures, start=1):
+            figures = quality((logits[:, layer - 1] / temperature).softmax(-1), labels)
+            low, high = wilson(round(figures.accuracy * len(examples)), len(examples))
+            worse = bool(rows) and figures.accuracy < rows[-1]["accuracy"]
+            rows.append(
+                {
+                    "exit": layer,
+                    "accuracy": round(figures.accuracy, 4),
+                    "ci95": [round(low, 4), round(high, 4)],
+                    **judged(bundle.metric, logits[:, layer - 1].argmax(-1).numpy(), labels.numpy()),
+                    "ece": round(figures.ece, 4),
+                    "nll": round(figures.nll, 4),
+                    "brier": round(figures.brier, 4),
+                    "worse_than_the_exit_before": worse,
+                }
+            )
+        report["tiers"][tier] = {"max_tokens": max_tokens or model.max_tokens, "exits": rows}
+        what = f"{len(examples)} texts, {max_tokens or model.max_tokens} tokens"
+        tables.append(_table(tier, rows, bundle.metric, what))
+    if save:
+        said = json.loads(card.read_text())
+        said.setdefault("report", {})["test"] = report
+        replace_text(card, json.dumps(said, indent=1) + "\n")
+    for table in tables:
+        console.print(table)
+    return report
+
+
+def _table(tier: str, rows: list[dict[str, Any]], metric: Metric, what: str) -> Table:
+    table = Table(title=f"{tier}: {what}", title_justify="left", show_edge=False, pad_edge=False)
+    extra = () if metric is Metric.ACCURACY else (metric.value.upper(), "95 %")
+    for column in ("exit", "accuracy", "95 %", *extra, "ECE", "NLL", "Brier", ""):
+        table.add_column(column, justify="right")
+    for row in rows:
+        low, high = row["ci95"]
+        note = "worse than the exit before" if row["worse_than_the_exit_before"] else ""
+        figures = (f"{row[key]:.3f}" for key in ("ece", "nll", "brier"))
+        own = [f"{row['accuracy']:.3f}", f"[{low:.3f} {high:.3f}]"]
+        if extra:
+            low, high = row[f"{metric.value}_ci95"]
+            own += [f"{row[metric.value]:.3f}", f"[{low:.3f} {high:.3f}]"]
+        table.add_row(str(row["exit"]), *own, *figures, note)
+    return table

@@ -1,0 +1,209 @@
+"""Compare policies on live tiers: every text goes through every policy, interleaved, so that noise is shared (paired).
+
+Closed loop: `concurrency` requests under way at once. Open loop: Poisson arrivals at `rate` per second, latency counted
+from the planned arrival, so that a slow system cannot slow its own load (coordinated omission). What the client waited
+is the latency; the first request of each policy, with a text of ours, warms connections and is not counted. A text that
+the tiers refuse is left out for every policy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import random
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import httpx
+from rich.console import Console
+
+from lab.console import aside, progress
+from lab.data.examples import ALL, Example, check_labels, digest
+from lab.data.readable import LeftOut, no_text, too_long
+from lab.live.client import PROBE, TextRefused, classify, connect, info_of
+from lab.policies import parse_policy
+from shared.contracts import Result
+from shared.errors import BadSetting
+from shared.links.clients import AsyncClient
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure. The first policy is the one the others are compared with."""
+
+    examples: list[Example]
+    policies: list[str]
+    rate: float = 0.0
+    concurrency: int = 1
+    seed: int = 0
+    split: str = ALL
+
+    @property
+    def loop(self) -> str:
+        """Open at a rate, or closed."""
+        return f"open, {self.rate}/s" if self.rate else f"closed, {self.concurrency} at once"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One text under one policy."""
+
+    row: int
+    policy: str
+    seconds: float
+    right: bool
+    last_right: bool  # what the deepest tier alone would have answered
+    result: Result
+
+
+@dataclass(frozen=True)
+class Done:
+    """The first tier's `/info`, a sample per text and policy, and the texts that were refused."""
+
+    info: dict[str, Any]
+    samples: list[Sample]
+    left_out: LeftOut
+
+
+class _Kept:
+    """What a run has so far; with a ledger it is on disk too."""
+
+    def __init__(self, plan: Plan, info: dict[str, Any], ledger: TextIO | None) -> None:
+        self.plan, self.labels, self.ledger = plan, info["labels"], ledger
+        self.samples: list[Sample] = []
+        limit = info.get("limits", {}).get("max_body_bytes", math.inf)
+        whys = ((row, no_text(text) or too_long(text, limit)) for row, text in enumerate(plan.examples))
+        self.refused = {row: why for row, why in whys if why}
+
+    def note(self, line: dict[str, Any]) -> None:
+        """A line of the ledger that is new."""
+        self.take(line)
+        if self.ledger is not None:
+            self.ledger.write(json.dumps(line) + "\n")
+            self.ledger.flush()
+
+    def take(self, line: dict[str, Any]) -> None:
+        """A line of the ledger."""
+        if "refused" in line:
+            self.refused[line["row"]] = line["refused"]
+        else:
+            self.samples.append(_sample(self.plan, self.labels, **line))
+
+    def done(self, info: dict[str, Any]) -> Done:
+        """What counts: the texts that every policy answered."""
+        left_out = LeftOut([(self.plan.examples[row], why) for row, why in sorted(self.refused.items())])
+        return Done(info, [sample for sample in self.samples if sample.row not in self.refused], left_out)
+
+
+def run(plan: Plan, url: str, console: Console, ledger: Path | None = None) -> Done:
+    """Drive the tiers at `url`, every text under every policy.
+
+    With a `ledger` every sample is kept as it comes, and a closed-loop run that was killed goes on where it stopped.
+
+    Raises:
+        NoAnswer: a policy that was refused, or a request that failed: a bench with holes is no bench.
+        BadSetting: the ledger is of another run, the texts have labels that the tiers do not have, or none is answered.
+    """
+    return asyncio.run(_run(plan, url, console, ledger))
+
+
+async def _run(plan: Plan, url: str, console: Console, ledger: Path | None) -> Done:
+    limits = httpx.Limits(max_connections=256, max_keepalive_connections=256, keepalive_expiry=60)
+    async with connect(url, timeout=120, limits=limits) as client:
+        info = await info_of(client)
+        check_labels(plan.examples, info["labels"], f"bundle {info['bundle']} at {url}")
+        for policy in plan.policies:
+            await classify(client, PROBE, {"policy": parse_policy(policy)})
+        known = [] if ledger is None else _resume(plan, ledger, info)
+        with nullcontext() if ledger is None else ledger.open("a") as file:
+            kept = _Kept(plan, info, file)
+            for line in known:
+                kept.take(line)
+            await _measure(plan, client, kept, console)
+    done = kept.done(info)
+    done.left_out.tell(aside())
+    if not done.samples:
+        raise BadSetting(f"the tiers at {url} answer none of the {len(plan.examples)} texts")
+    return done
+
+
+def _resume(plan: Plan, ledger: Path, info: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines that a killed run left; the first line names the run, so that two are never mixed."""
+    links = [[link["to"], link["backend"], link["profile"]] for link in info["links"]]
+    run = {"data": digest(plan.examples), "policies": plan.policies, "loop": plan.loop, "seed": plan.seed}
+    header = json.dumps({**run, "card": info["card_sha256"], "links": links})
+    ledger.parent.mkdir(parents=True, exist_ok=True)
+    if not ledger.exists() or not ledger.read_text():
+        ledger.write_text(header + "\n")
+        return []
+    first, *lines = ledger.read_text().splitlines(keepends=True)
+    if first.strip() != header or plan.rate:
+        raise BadSetting(f"{ledger} is of another run, or of an open loop: delete it, or choose another --out")
+    whole = [line for line in lines if line.endswith("\n")]  # the last one may have been cut
+    ledger.write_text(first + "".join(whole))
+    return [json.loads(line) for line in whole]
+
+
+def _sample(plan: Plan, labels: list[str], *, row: int, policy: str, seconds: float, result: dict[str, Any]) -> Sample:
+    parsed, truth = Result.model_validate(result), labels[plan.examples[row].label]
+    return Sample(row, policy, seconds, parsed.label == truth, parsed.hops[-1].label == truth, parsed)
+
+
+async def _measure(plan: Plan, client: AsyncClient, kept: _Kept, console: Console) -> None:
+    shuffle = random.Random(plan.seed)
+    every = [
+        (row, policy)
+        for row in range(len(plan.examples))
+        for policy in shuffle.sample(plan.policies, len(plan.policies))
+    ]
+    known = {(sample.row, sample.policy) for sample in kept.samples}
+    order = [step for step in every if step not in known]
+    with progress(console) as bar:
+        task = bar.add_task("bench", total=len(every), completed=len(known))
+
+        async def one(row: int, policy: str, planned: float) -> None:
+            if row not in kept.refused:
+                kept.note(await _asked(plan, client, row, policy, planned))
+            bar.advance(task)
+
+        if plan.rate:
+            await _open_loop(order, one, plan.rate, shuffle)
+        else:
+            await _closed_loop(order, one, plan.concurrency)
+
+
+async def _asked(plan: Plan, client: AsyncClient, row: int, policy: str, planned: float) -> dict[str, Any]:
+    """One request, as a line of the ledger."""
+    example = plan.examples[row]
+    inputs = example.text if example.pair is None else {"text": example.text, "text_pair": example.pair}
+    try:
+        timed = await classify(client, inputs, {"policy": parse_policy(policy), "seed": f"{plan.seed}-{row}"})
+    except TextRefused as error:
+        return {"row": row, "refused": str(error).removesuffix(" in input 0")}
+    result = timed.answer.results[0].model_dump(mode="json", by_alias=True)
+    return {"row": row, "policy": policy, "seconds": time.perf_counter() - planned, "result": result}
+
+
+async def _open_loop(order: list[tuple[int, str]], one: Any, rate: float, clock: random.Random) -> None:
+    start, at = time.perf_counter(), 0.0
+    async with asyncio.TaskGroup() as group:
+        for row, policy in order:
+            at += clock.expovariate(rate)
+            await asyncio.sleep(max(0.0, start + at - time.perf_counter()))
+            group.create_task(one(row, policy, start + at))
+
+
+async def _closed_loop(order: list[tuple[int, str]], one: Any, concurrency: int) -> None:
+    queue = iter(order)
+
+    async def user() -> None:
+        for row, policy in queue:
+            await one(row, policy, time.perf_counter())
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(concurrency):
+            group.create_task(user())

@@ -1,0 +1,186 @@
+"""What a bench run says: figures per policy, a table, and accuracy against latency as a picture."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from lab.data.examples import digest
+from lab.live.bench import Done, Plan, Sample
+from lab.outputs import REPLACED, replace_text
+from lab.picture import pyplot
+from lab.policies import parse_policy, shown
+from lab.records import Crossed, Record, write_records
+from lab.stats import paired_difference, wilson
+
+STAGES: tuple[Literal["tokenize", "queue", "infer", "prune"], ...] = ("tokenize", "queue", "infer", "prune")
+
+
+def report(plan: Plan, done: Done) -> dict[str, Any]:
+    """Figures per policy, with what they were measured on."""
+    info, samples = done.info, done.samples
+    by_policy = {p: sorted((s for s in samples if s.policy == p), key=lambda s: s.row) for p in plan.policies}
+    return {
+        "n": len(plan.examples),
+        "split": plan.split,
+        "data_sha256": digest(plan.examples),
+        "left_out": done.left_out.report(),
+        "loop": plan.loop,
+        "seed": plan.seed,
+        "hardware": {"machine": platform.machine(), "cpu": cpu(), "cores": os.cpu_count(), "device": info["device"]},
+        "first_tier": info,
+        "policies": {
+            policy: {"asked": parse_policy(policy), **_summary(rows, by_policy[plan.policies[0]])}
+            for policy, rows in by_policy.items()
+        },
+    }
+
+
+def _summary(samples: list[Sample], reference: list[Sample]) -> dict[str, Any]:
+    """One policy's figures; differences are against the first policy, over the same texts."""
+    n = len(samples)
+    ms = np.array([s.seconds * 1e3 for s in samples])
+    right = np.array([s.right for s in samples], float)
+    hops = [hop for s in samples for hop in s.result.hops]
+    links = [hop.link for hop in hops if hop.link]
+    sent = [(hop.words_kept, hop.words_in) for hop in hops if hop.words_kept is not None]
+    stages: dict[str, float] = {stage: sum(hop.timings_ms[stage] for hop in hops) / n for stage in STAGES}
+    low, high = wilson(int(right.sum()), n)
+    return {
+        "accuracy": right.mean(),
+        "accuracy_ci95": [low, high],
+        "accuracy_minus_first": paired_difference(right, np.array([s.right for s in reference], float)),
+        "ensemble_minus_last_tier": paired_difference(right, np.array([s.last_right for s in samples], float)),
+        "latency_ms": {
+            "mean": ms.mean(),
+            **{f"p{q}": float(np.percentile(ms, q)) for q in (50, 95, 99)},
+        },
+        "latency_minus_first_ms": paired_difference(ms, np.array([s.seconds * 1e3 for s in reference])),
+        "answered_by_tier": _shares(Counter(s.result.tier for s in samples), n),
+        "exits": {
+            tier: dict(sorted(Counter(h.exit_layer for h in hops if h.tier == tier).items()))
+            for tier in sorted({h.tier for h in hops})
+        },
+        "ran_by_tier": _shares(Counter(hop.tier for hop in hops), n),
+        "words_kept_of_words_at_pruning": sum(k for k, _ in sent) / max(1, sum(w for _, w in sent)),
+        "bytes_per_request": {
+            "up": sum(link.request_bytes for link in links) / n,
+            "down": sum(link.response_bytes for link in links) / n,
+        },
+        "stages_ms": {**stages, "link": sum(link.ms for link in links) / n},
+        "links": sorted({f"{link.source}-{link.target} {link.profile} ({link.backend})" for link in links}),
+        "degraded": dict(Counter(s.result.degraded for s in samples if s.result.degraded)),
+        "truncated": sum(s.result.truncated for s in samples) / n,
+    }
+
+
+def _shares(counts: Counter[str], n: int) -> dict[str, float]:
+    return {name: count / n for name, count in counts.most_common()}
+
+
+def cpu() -> str:
+    """The processor's own name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def write(plan: Plan, done: Done, out: Path, console: Console, **more: Any) -> None:
+    """Write OUT.json (with `more`), OUT.parquet and OUT.png; then print the table."""
+    figures = report(plan, done) | more
+    written, texts, picture = (out.with_name(f"{out.name}.{ending}") for ending in ("json", "parquet", "png"))
+    replaced = replace_text(written, json.dumps(figures, indent=1) + "\n")
+    write_records(texts, [_record(plan, done, sample) for sample in done.samples])
+    draw(figures, picture)
+    console.print(table(figures))
+    console.print(f"written: {written}, {texts}, {picture}{REPLACED if replaced else ''}")
+
+
+def _record(plan: Plan, done: Done, sample: Sample) -> Record:
+    example, result = plan.examples[sample.row], sample.result
+    return Record(
+        bundle=done.info["bundle"],
+        row=sample.row,
+        example=example,
+        policy=sample.policy,
+        label=done.info["labels"][example.label],
+        predicted=result.label,
+        confidence=result.confidence,
+        tier=result.tier,
+        exit_layer=result.exit_layer,
+        ms=sample.seconds * 1e3,
+        crossed=[
+            Crossed(f"{hop.link.source}-{hop.link.target}", hop.link.request_bytes, hop.link.response_bytes)
+            for hop in result.hops
+            if hop.link
+        ],
+        degraded=result.degraded,
+        words_in=result.words_in,
+        words_kept=next((hop.words_kept for hop in reversed(result.hops) if hop.words_kept is not None), None),
+    )
+
+
+def answered(report: dict[str, Any]) -> int:
+    """Texts behind the figures."""
+    return int(report["n"]) - int(report.get("left_out", {}).get("n", 0))
+
+
+def table(report: dict[str, Any]) -> Table:
+    """One row per policy."""
+    hardware = report["hardware"]
+    links = sorted({link for figures in report["policies"].values() for link in figures["links"]})
+    out = Table(
+        title=f"{answered(report)} texts, {report['loop']}; {hardware['cpu']}, {hardware['cores']} cores, "
+        f"{hardware['device']}; links: {', '.join(links) or 'none used'}",
+        title_justify="left",
+        show_edge=False,
+        pad_edge=False,
+    )
+    columns = ("policy", "accuracy [95 %]", "vs first, points [95 %]", "mean ms", "p50", "p95", "p99")
+    for column in (*columns, "ran at", "words kept", "bytes up", "infer ms", "link ms", "degraded"):
+        out.add_column(column, justify="left" if column in ("policy", "ran at") else "right")
+    for policy, f in report["policies"].items():
+        low, high = f["accuracy_ci95"]
+        gain, gain_low, gain_high = (100 * value for value in f["accuracy_minus_first"])
+        out.add_row(
+            shown(policy),
+            f"{f['accuracy']:.3f} [{low:.3f} {high:.3f}]",
+            f"{gain:+.1f} [{gain_low:+.1f} {gain_high:+.1f}]",
+            *(f"{f['latency_ms'][key]:.0f}" for key in ("mean", "p50", "p95", "p99")),
+            " ".join(f"{tier} {share:.0%}" for tier, share in sorted(f["ran_by_tier"].items(), key=lambda x: -x[1])),
+            f"{f['words_kept_of_words_at_pruning']:.0%}" if f["words_kept_of_words_at_pruning"] else "-",
+            f"{f['bytes_per_request']['up']:.0f}",
+            f"{f['stages_ms']['infer']:.0f}",
+            f"{f['stages_ms']['link']:.0f}",
+            str(sum(f["degraded"].values())),
+        )
+    return out
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Accuracy against mean latency, one point per policy, with 95 % intervals."""
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for policy, f in report["policies"].items():
+        low, high = f["accuracy_ci95"]
+        mean, accuracy = f["latency_ms"]["mean"], f["accuracy"]
+        error = [[100 * (accuracy - low)], [100 * (high - accuracy)]]
+        axes.errorbar(mean, 100 * accuracy, yerr=error, fmt="o", capsize=3)
+        axes.annotate(shown(policy), (mean, 100 * accuracy), xytext=(7, 6), textcoords="offset points", fontsize=8)
+    links = sorted({link for f in report["policies"].values() for link in f["links"]})
+    axes.set(xlabel="mean latency seen by the client (ms)", ylabel="accuracy (%), 95 % interval")
+    axes.set_title(f"{answered(report)} texts, {report['loop']}\n{'; '.join(links)}", fontsize=9)
+    axes.margins(x=0.15)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,172 @@
+"""Bajpai & Hanawal 2025 (DIMEE, arXiv 2410.05338): Table I again, each device alone, costs, and the pools.
+
+    table_1    the paper's rows, and length-quantile, collaborative and oracle beside them, on one `split` bundle
+    matched    what DIMEE must beat at equal cost: length bins as large as its pools, and a confidence cascade whose
+               one threshold is set so that it costs as much. Both look at no label, so both may use the unseen texts
+    devices    each tier alone, and each tier on the texts that DIMEE sends there
+    curves     score against cost as each method's own threshold varies (as a unit cost varies: `dimee_prices.py`)
+
+Unit costs are reconstructed, fitted to the paper's Table I [CALC] (`replay/costs.py`). Left out: BERT, BERT-large.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lab.papers.trial import Outcomes, Spec, Trial, last_within
+from lab.replay.costs import references
+from lab.stats import judged, score, wilson
+from shared.errors import UnknownPolicy
+
+WHOLE: dict[str, Any] = {"name": "early-exit", "exit_threshold": 1.0}  # every layer, on the device
+ROWS: dict[str, Spec] = {
+    "whole model": WHOLE,
+    "random": "random",
+    "early-exit": "early-exit",
+    "adaee": "adaee",
+    "i-splitee": "i-splitee",
+    "dimee-f": "dimee",
+    "dimee-d": {"name": "dimee", "adaptive": True},
+    "length-quantile": "length-quantile",
+    "collaborative": "collaborative",
+    "oracle": "oracle",
+}
+DIMEE: Spec = "dimee"
+PLAIN = ("early-exit", "random")
+POINTS = 10  # of each curve
+
+
+def table_1(trial: Trial) -> dict[str, Any]:
+    """Every row, paired with the whole model on the device, and what DIMEE must beat, paired with DIMEE."""
+    rows, refused = {}, {}
+    for name, spec in ROWS.items():
+        try:
+            rows[name] = trial.row(spec, WHOLE)
+        except UnknownPolicy as error:
+            refused[name] = str(error)
+    return {
+        "rows": rows,
+        "refused": refused,
+        "cloud_only": trial.row(f"{trial.replay.order[-1]}-only", WHOLE),
+        "against_dimee": matched(trial) if "dimee-f" in rows else {},
+        "less_dimee": {
+            name: trial.paired(trial.of(ROWS[name]), trial.of(DIMEE)) for name in PLAIN if {name, "dimee-f"} <= {*rows}
+        },
+    }
+
+
+def matched(trial: Trial) -> dict[str, Any]:
+    """Length bins and a cascade at DIMEE's cost; `paired` is each of them less DIMEE."""
+    return {name: trial.row(spec, DIMEE) for name, spec in rivals(trial).items()}
+
+
+def rivals(trial: Trial) -> dict[str, dict[str, Any]]:
+    """The settings of what is compared with DIMEE at equal cost."""
+    alpha = trial.bundle.card.policies["dimee"]["exit_threshold"]
+    run = trial.of(DIMEE).run
+    words = np.sort(run.words[trial.replay.numbers])
+    ends = np.cumsum(np.bincount(run.answered_by, minlength=len(run.tiers)))[:-1].clip(1, len(words))
+    edges = [int(words[end - 1]) for end in ends]
+    return {
+        "length-quantile, bins as large": {"name": "length-quantile", "exit_threshold": alpha, "edges": edges},
+        "confidence cascade, same cost": cascade_at(trial, float(trial.of(DIMEE).cost.mean())),
+    }
+
+
+def cascade(threshold: float) -> dict[str, Any]:
+    """Tier after tier, all layers, until one is confident enough; the last one that ran answers."""
+    return {
+        "name": "collaborative",
+        "offload_threshold": threshold,
+        "curve": "step",
+        "theta": 0.0,
+        "pruning_coefficient": 0.0,
+        "weighting": "last",
+    }
+
+
+def cascade_at(trial: Trial, cost: float) -> dict[str, Any]:
+    """The cascade whose mean cost is nearest below this one: cost grows with the threshold."""
+    return cascade(round(last_within(lambda threshold: float(trial.of(cascade(threshold)).cost.mean()) <= cost), 6))
+
+
+def devices(trial: Trial) -> dict[str, Any]:
+    """Each tier alone on all texts, and on those that DIMEE gives it."""
+    order, dimee = trial.replay.order, trial.of(DIMEE)
+    answered = dimee.run.answered_by[trial.read]
+    cloud = references(trial.replay).cloud
+    out: dict[str, Any] = {}
+    for at, tier in enumerate(order):
+        alone, own = trial.of(f"{tier}-only"), answered == at
+        out[tier] = {
+            "alone": _score(trial, alone, np.ones(len(own), bool)),
+            "alone_on_what_dimee_sends": _score(trial, alone, own),
+            "dimee_on_what_it_sends": _score(trial, dimee, own),
+            "share_of_texts": float(own.mean()),
+            "cost_against_cloud": float(alone.cost.mean() / cloud - 1),
+        }
+    return out
+
+
+def _score(trial: Trial, outcomes: Outcomes, rows: np.ndarray) -> dict[str, Any]:
+    said, truth = outcomes.label[rows], trial.truth[rows]
+    if not len(said):
+        return {"n": 0}
+    right = int((said == truth).sum())
+    own = {"accuracy": right / len(said), "accuracy_ci95": list(wilson(right, len(said)))}
+    return {"n": len(said), **own, **judged(trial.bundle.metric, said, truth)}
+
+
+def curves(trial: Trial) -> dict[str, Any]:
+    """Score against cost, per method, as its own threshold varies."""
+    classes = len(trial.bundle.labels)
+    grid = [round(float(alpha), 6) for alpha in np.linspace(1 / classes, 1, POINTS)]
+    edges = trial.bundle.card.policies["length-quantile"]["edges"]
+    methods: dict[str, list[dict[str, Any]]] = {
+        "early-exit": [{"name": "early-exit", "exit_threshold": alpha} for alpha in grid],
+        "dimee": [{"name": "dimee", "exit_threshold": alpha} for alpha in grid],
+        "length-quantile": [{"name": "length-quantile", "exit_threshold": a, "edges": edges} for a in grid],
+        "confidence cascade": [cascade(tau) for tau in (*grid[:-1], 0.97, 0.99, 0.999)],
+    }
+    whole = references(trial.replay).device
+    out: dict[str, Any] = {"score_against_cost": {}}
+    for name, specs in methods.items():
+        every = [trial.of(spec) for spec in specs]
+        out["score_against_cost"][name] = [
+            {"cost": float(o.cost.mean() / whole - 1), "score": score(trial.bundle.metric, o.label, trial.truth)}
+            for o in every
+        ]
+    return out
+
+
+def pools(trial: Trial) -> dict[str, Any]:
+    """Which pool each text truly belongs to (its exits say), where its embedding puts it, and two t-SNE coordinates."""
+    from sklearn.manifold import TSNE
+
+    from lab.replay.recorder import Kernel
+
+    policy = trial.replay.policy(DIMEE)
+    alpha = trial.bundle.card.policies["dimee"]["exit_threshold"]
+    numbers = trial.replay.numbers[trial.read]
+    sure = [
+        (s.table(numbers, Kernel.PLAIN).exits[numbers].amax(-1) >= alpha).any(1).numpy() for s in trial.replay.stations
+    ]
+    sure[-1][:] = True
+    true = np.stack(sure).argmax(0)
+    kind = policy.signature(trial.replay.order[0])
+    assert kind is not None
+    signatures = np.array(trial.replay.signatures(numbers, kind))
+    assigned = trial.of(DIMEE).run.answered_by[trial.read]
+    perplexity = min(30.0, (len(numbers) - 1) / 3)
+    flat = TSNE(perplexity=perplexity, random_state=trial.conditions.seed).fit_transform(signatures)
+    return {
+        "true": true.tolist(),
+        "assigned": assigned.tolist(),
+        "agree": float((true == assigned).mean()),
+        "agree_by_chance": float(
+            sum((true == g).mean() * (assigned == g).mean() for g in range(len(trial.replay.order)))
+        ),
+        "xy": [[round(float(value), 2) for value in row] for row in flat],
+    }

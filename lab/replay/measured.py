@@ -1,0 +1,86 @@
+"""Live times to stand beside modelled ones: a bench's report, or a tier's ledger."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from lab.data.examples import digest
+from lab.replay.walk import Replay
+from shared.errors import BadSetting
+from shared.policies import spec_of
+from shared.web.ledger import entries
+
+_NOT_ONE = (ValueError, KeyError, TypeError, AttributeError)
+
+
+def live_ms(path: Path, replay: Replay, spec: dict[str, Any], links: str) -> list[tuple[float, int]]:
+    """Live mean ms of a policy, and of how many texts, for each run in the file; empty if the policy is not in it.
+
+    Raises:
+        BadSetting: not such a file, or a bench of other texts or over other links: nothing to compare with.
+    """
+    if path.suffix != ".jsonl":
+        return [own] if (own := bench_ms(path, replay, spec, links, exactly=True)) else []
+    try:
+        return _ledger(path, replay, spec)
+    except _NOT_ONE as error:
+        raise BadSetting(f"{path}: not a ledger's .jsonl ({error!r})") from error
+
+
+def bench_ms(
+    path: Path, replay: Replay, spec: dict[str, Any], links: str, *, exactly: bool = False
+) -> tuple[float, int] | None:
+    """Live mean ms of a policy in a bench's .json, and of how many of the replay's texts (the first ones; all of them
+    if `exactly`); None if the bench has not this policy or another bundle.
+
+    Raises:
+        BadSetting: not such a file, or a bench of other texts or over other links.
+    """
+    try:
+        said = json.loads(path.read_text())
+        n, sent, first, policies = said["n"], said["data_sha256"], said["first_tier"], said["policies"]
+        if first["bundle"] != replay.bundle.name:
+            return None
+        if sent != digest(list(replay.examples[:n])) or (exactly and n != len(replay.examples)):
+            raise BadSetting(f"{path}: measured on other texts: name the same (--data, --n, --split, --exclude-split)")
+        _check_links(path, first["links"], replay.order, links)
+        live = [(own["asked"], float(own["latency_ms"]["mean"])) for own in policies.values()]
+    except _NOT_ONE as error:
+        raise BadSetting(f"{path}: not a bench's .json ({error!r})") from error
+    same = [ms for asked, ms in live if spec_of(replay.policy(asked)) == spec]
+    return (same[0], n) if same else None
+
+
+def _check_links(path: Path, live: list[dict[str, Any]], order: tuple[str, ...], links: str) -> None:
+    access, _, backbone = links.replace(",", "/").partition("/")
+    for link in live:
+        modelled = "+".join([access, *[backbone] * (order.index(link["to"]) - 1)])
+        if link["profile"] not in (None, modelled):
+            raise BadSetting(
+                f"{path}: measured over {link['profile']} to the {link['to']}, not {modelled}: name its --links"
+            )
+
+
+def _ledger(path: Path, replay: Replay, spec: dict[str, Any]) -> list[tuple[float, int]]:
+    """Totals of whole, undisturbed requests of one text."""
+    model, texts = replay.bundle.card_name, set(replay.corpus.keys)
+    lines = list(entries(path))
+    texts_of = Counter(line["id"] for line in lines)
+    return [
+        (line["timings_ms"]["total"], 1)
+        for line in lines
+        if line["model"] == model
+        and line["text_sha256"] in texts
+        and texts_of[line["id"]] == 1
+        and not line["degraded"]
+        and line["max_tier"] is None
+        and _is(line["policy"], spec)
+    ]
+
+
+def _is(recorded: dict[str, Any], spec: dict[str, Any]) -> bool:
+    """Whether a line is of this policy; one that learns has an arm in every line."""
+    return all(recorded.get(key) == value for key, value in spec.items() if key != "arm" or value is not None)

@@ -1,0 +1,240 @@
+"""What a plan says: its front as table and picture, the choice as a policy file, how it fares on unseen texts."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lab.live.bench_report import cpu
+from lab.outputs import REPLACED, replace_text
+from lab.papers.trial import Trial
+from lab.picture import pyplot
+from lab.replay.measured import bench_ms
+from lab.replay.plan import Plan, Spec, Targets, choose, confirm, measure, parts
+from lab.stats import front
+from shared.model.bundle import MODELS, Metric
+from shared.policies import spec_of
+
+RESAMPLINGS = 100
+
+
+def report(found: Plan, targets: Targets, chosen_on: Trial, judged_on: Trial, bench: Path | None) -> dict[str, Any]:
+    """Everything, as JSON: what was asked, the front, the choice, and what unseen and live texts say of it."""
+    spec = found.specs[found.nearest]
+    seen = confirm(judged_on.of(spec), np.arange(len(judged_on.truth)))
+    misses = found.confirmed[found.nearest].misses(targets, bounds=True)
+    walked = [
+        {
+            "spec": found.specs[at],
+            "searched": _told(asdict(found.searched[at])),
+            "confirmed": _told(asdict(found.confirmed[at])),
+            "chosen": at == found.chosen,
+        }
+        for at in found.front
+    ]
+    own = [found.searched[at] for at in found.front]
+    best = front([point.cost(targets) for point in own], [point.accuracy for point in own])
+    return {
+        "targets": _told(asdict(targets)),
+        "bundle": chosen_on.bundle.name if chosen_on.bundle.folder.parent == MODELS else str(chosen_on.bundle.folder),
+        "feasible": found.chosen is not None,
+        "policy": spec_of(chosen_on.replay.policy(spec)),
+        "missed_by": _told(misses),
+        "hardware": f"{cpu()}, {os.cpu_count()} cores",
+        "settings": len(found.specs),
+        "validation": chosen_on.described(),
+        "deepest_tier_alone": {"validation": _alone(chosen_on), "unseen": _alone(judged_on)},
+        "cost": targets.cost,
+        "walked": [{**point, "on_front": at in best} for at, point in enumerate(walked)],
+        "front": [walked[at] for at in reversed(best)],
+        "unseen": {
+            **judged_on.described(),
+            **_told(asdict(seen)),
+            "holds_of_100_resamplings": resampled(judged_on, spec, targets),
+            "replanned": replanned(found, targets, chosen_on, judged_on),
+        },
+        "live": None if bench is None else live(judged_on, spec, bench),
+        "notes": [*judged_on.times.notes, *_metric_note(chosen_on.bundle.metric)],
+    }
+
+
+def _metric_note(metric: Metric) -> list[str]:
+    return [] if metric is Metric.ACCURACY else [f"planned by accuracy; this bundle's own metric is {metric.value}"]
+
+
+def _alone(trial: Trial) -> float:
+    """Accuracy of the deepest tier alone: whether two sets of texts are as hard."""
+    return float(trial.of(f"{trial.replay.order[-1]}-only").right.mean())
+
+
+def _told(figures: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity: a bound that few texts cannot give is null."""
+    return {key: None if isinstance(v, float) and math.isinf(v) else v for key, v in figures.items()}
+
+
+def resampled(trial: Trial, spec: Spec, targets: Targets) -> int:
+    """In how many of 100 resamplings of these texts every target holds."""
+    noise, outcomes, n = np.random.default_rng(trial.conditions.seed), trial.of(spec), len(trial.truth)
+    return sum(measure(outcomes, noise.integers(0, n, n)).meets(targets, bounds=False) for _ in range(RESAMPLINGS))
+
+
+def replanned(found: Plan, targets: Targets, chosen_on: Trial, judged_on: Trial) -> dict[str, int]:
+    """100 plans from resampled validation texts: how many find a setting, how many of those hold on unseen texts."""
+    noise, n = np.random.default_rng(chosen_on.conditions.seed), len(chosen_on.truth)
+    every, everything = [chosen_on.of(spec) for spec in found.specs], np.arange(len(judged_on.truth))
+    feasible = held = 0
+    for _ in range(RESAMPLINGS):
+        search, rest = (noise.choice(rows, len(rows)) for rows in parts(n))
+        again = choose(found.specs, every, targets, search, rest, pinned=found.pinned)
+        if again.chosen is not None:
+            feasible += 1
+            held += measure(judged_on.of(found.specs[again.chosen]), everything).meets(targets, bounds=False)
+    return {"feasible": feasible, "hold": held}
+
+
+def live(trial: Trial, spec: Spec | str, bench: Path) -> dict[str, Any] | None:
+    """Modelled against live mean time over the texts of a `tierwise bench`; null if it has not this policy.
+
+    Raises:
+        BadSetting: no bench, or one of other texts or over other links.
+    """
+    own = bench_ms(bench, trial.replay, spec_of(trial.replay.policy(spec)), trial.conditions.links)
+    if own is None:
+        return None
+    waited, n = own
+    modelled = float(trial.of(spec).ms[: trial.read[:n].sum()].mean())
+    return {"bench": bench.name, "n": n, "modelled_ms": modelled, "live_ms": waited, "off_by": modelled / waited - 1}
+
+
+# -- for people -------------------------------------------------------------------------------------------------------
+
+
+def write(said: dict[str, Any], out: Path, console: Console) -> None:
+    """Write OUT.json, OUT.png and, where a setting was found, OUT.policy.json; print the plan."""
+    written, picture = out.with_name(f"{out.name}.json"), out.with_name(f"{out.name}.png")
+    replaced = replace_text(written, json.dumps(said, indent=1) + "\n")
+    draw(said, picture)
+    console.print(table(said))
+    for line in sentences(said):
+        console.print(line, highlight=False)
+    policy = out.with_name(f"{out.name}.policy.json").resolve()
+    if said["feasible"]:
+        policy.write_text(json.dumps(said["policy"], indent=1) + "\n")
+        print(f"TIERWISE_BUNDLE={said['bundle']}\nTIERWISE_POLICY={policy}")
+    else:
+        policy.unlink(missing_ok=True)  # an older plan's would pass for this one's
+    console.print(f"written: {written}, {picture}{REPLACED if replaced else ''}")
+
+
+def sentences(said: dict[str, Any]) -> list[str]:
+    """The choice, and how it fares."""
+    unseen, again = said["unseen"], said["unseen"]["replanned"]
+    targets = ", ".join(f"{k} {v}" for k, v in said["targets"].items() if v is not None and k != "objective")
+    parameters = {key: value for key, value in said["policy"].items() if key != "name"}
+    if said["feasible"]:
+        out = [f"Chosen for {targets}: {said['policy']['name']} {json.dumps(parameters)}"]
+    else:
+        missed = [
+            f"{name} by {gap:.1%}" if gap is not None else f"{name}: too few texts to bound it"
+            for name, gap in said["missed_by"].items()
+        ]
+        gaps = ", ".join(missed) or "nothing, but a safer setting before it on the front did, so it is not proved"
+        out = [
+            f"No setting meets {targets} beyond doubt on {said['validation']['n']} validation texts. Nearest: "
+            f"{said['policy']['name']} {json.dumps(parameters)}; its bounds miss {gaps}."
+        ]
+    out.append(
+        f"On {unseen['n']} unseen texts: accuracy {unseen['accuracy']:.3f}, modelled mean {unseen['mean_ms']:.0f} ms, "
+        f"p95 {unseen['p95_ms']:.0f} ms, {unseen['bytes']:.0f} bytes; the targets hold in "
+        f"{unseen['holds_of_100_resamplings']} of 100 resamplings. Planned again from 100 resampled validation sets: "
+        f"{again['feasible']} find a setting, {again['hold']} of these hold there."
+    )
+    alone = said["deepest_tier_alone"]
+    out.append(
+        f"The deepest tier alone has accuracy {alone['validation']:.3f} on the validation texts and "
+        f"{alone['unseen']:.3f} on the unseen ones: whether these are as hard."
+    )
+    if said["live"]:
+        beside = said["live"]
+        out.append(
+            f"Live (bench, n = {beside['n']}): {beside['live_ms']:.0f} ms, modelled {beside['modelled_ms']:.0f} ms "
+            f"({beside['off_by']:+.0%})."
+        )
+    return [*out, *said["notes"]]
+
+
+def table(said: dict[str, Any]) -> Table:
+    """What was walked, from its safe end: the safe setting, which others may beat, then the front."""
+    made = said["validation"]
+    out = Table(
+        title=f"{said['settings']} settings of {made['bundle']}, {made['n']} validation texts, a third to search on; "
+        f"links {made['links']}; times are MODELLED",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        pad_edge=False,
+    )
+    for column in (
+        "policy",
+        "search: accuracy",
+        "mean ms",
+        "confirm: accuracy",
+        "bound",
+        "mean ms",
+        "p95",
+        "bytes",
+        "",
+    ):
+        out.add_column(column, justify="left" if column == "policy" else "right", overflow="fold")
+    for point in said["walked"]:
+        a, b = point["searched"], point["confirmed"]
+        name, *rest = (str(value) if key == "name" else f"{key}={value}" for key, value in point["spec"].items())
+        out.add_row(
+            f"{name} {' '.join(rest)}",
+            f"{a['accuracy']:.3f}",
+            f"{a['mean_ms']:.0f}",
+            f"{b['accuracy']:.3f}",
+            f"{b['accuracy_low']:.3f}",
+            f"{b['mean_ms']:.0f}",
+            f"{b['p95_ms']:.0f}",
+            f"{b['bytes']:.0f}",
+            "chosen" if point["chosen"] else "" if point["on_front"] else "safe, beaten",
+        )
+    return out
+
+
+def draw(said: dict[str, Any], path: Path) -> None:
+    """The front where it was searched, how it did where it was confirmed, with the bound, the target and the choice."""
+    plt = pyplot()
+    cost = said["cost"]
+    label = {"p95_ms": "modelled p95 ms", "mean_ms": "modelled mean ms", "bytes": "bytes of bodies a request"}[cost]
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for half, style in (("searched", "o-"), ("confirmed", "s")):  # what is best on some texts may be beaten on others
+        points = [point[half] for point in said["front"]]
+        where = f"{half} on {'a third of' if half == 'searched' else 'the other'} validation texts"
+        axes.plot([p[cost] for p in points], [100 * p["accuracy"] for p in points], style, ms=4, label=where)
+    bounds = [point["confirmed"] for point in said["front"]]
+    axes.plot([p[cost] for p in bounds], [100 * p["accuracy_low"] for p in bounds], "v", ms=4, label="95 % bound")
+    if said["targets"]["accuracy"] is not None:
+        axes.axhline(100 * said["targets"]["accuracy"], color="grey", linewidth=0.8, label="target accuracy")
+    if said["targets"]["p95_ms"] is not None and cost == "p95_ms":
+        axes.axvline(said["targets"]["p95_ms"], color="grey", linewidth=0.8, label="target p95")
+    for point in said["walked"]:
+        if point["chosen"]:
+            own = point["confirmed"]
+            axes.plot(own[cost], 100 * own["accuracy"], "*", ms=16, color="tab:red", label="chosen")
+    seen = said["unseen"]
+    axes.plot(seen[cost], 100 * seen["accuracy"], "x", ms=10, color="black", label=f"unseen, n = {seen['n']}")
+    axes.set(xlabel=label, ylabel="accuracy (%)", title=f"{said['settings']} settings, their front")
+    figure.legend(fontsize=8, ncols=3, loc="outside lower center")  # nothing under it
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,244 @@
+"""What a replay says: figures per bundle and policy, one table over all, and score against modelled latency."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lab.outputs import REPLACED, replace_text
+from lab.picture import pyplot
+from lab.records import Crossed, Record, write_records
+from lab.replay.costs import references, unit_costs
+from lab.replay.run import NONE, Run
+from lab.replay.times import Modelled, Times
+from lab.replay.walk import Replay
+from lab.stats import judged, paired_difference, paired_score_difference, score, wilson
+from shared.model.bundle import Metric
+
+
+def figures(replay: Replay, run: Run, reference: Run, times: Times) -> dict[str, Any]:
+    """One policy's figures; differences are against `reference`, over the same texts."""
+    read = (run.label != NONE) & (reference.label != NONE)
+    modelled, costs, whole = times.of(run), unit_costs(replay, run), references(replay)
+    ran = run.ran[:, read]
+    cost, layers = float(costs[read].mean()), run.exit_layer[:, read]
+    return {
+        **_quality(replay, run, reference, read),
+        "modelled_ms": _latency(modelled, read),
+        "unit_cost": {
+            "mean": cost,
+            "against_whole_model_on_device": cost / whole.device - 1,
+            "against_cloud_only": cost / whole.cloud - 1,
+        },
+        "answered_by_tier": _answered_by(run, read),
+        "ran_by_tier": _shares(run.tiers, ran.mean(1).tolist()),
+        "mean_exit_layer": _shares(run.tiers, [float(own[own > 0].mean()) if own.any() else 0 for own in layers]),
+        "words_sent_of_words_in": _words(run, read),
+        "bytes_per_request": {
+            "up": float(modelled.bytes_up[read].mean()),
+            "down": float(modelled.bytes_down[read].mean()),
+        },
+        "texts_left_out": int((~read).sum()),
+        "replay_only": run.replay_only,
+        "layers": dict(zip(run.tiers, run.layers, strict=True)),
+    }
+
+
+def records_of(replay: Replay, run: Run, times: Times, name: str) -> list[Record]:
+    """What a policy did to each text that it answered."""
+    ms, labels = times.of(run).seconds * 1e3, replay.bundle.labels
+    crossed: dict[int, list[Crossed]] = {}
+    kept: dict[int, int] = {}
+    for (here, there), rows, up, down in times.crossings(run):
+        link = f"{run.tiers[here]}-{run.tiers[there]}"
+        for row, asked, answered in zip(rows.tolist(), up.tolist(), down.tolist(), strict=True):
+            crossed.setdefault(row, []).append(Crossed(link, int(asked), int(answered)))
+            if run.ran[here, row]:
+                kept[row] = int(run.words[run.carried[here, there][row]])
+    return [
+        Record(
+            bundle=replay.bundle.name,
+            row=row,
+            example=replay.examples[row],
+            policy=name,
+            label=labels[replay.labels[row]],
+            predicted=labels[run.label[row]],
+            confidence=round(float(run.probabilities[row].max()), 6),
+            tier=run.tiers[at],
+            exit_layer=int(run.exit_layer[at, row]),
+            ms=float(ms[row]),
+            crossed=crossed.get(row, []),
+            degraded=None,
+            words_in=int(run.words[replay.numbers[row]]),
+            words_kept=kept.get(row),
+        )
+        for row, at in enumerate(run.answered_by.tolist())
+        if run.label[row] != NONE
+    ]
+
+
+def brief(replay: Replay, run: Run, times: Times) -> dict[str, float]:
+    """What a sweep compares settings by: score, modelled mean and 95th percentile, unit cost, words sent."""
+    read = run.label != NONE
+    ms = times.of(run).seconds[read] * 1e3
+    return {
+        "score": score(replay.bundle.metric, run.label[read], replay.labels[read]),
+        "modelled_ms": float(ms.mean()),
+        "modelled_p95_ms": float(np.percentile(ms, 95)),
+        "unit_cost": float(unit_costs(replay, run)[read].mean()),
+        "words_sent_of_words_in": _words(run, read) or 0.0,
+        **{f"answered_at_{tier}": share for tier, share in _answered_by(run, read).items()},
+    }
+
+
+def _answered_by(run: Run, read: np.ndarray) -> dict[str, float]:
+    return _shares(run.tiers, [float((run.answered_by[read] == at).mean()) for at in range(len(run.tiers))])
+
+
+def _quality(replay: Replay, run: Run, reference: Run, read: np.ndarray) -> dict[str, Any]:
+    metric, truth = replay.bundle.metric, replay.labels[read]
+    said, other, last = run.label[read], reference.label[read], run.last_label[read]
+    right = (said == truth).astype(float)
+    low, high = wilson(int(right.sum()), len(right))
+    out = {
+        "accuracy": float(right.mean()),
+        "accuracy_ci95": [low, high],
+        "accuracy_minus_reference": paired_difference(right, (other == truth).astype(float)),
+        "ensemble_minus_last_tier": paired_difference(right, (last == truth).astype(float)),
+    }
+    if metric is not Metric.ACCURACY:
+        out |= judged(metric, said, truth)
+        out[f"{metric.value}_minus_reference"] = paired_score_difference(metric, said, other, truth)
+    return out
+
+
+def _latency(modelled: Modelled, read: np.ndarray) -> dict[str, float]:
+    ms = modelled.seconds[read] * 1e3
+    return {
+        "mean": float(ms.mean()),
+        **{f"p{q}": float(np.percentile(ms, q)) for q in (50, 95, 99)},
+        "infer": float(modelled.infer[read].mean() * 1e3),
+        "link": float(modelled.link[read].mean() * 1e3),
+    }
+
+
+def _words(run: Run, read: np.ndarray) -> float | None:
+    """Words sent on of words read, where `after` sent a text on; null where nothing was."""
+    sent = read_in = 0
+    for (here, _), carried in run.carried.items():
+        rows = np.flatnonzero(read & (carried != NONE) & run.ran[here])
+        sent += int(run.words[carried[rows]].sum())
+        read_in += int(run.words[run.numbers[here, rows]].sum())
+    return sent / read_in if read_in else None
+
+
+def _shares(tiers: tuple[str, ...], values: list[float]) -> dict[str, float]:
+    return {tier: round(value, 4) for tier, value in zip(tiers, values, strict=True) if value}
+
+
+def table(report: dict[str, Any]) -> Table:
+    """One row per bundle and policy."""
+    hardware = report["hardware"]
+    out = Table(
+        title=f"Replayed; links {report['links']}; times are MODELLED from tables measured on "
+        f"{hardware['cpu']}, {report['threads']['deeper_tiers']} thread(s) for each tier but the first, which has 1",
+        caption="cost in DIMEE's units (constants fitted to its Table I, not the paper's own), relative to the whole "
+        "model on the device, and to the cloud. *: replay only; what needs the whole model on the first tier gets the "
+        "last tier's network there. words: what was sent on of what was read, where a tier that had read a text sent "
+        "it on. " + " ".join(report["notes"]),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    measured = any("measured_ms" in f for b in report["bundles"].values() for f in b["policies"].values())
+    columns = ["bundle (texts)", "policy", "score [95 %]", "vs cloud, points", "model ms", "p95"]
+    columns += ["measured (model off)"] if measured else []
+    columns += ["cost/device", "/cloud", "answered at, %", "words", "bytes"]
+    for column in columns:
+        words = column in ("bundle (texts)", "policy", "answered at, %")
+        name = column == "policy"
+        out.add_column(
+            column,
+            justify="left" if words else "right",
+            no_wrap=not name,
+            overflow="fold",
+            min_width=16 if name else None,
+        )
+    for name, own in report["bundles"].items():
+        out.add_section()
+        for at, (policy, f) in enumerate(own["policies"].items()):
+            out.add_row(*_row("" if at else f"{name} ({_answered(own)})", policy, own["metric"], f, measured=measured))
+    return out
+
+
+def _answered(own: dict[str, Any]) -> int:
+    """Texts behind the figures: a blank one has no words to read."""
+    return int(own["n"]) - max((f["texts_left_out"] for f in own["policies"].values()), default=0)
+
+
+def _row(bundle: str, policy: str, metric: str, f: dict[str, Any], *, measured: bool) -> list[str]:
+    low, high = f[f"{metric}_ci95"]
+    gain, gain_low, gain_high = (100 * value for value in f[f"{metric}_minus_reference"])
+    beside = f.get("measured_ms")
+    return [
+        bundle,
+        f"{policy} *" if f["replay_only"] else policy,
+        f"{f[metric]:.3f} [{low:.3f} {high:.3f}]",
+        f"{gain:+.1f} [{gain_low:+.1f} {gain_high:+.1f}]",
+        f"{f['modelled_ms']['mean']:.0f}",
+        f"{f['modelled_ms']['p95']:.0f}",
+        *([f"{beside['mean']:.0f} ({beside['modelled_is_off_by']:+.0%})" if beside else "-"] if measured else []),
+        f"{f['unit_cost']['against_whole_model_on_device']:+.0%}",
+        f"{f['unit_cost']['against_cloud_only']:+.0%}",
+        " ".join(f"{tier} {100 * share:.0f}" for tier, share in f["answered_by_tier"].items()),
+        "-" if f["words_sent_of_words_in"] is None else f"{f['words_sent_of_words_in']:.0%}",
+        f"{f['bytes_per_request']['up']:.0f}",
+    ]
+
+
+def write(report: dict[str, Any], records: list[Record], out: Path, console: Console) -> None:
+    """Write OUT.json, OUT.parquet and OUT.png; then print the table."""
+    written, texts, picture = (out.with_name(f"{out.name}.{ending}") for ending in ("json", "parquet", "png"))
+    replaced = replace_text(written, json.dumps(report, indent=1) + "\n")
+    write_records(texts, records)
+    draw(report, picture)
+    console.print(table(report))
+    for name, own in report["bundles"].items():
+        for policy, why in own["refused"].items():
+            console.print(f"{name}, {policy}: {why}", style="yellow", highlight=False)
+    console.print(f"written: {written}, {texts}, {picture}{REPLACED if replaced else ''}")
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Score against modelled mean latency, a panel per bundle; squares run in replay only."""
+    plt = pyplot()
+    bundles = report["bundles"]
+    looks = {policy: at for at, policy in enumerate(dict.fromkeys(p for b in bundles.values() for p in b["policies"]))}
+    figure, panels = plt.subplots(len(bundles), 1, figsize=(9, 5 * len(bundles)), layout="constrained", squeeze=False)
+    for axes, (name, own) in zip(panels[:, 0], bundles.items(), strict=True):
+        for policy, f in own["policies"].items():
+            at = looks[policy]
+            value, (low, high) = f[own["metric"]], f[f"{own['metric']}_ci95"]
+            error = [[100 * max(0.0, value - low)], [100 * max(0.0, high - value)]]
+            marker = "s" if f["replay_only"] else "o^vD"[at % 4]
+            where, colour = (f["modelled_ms"]["mean"], 100 * value), plt.colormaps["tab20"](at % 20)
+            axes.errorbar(*where, yerr=error, fmt="none", ecolor=colour, alpha=0.35)
+            axes.plot(*where, marker, color=colour, label=policy)
+        axes.set(
+            xlabel="modelled mean latency (ms)",
+            ylabel=f"{own['metric']} (%), 95 % interval",
+            title=f"{name}, {_answered(own)} texts",
+        )
+        if own["policies"]:  # every one that was named may have been refused
+            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
+        axes.grid(alpha=0.3)
+    figure.suptitle(f"Replayed; links {report['links']}; squares: replay only", fontsize=9)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,114 @@
+"""One tier as a replay sees it: recorded exits, calibrated as the tier calibrates them, for any exit rule or pruning.
+
+Everything is looked up by the text's number: dense arrays that grow with the corpus, filled when first asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lab.replay.recorder import Corpus, Kernel, Recorder
+from shared.model.exits import ExitRule
+from shared.model.pruning import Pruning, keep_words
+
+Numbers = np.ndarray  # int64 [n]: texts of the corpus
+Layers = np.ndarray  # int64 [n]: 1-based exits
+
+
+@dataclass
+class Table:
+    """What one kernel gave, by text number; rows that nobody asked for are zero."""
+
+    exits: Tensor  # [texts, E, C] fp32, calibrated
+    rounded: np.ndarray  # [texts, E, C] float64, to 6 digits as on the wire
+    tokens: np.ndarray  # [texts] int64; 0 where the text cannot be read, -1 where it is not known yet
+
+
+class Station:
+    """The first `layers` layers of a recording, with a temperature for each exit."""
+
+    def __init__(self, name: str, recorder: Recorder, layers: int, temperatures: Sequence[float]) -> None:
+        assert len(temperatures) == layers <= recorder.source.layers
+        self.name, self.recorder, self.layers = name, recorder, layers
+        self._temperatures = torch.tensor(temperatures)
+        self._tables: dict[Kernel, Table] = {}
+        self._left: dict[tuple[Kernel, ExitRule], np.ndarray] = {}
+        self._pruned: dict[Pruning, np.ndarray] = {}
+
+    @property
+    def corpus(self) -> Corpus:
+        return self.recorder.corpus
+
+    def table(self, numbers: Numbers, kernel: Kernel) -> Table:
+        """The table of a kernel, these texts in it."""
+        table = self._tables.get(kernel)
+        if table is None or len(table.tokens) < len(self.corpus.texts):
+            table = self._tables[kernel] = self._grown(table)
+        missing = numbers[table.tokens[numbers] < 0]
+        if len(missing):
+            missing = np.unique(missing)
+            records = self.recorder.records(missing.tolist(), kernel)
+            logits = torch.stack([record.logits[: self.layers] for record in records], 1)  # [E, n, C]
+            exits = (logits / self._temperatures.view(-1, 1, 1)).softmax(-1).transpose(0, 1)
+            table.exits[missing] = exits
+            values = [round(value, 6) for value in exits.flatten().tolist()]
+            table.rounded[missing] = np.array(values).reshape(exits.shape)
+            table.tokens[missing] = [record.tokens for record in records]
+        return table
+
+    def _grown(self, table: Table | None) -> Table:
+        size = max(64, 2 * len(self.corpus.texts))
+        classes = self.recorder.classes
+        exits = torch.zeros(size, self.layers, classes)
+        new = Table(exits, np.zeros((size, self.layers, classes)), np.full(size, -1))
+        if table is not None:
+            old = len(table.tokens)
+            new.exits[:old], new.rounded[:old], new.tokens[:old] = table.exits, table.rounded, table.tokens
+        return new
+
+    def left(self, numbers: Numbers, rule: ExitRule | None, kernel: Kernel) -> Layers:
+        """The exit that each text takes: the live rule, asked after every layer with the exits up to there."""
+        if rule is None:
+            return np.full(len(numbers), self.layers)
+        table = self.table(numbers, kernel)
+        known = self._left.get((kernel, rule))
+        if known is None or len(known) < len(table.tokens):
+            new = np.zeros(len(table.tokens), dtype=np.int64)
+            if known is not None:
+                new[: len(known)] = known
+            known = self._left[kernel, rule] = new
+        missing = numbers[known[numbers] == 0]
+        if len(missing):
+            history = table.exits[missing].transpose(0, 1)  # [E, n, C]
+            layer = torch.full((len(missing),), self.layers)
+            for depth in range(self.layers - 1, 0, -1):
+                layer[rule(history[:depth])] = depth
+            known[missing] = layer.numpy()
+        return known[numbers]
+
+    def pruned(self, numbers: Numbers, layers: Layers, pruning: Pruning) -> Numbers:
+        """The numbers of the texts that travel on, each pruned by the attention received up to its exit."""
+        size = max(64, 2 * len(self.corpus.texts))
+        known = self._pruned.get(pruning)
+        if known is None or len(known) <= int(numbers.max(initial=0)):
+            new = np.full((size, self.layers + 1), -1)
+            if known is not None:
+                new[: len(known)] = known
+            known = self._pruned[pruning] = new
+        for number, layer in zip(numbers.tolist(), layers.tolist(), strict=True):
+            if known[number, layer] < 0:
+                known[number, layer] = self._prune(number, layer, pruning)
+        return known[numbers, layers]
+
+    def _prune(self, number: int, layer: int, pruning: Pruning) -> int:
+        (record,) = self.recorder.records([number], Kernel.COUNTED)
+        text, pair = self.corpus.texts[number]
+        assert record.importance is not None
+        encoded = record.encoded(text, pair)
+        keep = pruning.mask(encoded, record.importance[layer - 1].tolist())
+        return self.corpus.number(*keep_words(text, pair, encoded, keep))
