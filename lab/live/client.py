@@ -1,6 +1,7 @@
 """A client of a running tier: ask it to classify, and say plainly what went wrong if it does not.
 
-It shows the door's key that the tiers themselves ask for: the one in the file that `TIERWISE_DOOR_KEY_FILE` names.
+It shows the door's key that the tiers themselves ask for: the one in the file that `TIERWISE_DOOR_KEY_FILE` names,
+or else `TIERWISE_KEY_FILE`.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def connect(url: str, **options: Any) -> AsyncClient:
     """A client of the tier at `url`, with its key; `options` are httpx's own.
 
     Raises:
-        BadSetting: no key in the file that `TIERWISE_DOOR_KEY_FILE` names.
+        BadSetting: no key in the file that a setting names.
     """
     key = key_of("TIERWISE_DOOR_KEY_FILE")
     headers = {} if key is None else {"authorization": f"Bearer {key}"}

@@ -26,8 +26,8 @@ PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in pages()}
 FENCES = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"(?:\w+=\S+ |taskset -c \d+ |.*\| )*(?:\.venv/bin/)?((?:tierwise|make|python)\b.*)")
 TICKED = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
-OURS = ("shared", "services", "tests", "deploy")
-YOURS = {"docker-compose.override.yml", "short.py", "site/"}  # a reader makes them
+OURS = ("shared", "services", "lab", "tests", "deploy")
+YOURS = {"docker-compose.override.yml", "short.py", "site/", "./", "../"}  # a reader makes them, or they are anywhere
 BASES = {"config.json", "tokenizer.json"}  # of base weights, which are fetched
 
 
@@ -179,7 +179,7 @@ def missing(token):
             return False  # FILE.json, OUT/NAME.png: a reader's
         ending = f"/{token}"
         return not any(ending in path if token.endswith("/") else path.endswith(ending) for path in files())
-    if re.fullmatch(r"(shared|services|tests)(\.\w+)+", token):
+    if re.fullmatch(r"(shared|services|lab|tests)(\.\w+)+", token):
         try:
             return importlib.util.find_spec(token) is None
         except ModuleNotFoundError:
@@ -212,7 +212,7 @@ def test_a_stale_reference_would_be_found(token):
 
 
 @pytest.mark.parametrize(
-    "token", ["exits.py", "shared/model/exits.py", "shared.model.exits", "Tier.answer", "policies/", "FILE.json"]
+    "token", ["exits.py", "shared/model/exits.py", "shared.model.exits", "Tier.answer", "policies/", "./", "FILE.json"]
 )
 def test_a_good_reference_is_not_flagged(token):
     assert not missing(token)
