@@ -53,6 +53,7 @@ check: $(STAMP)  ## style, types, lock file
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/python deploy/lock.py --check
 	$(BIN)/python deploy/grafana/make_dashboards.py --check
 

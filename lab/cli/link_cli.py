@@ -33,7 +33,7 @@ def list_(project: Project = None, as_json: AsJson = False) -> None:
     from lab.live import links
     from services.shaper.verify import rate_text
     from shared.errors import BadSetting
-    from shared.links.link import PROFILES, profile
+    from shared.links.profile import PROFILES, profile
 
     profiles = yaml.safe_load(PROFILES.read_text())
     try:

@@ -27,7 +27,7 @@ from lab.papers.published import published
 from lab.policies import shown
 from lab.stats import wilson
 from shared.errors import BadSetting
-from shared.links.link import PROFILES
+from shared.links.profile import PROFILES
 from shared.model.bundle import MODELS
 from shared.policies import POLICIES
 from shared.web.settings import PREFIX

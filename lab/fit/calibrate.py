@@ -33,7 +33,7 @@ from lab.fit.pools import Chosen, choose, leaving
 from lab.outputs import replace_text
 from lab.stats import judged, wilson
 from shared.errors import BadSetting
-from shared.links.link import profile
+from shared.links.profile import profile
 from shared.model.bundle import Bundle, Card, load_bundle
 from shared.model.calibration import T_MAX, T_MIN, fit_temperature, quality
 from shared.model.ensemble import Ensemble, Weighting

@@ -20,7 +20,7 @@ from lab.live.bench import run as measure
 from lab.live.bench_report import table, write
 from lab.outputs import sole_writer
 from shared.errors import BadSetting
-from shared.links.link import profile
+from shared.links.profile import profile
 
 
 def run(plan: Plan, cells: list[str], url: str, out: Path, console: Console) -> None:

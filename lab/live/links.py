@@ -17,7 +17,7 @@ from services.shaper.shape import Direction
 from services.shaper.trace import parse
 from services.shaper.verify import Check, Report, judge_probe, judge_settings
 from shared.errors import BadSetting
-from shared.links.link import profile
+from shared.links.profile import profile
 
 SERVICE, PROJECT = "com.docker.compose.service", "com.docker.compose.project"
 Ends = dict[Direction, dict[str, Any]]  # what the end that sends in a direction says

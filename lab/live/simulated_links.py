@@ -26,7 +26,7 @@ from lab.live.demo import REVIEWS
 from lab.stats import difference_of_medians
 from shared.contracts import InferRequest, TextPair
 from shared.errors import BadSetting
-from shared.links.link import PROFILES, Backend
+from shared.links.profile import PROFILES, Backend
 from shared.links.upstream import Upstream
 
 LINK, EDGE_PORT = "end-edge", 8081

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from shared.errors import BadSetting
 from shared.links.clients import Client
-from shared.links.link import Backend, profile
+from shared.links.profile import Backend, profile
 from shared.model.bundle import Bundle, load_bundle
 from shared.model.weights import base_folder
 from shared.web.parent import FLAG, LAST_S

@@ -24,7 +24,7 @@ from lab.replay.run import NONE
 from lab.replay.times import Times
 from lab.replay.walk import Replay
 from shared.errors import BadSetting, UnknownPolicy
-from shared.links.link import Profile, profile
+from shared.links.profile import Profile, profile
 from shared.model.bundle import MODELS, Bundle, load_bundle
 from shared.policies import build, names, spec_of
 from shared.web.machine import cpus

@@ -3,7 +3,7 @@
     T = client + sum over tiers (tokenize + infer + prune) + sum over links crossed (hop + RTT + size/rate, each way)
 
 tokenize, infer, prune and what HTTP adds are measured on this machine (`lab/replay/profile.py`); a link
-takes what the simulated one (`shared/links/link.py`) takes on average. Left out: waiting for a busy model.
+takes what the simulated one (`shared/links/simulated.py`) takes on average. Left out: waiting for a busy model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lab.replay.run import NONE, Run
 from lab.replay.sizes import Sizes
 from lab.replay.station import Station
 from lab.replay.walk import Replay
-from shared.links.link import Profile, on_the_wire, packets
+from shared.links.profile import Profile, on_the_wire, packets
 from shared.policies import Where
 
 BUSY = 1.3  # slowest round over the mean: below it, the tables are to be trusted

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from services.shaper.ctl import CONTROL
 from shared.errors import BadSetting
-from shared.links.link import Backend
+from shared.links.profile import Backend
 
 _DEFAULTS = {
     "TIERWISE_TIER": "",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
-from shared.links.link import Profile
+from shared.links.profile import Profile
 
 PACKET = 1500  # bytes
 QUEUE = 0.2  # seconds of the link's rate that may wait, besides what is on its way

@@ -15,7 +15,7 @@ from enum import StrEnum
 from services.shaper.shape import Direction, Shape, shape_of
 from services.shaper.trace import Trace
 from shared.errors import BadSetting
-from shared.links.link import Profile, profile
+from shared.links.profile import Profile, profile
 
 
 class Mode(StrEnum):

@@ -15,7 +15,7 @@ from typing import Any
 
 from services.shaper.probe import ECHO_FRAME
 from services.shaper.shape import Direction, Reading, Shape, shape_of
-from shared.links.link import Profile
+from shared.links.profile import Profile
 
 LEAST, MOST = 0.85, 1.01  # of the rate
 

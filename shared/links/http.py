@@ -23,7 +23,7 @@ from shared.errors import UpstreamFailure
 from shared.links import connections
 from shared.links.breaker import RetryBudget
 from shared.links.clients import AsyncClient
-from shared.links.link import SimulatedLink
+from shared.links.simulated import SimulatedLink
 
 _REFUSALS = {400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 503, 504}
 _NO_ANSWER = (httpx.ConnectError, httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)

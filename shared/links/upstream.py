@@ -34,7 +34,9 @@ from shared.errors import UpstreamFailure
 from shared.links.breaker import Breaker
 from shared.links.estimates import Smoothed
 from shared.links.http import Wire
-from shared.links.link import UNSHAPED, Backend, Profile, ShapedLinks, SimulatedLink, profile
+from shared.links.profile import UNSHAPED, Backend, Profile, profile
+from shared.links.shaped import ShapedLinks
+from shared.links.simulated import SimulatedLink
 
 log = structlog.get_logger()
 _FORGET_S = 5.0  # a measured link time older than this is no longer held against the link

@@ -18,7 +18,8 @@ from fastapi import FastAPI
 
 from shared import __version__
 from shared.errors import BadSetting
-from shared.links.link import Backend, ShapedLinks
+from shared.links.profile import Backend
+from shared.links.shaped import ShapedLinks
 from shared.links.upstream import Upstream
 from shared.model.bundle import Bundle, load_bundle
 from shared.model.network import Network, load_network

@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.errors import BadSetting, plain
 from shared.links.address import fault_of, may_hold_secret
-from shared.links.link import Backend, profile
+from shared.links.profile import Backend, profile
 
 PREFIX = "TIERWISE_"
 # Read elsewhere (shared/model/weights.py, the containers' files), so not unknown here.

@@ -26,7 +26,7 @@ from lab.replay.recorder import Kernel, Record, Recorder, Recorders
 from lab.replay.report import brief
 from lab.replay.times import Times
 from lab.replay.walk import Replay
-from shared.links.link import profile
+from shared.links.profile import profile
 from shared.model.bundle import load_bundle
 
 COEFFICIENTS = (0.0, 0.75, 0.9, 1.0, 1.25)

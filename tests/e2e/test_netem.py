@@ -9,7 +9,7 @@ import pytest
 from lab.live import dashboards, links
 from lab.live.demo import REVIEWS
 from lab.stats import Z
-from shared.links.link import profile
+from shared.links.profile import profile
 from tests.e2e.conftest import API, PROMETHEUS, TIERS, container
 
 KINDS = ("ideal", "offline", "5g-nsa", "5g-mmwave", "lte-weak", "3g")  # `make netns` verifies every one

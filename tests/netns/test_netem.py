@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from lab.live.links import Links
-from shared.links.link import PROFILES, profile
+from shared.links.profile import PROFILES, profile
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDES = {"end": ("tw-end", "10.91.0.1"), "edge": ("tw-edge", "10.91.0.2")}

@@ -243,7 +243,7 @@ def killed_in_a_download():
         "weights._hub_answers = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
         "weights.base_folder('tiny/plain')"
     )
-    child = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=120)
+    child = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], timeout=120)
     assert child.returncode == -signal.SIGKILL
 
 

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import BadSetting, UpstreamFailure
-from shared.links.link import UNSHAPED, Backend, Profile, ShapedLinks, SimulatedLink, on_the_wire, packets, profile
+from shared.links.profile import UNSHAPED, Backend, Profile, on_the_wire, packets, profile
+from shared.links.shaped import ShapedLinks
+from shared.links.simulated import SimulatedLink
 from shared.links.upstream import Upstream
 from tests.clocks import now, run
 
@@ -142,7 +144,7 @@ def test_a_machine_that_wakes_late_is_allowed_for(monkeypatch):
 
     async def messages():
         monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: clock[0])
-        monkeypatch.setattr("shared.links.link.asyncio.sleep", late)
+        monkeypatch.setattr("shared.links.simulated.asyncio.sleep", late)
         took = []
         for _ in range(100):
             started = clock[0]
@@ -167,7 +169,7 @@ def waits(monkeypatch, link, sizes):
             link._free["up"] = 0.0
             await link.carry(size, "up")
 
-    monkeypatch.setattr("shared.links.link.asyncio.sleep", note)
+    monkeypatch.setattr("shared.links.simulated.asyncio.sleep", note)
     asyncio.run(one_by_one())
     return slept
 

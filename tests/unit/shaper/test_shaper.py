@@ -24,7 +24,7 @@ from services.shaper.shape import Direction, Reading, Shape, shape_of
 from services.shaper.state import link_between
 from services.shaper.verify import judge_probe
 from shared.errors import BadSetting
-from shared.links.link import PROFILES, profile
+from shared.links.profile import PROFILES, profile
 
 LTE = profile("lte")
 

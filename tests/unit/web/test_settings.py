@@ -14,7 +14,7 @@ import services.end
 from lab.live.client import key_of
 from services.end import ROLE as END
 from shared.errors import BadSetting
-from shared.links.link import Backend
+from shared.links.profile import Backend
 from shared.web.settings import Role, Settings, load_settings, unread_env_file
 
 
@@ -36,7 +36,7 @@ def test_three_tiers_on_one_host_need_no_setting_at_all():
 
 
 def test_what_the_containers_read_from_the_environment_stops_no_tier_beside_them(monkeypatch):
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     files = (
         "docker-compose.yml",
         "deploy/compose.host.yml",
@@ -52,7 +52,7 @@ def test_what_the_containers_read_from_the_environment_stops_no_tier_beside_them
 
 
 def test_every_setting_reaches_a_container():
-    compose = yaml.safe_load((Path(__file__).resolve().parents[2] / "docker-compose.yml").read_text())
+    compose = yaml.safe_load((Path(__file__).resolve().parents[3] / "docker-compose.yml").read_text())
     fixed = {"link_state_dir", "tier"}  # by the volumes, and by the module that the container runs
     keys = {"key_file", "door_key_file"}  # deploy/compose.keys.yml, with the secrets
     for tier in ("end", "edge", "cloud"):

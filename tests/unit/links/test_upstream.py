@@ -9,7 +9,7 @@ import pytest
 
 from shared.contracts import Hop, InferredRow, InferRequest, InferResponse, TextPair
 from shared.errors import UpstreamFailure
-from shared.links.link import Backend
+from shared.links.profile import Backend
 from shared.links.upstream import Upstream
 from tests.clocks import now, run
 

@@ -13,7 +13,7 @@ from lab.live.stack import role_of
 from shared.errors import BadSetting
 from shared.web.settings import load_settings
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TIERS = ("end", "edge", "cloud")
 KEYS = {"TIERWISE_TIER_KEY": "./README.md", "TIERWISE_DOOR_KEY": "./README.md"}
 HOST = ("docker-compose.yml", "deploy/compose.host.yml")

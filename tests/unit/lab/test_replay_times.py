@@ -12,7 +12,8 @@ from lab.replay.report import brief, figures
 from lab.replay.times import Times, round_trip
 from lab.replay.walk import Replay
 from shared.errors import UnknownPolicy
-from shared.links.link import Profile, SimulatedLink, profile
+from shared.links.profile import Profile, profile
+from shared.links.simulated import SimulatedLink
 from shared.model.bundle import load_bundle
 from tests.clocks import now
 from tests.clocks import run as run_virtually

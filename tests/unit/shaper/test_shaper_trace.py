@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from services.shaper.shape import Shape
 from services.shaper.trace import PACKET_BITS, Step, parse, unpack
 from shared.errors import BadSetting
-from shared.links.link import PROFILES
+from shared.links.profile import PROFILES
 
 BASE = Shape(delay=0.01, jitter=0.002, loss=0.003, rate=1e6)
 TRACES = PROFILES.parent / "traces"

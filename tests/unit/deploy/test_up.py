@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DOCKER = """#!/bin/sh
 # Compose reads and checks its files for real; everything that needs an Engine is only noted.
 case "$*" in

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 USE = """
 from pathlib import Path
 from shared.policies import Clues, Where, build, names, spec_of

@@ -1,0 +1,105 @@
+"""A link's profile: the impairments of one directed pair of tiers, as a small value.
+
+`a+b` is the path over both: delays and losses add up, the slower rate holds. Two back ends enforce a profile: `netem`,
+in the kernel (`services/shaper`, `shaped.py`), and `simulated`, inside the HTTP client (`simulated.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import yaml
+
+from shared.errors import BadSetting
+
+PROFILES = Path(__file__).resolve().parents[2] / "deploy" / "netem" / "profiles.yaml"
+PAYLOAD, FRAME = 1448, 66  # bytes of a full packet: what it carries; Ethernet, IP and TCP with timestamps around it
+HTTP = 250  # bytes of a request's or an answer's headers, as measured; they travel in a packet of their own
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Size = TypeVar("Size", int, "np.ndarray")
+
+
+class Backend(StrEnum):
+    """Who enforces the profile."""
+
+    NETEM = "netem"
+    SIMULATED = "simulated"
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A link's impairments: bits per second (0 is unlimited), seconds, and a ratio."""
+
+    name: str
+    rate_up: float
+    rate_down: float
+    rtt: float
+    jitter: float
+    loss: float
+
+    def then(self, other: Profile) -> Profile:
+        """The path over this link and then the other."""
+        return Profile(
+            name=f"{self.name}+{other.name}",
+            rate_up=_slower(self.rate_up, other.rate_up),
+            rate_down=_slower(self.rate_down, other.rate_down),
+            rtt=self.rtt + other.rtt,
+            jitter=(self.jitter**2 + other.jitter**2) ** 0.5,
+            loss=1 - (1 - self.loss) * (1 - other.loss),
+        )
+
+
+UNSHAPED = Profile("unshaped", 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def _slower(a: float, b: float) -> float:
+    return min(a, b) if a and b else max(a, b)
+
+
+@cache
+def _known() -> dict[str, Profile]:
+    return {
+        name: Profile(
+            name=name,
+            rate_up=raw["rate_up"] * 1e6,
+            rate_down=raw["rate_down"] * 1e6,
+            rtt=raw["rtt"] / 1e3,
+            jitter=raw["jitter"] / 1e3,
+            loss=raw["loss"] / 100,
+        )
+        for name, raw in yaml.safe_load(PROFILES.read_text()).items()
+    }
+
+
+def profile(name: str) -> Profile:
+    """A profile by name, or a path over several: `5g-nsa+metro`.
+
+    Raises:
+        BadSetting: a name that is not in `deploy/netem/profiles.yaml`.
+    """
+    parts = name.split("+")
+    for part in parts:
+        if part not in _known():
+            raise BadSetting(f"link profile {part!r}: choose from {', '.join(_known())}, or join two with +")
+    path = _known()[parts[0]]
+    for part in parts[1:]:
+        path = path.then(_known()[part])
+    return path
+
+
+def packets(size: Size) -> Size:
+    """How many packets carry a message with a body of `size` bytes (a number, or an array of them)."""
+    return 1 - -size // PAYLOAD
+
+
+def on_the_wire(size: Size) -> Size:
+    """Bytes of those packets."""
+    return size + HTTP + packets(size) * FRAME

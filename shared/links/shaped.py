@@ -1,0 +1,78 @@
+"""Links that the kernel shapes: what their shaper says is in force.
+
+The shaper that owns a tier's network namespace (`services/shaper`) writes a file; a link can change while the tier
+runs. With a file that is damaged nobody can tell what is in force, so its links count as unshaped.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import math
+import stat
+from pathlib import Path
+from typing import Any
+
+from shared.errors import BadSetting
+from shared.links.profile import Profile
+
+log = logging.getLogger(__name__)
+_MOST = 1_000_000  # bytes of the shaper's file
+_MODES = ("profile", "trace", "cut", "waiting")
+
+
+class ShapedLinks:
+    """What the shaper says is in force on this tier's links, read anew whenever its file has changed.
+
+    Raises:
+        BadSetting: the file is damaged when the tier starts.
+    """
+
+    FILE = "links.json"
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / self.FILE
+        self._stamp, self._links = (0, 0, 0), dict[str, Profile]()
+        self._look()
+
+    def in_force(self, link: str) -> Profile | None:
+        """The profile on a link, `end-edge`; null if nothing shapes it (yet), or nobody can tell by a damaged file."""
+        try:
+            self._look()
+        except BadSetting as error:
+            log.error("%s", error)  # once: until the file changes again
+        return self._links.get(link)
+
+    def _look(self) -> None:
+        try:
+            found = self._path.stat()
+            stamp = found.st_mtime_ns, found.st_ino, found.st_size
+        except OSError as error:
+            stamp = error.errno or 0, 0, 0
+        if stamp == self._stamp:
+            return
+        self._stamp, self._links = stamp, {}
+        if stamp[0] == errno.ENOENT:  # no shaper yet
+            return
+        try:
+            self._links = _read(self._path)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+            raise BadSetting(f"{self._path} is damaged ({error!r}): start this tier's shaper again") from error
+
+
+def _read(path: Path) -> dict[str, Profile]:
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > _MOST:
+        raise ValueError("not a file of the shaper's")
+    links = json.loads(path.read_text("utf-8"))["links"]
+    return {name: _shaped(raw) for name, raw in links.items() if raw["mode"] != "waiting"}
+
+
+def _shaped(raw: dict[str, Any]) -> Profile:
+    numbers = [raw["rate"], raw["rate"], raw["rtt"], raw["jitter"], raw["loss"]]
+    if not isinstance(raw["profile"], str) or raw["mode"] not in _MODES:
+        raise ValueError(f"profile {raw['profile']!r}, mode {raw['mode']!r}")
+    if any(isinstance(n, bool) or not 0 <= n < math.inf for n in numbers) or raw["loss"] > 1:
+        raise ValueError(f"profile {raw['profile']!r}: {numbers}")
+    return Profile(raw["profile"], *map(float, numbers))

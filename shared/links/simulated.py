@@ -1,0 +1,72 @@
+"""The simulated link, for runs without a kernel that can shape: the HTTP client waits as netem would make it wait.
+
+Each way and for each packet of the message: half the RTT plus jitter of its own, in order, at the link's rate, headers
+included. A message has arrived when its last packet has, so jitter costs time. Loss is modelled as one more RTT per
+lost packet (fast retransmit); 100 % is an outage. Left out: TCP's slow start, handshakes and acknowledgements; every
+answer and table says `simulated`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Self
+
+from shared.errors import UpstreamFailure
+from shared.links.profile import FRAME, HTTP, PAYLOAD, Profile, packets, profile
+
+_BURST_S = 0.1  # seconds of a link's rate that one message may book ahead
+_LATEST = 0.005  # seconds: a machine that wakes sleepers later than this is busy, not coarse
+
+
+class SimulatedLink:
+    """Waits as long as the link would take. One instance per link: concurrent calls share its rate."""
+
+    def __init__(self, profile: Profile, seed: int | None = None) -> None:
+        self.profile = profile
+        self._random = random.Random(seed)
+        self._sending = {"up": asyncio.Lock(), "down": asyncio.Lock()}  # one message after the other
+        self._free = {"up": 0.0, "down": 0.0}  # when the last packet of each direction arrives
+        self._late = 0.0  # how late this machine wakes sleepers, in seconds; learned, and taken off every wait
+
+    @classmethod
+    def named(cls, name: str) -> Self:
+        return cls(profile(name))
+
+    async def carry(self, size: int, direction: str) -> None:
+        """Return when `size` bytes would have arrived at the other end.
+
+        Raises:
+            UpstreamFailure: the link is out.
+        """
+        if self.profile.loss >= 1:
+            raise UpstreamFailure("upstream_unavailable", f"link {self.profile.name} is out")
+        began = asyncio.get_running_loop().time()
+        async with self._sending[direction]:
+            arrived = await self._send(size, direction, began)
+        await self._until(arrived)
+
+    async def _send(self, size: int, direction: str, began: float) -> float:
+        """Book the link for a message that was given to it at `began`, in bursts: one that is cancelled frees the
+        rest. The time at which it will have arrived."""
+        link, rate = self.profile, self.profile.rate_up if direction == "up" else self.profile.rate_down
+        lost, booked = 0, 0.0
+        for at in range(packets(size)):
+            if booked >= _BURST_S:
+                await self._until(self._free[direction])
+                booked = 0.0
+            delay = self._random.gauss(link.rtt / 2, link.jitter)
+            delay = min(max(0.0, delay), link.rtt)  # cut off on both sides, as the shaper does
+            packet = (min(PAYLOAD, size - (at - 1) * PAYLOAD) if at else HTTP) + FRAME
+            seconds = packet * 8 / rate if rate else 0.0
+            self._free[direction] = max(self._free[direction], began + delay) + seconds
+            booked += seconds
+            lost += bool(link.loss) and self._random.random() < link.loss
+        return self._free[direction] + lost * link.rtt
+
+    async def _until(self, due: float) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        await asyncio.sleep(max(0.0, due - now - self._late))
+        if due > now:
+            self._late = min(max(0.0, self._late + 0.1 * (loop.time() - due)), _LATEST)
