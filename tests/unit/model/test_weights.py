@@ -238,7 +238,7 @@ def test_the_cache_is_where_the_variable_says_or_in_the_user_s_cache_folder(monk
 def killed_in_a_download():
     """Another process that fetches, and is killed while it does."""
     code = (
-        "import os, signal; from shared.model import weights; from tests.unit.test_weights import PLAIN\n"
+        "import os, signal; from shared.model import weights; from tests.unit.model.test_weights import PLAIN\n"
         "weights.PINNED['tiny/plain'] = PLAIN\n"
         "weights._hub_answers = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
         "weights.base_folder('tiny/plain')"

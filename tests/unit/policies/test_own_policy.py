@@ -82,7 +82,8 @@ for asked in ("mine", "tabbi"):
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_module_that_cannot_be_used_breaks_nothing_but_itself_and_is_said_once(tmp_path, how):
     shutil.copytree(ROOT / "shared", tmp_path / "shared", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "services", tmp_path / "services", ignore=shutil.ignore_patterns("__pycache__", "results"))
+    for folder in ("services", "lab"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "shared" / "policies" / "mine.py").write_text(BROKEN[how])
     (tmp_path / "shared" / "policies" / "good.py").write_text(GOOD)  # comes after it, or before: no matter
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}

@@ -166,13 +166,15 @@ def test_drafts_of_killed_processes_are_removed_at_the_start_and_nothing_else(tm
     child = subprocess.Popen(["true"])
     child.wait()
     left = [tmp_path / f"{name}.json.{pid}.new" for name in ("end", "edge-0") for pid in (child.pid, os.getpid())]
-    old = tmp_path / "end.json.1.new"  # a process with that number runs: not the one that left it
+    living = subprocess.Popen(["sleep", "60"])
+    old = tmp_path / f"edge.json.{living.pid}.new"  # a process with that number runs: not the one that left it
     others = [tmp_path / "end.json.new", tmp_path / "notes.new", tmp_path / "end.json.x.new"]
-    at_work = tmp_path / f"end.json.{os.getppid()}.new"
+    at_work = tmp_path / f"end.json.{living.pid}.new"
     for file in (*left, old, *others, at_work):
         file.write_text("{")
     os.utime(old, (0, 0))
     states(tmp_path / "end.json")
+    living.kill()
     assert {file.name for file in tmp_path.iterdir()} == {"end.json", at_work.name, *(file.name for file in others)}
 
 
