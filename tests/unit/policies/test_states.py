@@ -175,6 +175,7 @@ def test_drafts_of_killed_processes_are_removed_at_the_start_and_nothing_else(tm
     os.utime(old, (0, 0))
     states(tmp_path / "end.json")
     living.kill()
+    living.wait()
     assert {file.name for file in tmp_path.iterdir()} == {"end.json", at_work.name, *(file.name for file in others)}
 
 
