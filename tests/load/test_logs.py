@@ -51,7 +51,8 @@ def wait_ready(children, urls):
     for child, url in zip(children, urls, strict=True):
         while time.monotonic() < until:
             try:
-                if Client(url).get("/readyz").status_code == 200:
+                with Client(url) as client:
+                    client.get("/readyz").raise_for_status()
                     break
             except httpx.HTTPError:
                 assert child.poll() is None
@@ -59,7 +60,8 @@ def wait_ready(children, urls):
 
 
 def log_lines(url):
-    families = text_string_to_metric_families(Client(url).get("/metrics").text)
+    with Client(url) as client:
+        families = text_string_to_metric_families(client.get("/metrics").text)
     samples = [s for f in families for s in f.samples if s.name == "tierwise_log_lines_total"]
     return {sample.labels["outcome"]: int(sample.value) for sample in samples}
 

@@ -304,7 +304,7 @@ def test_tiers_end_with_serve_whatever_ends_it(served, number):
     wait_until(lambda: all(tier.net_connections("inet") for tier in tiers), "a tier does not listen")
     ports = [tier.net_connections("inet")[0].laddr for tier in tiers]
     child.send_signal(number)
-    child.wait(timeout=5)
+    child.wait(timeout=60)
     wait_until(lambda: not running(tiers), "a tier outlives `tierwise serve`", seconds=15)
     for port in ports:  # the next start finds them free
         with socket.socket() as probe:
