@@ -81,7 +81,7 @@ def test_every_table_and_its_numbers_are_those_of_replay(here, tmp_path):
     assert made["made"]["n"] == 24
     assert made["made"]["data_sha256"] == digest(unseen)
     plan = Plan([Texts(data, "dev", unseen, [load_bundle("split-tiny")])], ["dimee", "random", "oracle", "adaee"])
-    replayed = compare(plan, QUIET)["bundles"]["split-tiny"]["policies"]
+    replayed = compare(plan, QUIET)[0]["bundles"]["split-tiny"]["policies"]
     for row, policy in (("dimee-f", "dimee"), ("random", "random"), ("oracle", "oracle"), ("adaee", "adaee")):
         assert {key: made["rows"][row][key] for key in replayed[policy]} == json.loads(json.dumps(replayed[policy]))
     whole = made["rows"]["whole model"]
