@@ -67,8 +67,9 @@ lock: $(STAMP)  ## resolve pyproject.toml into requirements.lock
 bench: $(STAMP)  ## model and service speed against transformers' own (minutes)
 	$(BIN)/python -m tests.bench.speed
 
-docs: $(STAMP)  ## write the documentation's tables from what was measured, then build the site in site/
+docs: $(STAMP)  ## write the documentation's tables and pictures from what was measured, then build the site in site/
 	$(BIN)/python -m lab.docs.tables
+	$(BIN)/python -m lab.docs.pictures
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 up:  ## containers with shaped links, Prometheus, Grafana (TIERWISE_DASHBOARDS=0: without Grafana)

@@ -49,7 +49,7 @@ def replay(
     profile: Annotated[bool, typer.Option("--profile", help="Measure this machine anew, not once for all.")] = False,
     threads: Threads = None,
     out: Annotated[
-        Path, typer.Option(help="Writes OUT.json, OUT.png and OUT.parquet, over earlier ones.", callback=output)
+        Path, typer.Option(help="Writes OUT.json, OUT.parquet and OUT-BUNDLE.png, over earlier ones.", callback=output)
     ] = Path("replay"),
     seed: Seed = 0,
 ) -> None:

@@ -5,7 +5,7 @@
 
 A table stands between `<!-- made: NAME -->` and `<!-- end -->`; words after NAME narrow it (`made: dimee-1 cola`).
 A table is its rows and a format for each column; `Cells` says what a format may do. Sentences are written by hand,
-outside of the markers. Left out: figures (`tierwise tables`, `bench` and `plan` draw them).
+outside of the markers. Left out: pictures (`pictures.py`).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from rich.table import Table
 from lab.data.examples import digest
 from lab.live.bench import Done, Plan, Sample
 from lab.outputs import REPLACED, replace_text
-from lab.picture import pyplot
+from lab.picture import INTERVALS, Dot, note, percent, picture, scatter
 from lab.policies import parse_policy, shown
 from lab.records import Crossed, Record, write_records
 from lab.stats import paired_difference, wilson
@@ -98,12 +98,12 @@ def cpu() -> str:
 def write(plan: Plan, done: Done, out: Path, console: Console, **more: Any) -> None:
     """Write OUT.json (with `more`), OUT.parquet and OUT.png; then print the table."""
     figures = report(plan, done) | more
-    written, texts, picture = (out.with_name(f"{out.name}.{ending}") for ending in ("json", "parquet", "png"))
+    written, texts, drawn = (out.with_name(f"{out.name}.{ending}") for ending in ("json", "parquet", "png"))
     replaced = replace_text(written, json.dumps(figures, indent=1) + "\n")
     write_records(texts, [_record(plan, done, sample) for sample in done.samples])
-    draw(figures, picture)
+    draw(figures, drawn)
     console.print(table(figures))
-    console.print(f"written: {written}, {texts}, {picture}{REPLACED if replaced else ''}")
+    console.print(f"written: {written}, {texts}, {drawn}{REPLACED if replaced else ''}")
 
 
 def _record(plan: Plan, done: Done, sample: Sample) -> Record:
@@ -167,20 +167,24 @@ def table(report: dict[str, Any]) -> Table:
     return out
 
 
-def draw(report: dict[str, Any], path: Path) -> None:
+def draw(report: dict[str, Any], path: Path, title: str | None = None) -> None:
     """Accuracy against mean latency, one point per policy, with 95 % intervals."""
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for policy, f in report["policies"].items():
-        low, high = f["accuracy_ci95"]
-        mean, accuracy = f["latency_ms"]["mean"], f["accuracy"]
-        error = [[100 * (accuracy - low)], [100 * (high - accuracy)]]
-        axes.errorbar(mean, 100 * accuracy, yerr=error, fmt="o", capsize=3)
-        axes.annotate(shown(policy), (mean, 100 * accuracy), xytext=(7, 6), textcoords="offset points", fontsize=8)
-    links = sorted({link for f in report["policies"].values() for link in f["links"]})
-    axes.set(xlabel="mean latency seen by the client (ms)", ylabel="accuracy (%), 95 % interval")
-    axes.set_title(f"{answered(report)} texts, {report['loop']}\n{'; '.join(links)}", fontsize=9)
-    axes.margins(x=0.15)
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    hardware, first = report["hardware"], report["first_tier"]
+    links = sorted({link for figures in report["policies"].values() for link in figures["links"]})
+    made = note(
+        f"{report['split']} split" if "split" in report else None,
+        f"n = {answered(report):,}, {report['loop']}",
+        f"{hardware['cpu']}, {hardware['cores']} cores",
+        f"links {', '.join(links)}" if links else None,
+        INTERVALS,
+    )
+    title = title or f"{first['bundle']}: accuracy against latency"
+    with picture(path, title, made) as (axes,):
+        scatter(
+            axes,
+            [
+                Dot(shown(policy), f["latency_ms"]["mean"], 100 * f["accuracy"], percent(f["accuracy_ci95"]))
+                for policy, f in report["policies"].items()
+            ],
+        )
+        axes.set(xlabel="mean latency seen by the client (ms)", ylabel="accuracy (%)")

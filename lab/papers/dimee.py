@@ -4,7 +4,6 @@
     matched    what DIMEE must beat at equal cost: length bins as large as its pools, and a confidence cascade whose
                one threshold is set so that it costs as much. Both look at no label, so both may use the unseen texts
     devices    each tier alone, and each tier on the texts that DIMEE sends there
-    curves     score against cost as each method's own threshold varies (as a unit cost varies: `dimee_prices.py`)
 
 Unit costs are reconstructed, fitted to the paper's Table I [CALC] (`replay/costs.py`). Left out: BERT, BERT-large.
 """
@@ -17,7 +16,7 @@ import numpy as np
 
 from lab.papers.trial import Outcomes, Spec, Trial, last_within
 from lab.replay.costs import references
-from lab.stats import judged, score, wilson
+from lab.stats import judged, wilson
 from shared.errors import UnknownPolicy
 
 WHOLE: dict[str, Any] = {"name": "early-exit", "exit_threshold": 1.0}  # every layer, on the device
@@ -35,7 +34,6 @@ ROWS: dict[str, Spec] = {
 }
 DIMEE: Spec = "dimee"
 PLAIN = ("early-exit", "random")
-POINTS = 10  # of each curve
 
 
 def table_1(trial: Trial) -> dict[str, Any]:
@@ -119,35 +117,10 @@ def _score(trial: Trial, outcomes: Outcomes, rows: np.ndarray) -> dict[str, Any]
     return {"n": len(said), **own, **judged(trial.bundle.metric, said, truth)}
 
 
-def curves(trial: Trial) -> dict[str, Any]:
-    """Score against cost, per method, as its own threshold varies."""
-    classes = len(trial.bundle.labels)
-    grid = [round(float(alpha), 6) for alpha in np.linspace(1 / classes, 1, POINTS)]
-    edges = trial.bundle.card.policies["length-quantile"]["edges"]
-    methods: dict[str, list[dict[str, Any]]] = {
-        "early-exit": [{"name": "early-exit", "exit_threshold": alpha} for alpha in grid],
-        "dimee": [{"name": "dimee", "exit_threshold": alpha} for alpha in grid],
-        "length-quantile": [{"name": "length-quantile", "exit_threshold": a, "edges": edges} for a in grid],
-        "confidence cascade": [cascade(tau) for tau in (*grid[:-1], 0.97, 0.99, 0.999)],
-    }
-    whole = references(trial.replay).device
-    out: dict[str, Any] = {"score_against_cost": {}}
-    for name, specs in methods.items():
-        every = [trial.of(spec) for spec in specs]
-        out["score_against_cost"][name] = [
-            {"cost": float(o.cost.mean() / whole - 1), "score": score(trial.bundle.metric, o.label, trial.truth)}
-            for o in every
-        ]
-    return out
-
-
 def pools(trial: Trial) -> dict[str, Any]:
-    """Which pool each text truly belongs to (its exits say), where its embedding puts it, and two t-SNE coordinates."""
-    from sklearn.manifold import TSNE
-
+    """How often a text's embedding puts it into the pool that its exits say, and how often chance would."""
     from lab.replay.recorder import Kernel
 
-    policy = trial.replay.policy(DIMEE)
     alpha = trial.bundle.card.policies["dimee"]["exit_threshold"]
     numbers = trial.replay.numbers[trial.read]
     sure = [
@@ -155,18 +128,10 @@ def pools(trial: Trial) -> dict[str, Any]:
     ]
     sure[-1][:] = True
     true = np.stack(sure).argmax(0)
-    kind = policy.signature(trial.replay.order[0])
-    assert kind is not None
-    signatures = np.array(trial.replay.signatures(numbers, kind))
     assigned = trial.of(DIMEE).run.answered_by[trial.read]
-    perplexity = min(30.0, (len(numbers) - 1) / 3)
-    flat = TSNE(perplexity=perplexity, random_state=trial.conditions.seed).fit_transform(signatures)
     return {
-        "true": true.tolist(),
-        "assigned": assigned.tolist(),
         "agree": float((true == assigned).mean()),
         "agree_by_chance": float(
             sum((true == g).mean() * (assigned == g).mean() for g in range(len(trial.replay.order)))
         ),
-        "xy": [[round(float(value), 2) for value in row] for row in flat],
     }

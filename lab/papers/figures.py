@@ -1,170 +1,179 @@
-"""The figures of the report, from its JSON alone."""
+"""The pictures of the papers' tables, from `report.json` alone: OUT/NAME.png."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lab.papers.published import published
+from lab.picture import BLUE, GREY, ORANGE, Axes, Row, interval, intervals, label, note, percent, picture
+from lab.stats import wilson
 
-Axes = Any  # matplotlib has no types
-COLOURS = {0.9: "tab:blue", 0.8: "tab:orange", 0.7: "tab:green"}
-
-
-def draw(tables: dict[str, Any], out: Path) -> None:
-    """Every figure whose table is there: OUT/NAME.png."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    for name, (rows, columns, paint) in FIGURES.items():
-        if name not in tables:
-            continue
-        parts = list(tables[name].items())
-        height, width = (rows, columns) if rows else (len(parts), columns)
-        figure, axes = plt.subplots(
-            height, width, figsize=(5.5 * width, 4 * height), layout="constrained", squeeze=False
-        )
-        if rows:
-            paint(axes[0], parts[0][1])
-        else:
-            for line, (part, made) in zip(axes, parts, strict=True):
-                paint(line, made)
-                line[0].set_title(f"{part}, n = {made['made']['n']}", fontsize=9, loc="left")
-        figure.savefig(out / f"{name}.png", dpi=110)
-        plt.close(figure)
+Parts = dict[str, Any]  # data set -> what was made of it: JSON
 
 
-def _hu_1(axes: list[Axes], made: dict[str, Any]) -> None:
-    """Accuracy and time by theta (after the paper's figures 9 and 8), and the points."""
-    paper = published("hu-1")["rows"]
-    ours = [(r["spec"]["offload_threshold"], r["spec"]["theta"], r) for r in made["table"]["rows"]]
-    thetas = sorted({theta for _, theta, _ in ours})
-    at = {theta: position for position, theta in enumerate(thetas)}
-    first_ms = {"paper": paper[0][2], "ours": ours[0][2]["modelled_ms"]["mean"]}
-    for tau, colour in COLOURS.items():
-        printed = sorted((at[theta], ms, acc) for t, theta, ms, acc in paper if t == tau)
-        own = sorted((at[theta], r["modelled_ms"]["mean"], r["accuracy"]) for t, theta, r in ours if t == tau)
-        for rows, style, who in ((own, "o-", "ours"), (printed, "x--", "paper")):
-            axes[0].plot([r[0] for r in rows], [100 * r[2] for r in rows], style, color=colour, label=f"{tau} {who}")
-            axes[1].plot([r[0] for r in rows], [100 * r[1] / first_ms[who] for r in rows], style, color=colour)
-    axes[0].set(xlabel="theta", ylabel="accuracy (%)", title="after figure 9: accuracy by theta")
-    axes[1].set(xlabel="theta", ylabel="mean time, % of threshold 0.9, theta 0", title="after figure 8 (ours modelled)")
-    for one in axes[:2]:
-        one.set_xticks(range(len(thetas)), [f"{theta:g}" for theta in thetas])
-    axes[0].legend(fontsize=7)
-    without = [(r["modelled_ms"]["mean"], 100 * r["accuracy"]) for r in made["points"]["without_exit"]]
-    axes[2].plot(*zip(*without, strict=True), ".-", color="grey", label="theta 0, thresholds .55 to .9")
-    for r in made["points"]["rows"]:
-        (low, high), x, y = r["accuracy_ci95"], r["modelled_ms"]["mean"], r["accuracy"]
-        colour = COLOURS[r["spec"]["offload_threshold"]]
-        axes[2].errorbar(
-            x,
-            100 * y,
-            [[100 * (y - low)], [100 * (high - y)]],
-            fmt="D" if r["rule"] == "ours" else "v",
-            color=colour,
-            capsize=3,
-        )
-    axes[2].set(xlabel="modelled mean ms", ylabel="accuracy (%)", title="our points (diamonds), eq. 13-14 alone (v)")
-    axes[2].legend(fontsize=7)
+def draw(tables: Mapping[str, Parts], out: Path, claims: Mapping[str, str] | None = None) -> None:
+    """Every picture whose table is there, titled by its claim; without one, by what it shows."""
+    for name, (table, title, panels, height, paint) in FIGURES.items():
+        if parts := tables.get(table):
+            title = (claims or {}).get(name, title)
+            with picture(out / f"{name}.png", title, _made(parts), panels=panels, height=height) as axes:
+                paint(axes, parts)
 
 
-def _hu_parts(axes: list[Axes], made: dict[str, Any]) -> None:
-    """What each change does to accuracy and time, with paired 95 % intervals."""
-    names = list(made["rows"])
-    for one, key, factor, label in (
-        (axes[0], "accuracy", 100, "accuracy, points"),
-        (axes[1], "modelled_ms", 1, "modelled mean ms"),
-    ):
-        for position, name in enumerate(reversed(names)):
-            value, low, high = (factor * v for v in made["rows"][name]["paired"][key])
-            one.errorbar(value, position, xerr=[[value - low], [high - value]], fmt="o", color="tab:blue", capsize=3)
-        one.axvline(0, color="grey", linewidth=0.8)
-        one.set_yticks(range(len(names)), list(reversed(names)) if one is axes[0] else [""] * len(names), fontsize=8)
-        one.set(xlabel=f"{label}, less the card's operating point")
-
-
-def _hu_pruned(axes: list[Axes], made: dict[str, Any]) -> None:
-    """Accuracy against the coefficient, for both networks, and the words that are left."""
-    at = [row["pruning_coefficient"] for row in made["rows"]]
-    for key, label in (("trained_on_whole", "trained on whole texts"), ("trained_on_pruned_too", "on pruned ones too")):
-        values = [100 * row[key]["accuracy"] for row in made["rows"]]
-        ends = [[100 * end for end in row[key]["accuracy_ci95"]] for row in made["rows"]]
-        below, above = zip(*((v - low, high - v) for v, (low, high) in zip(values, ends, strict=True)), strict=True)
-        axes[0].errorbar(at, values, [below, above], fmt="o-", capsize=3, label=label)
-    axes[0].set(xlabel="pruning coefficient", ylabel="accuracy (%)")
-    axes[0].legend(fontsize=7)
-    axes[1].plot(at, [100 * row["words_kept"] for row in made["rows"]], "o-", color="tab:grey")
-    axes[1].set(xlabel="pruning coefficient", ylabel="words kept (%)", ylim=(0, 105))
-
-
-def _dimee_1(axes: list[Axes], made: dict[str, Any]) -> None:
-    """Each device alone, and on what DIMEE sends it; and the rows of the table."""
-    metric = made["made"]["metric"]
-    for at, own in enumerate(made["devices"].values()):
-        for shift, (key, colour) in enumerate(
-            (("alone", "tab:grey"), ("alone_on_what_dimee_sends", "tab:blue"), ("dimee_on_what_it_sends", "tab:orange"))
-        ):
-            value, (low, high) = own[key].get(metric, 0), own[key].get(f"{metric}_ci95", (0, 0))
-            error = [[100 * max(0, value - low)], [100 * max(0, high - value)]]
-            label = key.replace("_", " ") if at == 0 else None
-            axes[0].bar(at + 0.25 * (shift - 1), 100 * value, 0.25, yerr=error, capsize=2, color=colour, label=label)
-    shares = [
-        f"{tier}\n{own['share_of_texts']:.0%} of texts\nalone: cost {own['cost_against_cloud']:+.0%} / cloud"
-        for tier, own in made["devices"].items()
-    ]
-    axes[0].set_xticks(range(len(shares)), shares, fontsize=8)
-    axes[0].set(ylabel=f"{metric} (x 100)")
-    axes[0].legend(fontsize=7, loc="lower right")
-    for name, row in made["rows"].items():
-        low, high = row[f"{metric}_ci95"]
-        x, y = 100 * row["unit_cost"]["against_whole_model_on_device"], 100 * row[metric]
-        axes[1].errorbar(x, y, [[max(0, y - 100 * low)], [max(0, 100 * high - y)]], fmt="o", capsize=2, alpha=0.7)
-        axes[1].annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
-    axes[1].set(xlabel="unit cost against the whole model on the device (%)", ylabel=f"{metric} (x 100)")
-
-
-def _dimee_costs(axes: list[Axes], made: dict[str, Any]) -> None:
-    for name, points in made["score_against_cost"].items():
-        axes[0].plot([100 * p["cost"] for p in points], [100 * p["score"] for p in points], "o-", ms=3, label=name)
-    axes[0].set(
-        xlabel="unit cost against the whole model on the device (%)", ylabel=f"{made['made']['metric']} (x 100)"
+def _made(parts: Parts) -> str:
+    """Data sets, texts, machine and links."""
+    every = [part["made"] for part in parts.values()]
+    sizes = sorted({made["n"] for made in every})
+    return note(
+        f"{', '.join(parts)}, n = {' to '.join(f'{n:,}' for n in {sizes[0]: 0, sizes[-1]: 0})}",
+        ", ".join(dict.fromkeys(made["hardware"] for made in every)),
+        f"links {', '.join(dict.fromkeys(made['links'] for made in every))}",
+        "times and costs modelled",
     )
-    for name, points in made["cost_variation"]["rows"].items():
-        factors = [p["factor"] for p in points]
-        axes[1].plot(factors, [100 * p["score"] for p in points], "o-", ms=3, label=name)
-        axes[2].plot(factors, [p["units"] for p in points], "o-", ms=3, label=name)
-    axes[1].set(ylabel=f"DIMEE-F, {made['made']['metric']} (x 100)")
-    axes[2].set(ylabel="DIMEE-F, mean cost (units)")
-    for one in axes[1:]:
-        one.set(xlabel="a unit cost, times the fitted one", xscale="log")
-        one.set_xticks(factors, [f"{factor:g}" for factor in factors], minor=False)
-        one.minorticks_off()
-    for one in axes:
-        one.legend(fontsize=7)
 
 
-def _dimee_pools(axes: list[Axes], made: dict[str, Any]) -> None:
-    for one, key, title in (
-        (axes[0], "true", "coloured by the pool that the exits say"),
-        (axes[1], "assigned", "coloured by the nearest pool mean"),
+def _hu_1(axes: list[Axes], parts: Parts) -> None:
+    """Points lost against time saved as theta grows, both against theta 0 at the same threshold."""
+    (part,) = parts.values()
+    ours = [
+        (row["spec"]["offload_threshold"], row["spec"]["theta"], row["modelled_ms"]["mean"], row["accuracy"])
+        for row in part["table"]["rows"]
+    ]
+    for rows, who, colour in ((published("hu-1")["rows"], "the paper", ORANGE), (ours, "ours", BLUE)):
+        for threshold in sorted({row[0] for row in rows}):
+            (_, _, whole, right), *rest = sorted(row for row in rows if row[0] == threshold)
+            moved = [(100 * (1 - ms / whole), 100 * (accuracy - right)) for _, _, ms, accuracy in rest]
+            axes[0].plot([0, *(x for x, _ in moved)], [0, *(y for _, y in moved)], "o-", ms=6, color=colour)
+            if who == "the paper" or threshold == rows[0][0]:
+                name = f"the paper, threshold {threshold:g}" if who == "the paper" else "ours, every threshold"
+                label(axes[0], name, *moved[-1], colour)
+    axes[0].set(
+        xlabel="time saved against theta 0 (%), at theta 1e-5, 1e-4 and 1e-2 from the left",
+        ylabel="accuracy against theta 0 (points)",
+    )
+    axes[0].set_xlim(right=32)  # room for the names
+
+
+def _hu_points(axes: list[Axes], parts: Parts) -> None:
+    """Points with early exit, on the line of thresholds without it."""
+    (part,) = parts.values()
+    points = part["points"]
+    line = [
+        (r["modelled_ms"]["mean"], 100 * r["accuracy"], r["spec"]["offload_threshold"]) for r in points["without_exit"]
+    ]
+    axes[0].plot([x for x, *_ in line], [y for _, y, _ in line], "o-", ms=5, color=GREY)
+    for x, y, threshold in line:
+        label(
+            axes[0],
+            f"{threshold:g}" if threshold < line[-1][2] else f"no early exit, threshold {threshold:g}",
+            x,
+            y,
+            GREY,
+        )
+    for row in points["rows"]:
+        mine = row["rule"] == "ours"
+        colour, x, y = BLUE if mine else ORANGE, row["modelled_ms"]["mean"], 100 * row["accuracy"]
+        axes[0].plot(x, y, "D" if mine else "v", ms=8, color=colour)
+        who = "our rule" if mine else "similarity alone"
+        label(axes[0], f"{who}, {row['spec']['offload_threshold']:g}", x, y, colour)
+    wide = max(100 * (high - low) / 2 for low, high in (row["accuracy_ci95"] for row in points["rows"]))
+    axes[0].set(xlabel="modelled mean latency (ms)", ylabel=f"accuracy (%), each ± {wide:.1f} (95 %)")
+    axes[0].margins(x=0.1, y=0.12)
+
+
+def _hu_parts(axes: list[Axes], parts: Parts) -> None:
+    """What each change does to accuracy and time, paired with the card's operating point."""
+    (part,) = parts.values()
+    paired = {name: row["paired"] for name, row in part["rows"].items()}
+    intervals(axes[0], {name: percent(row["accuracy"]) for name, row in paired.items()}, against_zero=True)
+    intervals(axes[1], {name: row["modelled_ms"] for name, row in paired.items()}, against_zero=True)
+    axes[0].set(xlabel=f"accuracy gained (points)\n{FADED}")
+    axes[1].set(xlabel=f"modelled mean time added (ms)\n{FADED}", yticklabels=[])
+
+
+def _hu_pruned(axes: list[Axes], parts: Parts) -> None:
+    """Accuracy against the coefficient, for both networks."""
+    (part,) = parts.values()
+    rows = part["rows"]
+    for key, name, colour, shift in (
+        ("trained_on_pruned_too", "trained on pruned texts, too", BLUE, 0.04),
+        ("trained_on_whole", "trained on whole texts", ORANGE, -0.04),
     ):
-        for pool in sorted(set(made[key])):
-            rows = [xy for xy, own in zip(made["xy"], made[key], strict=True) if own == pool]
-            one.plot([x for x, _ in rows], [y for _, y in rows], ".", ms=4, label=f"pool {pool + 1}")
-        one.set(xticks=[], yticks=[], xlabel=title)
-        one.legend(fontsize=7)
+        at, values = [place + shift for place in range(len(rows))], [100 * row[key]["accuracy"] for row in rows]
+        for x, y, row in zip(at, values, rows, strict=True):
+            low, high = row[key]["accuracy_ci95"]
+            interval(axes[0], x, y, (100 * low, 100 * high), colour=colour, faint=True)
+        axes[0].plot(at, values, "o-", ms=6, color=colour)
+        label(axes[0], name, at[-1], values[-1], colour)
+    kept = [f"{row['pruning_coefficient']:g}\n{row['words_kept']:.0%}" for row in rows]
+    axes[0].set_xticks(range(len(rows)), kept)
+    axes[0].set(xlabel="pruning coefficient, and the words that it keeps", ylabel="accuracy (%), 95 % interval")
+    axes[0].set_xlim(-0.4, len(rows) + 0.9)  # room for the names
 
 
-# rows of panels (0: one per data set), columns, and who paints them
-FIGURES: dict[str, tuple[int, int, Callable[[list[Axes], dict[str, Any]], None]]] = {
-    "hu-1": (1, 3, _hu_1),
-    "hu-parts": (1, 2, _hu_parts),
-    "hu-pruned": (1, 2, _hu_pruned),
-    "dimee-1": (0, 2, _dimee_1),
-    "dimee-costs": (0, 3, _dimee_costs),
-    "dimee-pools": (0, 2, _dimee_pools),
+def _score(data: str, part: dict[str, Any]) -> tuple[str, str]:
+    """A data set's row, and the metric of its score."""
+    metric = part["made"]["metric"]
+    return f"{data} ({metric if metric == 'accuracy' else metric.upper()})", metric
+
+
+def _dimee_1(axes: list[Axes], parts: Parts) -> None:
+    """DIMEE-F's cost and score against the whole model on the device, beside the paper's."""
+    paper = published("dimee-1")["rows"]
+    ours: tuple[dict[str, Row], dict[str, Row]] = ({}, {})
+    theirs: tuple[dict[str, Row], dict[str, Row]] = ({}, {})
+    for data, part in parts.items():
+        (row, metric), found = _score(data, part), part["rows"]["dimee-f"]
+        ours[0][row] = [-100 * found["unit_cost"]["against_whole_model_on_device"]]
+        ours[1][row] = percent(found["paired"][metric])
+        score, cost = paper["dimee-f"].get(data, (None, None))
+        theirs[0][row] = [] if cost is None else [-cost]
+        theirs[1][row] = [] if score is None else [score - paper["whole model"][data][0]]
+    for one, own, printed in zip(axes, ours, theirs, strict=True):
+        intervals(one, own, name="ours", shift=-0.1)
+        intervals(one, printed, name="the paper", colour=ORANGE, shift=0.1)
+    if "qnli" in parts:  # as `published.yaml` says
+        row, _ = _score("qnli", parts["qnli"])
+        label(axes[1], "surely a misprint", theirs[1][row][0], list(parts).index("qnli") + 0.1, ORANGE)
+    axes[0].set(xlabel="cost saved (%)", xlim=(0, 100))
+    axes[1].axvline(0, color=GREY, linewidth=1)
+    axes[1].set(xlabel="score gained (points, 95 % interval)", yticklabels=[])
+
+
+def _dimee_rivals(axes: list[Axes], parts: Parts) -> None:
+    """What each rival at DIMEE-F's cost scores more than it."""
+    for rival, name, colour, shift in (
+        ("confidence cascade, same cost", "confidence cascade", BLUE, -0.12),
+        ("length-quantile, bins as large", "by length", ORANGE, 0.12),
+    ):
+        rows = {}
+        for data, part in parts.items():
+            row, metric = _score(data, part)
+            rows[row] = percent(part["against_dimee"][rival]["paired"][metric])
+        intervals(axes[0], rows, name=name, colour=colour, shift=shift, against_zero=True)
+    axes[0].set(xlabel=f"score less DIMEE-F's (points)\n{FADED}")
+
+
+def _dimee_pools(axes: list[Axes], parts: Parts) -> None:
+    """How often an embedding names the pool that the exits say, and how often chance does."""
+    shares = {data: (part["agree"], part["made"]["n"]) for data, part in parts.items()}
+    agree = {data: percent([share, *wilson(round(share * n), n)]) for data, (share, n) in shares.items()}
+    chance = {data: [100 * part["agree_by_chance"]] for data, part in parts.items()}
+    intervals(axes[0], agree, name="by the embedding", shift=-0.1)
+    intervals(axes[0], chance, name="by chance", colour=ORANGE, shift=0.1)
+    axes[0].set(xlabel="texts put into the pool that their exits say (%, 95 % interval)", xlim=(0, None))
+
+
+FADED = "95 % interval; faded where it holds 0"
+# name: the table, its neutral title, panels, height in inches, and who paints them
+FIGURES: dict[str, tuple[str, str, int, float, Callable[[list[Axes], Parts], None]]] = {
+    "hu-1": ("hu-1", "Accuracy and time as theta grows", 1, 5.4, _hu_1),
+    "hu-points": ("hu-1", "Operating points with early exit, and thresholds without it", 1, 5.4, _hu_points),
+    "hu-parts": ("hu-parts", "What each part contributes", 2, 6.0, _hu_parts),
+    "hu-pruned": ("hu-pruned", "Accuracy as texts are pruned", 1, 4.8, _hu_pruned),
+    "dimee-1": ("dimee-1", "DIMEE-F against the whole model on the device", 2, 4.6, _dimee_1),
+    "dimee-rivals": ("dimee-1", "Rivals at DIMEE-F's cost", 1, 4.8, _dimee_rivals),
+    "dimee-pools": ("dimee-pools", "Pools by embedding, and by chance", 1, 4.2, _dimee_pools),
 }

@@ -1,7 +1,7 @@
-"""`tierwise tables`: what the papers report, made again with intervals, into one file with figures.
+"""`tierwise tables`: what the papers report, made again with intervals, into one file with pictures.
 
     OUT/report.json      every number, with its n, seed, data hashes, links, threads and hardware
-    OUT/*.png            the figures (`figures.py`)
+    OUT/*.png            the pictures (`figures.py`)
     OUT/point-THRESHOLD.policy.json    our operating points of hu-1, as files that `--policy` and TIERWISE_POLICY take
 
 Texts are recorded once and kept, so a killed run goes on, and a larger `n` records only what is new. A run of some
@@ -51,8 +51,8 @@ NAMES = {
     "hu-parts": "what pruning, the S curve, calibration, early exit and the ensemble each contribute",
     "hu-pruned": "networks trained with pruned texts and without, on pruned texts",
     "dimee-1": "DIMEE, Table I, its rivals at equal cost, and each device alone",
-    "dimee-costs": "score against cost, and DIMEE as each unit cost changes",
-    "dimee-pools": "the pools: how well an embedding tells them, and a t-SNE picture",
+    "dimee-costs": "DIMEE as each unit cost changes",
+    "dimee-pools": "the pools: how well an embedding tells them",
 }
 
 
@@ -81,7 +81,7 @@ def run(job: Job, console: Console) -> int:
     report = json.loads((job.out / "report.json").read_text())
     draw(report["tables"], job.out)
     write_points(report["tables"], job.out)
-    console.print(f"written: {job.out / 'report.json'} and figures beside it; {recorders.ran} texts were run")
+    console.print(f"written: {job.out / 'report.json'} and pictures beside it; {recorders.ran} texts were run")
     return recorders.ran
 
 
@@ -116,7 +116,7 @@ def _steps(job: Job, conditions: Conditions) -> Iterator[tuple[str, str, Step]]:
     for bundle, data in split_bundles(job.data):
         for name, part, *chosen_on in (
             ("dimee-1", lambda t: {**dimee.table_1(t), "devices": dimee.devices(t)}),
-            ("dimee-costs", lambda v, t: {**dimee.curves(t), "cost_variation": variation(v, t)}, calibration),
+            ("dimee-costs", lambda v, t: {"cost_variation": variation(v, t)}, calibration),
             ("dimee-pools", dimee.pools),
         ):
             yield name, data.stem, lambda b=bundle, d=data, p=part, c=chosen_on: made(b, d, p, *c)  # type: ignore[misc]

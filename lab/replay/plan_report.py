@@ -17,7 +17,7 @@ from rich.table import Table
 from lab.live.bench_report import cpu
 from lab.outputs import REPLACED, replace_text
 from lab.papers.trial import Trial
-from lab.picture import pyplot
+from lab.picture import BLUE, GREEN, GREY, ORANGE, Axes, interval, label, note, picture
 from lab.replay.measured import bench_ms
 from lab.replay.plan import Plan, Spec, Targets, choose, confirm, measure, parts
 from lab.stats import front
@@ -120,9 +120,9 @@ def live(trial: Trial, spec: Spec | str, bench: Path) -> dict[str, Any] | None:
 
 def write(said: dict[str, Any], out: Path, console: Console) -> None:
     """Write OUT.json, OUT.png and, where a setting was found, OUT.policy.json; print the plan."""
-    written, picture = out.with_name(f"{out.name}.json"), out.with_name(f"{out.name}.png")
+    written, drawn = out.with_name(f"{out.name}.json"), out.with_name(f"{out.name}.png")
     replaced = replace_text(written, json.dumps(said, indent=1) + "\n")
-    draw(said, picture)
+    draw(said, drawn)
     console.print(table(said))
     for line in sentences(said):
         console.print(line, highlight=False)
@@ -132,7 +132,7 @@ def write(said: dict[str, Any], out: Path, console: Console) -> None:
         print(f"TIERWISE_BUNDLE={said['bundle']}\nTIERWISE_POLICY={policy}")
     else:
         policy.unlink(missing_ok=True)  # an older plan's would pass for this one's
-    console.print(f"written: {written}, {picture}{REPLACED if replaced else ''}")
+    console.print(f"written: {written}, {drawn}{REPLACED if replaced else ''}")
 
 
 def sentences(said: dict[str, Any]) -> list[str]:
@@ -211,30 +211,41 @@ def table(said: dict[str, Any]) -> Table:
     return out
 
 
-def draw(said: dict[str, Any], path: Path) -> None:
-    """The front where it was searched, how it did where it was confirmed, with the bound, the target and the choice."""
-    plt = pyplot()
-    cost = said["cost"]
-    label = {"p95_ms": "modelled p95 ms", "mean_ms": "modelled mean ms", "bytes": "bytes of bodies a request"}[cost]
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for half, style in (("searched", "o-"), ("confirmed", "s")):  # what is best on some texts may be beaten on others
-        points = [point[half] for point in said["front"]]
-        where = f"{half} on {'a third of' if half == 'searched' else 'the other'} validation texts"
-        axes.plot([p[cost] for p in points], [100 * p["accuracy"] for p in points], style, ms=4, label=where)
-    bounds = [point["confirmed"] for point in said["front"]]
-    axes.plot([p[cost] for p in bounds], [100 * p["accuracy_low"] for p in bounds], "v", ms=4, label="95 % bound")
-    if said["targets"]["accuracy"] is not None:
-        axes.axhline(100 * said["targets"]["accuracy"], color="grey", linewidth=0.8, label="target accuracy")
-    if said["targets"]["p95_ms"] is not None and cost == "p95_ms":
-        axes.axvline(said["targets"]["p95_ms"], color="grey", linewidth=0.8, label="target p95")
-    for point in said["walked"]:
-        if point["chosen"]:
-            own = point["confirmed"]
-            axes.plot(own[cost], 100 * own["accuracy"], "*", ms=16, color="tab:red", label="chosen")
-    seen = said["unseen"]
-    axes.plot(seen[cost], 100 * seen["accuracy"], "x", ms=10, color="black", label=f"unseen, n = {seen['n']}")
-    axes.set(xlabel=label, ylabel="accuracy (%)", title=f"{said['settings']} settings, their front")
-    figure.legend(fontsize=8, ncols=3, loc="outside lower center")  # nothing under it
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+COSTS = {"p95_ms": "modelled p95 (ms)", "mean_ms": "modelled mean (ms)", "bytes": "bytes of bodies a request"}
+
+
+def draw(said: dict[str, Any], path: Path, title: str | None = None) -> None:
+    """The front as it was searched and as it was confirmed with its bound; the target, the choice, and unseen texts."""
+    made, seen, cost = said["validation"], said["unseen"], Targets(**said["targets"]).cost
+    about = note(
+        f"{made['bundle']}, {made['n']:,} texts {made['split']}, a third to search on",
+        said["hardware"],
+        f"links {made['links']}",
+        "times modelled",
+        "bars: down to the one-sided 95 % bound",
+    )
+    with picture(path, title or f"{made['bundle']}: {said['settings']} settings, and their front", about) as (axes,):
+        line = sorted((point["searched"][cost], 100 * point["searched"]["accuracy"]) for point in said["front"])
+        axes.plot(*zip(*line, strict=True), color=GREY, linewidth=1.2, alpha=0.6)
+        label(axes, "Pareto line of the search", *line[-1], GREY)
+        for point in said.get("walked", said["front"]):
+            confirmed, chosen = point["confirmed"], point["chosen"]
+            x, y, low = confirmed[cost], 100 * confirmed["accuracy"], 100 * confirmed["accuracy_low"]
+            interval(axes, x, y, (low, y), colour=BLUE, faint=not chosen)
+            axes.plot(x, y, "o", ms=10 if chosen else 6, color=BLUE)
+            if chosen or len(point["spec"]) == 1:
+                label(axes, "chosen, where it was confirmed" if chosen else point["spec"]["name"], x, y, BLUE)
+        axes.plot(seen[cost], 100 * seen["accuracy"], "D", ms=9, color=GREEN)
+        label(axes, f"on {seen['n']:,} unseen texts", seen[cost], 100 * seen["accuracy"], GREEN)
+        _targets(axes, said["targets"], cost, line)
+        axes.set(xlabel=COSTS[cost], ylabel="accuracy (%)")
+
+
+def _targets(axes: Axes, targets: dict[str, Any], cost: str, line: list[tuple[float, float]]) -> None:
+    """What was asked for, as lines; a limit on the other axis only where it is drawn."""
+    if (accuracy := targets["accuracy"]) is not None:
+        axes.axhline(100 * accuracy, color=ORANGE, linewidth=1.2)
+        label(axes, f"asked for: {100 * accuracy:g} %", line[-1][0], 100 * accuracy, ORANGE)
+    if (limit := targets.get(cost)) is not None:
+        axes.axvline(limit, color=ORANGE, linewidth=1.2)
+        label(axes, f"asked for: {limit:g}", limit, line[0][1], ORANGE)

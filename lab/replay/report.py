@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lab.outputs import REPLACED, replace_text
-from lab.picture import pyplot
+from lab.picture import INTERVALS, Dot, note, percent, picture, scatter
 from lab.records import Crossed, Record, write_records
 from lab.replay.costs import references, unit_costs
 from lab.replay.run import NONE, Run
@@ -204,41 +204,40 @@ def _row(bundle: str, policy: str, metric: str, f: dict[str, Any], *, measured: 
 
 
 def write(report: dict[str, Any], records: list[Record], out: Path, console: Console) -> None:
-    """Write OUT.json, OUT.parquet and OUT.png; then print the table."""
-    written, texts, picture = (out.with_name(f"{out.name}.{ending}") for ending in ("json", "parquet", "png"))
+    """Write OUT.json, OUT.parquet and a picture of each bundle; then print the table."""
+    written, texts = (out.with_name(f"{out.name}.{ending}") for ending in ("json", "parquet"))
+    pictures = {name: out.with_name(f"{out.name}-{name}.png") for name in report["bundles"]}
     replaced = replace_text(written, json.dumps(report, indent=1) + "\n")
     write_records(texts, records)
-    draw(report, picture)
+    for name, path in pictures.items():
+        draw(report, name, path)
     console.print(table(report))
     for name, own in report["bundles"].items():
         for policy, why in own["refused"].items():
             console.print(f"{name}, {policy}: {why}", style="yellow", highlight=False)
-    console.print(f"written: {written}, {texts}, {picture}{REPLACED if replaced else ''}")
+    console.print(
+        f"written: {written}, {texts}, {', '.join(map(str, pictures.values()))}{REPLACED if replaced else ''}"
+    )
 
 
-def draw(report: dict[str, Any], path: Path) -> None:
-    """Score against modelled mean latency, a panel per bundle; squares run in replay only."""
-    plt = pyplot()
-    bundles = report["bundles"]
-    looks = {policy: at for at, policy in enumerate(dict.fromkeys(p for b in bundles.values() for p in b["policies"]))}
-    figure, panels = plt.subplots(len(bundles), 1, figsize=(9, 5 * len(bundles)), layout="constrained", squeeze=False)
-    for axes, (name, own) in zip(panels[:, 0], bundles.items(), strict=True):
-        for policy, f in own["policies"].items():
-            at = looks[policy]
-            value, (low, high) = f[own["metric"]], f[f"{own['metric']}_ci95"]
-            error = [[100 * max(0.0, value - low)], [100 * max(0.0, high - value)]]
-            marker = "s" if f["replay_only"] else "o^vD"[at % 4]
-            where, colour = (f["modelled_ms"]["mean"], 100 * value), plt.colormaps["tab20"](at % 20)
-            axes.errorbar(*where, yerr=error, fmt="none", ecolor=colour, alpha=0.35)
-            axes.plot(*where, marker, color=colour, label=policy)
-        axes.set(
-            xlabel="modelled mean latency (ms)",
-            ylabel=f"{own['metric']} (%), 95 % interval",
-            title=f"{name}, {_answered(own)} texts",
+def draw(report: dict[str, Any], bundle: str, path: Path, title: str | None = None) -> None:
+    """Score against modelled mean latency on one bundle; a hollow dot is of a policy that only replay can run."""
+    own, hardware = report["bundles"][bundle], report["hardware"]
+    metric = own["metric"]
+    made = note(
+        f"{own['data']}, {own['split']} split, n = {_answered(own)}",
+        f"{hardware['cpu']}, {hardware['cores']} cores",
+        f"links {report['links']}",
+        "replayed, times modelled",
+        INTERVALS,
+        "hollow: runs in replay only",
+    )
+    with picture(path, title or f"{bundle}: {metric} against modelled latency", made, height=6.2) as (axes,):
+        scatter(
+            axes,
+            [
+                Dot(policy, f["modelled_ms"]["mean"], 100 * f[metric], percent(f[f"{metric}_ci95"]), f["replay_only"])
+                for policy, f in own["policies"].items()
+            ],
         )
-        if own["policies"]:  # every one that was named may have been refused
-            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
-        axes.grid(alpha=0.3)
-    figure.suptitle(f"Replayed; links {report['links']}; squares: replay only", fontsize=9)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+        axes.set(xlabel="modelled mean latency (ms)", ylabel=f"{metric} (%)")

@@ -57,7 +57,7 @@ def test_every_policy_from_a_fresh_cache_and_from_a_full_one(command, data, tiny
         done = command(*map(str, arguments), "--out", str(tmp_path / out))
         assert done.exit_code == 0, done.exception
         assert "MODELLED" in done.stdout
-        assert (tmp_path / f"{out}.png").stat().st_size > 1000
+        assert (tmp_path / f"{out}-{tiny_bundle.name}.png").stat().st_size > 1000
         reports.append(json.loads((tmp_path / f"{out}.json").read_text()))
     first, second = reports
     assert min(first.pop("took_s"), second.pop("took_s")) > 0
