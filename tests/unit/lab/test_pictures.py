@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from lab import bench_report, plan_report
 from lab.docs import pictures
 from lab.docs.tables import RESULTS, read
+from lab.live import bench_report
 from lab.papers import figures
 from lab.picture import LABEL, Dot, intervals, picture, scatter
+from lab.replay import plan_report
 from lab.replay import report as replay_report
 
 COMMITTED = sorted(path.name for path in RESULTS.glob("*.png"))
