@@ -38,8 +38,20 @@ def _given(url: str) -> dict[str, Any]:
     if fault := fault_of(url):
         raise BadSetting(f"an address cannot be used: {fault}")
     try:
-        return {"base_url": httpx.URL(url), "verify": httpx.create_ssl_context(), "trust_env": False}
+        return {"base_url": httpx.URL(url), "verify": trusted(url), "trust_env": False}
     except httpx.InvalidURL as error:
         raise BadSetting(f"{url!r} is no address: {error}") from error
+
+
+def trusted(url: str) -> ssl.SSLContext | bool:
+    """The certificates that this machine trusts; false for an address without TLS, which has none to verify.
+
+    Raises:
+        BadSetting: the certificates that the environment names cannot be read.
+    """
+    if not url.lower().startswith("https:"):
+        return False
+    try:
+        return httpx.create_ssl_context()
     except (OSError, ssl.SSLError) as error:
         raise BadSetting(f"SSL_CERT_FILE, SSL_CERT_DIR: cannot read certificates: {error}") from error

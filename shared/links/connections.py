@@ -18,6 +18,7 @@ import httpcore
 import httpx
 
 from shared.errors import UpstreamFailure
+from shared.links.clients import trusted
 
 _PIECE = 4096  # bytes; in chunks of one byte each, parsing it takes a few milliseconds
 HEAD = 16_384  # bytes that an answer's head may have
@@ -95,9 +96,9 @@ class _Backend(httpcore.AsyncNetworkBackend):
         await self._inner.sleep(seconds)
 
 
-def transport(limits: httpx.Limits) -> httpx.AsyncHTTPTransport:
+def transport(url: str, limits: httpx.Limits) -> httpx.AsyncHTTPTransport:
     """httpx's own, over connections as above."""
-    out = httpx.AsyncHTTPTransport(verify=httpx.create_ssl_context(), limits=limits, trust_env=False)
+    out = httpx.AsyncHTTPTransport(verify=trusted(url), limits=limits, trust_env=False)
     out._pool._network_backend = _Backend()  # httpx has no argument for it
     return out
 

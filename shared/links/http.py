@@ -49,7 +49,7 @@ class Wire:
         warm = httpx.Limits(max_connections=64, max_keepalive_connections=64, keepalive_expiry=60)
         single = httpx.Limits(max_connections=64, max_keepalive_connections=0)
         self._warm, self._fresh = (
-            AsyncClient(url, transport=transport or connections.transport(limits), timeout=timeout_s)
+            AsyncClient(url, transport=transport or connections.transport(url, limits), timeout=timeout_s)
             for limits in (warm, single)
         )
         for client in (self._warm, self._fresh):  # as few header bytes as travel without a loss

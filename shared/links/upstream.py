@@ -115,9 +115,9 @@ class Upstream:
         *,
         left_s: float | None = None,
         limit: int = 1_000_000,
-        sound: Callable[[Sequence[Hop]], bool] = lambda hops: True,
+        sound: Callable[[int, Sequence[Hop]], bool] = lambda at, hops: True,
     ) -> Carried:
-        """Send a batch on and wait for its hops, at most `left_s` and `limit` bytes; every row's must be `sound`.
+        """Send a batch on and wait for its hops, at most `left_s` and `limit` bytes; each row's must be `sound`.
 
         Raises:
             UpstreamFailure: with the reason; a late answer is dropped with its connection.
@@ -135,7 +135,7 @@ class Upstream:
         try:
             answer = await self._in_time(body, headers, left_s, request.call, limit)
             response = self._read(answer, request)
-            if not all(sound(row.hops) for row in response.rows):
+            if not all(sound(at, row.hops) for at, row in enumerate(response.rows)):
                 raise UpstreamFailure("upstream_invalid", f"{self.target} answers what no tier of this bundle can")
         except UpstreamFailure as failure:
             if self._blames(failure, left_s):

@@ -41,8 +41,13 @@ def _label(label: str) -> str:
     return label
 
 
+def _seen(label: str) -> str:
+    """A label as a reader sees it: without characters that take no room."""
+    return "".join(c for c in unicodedata.normalize("NFKC", label) if unicodedata.category(c) != "Cf").strip()
+
+
 def _distinct(labels: list[str]) -> list[str]:
-    known = [unicodedata.normalize("NFC", label) for label in labels]
+    known = [_seen(label) for label in labels]
     if twice := next((label for label in known if known.count(label) > 1), None):
         raise ValueError(f"{twice!r} is there twice")
     return labels

@@ -82,9 +82,12 @@ def cache_dir() -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = chosen or f"{root}/tierwise"
     try:
-        return Path(folder).expanduser()
+        found = Path(folder).expanduser()
     except RuntimeError as error:  # no HOME, and no entry for this user
         raise BadSetting(f"nobody knows the home folder in {folder}: set TIERWISE_CACHE_DIR to a folder") from error
+    if not (chosen or found.is_absolute()):  # a home that depends on where this runs
+        raise BadSetting(f"{folder} leads to {found}, which is no whole path: set TIERWISE_CACHE_DIR to a folder")
+    return found
 
 
 def base_folder(name: str) -> Path:

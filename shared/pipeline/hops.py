@@ -7,9 +7,12 @@ from itertools import pairwise
 
 from shared.contracts import Hop, InferRequest, TextPair, WordUse
 from shared.model.bundle import Bundle
+from shared.model.words import words_of
 from shared.pipeline.text import Text
 from shared.pipeline.worker import Answer
+from shared.policies.dispatch import draw
 
+_ROUNDING = 1e-9  # of a draw, written as JSON and read again
 _LEAST = 1_000  # bytes that a hop, and a row, may have besides labels and words
 
 
@@ -69,12 +72,36 @@ def rounded(probabilities: Mapping[str, float]) -> dict[str, float]:
     return {label: round(value, 6) for label, value in probabilities.items()}
 
 
-def sound(bundle: Bundle, sender: str, hops: Sequence[Hop]) -> bool:
-    """Whether these can be the hops of a text that `sender` sent on, ever deeper."""
+def sound(bundle: Bundle, sender: str, text: TextPair, hops: Sequence[Hop], *, seed: str, index: int) -> bool:
+    """Whether these can be the hops of this text of a request, which `sender` sent on: ever deeper, and of these words.
+
+    A hop's draw follows from the request's seed, the text's index and the tier, so the hops of another text differ.
+    """
     order = bundle.order
     if not all(hop.tier in order and _possible(bundle, hop) for hop in hops):
         return False
-    return all(above < below for above, below in pairwise(map(order.index, [sender, *(hop.tier for hop in hops)])))
+    if not all(above < below for above, below in pairwise(map(order.index, [sender, *(hop.tier for hop in hops)]))):
+        return False
+    if any(hop.draw is None or abs(hop.draw - draw(seed, index, hop.tier)) > _ROUNDING for hop in hops):
+        return False
+    words = words_in(text)
+    for hop in hops:
+        if hop.words_in != len(words) or (hop.words is not None and [use.word for use in hop.words] != words):
+            return False
+        words = _sent_on(hop, words)
+    return True
+
+
+def _sent_on(hop: Hop, words: list[str]) -> list[str]:
+    """The words that a hop let go on; unknown ones where it does not list them."""
+    if hop.words is not None:
+        return [use.word for use in hop.words if use.kept]
+    return words if hop.words_kept in (None, len(words)) else [""] * hop.words_kept
+
+
+def words_in(text: TextPair) -> list[str]:
+    """The words of a text, or of both of a pair."""
+    return [word for side in sides(text) for word in words_of(side)]
 
 
 def _possible(bundle: Bundle, hop: Hop) -> bool:

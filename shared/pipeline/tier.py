@@ -24,7 +24,7 @@ from shared.errors import BadInput, DeadlinePassed, UpstreamFailure
 from shared.links.upstream import Upstream
 from shared.model.bundle import Bundle
 from shared.model.pruning import keep_words
-from shared.pipeline.hops import made_here, most_bytes, sides, sound
+from shared.pipeline.hops import made_here, most_bytes, sound, words_in
 from shared.pipeline.route import Route
 from shared.pipeline.text import Call, Text
 from shared.pipeline.worker import Answer, Batch, Worker
@@ -94,7 +94,7 @@ class Tier:
         if request.target not in (None, self.name, *self.route.deeper):
             raise BadInput(f"tier {request.target!r} cannot be reached from {self.name}")
         texts = [
-            Text(index, source, draw(request.seed, index, self.name), Clues(_words(source)))
+            Text(index, source, draw(request.seed, index, self.name), Clues(len(words_in(source))))
             for index, source in zip(request.indices, request.texts, strict=True)
         ]
         words = sum(text.clues.words for text in texts)
@@ -243,7 +243,9 @@ class Tier:
                 dict(call.headers),
                 left_s=left_s,
                 limit=most_bytes(self.bundle, self.name, request),
-                sound=lambda came: sound(self.bundle, self.name, came),
+                sound=lambda at, came: sound(
+                    self.bundle, self.name, onward[at], came, seed=request.seed, index=request.indices[at]
+                ),
             )
         except UpstreamFailure as failure:
             if failure.reason != "breaker_open":  # said once, when it opened
@@ -257,10 +259,6 @@ class Tier:
         for text, row in zip(texts, upstream.with_link(carried, onward), strict=True):
             text.behind = row.hops
             text.degraded = row.degraded or (None if row.hops else "upstream_refused")
-
-
-def _words(text: TextPair) -> int:
-    return sum(len(side.split()) for side in sides(text))
 
 
 def _pruned(text: TextPair, answer: Answer, keep: list[bool]) -> TextPair:

@@ -45,7 +45,7 @@ class Edge:
         if problem is None:
             try:
                 await self._app(scope, receive, watched)
-            except (Exception, SystemExit) as error:
+            except (Exception, SystemExit, KeyboardInterrupt) as error:
                 if started:  # half an answer: the server hangs up
                     raise
                 problem = error
@@ -128,11 +128,11 @@ async def while_waited_for(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _without_exit(work: Coroutine[Any, Any, T]) -> T:
-    """asyncio ends the whole server where a task raises SystemExit."""
+    """asyncio ends the whole server where a task raises one of these, which a user's policy may do."""
     try:
         return await work
-    except SystemExit as error:
-        raise RuntimeError(f"SystemExit: {error}") from error
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 async def _left(request: Request) -> None:

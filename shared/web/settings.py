@@ -150,6 +150,14 @@ class Settings(BaseSettings):
             raise ValueError("a tier is named twice")
         return out
 
+    @field_validator("link_state_dir", "key_file", "door_key_file", "state_dir", "ledger")
+    @classmethod
+    def _paths(cls, value: Path | None) -> Path | None:
+        try:
+            return value and value.expanduser()
+        except RuntimeError as error:
+            raise ValueError("nobody knows this user's home folder: write the whole path") from error
+
     @field_validator("upstreams", "otlp_endpoint")
     @classmethod
     def _urls(cls, value: dict[str, str] | str | None) -> dict[str, str] | str | None:

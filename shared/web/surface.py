@@ -229,7 +229,7 @@ class Surface:
                     raise
                 outcome, status = "rejected", 503
                 return self._problem(Draining("this tier stopped before it was answered"), request_id, headers)
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - the outermost edge: a user's policy may raise anything
+            except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - the outermost edge: a user's policy
                 refused = self._problem(error, request_id, headers)
                 status = refused.status_code
                 outcome = "error" if status == 500 else "rejected"

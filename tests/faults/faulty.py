@@ -179,6 +179,22 @@ async def reorders(link, request, writer):
     writer.write(altered(answer, rows=rows[::-1]))
 
 
+@fault("hops of another row", *BAD)
+async def swaps_hops(link, request, writer):
+    answer = await link.ask(request)
+    rows = json.loads(answer.partition(CRLF * 2)[2]).get("rows", [])
+    moved = [{**row, "hops": other["hops"]} for row, other in zip(rows, rows[::-1], strict=True)]
+    writer.write(altered(answer, rows=moved))
+
+
+@fault("an old answer under this call's id", *BAD)
+async def stale_under_a_new_id(link, request, writer):
+    answer = await link.ask(request)
+    call = json.loads(answer.partition(CRLF * 2)[2]).get("call")
+    link.kept, old = answer, link.kept or answer
+    writer.write(altered(old, call=call))
+
+
 @fault("packed twice", *BAD)
 async def bomb(link, request, writer):
     head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip, gzip\r\ncontent-length: %d\r\n\r\n" % len(BOMB)

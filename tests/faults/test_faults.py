@@ -21,6 +21,7 @@ from tests.faults.ledger import ALWAYS, Late, story
 
 ALL = os.environ.get("TIERWISE_TEST_FAULTS") == "all"
 MIXED = ["answers twice", "answers twice, late", "asks twice", "the answer before", "rows in another order"]
+MIXED += ["hops of another row", "an old answer under this call's id"]
 FEW = [
     "a million rows",
     "early hints without end",

@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from shared.model.bundle import load_bundle
 from shared.model.network import load_network
+from shared.policies.dispatch import draw
 from shared.web.app import create_app
 from shared.web.settings import Settings
 from tests.clocks import Clock
@@ -75,7 +76,8 @@ class Neighbour:
         self.tier, self.positive, self.card = tier, positive, card
         self.requests, self.bodies, self.answers = [], [], []
 
-    def hop(self, text, index):
+    def hop(self, text, index, seed):
+        words = [word for side in (text["text"], text.get("text_pair") or "") for word in side.split()]
         return {
             "tier": self.tier,
             "card": self.card,
@@ -85,14 +87,15 @@ class Neighbour:
             "probabilities": {"negative": round(1 - self.positive, 6), "positive": self.positive},
             "confidence": self.positive,
             "offload_probability": 0.0,
-            "words_in": len(text["text"].split()),
+            "draw": draw(seed, index, self.tier),
+            "words_in": len(words),
             "truncated": False,
             "timings_ms": {"tokenize": 0.0, "queue": 0.0, "infer": 0.0, "prune": 0.0, "total": 0.0},
         }
 
     def answer(self, asked):
         texts = zip(asked["texts"], asked["indices"], strict=True)
-        rows = [{"index": at, "hops": [self.hop(text, at)]} for text, at in texts]
+        rows = [{"index": at, "hops": [self.hop(text, at, asked["seed"])]} for text, at in texts]
         return {"version": 2, "call": asked["call"], "rows": rows, "total_ms": 0.0}
 
     def __call__(self, request):

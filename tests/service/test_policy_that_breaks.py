@@ -24,7 +24,7 @@ BREAKS = {
     "after": lambda *_: {}["a secret path"],
     "exit_rule": lambda *_: [][1],
     "signature": lambda *_: None.kind,
-    "may_offload_after": lambda *_: int("one"),
+    "may_offload_after": lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
     "prunes_at": lambda *_: Decision(),
     "check": lambda *_: (_ for _ in ()).throw(Unprintable),
     "bound": lambda *_: sys.exit("bye"),

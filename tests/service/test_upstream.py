@@ -122,6 +122,10 @@ def test_a_broken_edge_leaves_the_ends_answer(serve, edge, reason, policy):
                 {"offload_probability": 2.0},
                 {"exits": [{"good": 1.0}]},
                 {"timings_ms": {"infer": -1.0}},
+                {"draw": 0.123},  # of another text, or of another request
+                {"draw": None},
+                {"words_in": 4},
+                {"words": [{"word": word, "importance": 0.1, "kept": True} for word in ("a", "strange", "film")]},
             )
         ),
         pytest.param(
