@@ -114,7 +114,8 @@ def _read(source: str, split: str, filesystem: Filesystem | None) -> list[Rows]:
                 found.append(_checked(source, read(path, file, _COLUMNS, _enough)))
         return found
     if not Path(source).is_file():
-        raise BadSetting(f"{source}: no such file (a .parquet or .csv path, or hub:NAME)")
+        what = "a folder: name a file in it" if Path(source).is_dir() else "no such file"
+        raise BadSetting(f"{source}: {what} (a .parquet or .csv path, or hub:OWNER/NAME)")
     try:
         with Path(source).open("rb") as file:
             return [_checked(source, read(source, file, _COLUMNS, _enough))]
