@@ -30,7 +30,7 @@ from shared.contracts import (
     LinkUse,
     TextPair,
 )
-from shared.errors import UpstreamFailure
+from shared.errors import DeadlinePassed, UpstreamFailure
 from shared.links.breaker import Breaker
 from shared.links.estimates import Smoothed
 from shared.links.http import Wire
@@ -161,8 +161,10 @@ class Upstream:
         except TimeoutError as error:
             raise UpstreamFailure(late, f"{self.target} took over {limit_s * 1e3:.0f} ms") from error
         except UpstreamFailure as failure:
-            if failure.status == 504 and left_s is not None:
-                raise UpstreamFailure("deadline", f"{self.target} cannot answer in time", status=504) from failure
+            if failure.answered == DeadlinePassed.status and left_s is not None:
+                raise UpstreamFailure(
+                    "deadline", f"{self.target} cannot answer in time", answered=failure.answered
+                ) from failure
             raise
 
     def _read(self, answer: bytes, request: InferRequest) -> InferResponse:
@@ -179,9 +181,9 @@ class Upstream:
     def _blames(self, failure: UpstreamFailure, left_s: float | None) -> bool:
         """Whether a failure is the upstream's, and not that of a request or of its short deadline."""
         if failure.reason != "deadline":
-            return failure.status not in _NEUTRAL
+            return failure.answered not in _NEUTRAL
         usual = self._usual.high
-        return failure.status is None and left_s is not None and left_s > (_IMPATIENT_S if usual is None else usual)
+        return failure.answered is None and left_s is not None and left_s > (_IMPATIENT_S if usual is None else usual)
 
     def _tell(self, *, failed: bool) -> None:
         was_open = self.breaker.open
