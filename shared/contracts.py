@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
@@ -10,6 +10,13 @@ CONTRACT_VERSION = 2
 DegradedReason = Literal[
     "upstream_timeout", "upstream_unavailable", "upstream_refused", "upstream_invalid", "breaker_open", "deadline"
 ]
+
+HopStage = Literal["tokenize", "queue", "infer", "prune"]  # a text's stages on one tier, in order
+HopTiming = Literal[HopStage, "total"]
+AnswerTiming = Literal["ensemble", "total"]
+Stage = Literal[HopStage, "link", "ensemble"]  # and those of its whole way
+HOP_STAGES: tuple[HopStage, ...] = get_args(HopStage)
+STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 def _readable(text: str) -> str:
@@ -103,7 +110,7 @@ class Hop(Wire):
     weight: Share = 0.0
     truncated: bool
     link: LinkUse | None = None
-    timings_ms: dict[Literal["tokenize", "queue", "infer", "prune", "total"], Ms]
+    timings_ms: dict[HopTiming, Ms]
     exits: list[dict[str, Share]] | None = None  # with `explain`
     words: list[WordUse] | None = None  # with `explain`
 
@@ -128,7 +135,7 @@ class ClassifyResponse(Wire):
     id: str
     model: str
     results: list[Result]
-    timings_ms: dict[Literal["ensemble", "total"], float]
+    timings_ms: dict[AnswerTiming, float]
 
 
 class InferRequest(Wire):

@@ -25,6 +25,7 @@ from structlog.contextvars import bound_contextvars
 from shared import __version__
 from shared.contracts import (
     CONTRACT_VERSION,
+    AnswerTiming,
     ClassifyRequest,
     ClassifyResponse,
     Hop,
@@ -270,17 +271,17 @@ class Surface:
         answered = await self.front.classify(request, request_id, headers)
         results = answered.results
         total = (time.perf_counter() - started) * 1e3
-        timings = {"ensemble": round(answered.ensemble_s * 1e3, 3), "total": round(total, 3)}
+        timings: dict[AnswerTiming, float] = {"ensemble": round(answered.ensemble_s * 1e3, 3), "total": round(total, 3)}
         answer = ClassifyResponse(
             id=request_id,
             model=self.bundle.card_name,
             results=results,
-            timings_ms=timings,  # type: ignore[arg-type]
+            timings_ms=timings,
         )
         if self.ledger is not None:
             self.ledger.add(request, answer, spec_of(answered.policy))
-        stages: Mapping[str, float] = dict(results[0].hops[0].timings_ms) | timings
-        timing = ", ".join(f"{stage};dur={ms}" for stage, ms in stages.items())
+        stages = [*results[0].hops[0].timings_ms.items(), *timings.items()]
+        timing = ", ".join(f"{stage};dur={ms}" for stage, ms in dict(stages).items())
         spec = request.options.policy or name_of(self.front.default_policy)
         policy = spec if isinstance(spec, str) else spec["name"]
         return _Done(answer, policy, timing, _facts([(result.degraded, result.hops) for result in results]))
