@@ -30,7 +30,7 @@ _NO_ANSWER = (httpx.ConnectError, httpx.ReadError, httpx.WriteError, httpx.Close
 WARY = 20  # calls
 
 
-class Wire:
+class UpstreamHttp:
     """Requests to the tier `target` at `url`; `count_retry` is told of each retry."""
 
     def __init__(

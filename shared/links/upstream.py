@@ -33,7 +33,7 @@ from shared.contracts import (
 from shared.errors import DeadlinePassed, UpstreamFailure
 from shared.links.breaker import Breaker
 from shared.links.estimates import Smoothed
-from shared.links.http import Wire
+from shared.links.http import UpstreamHttp
 from shared.links.profile import UNSHAPED, Backend, Profile, profile
 from shared.links.shaped import ShapedLinks
 from shared.links.simulated import SimulatedLink
@@ -80,7 +80,7 @@ class Upstream:
         self._backend, self._profile, self._shaped = backend, profile(profile_name), shaped
         self._timeout_s, self._probe_s = timeout_s, probe_s
         link = SimulatedLink(self._profile) if backend is Backend.SIMULATED else None
-        self._wire = Wire(
+        self._http = UpstreamHttp(
             target=target,
             url=url,
             link=link,
@@ -157,7 +157,7 @@ class Upstream:
             limit_s, late = left_s, "deadline"
         try:
             async with asyncio.timeout(limit_s):
-                return await self._wire.post(body, headers, call=call, limit=limit)
+                return await self._http.post(body, headers, call=call, limit=limit)
         except TimeoutError as error:
             raise UpstreamFailure(late, f"{self.target} took over {limit_s * 1e3:.0f} ms") from error
         except UpstreamFailure as failure:
@@ -206,7 +206,7 @@ class Upstream:
             began = time.monotonic()
             try:
                 async with asyncio.timeout(limit_s):
-                    answer = await self._wire.probe(body, call=probe.call, limit=2 * _LONGEST_PROBE)
+                    answer = await self._http.probe(body, call=probe.call, limit=2 * _LONGEST_PROBE)
                     self._read(answer, probe)
             except (UpstreamFailure, TimeoutError):
                 pause = min(2 * pause, 4 * self._probe_s)  # from one probe's start to the next one's
@@ -252,7 +252,7 @@ class Upstream:
     async def close(self) -> None:
         if self._probing is not None:
             self._probing.cancel()
-        await self._wire.close()
+        await self._http.close()
 
 
 def _new_call() -> str:
