@@ -106,7 +106,7 @@ class Upstream:
     def link_s(self) -> float:
         """What the link takes, there and back: measured, or else as its profile says."""
         measured = self._link_time.high
-        return self.link[1].rtt if measured is None else measured
+        return self.link[1].rtt_s if measured is None else measured
 
     async def infer(
         self,
@@ -225,8 +225,8 @@ class Upstream:
     def link_takes(self, size: int) -> float:
         """Seconds that so many bytes take there and back, as the profile says."""
         on_link = self.link[1]
-        rates = (on_link.rate_up, on_link.rate_down)
-        return on_link.rtt + sum(8 * size / rate for rate in rates if rate)
+        rates = (on_link.rate_up_bps, on_link.rate_down_bps)
+        return on_link.rtt_s + sum(8 * size / rate for rate in rates if rate)
 
     def with_link(self, carried: Carried, texts: Sequence[TextPair]) -> list[InferredRow]:
         """The callee's rows, each first hop with this link on record and the row's own share of the bytes."""
