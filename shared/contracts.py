@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
@@ -10,6 +10,13 @@ CONTRACT_VERSION = 2
 DegradedReason = Literal[
     "upstream_timeout", "upstream_unavailable", "upstream_refused", "upstream_invalid", "breaker_open", "deadline"
 ]
+
+HopStage = Literal["tokenize", "queue", "infer", "prune"]  # a text's stages on one tier, in order
+HopTiming = Literal[HopStage, "total"]
+AnswerTiming = Literal["ensemble", "total"]
+Stage = Literal[HopStage, "link", "ensemble"]  # and those of its whole way
+HOP_STAGES: tuple[HopStage, ...] = get_args(HopStage)
+STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 def _readable(text: str) -> str:
@@ -29,18 +36,18 @@ Ms = Annotated[float, Field(ge=0, le=1e9)]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.+-]+$")]
 
 
-class Wire(BaseModel):
+class Message(BaseModel):
     """Strict: no unknown fields, no coercion, no NaN or infinity."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
-class TextPair(Wire):
+class TextPair(Message):
     text: Text
     text_pair: Text | None = None
 
 
-class Options(Wire):
+class Options(Message):
     policy: Name | dict[str, Any] | None = Field(None, description="a policy's name, or {name, ...parameters}")
     max_tier: Name | None = Field(None, description="the deepest tier that may answer")
     deadline_ms: Annotated[float, Field(gt=0, le=600_000)] | None = None
@@ -58,14 +65,14 @@ _Pair = Annotated[TextPair, Tag("pair")]
 _List = Annotated[list[Annotated[_One | _Pair, Discriminator(_shape)]], Tag("list")]
 
 
-class ClassifyRequest(Wire):
+class ClassifyRequest(Message):
     inputs: Annotated[_One | _Pair | _List, Discriminator(_shape)] = Field(
         description="one text, one pair, or a list of them"
     )
     options: Options = Options()
 
 
-class LinkUse(Wire):
+class LinkUse(Message):
     """The link that led to a hop. `from` is a Python keyword, hence the alias."""
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
@@ -79,13 +86,13 @@ class LinkUse(Wire):
     ms: Ms
 
 
-class WordUse(Wire):
+class WordUse(Message):
     word: str
     importance: float | None  # null: the tier did not read it
     kept: bool
 
 
-class Hop(Wire):
+class Hop(Message):
     """One tier's part in an answer."""
 
     tier: Name
@@ -103,12 +110,12 @@ class Hop(Wire):
     weight: Share = 0.0
     truncated: bool
     link: LinkUse | None = None
-    timings_ms: dict[Literal["tokenize", "queue", "infer", "prune", "total"], Ms]
+    timings_ms: dict[HopTiming, Ms]
     exits: list[dict[str, Share]] | None = None  # with `explain`
     words: list[WordUse] | None = None  # with `explain`
 
 
-class Result(Wire):
+class Result(Message):
     """One input's answer: the ensemble over its hops."""
 
     index: int
@@ -124,14 +131,14 @@ class Result(Wire):
     hops: list[Hop]
 
 
-class ClassifyResponse(Wire):
+class ClassifyResponse(Message):
     id: str
     model: str
     results: list[Result]
-    timings_ms: dict[Literal["ensemble", "total"], float]
+    timings_ms: dict[AnswerTiming, float]
 
 
-class InferRequest(Wire):
+class InferRequest(Message):
     """Tier to tier. `target` names the tier that must answer itself; null lets the callee decide by its policy.
 
     `call` is new for every call, and the answer repeats it, so that no answer is taken for another call's.
@@ -150,20 +157,20 @@ class InferRequest(Wire):
     explain: bool = False
 
 
-class InferredRow(Wire):
+class InferredRow(Message):
     index: int  # that the request gave this text
     hops: list[Hop]  # from the callee on; empty where it could not read the text
     degraded: DegradedReason | None = None
 
 
-class InferResponse(Wire):
+class InferResponse(Message):
     version: int = CONTRACT_VERSION
     call: Name
     rows: list[InferredRow]
     total_ms: Ms  # the callee's own time for the call, its waiting for further tiers included
 
 
-class Problem(Wire):
+class Problem(Message):
     """RFC 9457."""
 
     type: str

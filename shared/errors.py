@@ -1,22 +1,37 @@
-"""Every error that Tierwise raises on purpose, in one tree.
+"""Every error that Tierwise raises on purpose, in one tree, with what each means to a caller.
 
-TierwiseError
-  BadInput                 the caller's text or option; `shared/web/problems.py` gives the status
-    UnreadableText         no word that the tokenizer knows
-    UnknownPolicy
-  BadSetting               a setting or a bundle that cannot be used; stops a service at start
-    WrongWeights           bytes that are not the pinned ones, or adapters that do not fit their base
-  UpstreamFailure          the next tier gave no usable answer; carries the `degraded` reason
-  DeadlinePassed           no exit was reached in time
-  Refused                  by the surface, before the pipeline sees it; carries its status
-  QueueFull, Draining      refused at the door
-  CallerLeft               nobody waits for the answer any more
-  Failed                   an exception that nobody expected; its cause is logged, never sent
+A caller reads the status, the kind (`urn:tierwise:KIND`) and the title in the problem document; `rejected_total` counts
+by the rejection. A class inherits what it does not say.
+
+    error                  status  kind                title                     rejection
+    TierwiseError             500  internal            Failed inside
+      Refused                 400  bad-request         Bad request               bad_request
+        BadJson               400  bad-json            Bad request               bad_request
+        Unauthorized          401  unauthorized        No valid key              unauthorized
+        NoSuchPath            404  no-such-path        No such path
+        MethodNotAllowed      405  method-not-allowed  Method not allowed
+        SlowBody              408  slow-body           The body came too slowly  slow_body
+        TooLarge              413  too-large           Too large                 too_large
+        HeadersTooLarge       431  headers-too-large   Headers too large         too_large
+        UnsupportedMedia      415  unsupported-media   Send application/json     unsupported_media
+      BadInput                422  bad-input           Cannot classify this      invalid
+        UnreadableText        422  bad-input           Cannot classify this      invalid
+        UnknownPolicy         422  bad-input           Cannot classify this      invalid
+      QueueFull               429  queue-full          Too busy                  queue_full
+      CallerLeft              499  caller-left         The caller left           abandoned
+      Draining                503  draining            Shutting down             draining
+      ConnectionsFull         503  connections-full    Shutting down
+      DeadlinePassed          504  deadline-passed     Deadline passed           deadline
+      BadSetting              500  internal            Failed inside
+        WrongWeights          500  internal            Failed inside
+      UpstreamFailure         500  internal            Failed inside
+      Failed                  500  internal            Failed inside
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from shared.contracts import DegradedReason
@@ -30,9 +45,83 @@ def plain(message: str) -> str:
 class TierwiseError(Exception):
     """The root; its message is one line for a person and says what to do."""
 
+    status: ClassVar[int] = 500
+    kind: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Failed inside"
+    rejection: ClassVar[str | None] = None  # label of `rejected_total`; null: not counted there
+    hangs_up: ClassVar[bool] = False  # what is left of the body is not read, so the connection ends
+    retry_after_s: float | None = None  # when another try is worth it
+    errors: Sequence[Mapping[str, str]] = ()  # every problem of a body, each with its place
+
+
+class Refused(TierwiseError):
+    """What came is no request that a tier takes; the pipeline never sees it."""
+
+    status, kind, title = 400, "bad-request", "Bad request"
+    rejection: ClassVar[str | None] = "bad_request"
+
+
+class BadJson(Refused):
+    """The body is not JSON."""
+
+    kind = "bad-json"
+
+
+class Unauthorized(Refused):
+    """The request lacks the tier's key."""
+
+    status, kind, title, rejection = 401, "unauthorized", "No valid key", "unauthorized"
+    hangs_up = True
+
+
+class NoSuchPath(Refused):
+    """The tier has no such path."""
+
+    status, kind, title, rejection = 404, "no-such-path", "No such path", None
+
+
+class MethodNotAllowed(Refused):
+    """The path does not take this method."""
+
+    status, kind, title, rejection = 405, "method-not-allowed", "Method not allowed", None
+
+
+class SlowBody(Refused):
+    """The body did not arrive in time."""
+
+    status, kind, title, rejection = 408, "slow-body", "The body came too slowly", "slow_body"
+    hangs_up = True
+
+
+class TooLarge(Refused):
+    """The body has too many bytes, values, pieces or inputs."""
+
+    status, kind, title, rejection = 413, "too-large", "Too large", "too_large"
+    hangs_up = True
+
+
+class HeadersTooLarge(Refused):
+    """The request's line and headers have too many bytes."""
+
+    status, kind, title, rejection = 431, "headers-too-large", "Headers too large", "too_large"
+    hangs_up = True
+
+
+class UnsupportedMedia(Refused):
+    """The body is not plain `application/json`."""
+
+    status, kind, title, rejection = 415, "unsupported-media", "Send application/json", "unsupported_media"
+    hangs_up = True
+
 
 class BadInput(TierwiseError):
-    """The request is wrong."""
+    """The caller's text or option is wrong."""
+
+    status, kind, title, rejection = 422, "bad-input", "Cannot classify this", "invalid"
+
+    def __init__(self, detail: str, *, errors: Sequence[Mapping[str, str]] = ()) -> None:
+        super().__init__(detail)
+        self.errors = errors
 
 
 class UnreadableText(BadInput):
@@ -43,52 +132,67 @@ class UnknownPolicy(BadInput):
     """A policy that does not exist, or parameters it does not have."""
 
 
-class BadSetting(TierwiseError):
-    """A setting, bundle or environment that cannot be used."""
-
-
-class WrongWeights(BadSetting):
-    """Weights that are missing, not the pinned bytes, or that do not fit."""
-
-
-class UpstreamFailure(TierwiseError):
-    """The next tier gave no usable answer; `status` is the HTTP status, where there was one."""
-
-    def __init__(self, reason: DegradedReason, detail: str, *, status: int | None = None) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.status = reason, status
-
-
-class DeadlinePassed(TierwiseError):
-    """No exit was reached before the deadline."""
-
-
 class QueueFull(TierwiseError):
     """The tier's queue is full; it is worth another try after `retry_after_s`."""
+
+    status, kind, title, rejection = 429, "queue-full", "Too busy", "queue_full"
 
     def __init__(self, detail: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(detail)
         self.retry_after_s = retry_after_s
 
 
-class Draining(TierwiseError):
-    """The tier is shutting down."""
-
-
 class CallerLeft(TierwiseError):
     """Nobody waits for the answer any more."""
 
+    status, kind, title, rejection = 499, "caller-left", "The caller left", "abandoned"
+
+
+class Draining(TierwiseError):
+    """The tier is shutting down."""
+
+    status, kind, title, rejection = 503, "draining", "Shutting down", "draining"
+    hangs_up, retry_after_s = True, 1.0
+
+
+class ConnectionsFull(TierwiseError):
+    """The tier answers as many connections as it can."""
+
+    status, kind, title = 503, "connections-full", Draining.title
+    hangs_up, retry_after_s = True, 1.0
+
+
+class DeadlinePassed(TierwiseError):
+    """No exit was reached before the deadline."""
+
+    status, kind, title, rejection = 504, "deadline-passed", "Deadline passed", "deadline"
+
+
+class BadSetting(TierwiseError):
+    """A setting, bundle or environment that cannot be used; it stops a service at start."""
+
+
+class WrongWeights(BadSetting):
+    """Weights that are missing, not the pinned bytes, or that do not fit their base."""
+
+
+class UpstreamFailure(TierwiseError):
+    """The next tier gave no usable answer, for the `degraded` reason; `answered` is its HTTP status, if it sent one."""
+
+    def __init__(self, reason: DegradedReason, detail: str, *, answered: int | None = None) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.answered = reason, answered
+
 
 class Failed(TierwiseError):
-    """Something broke inside: a bug of ours, or of a user's policy."""
+    """An exception that nobody expected, of ours or of a user's policy. The log has its cause; a caller never does."""
 
     def __init__(self) -> None:
         super().__init__("this tier failed on the request; its log has the error, under this request id")
 
 
-class Refused(TierwiseError):
-    """A request that the surface refuses before the pipeline sees it."""
-
-    def __init__(self, status: int, kind: str, detail: str, errors: list[dict[str, str]] | None = None) -> None:
-        super().__init__(detail)
-        self.status, self.kind, self.errors = status, kind, errors or []
+def tree(root: type[TierwiseError] = TierwiseError) -> Iterator[type[TierwiseError]]:
+    """The root and every error below it, as the table above lists them."""
+    yield root
+    for error in root.__subclasses__():
+        yield from tree(error)

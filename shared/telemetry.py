@@ -10,18 +10,15 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from shared.contracts import DegradedReason
+from shared.contracts import STAGES, DegradedReason, Stage
+from shared.errors import tree
 from shared.logs import OUTCOMES
 
 BUCKETS = tuple(round(0.0005 * (30 / 0.0005) ** (i / 21), 6) for i in range(22))  # 22, geometric, 0.5 ms to 30 s
 RATIOS = tuple(i / 20 for i in range(21))  # 0 is a bucket of its own: a chance of 0 is common
-STAGES = ("tokenize", "queue", "infer", "prune", "link", "ensemble")
 OFFLOAD_REASONS = ("policy", "confidence", "curve")
 NO_POLICY = "none"  # requests that were refused or failed, whatever policy they asked for
-REJECTIONS = (
-    *("bad_request", "unauthorized", "slow_body", "too_large", "unsupported_media", "invalid"),
-    *("queue_full", "abandoned", "draining", "deadline"),
-)
+REJECTIONS = tuple(dict.fromkeys(error.rejection for error in tree() if error.rejection))
 
 
 class Telemetry:
@@ -108,7 +105,7 @@ class Telemetry:
             lines.add_metric([self.tier, outcome], count)
         yield lines
 
-    def stage(self, name: str, seconds: float) -> None:
+    def stage(self, name: Stage, seconds: float) -> None:
         self.stages.labels(self.tier, name).observe(seconds)
 
     def request(self, outcome: str, policy: str, seconds: float) -> None:

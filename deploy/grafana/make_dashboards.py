@@ -17,6 +17,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from shared.contracts import STAGES
+
 FOLDER = Path(__file__).resolve().parent / "dashboards"
 SOURCE = {"type": "prometheus", "uid": "prometheus"}
 STEP = "15s"  # least time between points; a rate then covers 17 s
@@ -30,7 +32,8 @@ VARIABLES = {  # name -> (metric, label): the choices are that label's values
 TIER, POLICY, LINK = 'tier=~"$tier"', 'policy=~"$policy"', 'link=~"$link"'
 FIRST = 'tier="end"'  # clients ask this tier: its request times are end to end
 ANSWERED = 'outcome=~"ok|degraded"'
-REQUESTS, STAGES = "tierwise_request_duration_seconds", "tierwise_stage_duration_seconds"
+REQUESTS, STAGE_TIMES = "tierwise_request_duration_seconds", "tierwise_stage_duration_seconds"
+COMPUTING = "|".join(stage for stage in STAGES if stage not in ("queue", "link"))
 
 Queries = list[tuple[str, str]]  # (PromQL, legend)
 
@@ -93,7 +96,7 @@ def quantiles(metric: str, *labels: str, by: str = "", legend: str = "") -> Quer
 
 def share_of_time(stages: str) -> str:
     """The part that these stages have in the time of all stages of all tiers."""
-    return rate(STAGES + "_sum", f'stage=~"{stages}"') + " / " + rate(STAGES + "_sum")
+    return rate(STAGE_TIMES + "_sum", f'stage=~"{stages}"') + " / " + rate(STAGE_TIMES + "_sum")
 
 
 LATENCY = Dashboard(
@@ -112,7 +115,7 @@ LATENCY = Dashboard(
             "s",
             [
                 (
-                    rate(STAGES + "_sum", TIER, by="tier, stage")
+                    rate(STAGE_TIMES + "_sum", TIER, by="tier, stage")
                     + f" / scalar({rate(REQUESTS + '_count', FIRST, ANSWERED)})",
                     "{{tier}} {{stage}}",
                 )
@@ -124,7 +127,7 @@ LATENCY = Dashboard(
             "Does the time go to computing, queueing or links?",
             "percentunit",
             [
-                (share_of_time("tokenize|infer|prune|ensemble"), "computing"),
+                (share_of_time(COMPUTING), "computing"),
                 (share_of_time("queue"), "queueing"),
                 (share_of_time("link"), "links"),
             ],
@@ -142,7 +145,7 @@ LATENCY = Dashboard(
             Panel(
                 f"How long does each stage take (p{q})?",
                 "s",
-                [(quantile(q / 100, STAGES, TIER, by="tier, stage"), "{{tier}} {{stage}}")],
+                [(quantile(q / 100, STAGE_TIMES, TIER, by="tier, stage"), "{{tier}} {{stage}}")],
                 width=8,
             )
             for q in (50, 90, 99)
@@ -271,7 +274,7 @@ LINKS = Dashboard(
         Panel(
             "How long are calls on the links of a tier?",
             "s",
-            quantiles(STAGES, 'stage="link"', TIER, by="tier", legend="{{tier}}"),
+            quantiles(STAGE_TIMES, 'stage="link"', TIER, by="tier", legend="{{tier}}"),
             about="What the caller waited less what the callee took: round trip, transfer, lost packets.",
         ),
         Panel("How much delay is configured?", "s", link_setting("delay_seconds")),

@@ -45,7 +45,7 @@ def list_(project: Project = None, as_json: AsJson = False) -> None:
         return
     table = _table("Profiles", "profile", "rate up", "rate down", "RTT ms", "jitter ms", "loss %", "source")
     for name, raw in profiles.items():
-        rates = [rate_text(rate) for rate in (profile(name).rate_up, profile(name).rate_down)]
+        rates = [rate_text(rate) for rate in (profile(name).rate_up_bps, profile(name).rate_down_bps)]
         table.add_row(name, *rates, *(f"{raw[key]:g}" for key in ("rtt", "jitter", "loss")), raw["source"])
     console.print(table)
     console.print(_running(running) if running else f"No running links: {why}")

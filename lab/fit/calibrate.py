@@ -276,8 +276,8 @@ class Job:
             if index:
                 link = profile(self.access if index == 1 else self.backbone)
                 sizes = torch.tensor([_bytes(text) + ENVELOPE for text in texts])
-                up = sizes * 8 / link.rate_up if link.rate_up else torch.zeros(len(sizes))
-                seconds = seconds + link.rtt + up + (ANSWER * 8 / link.rate_down if link.rate_down else 0.0)
+                up = sizes * 8 / link.rate_up_bps if link.rate_up_bps else torch.zeros(len(sizes))
+                seconds = seconds + link.rtt_s + up + (ANSWER * 8 / link.rate_down_bps if link.rate_down_bps else 0.0)
             probabilities = torch.stack([_probabilities(network, item) for item in left])
             stages.append(Stage(tier, probabilities, seconds))
             report[tier] = {

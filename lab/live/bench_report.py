@@ -7,7 +7,7 @@ import os
 import platform
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -20,8 +20,7 @@ from lab.picture import INTERVALS, Dot, note, percent, picture, scatter
 from lab.policies import parse_policy, shown
 from lab.records import Crossed, Record, write_records
 from lab.stats import paired_difference, wilson
-
-STAGES: tuple[Literal["tokenize", "queue", "infer", "prune"], ...] = ("tokenize", "queue", "infer", "prune")
+from shared.contracts import HOP_STAGES
 
 
 def report(plan: Plan, done: Done) -> dict[str, Any]:
@@ -52,7 +51,7 @@ def _summary(samples: list[Sample], reference: list[Sample]) -> dict[str, Any]:
     hops = [hop for s in samples for hop in s.result.hops]
     links = [hop.link for hop in hops if hop.link]
     sent = [(hop.words_kept, hop.words_in) for hop in hops if hop.words_kept is not None]
-    stages: dict[str, float] = {stage: sum(hop.timings_ms[stage] for hop in hops) / n for stage in STAGES}
+    stages: dict[str, float] = {stage: sum(hop.timings_ms[stage] for hop in hops) / n for stage in HOP_STAGES}
     low, high = wilson(int(right.sum()), n)
     return {
         "accuracy": right.mean(),

@@ -9,11 +9,11 @@ import numpy as np
 
 from lab.replay.run import NONE, Run
 from lab.replay.walk import Replay
-from shared.contracts import Hop, InferredRow, InferRequest, InferResponse, LinkUse, TextPair
+from shared.contracts import Hop, HopTiming, InferredRow, InferRequest, InferResponse, LinkUse, TextPair
 from shared.policies import spec_of
 
 _ID, _CALL = "0" * 32, "0" * 16  # a request id of ours, and the id of a call between tiers
-_MS = {"tokenize": 0.512, "queue": 0.213, "infer": 75.123, "prune": 0.012, "total": 76.123}
+_MS: dict[HopTiming, float] = {"tokenize": 0.512, "queue": 0.213, "infer": 75.123, "prune": 0.012, "total": 76.123}
 
 
 class Sizes:
@@ -46,7 +46,7 @@ class Sizes:
             words_in=100,
             words_kept=None if last else 100,
             truncated=False,
-            timings_ms=_MS,  # type: ignore[arg-type]
+            timings_ms=_MS,
         )
 
     def requests(self, run: Run, link: tuple[int, int], rows: np.ndarray) -> np.ndarray:

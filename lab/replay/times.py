@@ -128,11 +128,11 @@ class Times:
 def round_trip(link: Profile, up: np.ndarray, down: np.ndarray) -> np.ndarray:
     """Seconds that a link takes on average for bodies of these bytes there and back."""
     total = np.zeros(len(up))
-    for sizes, rate in ((up, link.rate_up), (down, link.rate_down)):
+    for sizes, rate in ((up, link.rate_up_bps), (down, link.rate_down_bps)):
         counts = packets(sizes)
         for count in np.unique(counts):
-            total[counts == count] += slowest(link.rtt, link.jitter, int(count))
-        total += counts * link.loss * link.rtt + (8 * on_the_wire(sizes) / rate if rate else 0.0)
+            total[counts == count] += slowest(link.rtt_s, link.jitter_s, int(count))
+        total += counts * link.loss_ratio * link.rtt_s + (8 * on_the_wire(sizes) / rate if rate else 0.0)
     return total
 
 

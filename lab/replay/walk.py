@@ -28,7 +28,7 @@ from shared.errors import UnknownPolicy
 from shared.model.bundle import Bundle
 from shared.model.pools import Signature, Vector
 from shared.pipeline.route import Route
-from shared.policies import STAY, Clues, Decision, Policy, Where, build, spec_of
+from shared.policies import STAY, Clues, Decision, Learner, Policy, State, Where, bind, build, first_state, spec_of
 from shared.policies.baselines.fixed import Oracle
 from shared.policies.dispatch import draw
 
@@ -90,28 +90,35 @@ class Replay:
             return self._oracle(policy)
         stations, replay_only = self._stations_for(policy)
         out = self._empty(policy, stations, replay_only)
+        if isinstance(policy, Learner) and policy.learns:
+            self._learn(out, policy, stations)
+        else:
+            everything = np.arange(len(self.numbers))
+            out.bound = bind(policy, self._first_state(policy, stations))
+            self._walk(out, out.bound, stations, everything)
+            answer(out, out.bound, stations, self.ensemble, everything)
+        return out
+
+    def _first_state(self, policy: Policy, stations: Sequence[Station]) -> State | None:
         sizes = {station.name: station.layers for station in stations}
-        state = policy.initial_state(Where(self.order[0], self.order[1:], sizes), self.bundle.pools)
-        everything = np.arange(len(self.numbers))
-        if not policy.learns:
-            out.bound = bound = policy.bound(state)
-            self._walk(out, bound, stations, everything)
-            answer(out, bound, stations, self.ensemble, everything)
-            return out
-        first = Where(self.order[0], self._reachable(0), sizes)
-        prunes = policy.bound(state).prunes_at(first)
+        return first_state(policy, Where(self.order[0], self.order[1:], sizes), self.bundle.pools)
+
+    def _learn(self, out: Run, policy: Learner, stations: Sequence[Station]) -> None:
+        """One text after the other, each answered with what those before it taught."""
+        state = self._first_state(policy, stations)
+        first = Where(self.order[0], self._reachable(0), {station.name: station.layers for station in stations})
+        prunes = bind(policy, state).prunes_at(first)
         stations[0].table(self.numbers, Kernel.COUNTED if prunes else Kernel.PLAIN)  # at once, with a progress bar
-        quiet = len(everything) < 50 or not self._console.is_terminal
+        quiet = len(self.numbers) < 50 or not self._console.is_terminal
         with progress(self._console, transient=True, disable=quiet) as bar:
-            for row in bar.track(everything.tolist(), description=policy.name):
-                rows, bound = np.array([row]), policy.bound(state)
+            for row in bar.track(range(len(self.numbers)), description=policy.name):
+                rows, bound = np.array([row]), bind(policy, state)
                 out.bound = bound
                 self._walk(out, bound, stations, rows)
                 answer(out, bound, stations, self.ensemble, rows)
-                if self._depth == len(self.order) - 1 and out.label[row] != NONE:
+                if state is not None and self._depth == len(self.order) - 1 and out.label[row] != NONE:
                     (clues,) = self._clues_of(self.numbers[[row]], 0, bound.signature(self.order[0]))
                     state = policy.learn(state, bound, outcome(out, bound, stations, clues, row))
-        return out
 
     def _stations_for(self, policy: Policy) -> tuple[list[Station], bool]:
         try:

@@ -76,5 +76,5 @@ class Reading:
 
 def shape_of(profile: Profile, direction: Direction) -> Shape:
     """The end of a link that sends in `direction`."""
-    rate = profile.rate_up if direction is Direction.UP else profile.rate_down
-    return Shape(delay=profile.rtt / 2, jitter=profile.jitter, loss=profile.loss, rate=rate)
+    rate = profile.rate_up_bps if direction is Direction.UP else profile.rate_down_bps
+    return Shape(delay=profile.rtt_s / 2, jitter=profile.jitter_s, loss=profile.loss_ratio, rate=rate)

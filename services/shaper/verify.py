@@ -71,17 +71,17 @@ def judge_probe(profile: Profile, mode: str, measured: Mapping[str, Any]) -> lis
     """What a probe from the source found, against the profile."""
     up, down = (shape_of(profile, direction) for direction in Direction)
     out = bool(measured.get("out"))
-    if mode == "cut" or profile.loss >= 1 or out:
-        nothing = mode == "cut" or profile.loss >= 1
+    if mode == "cut" or profile.loss_ratio >= 1 or out:
+        nothing = mode == "cut" or profile.loss_ratio >= 1
         return [
             Check(
                 "outage", "nothing gets through" if nothing else "a way", "nothing" if out else "a way", out == nothing
             )
         ]
     rtt = measured["rtt"]
-    expected = profile.rtt + sum(8 * ECHO_FRAME / shape.rate for shape in (up, down) if shape.rate)
+    expected = profile.rtt_s + sum(8 * ECHO_FRAME / shape.rate for shape in (up, down) if shape.rate)
     deviation = (up.jitter**2 + down.jitter**2) ** 0.5
-    room = max(1e-3, 0.05 * profile.rtt, 3 * 1.25 * deviation / rtt["n"] ** 0.5)
+    room = max(1e-3, 0.05 * profile.rtt_s, 3 * 1.25 * deviation / rtt["n"] ** 0.5)
     checks = [
         Check(
             "rtt",

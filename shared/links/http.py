@@ -30,7 +30,7 @@ _NO_ANSWER = (httpx.ConnectError, httpx.ReadError, httpx.WriteError, httpx.Close
 WARY = 20  # calls
 
 
-class Wire:
+class UpstreamHttp:
     """Requests to the tier `target` at `url`; `count_retry` is told of each retry."""
 
     def __init__(
@@ -124,7 +124,7 @@ class Wire:
         if answer.status_code == 200:
             return content
         reason: DegradedReason = "upstream_refused" if answer.status_code in _REFUSALS else "upstream_invalid"
-        raise UpstreamFailure(reason, f"{self._target} answered {answer.status_code}", status=answer.status_code)
+        raise UpstreamFailure(reason, f"{self._target} answered {answer.status_code}", answered=answer.status_code)
 
     async def _content(self, answer: httpx.Response, call: str, limit: int) -> bytes:
         """The answer's bytes, as they came: nobody asked for a content encoding."""

@@ -36,24 +36,24 @@ class Backend(StrEnum):
 
 @dataclass(frozen=True)
 class Profile:
-    """A link's impairments: bits per second (0 is unlimited), seconds, and a ratio."""
+    """A link's impairments. A rate of 0 is unlimited; `loss_ratio` is of packets."""
 
     name: str
-    rate_up: float
-    rate_down: float
-    rtt: float
-    jitter: float
-    loss: float
+    rate_up_bps: float
+    rate_down_bps: float
+    rtt_s: float
+    jitter_s: float
+    loss_ratio: float
 
     def then(self, other: Profile) -> Profile:
         """The path over this link and then the other."""
         return Profile(
             name=f"{self.name}+{other.name}",
-            rate_up=_slower(self.rate_up, other.rate_up),
-            rate_down=_slower(self.rate_down, other.rate_down),
-            rtt=self.rtt + other.rtt,
-            jitter=(self.jitter**2 + other.jitter**2) ** 0.5,
-            loss=1 - (1 - self.loss) * (1 - other.loss),
+            rate_up_bps=_slower(self.rate_up_bps, other.rate_up_bps),
+            rate_down_bps=_slower(self.rate_down_bps, other.rate_down_bps),
+            rtt_s=self.rtt_s + other.rtt_s,
+            jitter_s=(self.jitter_s**2 + other.jitter_s**2) ** 0.5,
+            loss_ratio=1 - (1 - self.loss_ratio) * (1 - other.loss_ratio),
         )
 
 
@@ -69,11 +69,11 @@ def _known() -> dict[str, Profile]:
     return {
         name: Profile(
             name=name,
-            rate_up=raw["rate_up"] * 1e6,
-            rate_down=raw["rate_down"] * 1e6,
-            rtt=raw["rtt"] / 1e3,
-            jitter=raw["jitter"] / 1e3,
-            loss=raw["loss"] / 100,
+            rate_up_bps=raw["rate_up"] * 1e6,
+            rate_down_bps=raw["rate_down"] * 1e6,
+            rtt_s=raw["rtt"] / 1e3,
+            jitter_s=raw["jitter"] / 1e3,
+            loss_ratio=raw["loss"] / 100,
         )
         for name, raw in yaml.safe_load(PROFILES.read_text()).items()
     }

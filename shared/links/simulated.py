@@ -39,7 +39,7 @@ class SimulatedLink:
         Raises:
             UpstreamFailure: the link is out.
         """
-        if self.profile.loss >= 1:
+        if self.profile.loss_ratio >= 1:
             raise UpstreamFailure("upstream_unavailable", f"link {self.profile.name} is out")
         began = asyncio.get_running_loop().time()
         async with self._sending[direction]:
@@ -49,20 +49,20 @@ class SimulatedLink:
     async def _send(self, size: int, direction: str, began: float) -> float:
         """Book the link for a message that was given to it at `began`, in bursts: one that is cancelled frees the
         rest. The time at which it will have arrived."""
-        link, rate = self.profile, self.profile.rate_up if direction == "up" else self.profile.rate_down
+        link, rate = self.profile, self.profile.rate_up_bps if direction == "up" else self.profile.rate_down_bps
         lost, booked = 0, 0.0
         for at in range(packets(size)):
             if booked >= _BURST_S:
                 await self._until(self._free[direction])
                 booked = 0.0
-            delay = self._random.gauss(link.rtt / 2, link.jitter)
-            delay = min(max(0.0, delay), link.rtt)  # cut off on both sides, as the shaper does
+            delay = self._random.gauss(link.rtt_s / 2, link.jitter_s)
+            delay = min(max(0.0, delay), link.rtt_s)  # cut off on both sides, as the shaper does
             packet = (min(PAYLOAD, size - (at - 1) * PAYLOAD) if at else HTTP) + FRAME
             seconds = packet * 8 / rate if rate else 0.0
             self._free[direction] = max(self._free[direction], began + delay) + seconds
             booked += seconds
-            lost += bool(link.loss) and self._random.random() < link.loss
-        return self._free[direction] + lost * link.rtt
+            lost += bool(link.loss_ratio) and self._random.random() < link.loss_ratio
+        return self._free[direction] + lost * link.rtt_s
 
     async def _until(self, due: float) -> None:
         loop = asyncio.get_running_loop()

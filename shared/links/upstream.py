@@ -30,10 +30,10 @@ from shared.contracts import (
     LinkUse,
     TextPair,
 )
-from shared.errors import UpstreamFailure
+from shared.errors import DeadlinePassed, UpstreamFailure
 from shared.links.breaker import Breaker
 from shared.links.estimates import Smoothed
-from shared.links.http import Wire
+from shared.links.http import UpstreamHttp
 from shared.links.profile import UNSHAPED, Backend, Profile, profile
 from shared.links.shaped import ShapedLinks
 from shared.links.simulated import SimulatedLink
@@ -80,7 +80,7 @@ class Upstream:
         self._backend, self._profile, self._shaped = backend, profile(profile_name), shaped
         self._timeout_s, self._probe_s = timeout_s, probe_s
         link = SimulatedLink(self._profile) if backend is Backend.SIMULATED else None
-        self._wire = Wire(
+        self._http = UpstreamHttp(
             target=target,
             url=url,
             link=link,
@@ -106,7 +106,7 @@ class Upstream:
     def link_s(self) -> float:
         """What the link takes, there and back: measured, or else as its profile says."""
         measured = self._link_time.high
-        return self.link[1].rtt if measured is None else measured
+        return self.link[1].rtt_s if measured is None else measured
 
     async def infer(
         self,
@@ -157,12 +157,14 @@ class Upstream:
             limit_s, late = left_s, "deadline"
         try:
             async with asyncio.timeout(limit_s):
-                return await self._wire.post(body, headers, call=call, limit=limit)
+                return await self._http.post(body, headers, call=call, limit=limit)
         except TimeoutError as error:
             raise UpstreamFailure(late, f"{self.target} took over {limit_s * 1e3:.0f} ms") from error
         except UpstreamFailure as failure:
-            if failure.status == 504 and left_s is not None:
-                raise UpstreamFailure("deadline", f"{self.target} cannot answer in time", status=504) from failure
+            if failure.answered == DeadlinePassed.status and left_s is not None:
+                raise UpstreamFailure(
+                    "deadline", f"{self.target} cannot answer in time", answered=failure.answered
+                ) from failure
             raise
 
     def _read(self, answer: bytes, request: InferRequest) -> InferResponse:
@@ -179,9 +181,9 @@ class Upstream:
     def _blames(self, failure: UpstreamFailure, left_s: float | None) -> bool:
         """Whether a failure is the upstream's, and not that of a request or of its short deadline."""
         if failure.reason != "deadline":
-            return failure.status not in _NEUTRAL
+            return failure.answered not in _NEUTRAL
         usual = self._usual.high
-        return failure.status is None and left_s is not None and left_s > (_IMPATIENT_S if usual is None else usual)
+        return failure.answered is None and left_s is not None and left_s > (_IMPATIENT_S if usual is None else usual)
 
     def _tell(self, *, failed: bool) -> None:
         was_open = self.breaker.open
@@ -204,7 +206,7 @@ class Upstream:
             began = time.monotonic()
             try:
                 async with asyncio.timeout(limit_s):
-                    answer = await self._wire.probe(body, call=probe.call, limit=2 * _LONGEST_PROBE)
+                    answer = await self._http.probe(body, call=probe.call, limit=2 * _LONGEST_PROBE)
                     self._read(answer, probe)
             except (UpstreamFailure, TimeoutError):
                 pause = min(2 * pause, 4 * self._probe_s)  # from one probe's start to the next one's
@@ -223,8 +225,8 @@ class Upstream:
     def link_takes(self, size: int) -> float:
         """Seconds that so many bytes take there and back, as the profile says."""
         on_link = self.link[1]
-        rates = (on_link.rate_up, on_link.rate_down)
-        return on_link.rtt + sum(8 * size / rate for rate in rates if rate)
+        rates = (on_link.rate_up_bps, on_link.rate_down_bps)
+        return on_link.rtt_s + sum(8 * size / rate for rate in rates if rate)
 
     def with_link(self, carried: Carried, texts: Sequence[TextPair]) -> list[InferredRow]:
         """The callee's rows, each first hop with this link on record and the row's own share of the bytes."""
@@ -250,7 +252,7 @@ class Upstream:
     async def close(self) -> None:
         if self._probing is not None:
             self._probing.cancel()
-        await self._wire.close()
+        await self._http.close()
 
 
 def _new_call() -> str:

@@ -18,7 +18,7 @@ from shared.model.ensemble import combine
 from shared.pipeline.hops import rounded
 from shared.pipeline.text import Text
 from shared.pipeline.tier import Tier
-from shared.policies import Outcome, Policy, State, Visit, Where, name_of, spec_of
+from shared.policies import Learner, Outcome, Policy, State, Visit, Where, bind, first_state, name_of, spec_of
 from shared.policies.states import States
 
 log = structlog.get_logger()
@@ -61,7 +61,7 @@ class Front:
 
     def _first_state(self, policy: Policy) -> State | None:
         deeper = tuple(self._bundle.order[1:])
-        return policy.initial_state(Where(self.tier.name, deeper, self.tier.sizes), self._bundle.pools)
+        return first_state(policy, Where(self.tier.name, deeper, self.tier.sizes), self._bundle.pools)
 
     def _admit(self, policy: Policy) -> Policy:
         """The plain policy for one request.
@@ -71,7 +71,7 @@ class Front:
         """
         order = self._bundle.order
         policy.check(self.tier.sizes, order[order.index(self.tier.name) :])
-        return policy.bound(self.states.of(policy))
+        return bind(policy, self.states.of(policy))
 
     async def classify(self, request: ClassifyRequest, request_id: str, headers: Mapping[str, str]) -> Answered:
         """Answer every input.
@@ -91,7 +91,8 @@ class Front:
         results = [self._result(text, bound) for text in call.texts]
         seconds = call.clock() - started
         self._telemetry.stage("ensemble", seconds)
-        if policy.learns and options.max_tier in (None, self._bundle.order[-1]):
+        whole = options.max_tier in (None, self._bundle.order[-1])
+        if whole and isinstance(policy, Learner) and policy.learns:
             self.states.learn(policy, bound, [self._outcome(text) for text in call.texts if not text.degraded])
         return Answered(results, seconds, bound)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from shared.contracts import Hop, InferRequest, TextPair, WordUse
+from shared.contracts import Hop, HopTiming, InferRequest, TextPair, WordUse
 from shared.model.bundle import Bundle
 from shared.model.words import words_of
 from shared.pipeline.text import Text
@@ -24,7 +24,7 @@ def made_here(
     keep: Sequence[bool] | None,
     *,
     explain: bool,
-    times_s: Mapping[str, float],
+    times_s: Mapping[HopTiming, float],
 ) -> Hop:
     """This tier's part in an answer. `keep` says which words stay when the text leaves; null: all of them."""
     probabilities = by_label(bundle, answer.probabilities)
@@ -44,7 +44,7 @@ def made_here(
         words_in=words,
         words_kept=None if to is None else words if keep is None else sum(keep),
         truncated=answer.encoded.truncated,
-        timings_ms={stage: round(value * 1e3, 3) for stage, value in times_s.items()},  # type: ignore[misc]
+        timings_ms={stage: round(value * 1e3, 3) for stage, value in times_s.items()},
         exits=[by_label(bundle, exit_) for exit_ in answer.exits] if explain else None,
         words=_explained(answer, keep) if explain and keep is not None else None,
     )

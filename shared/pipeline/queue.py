@@ -1,10 +1,10 @@
-"""The line before a model: bounded, in arrival order, without those who left or came too late; rows may join.
+"""The queue before a model: bounded, first in first out. It drops calls whose client left or whose deadline passed.
 
-The rows of waiting jobs join into one forward pass where they want the same (exit rule, importance, explanation) and
-are of like length, up to `batch_texts` of them. A job that had to wait may wait `batch_wait_s` more for company; one
-that finds the model idle never does, so at low load the line costs nothing.
+Several calls may share one forward pass. Their texts must want the same (exit rule, importance, explanation) and be of
+like length, and a pass takes `batch_texts` of them. A call that had to wait may wait `batch_wait_s` more for company.
+One that finds the model idle never does, so at low load the queue costs nothing.
 
-The bound is one of time, too: who comes when those waiting need longer than `wait_s` is refused. A count alone would
+The queue is bounded in time, too: a call is refused when those before it need longer than `wait_s`. A count alone would
 let the wait grow with the cost of a text, and a late answer is worth less than a refusal at once.
 """
 
@@ -24,8 +24,8 @@ from shared.model.pools import Signature
 
 
 @dataclass(eq=False)
-class Job:
-    """One call's texts and what is wanted of them; `signature` instead of an inference. Times are the line's."""
+class Work:
+    """One call's texts and what is wanted of them: an inference, or a `signature`. Times are by the queue's clock."""
 
     texts: Sequence[TextPair]
     rule: ExitRule | None = None
@@ -39,10 +39,10 @@ class Job:
     left: bool = False  # nobody waits for it any more
 
     def over(self, at: float) -> bool:
-        """Whether it is in vain to go on until `at`."""
+        """Whether nobody wants a result at the time `at`."""
         return self.left or (self.expires is not None and at >= self.expires)
 
-    def joins(self, other: Job) -> bool:
+    def joins(self, other: Work) -> bool:
         """Whether both fit into one forward pass."""
         alike = (self.rule, self.importance, self.explain) == (other.rule, other.importance, other.explain)
         short, long = sorted((self._length(), other._length()))
@@ -53,8 +53,8 @@ class Job:
         return max((len(text.text) + len(text.text_pair or "") for text in self.texts), default=0)
 
 
-class Line:
-    """Any thread may `put`; the model's thread alone takes."""
+class Queue:
+    """Any thread may put work in; the model's thread alone takes it."""
 
     def __init__(
         self,
@@ -67,19 +67,19 @@ class Line:
     ) -> None:
         self._limit, self._wait_s, self._clock = limit, wait_s, clock
         self._batch_texts, self._batch_wait_s = batch_texts, batch_wait_s
-        self._jobs: list[Job] = []
+        self._waiting: list[Work] = []
         self._changed = threading.Condition()
         self._busy = self._closed = False
         self._running = 0  # texts of the pass under way
 
     @property
     def waiting(self) -> int:
-        return len(self._jobs)
+        return len(self._waiting)
 
     @property
     def texts(self) -> int:
         """Texts that wait."""
-        return sum(len(job.texts) for job in self._jobs)
+        return sum(len(work.texts) for work in self._waiting)
 
     @property
     def ahead(self) -> int:
@@ -91,76 +91,76 @@ class Line:
         """Whether the model is at work."""
         return self._busy
 
-    def put(self, job: Job, *, text_s: float) -> None:
-        """Stand in line, where a text is known to take `text_s`.
+    def put(self, work: Work, *, text_s: float) -> None:
+        """Add a call's work, where a text is known to take `text_s`.
 
         Raises:
-            QueueFull: the line is at one of its limits.
+            QueueFull: the queue is at one of its limits.
         """
         with self._changed:
             self.admit(text_s=text_s)
-            job.queued = self._busy
-            self._jobs.append(job)
+            work.queued = self._busy
+            self._waiting.append(work)
             self._changed.notify()
 
     def admit(self, *, text_s: float) -> None:
-        """Whether one more may stand in line.
+        """Whether one more call may wait.
 
         Raises:
-            QueueFull: the line is at one of its limits.
+            QueueFull: the queue is at one of its limits.
         """
         wait = self.texts * text_s
-        if len(self._jobs) >= self._limit or wait > self._wait_s:
-            raise QueueFull(f"{len(self._jobs)} requests wait for the model already", retry_after_s=wait)
+        if len(self._waiting) >= self._limit or wait > self._wait_s:
+            raise QueueFull(f"{len(self._waiting)} requests wait for the model already", retry_after_s=wait)
 
-    def leave(self, job: Job) -> None:
-        """Its caller is gone: out of the line, or stopped before the next layer."""
+    def leave(self, work: Work) -> None:
+        """Drop the work of a caller who is gone, or stop it before the next layer."""
         with self._changed:
-            job.left = True
-            if job in self._jobs:
-                self._jobs.remove(job)
+            work.left = True
+            if work in self._waiting:
+                self._waiting.remove(work)
 
-    def take(self, least_s: Callable[[], float]) -> list[Job]:
-        """Wait for work: the jobs of one forward pass; none once the line is closed.
+    def take(self, least_s: Callable[[], float]) -> list[Work]:
+        """Wait for the work of one forward pass; empty once the queue is closed.
 
-        Jobs that could not reach their first exit, `least_s()` a text from now, are refused, not started. It is asked
-        when there is work, since what was measured before is forgotten meanwhile.
+        Work that cannot reach its first exit in time, `least_s()` a text from now, is refused. `least_s` is asked when
+        there is work, since older measurements are forgotten meanwhile.
         """
         with self._changed:
             self._busy, self._running = False, 0
             while True:
-                self._changed.wait_for(lambda: self._jobs or self._closed)
+                self._changed.wait_for(lambda: self._waiting or self._closed)
                 if self._closed:
                     return []
-                if self._batch_wait_s and self._jobs[0].queued:
+                if self._batch_wait_s and self._waiting[0].queued:
                     self._changed.wait_for(lambda: self._closed or self._full(), self._batch_wait_s)
                 if taken := self._next(least_s()):
-                    self._busy, self._running = True, sum(len(job.texts) for job in taken)
+                    self._busy, self._running = True, sum(len(work.texts) for work in taken)
                     return taken
 
     def _full(self) -> bool:
         return self.texts >= self._batch_texts
 
-    def _next(self, least_s: float) -> list[Job]:
-        taken: list[Job] = []
+    def _next(self, least_s: float) -> list[Work]:
+        taken: list[Work] = []
         rows = 0
-        for job in list(self._jobs):
-            if job.over(self._clock() + least_s * len(job.texts)):
-                self._jobs.remove(job)
-                if job.future.set_running_or_notify_cancel():
-                    job.future.set_exception(DeadlinePassed("the deadline passed before the first exit was reached"))
-            elif not taken or (rows + len(job.texts) <= self._batch_texts and job.joins(taken[0])):
-                self._jobs.remove(job)
-                if job.future.set_running_or_notify_cancel():
-                    taken.append(job)
-                    rows += len(job.texts)
+        for work in list(self._waiting):
+            if work.over(self._clock() + least_s * len(work.texts)):
+                self._waiting.remove(work)
+                if work.future.set_running_or_notify_cancel():
+                    work.future.set_exception(DeadlinePassed("the deadline passed before the first exit was reached"))
+            elif not taken or (rows + len(work.texts) <= self._batch_texts and work.joins(taken[0])):
+                self._waiting.remove(work)
+                if work.future.set_running_or_notify_cancel():
+                    taken.append(work)
+                    rows += len(work.texts)
         return taken
 
     def close(self) -> None:
-        """Cancel all who wait."""
+        """Cancel all work that waits."""
         with self._changed:
             self._closed = True
-            for job in self._jobs:
-                job.future.cancel()
-            self._jobs.clear()
+            for work in self._waiting:
+                work.future.cancel()
+            self._waiting.clear()
             self._changed.notify()

@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from shared.contracts import InferredRow, InferRequest, TextPair
+from shared.contracts import HOP_STAGES, HopTiming, InferredRow, InferRequest, TextPair
 from shared.errors import BadInput, DeadlinePassed, UpstreamFailure
 from shared.links.upstream import Upstream
 from shared.model.bundle import Bundle
@@ -160,10 +160,10 @@ class Tier:
         pruning = self._clock()
         keeps = [self._decide(call, text, answer) for text, answer in read]
         ended = self._clock()
-        times = {"tokenize": batch.tokenize, "queue": batch.queue, "infer": batch.infer, "prune": ended - pruning}
-        for stage, seconds in times.items():
+        spent = (batch.tokenize, batch.queue, batch.infer, ended - pruning)
+        for stage, seconds in zip(HOP_STAGES, spent, strict=True):
             self.telemetry.stage(stage, seconds)
-        times["total"] = ended - started
+        times: dict[HopTiming, float] = {**dict(zip(HOP_STAGES, spent, strict=True)), "total": ended - started}
         for (text, answer), keep in zip(read, keeps, strict=True):
             explain = call.request.explain
             text.hop = made_here(self.bundle, self.name, text, answer, keep, explain=explain, times_s=times)

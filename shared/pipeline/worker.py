@@ -1,8 +1,8 @@
-"""The model's worker: one thread that runs what stands in line, and what a batch of texts gives.
+"""The model's worker: one thread takes calls from the queue, tokenizes their texts and runs them through the model.
 
-torch keeps its thread count per thread, so it is set where the model runs. The event loop is never blocked. Between
-two layers a job may end: its rows leave with the deepest exit they reached if the next layer would end after their
-deadline, or at once if nobody waits for them any more.
+torch keeps its thread count per thread, so it is set where the model runs. The event loop is never blocked. A text may
+leave between two layers: at once if its caller has left, or with the deepest exit it reached if the next layer would
+end after its deadline.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from shared.model.exits import ExitRule
 from shared.model.network import Network
 from shared.model.pools import Signature, Vector
 from shared.model.words import Encoded
-from shared.pipeline.queue import Job, Line
+from shared.pipeline.queue import Queue, Work
 
 FORGET_S = 1.0  # an older measured time refuses nobody: only a pass can tell that the model is fast again
 
@@ -74,17 +74,17 @@ class Worker:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._network, self.clock = network, clock
-        self._line = Line(limit=limit, wait_s=wait_s, batch_texts=batch_texts, batch_wait_s=batch_wait_s, clock=clock)
+        self._queue = Queue(limit=limit, wait_s=wait_s, batch_texts=batch_texts, batch_wait_s=batch_wait_s, clock=clock)
         self._row_layer = Smoothed(forget_s=FORGET_S, clock=clock)  # seconds of a row's layer
         self._tokenize = Smoothed(forget_s=FORGET_S, clock=clock)  # of a text
         self._text_s = 0.0  # seconds of a text in its pass: grows from nothing, so a slow first pass refuses nobody
-        self._thread = threading.Thread(target=self._work, args=(threads,), name="model", daemon=True)
+        self._thread = threading.Thread(target=self._serve, args=(threads,), name="model", daemon=True)
         self._thread.start()
 
     @property
     def waiting(self) -> int:
         """Calls that wait."""
-        return self._line.waiting
+        return self._queue.waiting
 
     def admit(self) -> None:
         """Whether one more call may wait, asked before anything is done for it.
@@ -92,7 +92,7 @@ class Worker:
         Raises:
             QueueFull: too many wait.
         """
-        self._line.admit(text_s=self._text_s)
+        self._queue.admit(text_s=self._text_s)
 
     async def run(
         self,
@@ -109,66 +109,65 @@ class Worker:
             QueueFull: too many wait.
             DeadlinePassed: it could not be started in time.
         """
-        return await self._do(Job(texts, rule, importance, explain, expires=expires))
+        return await self._do(Work(texts, rule, importance, explain, expires=expires))
 
     async def signatures(
         self, texts: Sequence[TextPair], kind: Signature, expires: float | None = None
     ) -> list[Vector | None]:
         """What stands for each text before any layer runs; null where it cannot be read."""
-        return await self._do(Job(texts, signature=kind, expires=expires))
+        return await self._do(Work(texts, signature=kind, expires=expires))
 
     async def turn(self) -> None:
-        """Wait in line for nothing: whether the model still takes work."""
-        await self._do(Job([]))
+        """Wait in the queue for nothing: whether the model still takes work."""
+        await self._do(Work([]))
 
     def expected(self, texts: int, layers: int) -> float | None:
-        """Seconds until `texts` put in line now have passed `layers`, as measured; null before anything was."""
+        """Seconds until `texts` put into the queue now have passed `layers`, as measured; null before anything was."""
         row_layer = self._row_layer.last_high
-        ahead_s = self._line.ahead * self._text_s
+        ahead_s = self._queue.ahead * self._text_s
         return None if row_layer is None else ahead_s + texts * layers * row_layer
 
-    async def _do(self, job: Job) -> Any:
-        job.asked = self.clock()
-        self._line.put(job, text_s=self._text_s)
+    async def _do(self, work: Work) -> Any:
+        work.asked = self.clock()
+        self._queue.put(work, text_s=self._text_s)
         try:
-            return await asyncio.wrap_future(job.future)
+            return await asyncio.wrap_future(work.future)
         except asyncio.CancelledError:
-            self._line.leave(job)
+            self._queue.leave(work)
             raise
 
-    def _work(self, threads: int) -> None:
+    def _serve(self, threads: int) -> None:
         torch.set_num_threads(threads)
-        while jobs := self._line.take(self._first_exit_s):
+        while works := self._queue.take(self._first_exit_s):
             try:
-                done = self._run(jobs)
+                done = self._run(works)
             except BaseException as error:  # noqa: BLE001 - whatever it is belongs to those who wait, not to this thread
-                for job in jobs:
-                    job.future.set_exception(error)
+                for work in works:
+                    work.future.set_exception(error)
             else:
-                for job, result in zip(jobs, done, strict=True):
-                    job.future.set_result(result)
+                for work, result in zip(works, done, strict=True):
+                    work.future.set_result(result)
 
     def _first_exit_s(self) -> float:
         """Seconds until a text's first exit, as measured of late; none where nothing was."""
         return (self._row_layer.mean or 0.0) + (self._tokenize.mean or 0.0)
 
-    def _run(self, jobs: list[Job]) -> Sequence[Any]:
+    def _run(self, works: list[Work]) -> Sequence[Any]:
         started = self.clock()
-        encoded = [[self._encode(text) for text in job.texts] for job in jobs]
-        if (kind := jobs[0].signature) is not None:
+        encoded = [[self._encode(text) for text in work.texts] for work in works]
+        if (kind := works[0].signature) is not None:
             return [[None if item is None else self._network.signature(item, kind) for item in encoded[0]]]
         tokenized = self.clock()
         self._tokenize.add((tokenized - started) / max(1, sum(len(own) for own in encoded)))
-        traces = self._forward(jobs, encoded)
+        traces = self._forward(works, encoded)
         answers = [[None if item is None else self._answer(item, next(traces)) for item in own] for own in encoded]
-        infer = self.clock() - tokenized
-        return [
-            Batch(own, tokenized - started, started - job.asked, infer) for job, own in zip(jobs, answers, strict=True)
-        ]
+        tokenize, infer = tokenized - started, self.clock() - tokenized
+        pairs = zip(works, answers, strict=True)
+        return [Batch(own, tokenize, started - work.asked, infer) for work, own in pairs]
 
-    def _forward(self, jobs: list[Job], encoded: list[list[Encoded | None]]) -> Any:
-        """The traces of every readable text, job by job."""
-        owners = [job for job, own in zip(jobs, encoded, strict=True) for item in own if item is not None]
+    def _forward(self, works: list[Work], encoded: list[list[Encoded | None]]) -> Any:
+        """The traces of every readable text, call by call."""
+        owners = [work for work, own in zip(works, encoded, strict=True) for item in own if item is not None]
         readable = [item for item in chain.from_iterable(encoded) if item is not None]
         if not readable:
             return iter(())
@@ -180,8 +179,8 @@ class Worker:
             after_the_next, last = now + (now - last), now
             return [owners[row].over(after_the_next) for row in rows]
 
-        job = jobs[0]
-        ran = self._network.run(readable, job.rule, importance=job.importance, every_exit=job.explain, over=over)
+        work = works[0]
+        ran = self._network.run(readable, work.rule, importance=work.importance, every_exit=work.explain, over=over)
         seconds = self.clock() - started
         text_s = seconds / len(readable)
         self._text_s += (min(text_s, 8 * self._text_s or text_s) - self._text_s) / 8
@@ -202,5 +201,5 @@ class Worker:
 
     def close(self) -> None:
         """Finish what runs, cancel what waits."""
-        self._line.close()
+        self._queue.close()
         self._thread.join()

@@ -18,7 +18,8 @@ into this folder and give it a `name`. A module that cannot be imported is left 
 Tags beside a formula: [S001] arXiv 2410.05338 says it, [C:repository] read in that public code, [R] our reconstruction.
 """
 
-from shared.policies.base import STAY, Clues, Decision, Outcome, Policy, State, Visit, Where, answer_at
+from shared.policies.base import STAY, Clues, Decision, Policy, Where, answer_at
+from shared.policies.learner import Learner, Outcome, State, Visit, bind, first_state
 from shared.policies.registry import BROKEN, POLICIES, build, name_of, named, names, spec_of
 
 __all__ = [
@@ -27,13 +28,16 @@ __all__ = [
     "STAY",
     "Clues",
     "Decision",
+    "Learner",
     "Outcome",
     "Policy",
     "State",
     "Visit",
     "Where",
     "answer_at",
+    "bind",
     "build",
+    "first_state",
     "name_of",
     "named",
     "names",

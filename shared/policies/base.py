@@ -1,29 +1,26 @@
-"""What every policy is: the questions it answers, and what it is told.
+"""What every policy is: the questions that a tier asks it about a text.
 
     before    where a text goes before any layer runs, from its clues
     after     where it goes once this tier has an answer
-    learn     what a policy that learns makes of an answered text; the tier that was asked keeps its state
 
-A policy itself never changes: `bound(state)` gives the plain, stateless policy of one request (its arm chosen, its
-pools fixed), and that is what travels and what a replay runs. A batch is bound once and learned from row by row.
+A policy never changes. One that learns from its answers is a `Learner` (`shared/policies/learner.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from shared.errors import UnknownPolicy
 from shared.model.ensemble import Weighting
 from shared.model.exits import ExitRule
-from shared.model.pools import Pools, Signature, Vector
+from shared.model.pools import Signature, Vector
 from shared.model.pruning import Pruning
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
-State = dict[str, Any]  # JSON
 
 
 @dataclass(frozen=True)
@@ -54,24 +51,6 @@ class Decision:
 
 
 STAY = Decision(None, 0.0, "policy")
-
-
-@dataclass(frozen=True)
-class Visit:
-    """One tier's part in an answer. Confidences are calibrated and rounded to 6 digits, as the hop on the wire."""
-
-    tier: str
-    exit_layer: int
-    confidence: float  # at that exit
-    confidences: tuple[float, ...]  # of every exit evaluated up to there, oldest first; of an upstream only the last
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What was seen on a text's way, in order: all that a policy may learn from. Never the label."""
-
-    clues: Clues
-    visits: tuple[Visit, ...]
 
 
 class Policy(BaseModel):
@@ -129,40 +108,6 @@ class Policy(BaseModel):
 
     def weighting_for(self) -> Weighting:
         return Weighting.LAST
-
-    # -- policies that learn -----------------------------------------------------------------------------------------
-
-    @property
-    def learns(self) -> bool:
-        """Whether its state changes from text to text."""
-        return False
-
-    def initial_state(self, where: Where, pools: Pools | None) -> State | None:
-        """The state before the first text, JSON-able; null for a policy without any.
-
-        Raises:
-            UnknownPolicy: the bundle lacks what it starts from.
-        """
-        return None
-
-    def bound(self, state: State | None) -> Policy:
-        """The plain policy that this state makes of it, for one request."""
-        return self
-
-    def learn(self, state: State | None, bound: Policy, outcome: Outcome) -> State | None:
-        """The state after one more text; `bound` is the policy that answered it. The state given is left alone."""
-        return state
-
-    def check_state(self, state: State, fresh: State) -> None:
-        """Whether `state`, read from a file and shaped like the `fresh` one, can have come from it.
-
-        Raises:
-            ValueError: it cannot.
-        """
-
-    def described(self, state: State) -> State:
-        """The state in short, for `/info`."""
-        return state
 
 
 def answer_at(where: Where, tier: str) -> Decision:

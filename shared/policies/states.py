@@ -21,7 +21,8 @@ import structlog
 
 from shared.background import Background
 from shared.errors import BadSetting, TierwiseError
-from shared.policies.base import Outcome, Policy, State
+from shared.policies.base import Policy
+from shared.policies.learner import Learner, Outcome, State
 from shared.policies.registry import spec_of
 
 log = structlog.get_logger()
@@ -74,12 +75,14 @@ class States:
             self._states[key] = self._states.pop(key)  # the newest last
         return self._states.get(key, fresh)
 
-    def learn(self, policy: Policy, bound: Policy, outcomes: Sequence[Outcome]) -> None:
+    def learn(self, policy: Learner, bound: Policy, outcomes: Sequence[Outcome]) -> None:
         """Take in answered texts, in order."""
         before = state = self.of(policy)
+        if state is None:
+            return
         for outcome in outcomes:
             state = policy.learn(state, bound, outcome)
-        if state is None or state is before:
+        if state is before:
             return
         self._states[_key(policy)] = state
         while len(self._states) > LIMIT:
@@ -92,8 +95,9 @@ class States:
     def described(self) -> list[dict[str, Any]]:
         """Every state in short, for `/info`."""
         return [
-            {"policy": (spec := json.loads(key)), "state": self._build(spec).described(state)}
-            for key, state in self._states.items()
+            {"policy": spec, "state": policy.described(state)}
+            for spec, state in ((json.loads(key), state) for key, state in self._states.items())
+            if isinstance(policy := self._build(spec), Learner)
         ]
 
     async def close(self) -> None:
@@ -161,7 +165,9 @@ class States:
         """Whether a request could be answered with this state; whatever goes wrong here would go wrong there."""
         policy = self._build(json.loads(key))
         fresh = self._fresh(policy)
-        if key != _key(policy) or not policy.learns or fresh is None or _shape(state) != _shape(fresh):
+        if not isinstance(policy, Learner) or not policy.learns or fresh is None:
+            raise ValueError(f"{policy.name!r} learns nothing")
+        if key != _key(policy) or _shape(state) != _shape(fresh):
             raise ValueError(f"no state of {policy.name!r}")
         policy.check_state(state, fresh)
         policy.bound(state)

@@ -15,7 +15,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
-from shared.errors import QueueFull, Refused, plain
+from shared.errors import BadInput, BadJson, QueueFull, Refused, SlowBody, TooLarge, UnsupportedMedia, plain
 
 _MAX_DEPTH, _MAX_VALUES = 32, 10_000  # walking and refusing more would keep the event loop from everybody else
 _SHORT = 16_384  # bytes of a body that are not counted on the shelf: the number of connections bounds them
@@ -65,10 +65,10 @@ async def read(request: Request, limit: int, timeout_s: float, place: Place) -> 
     """The body, refused by its type first, and by its size or slowness before it is read to the end."""
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != "application/json":
-        raise Refused(415, "unsupported-media", f"content type {media or 'missing'}; send application/json")
+        raise UnsupportedMedia(f"content type {media or 'missing'}; send application/json")
     if (coding := request.headers.get("content-encoding", "identity").lower()) != "identity":
-        raise Refused(415, "unsupported-media", f"content encoding {coding}; send the JSON as it is")
-    too_large = Refused(413, "too-large", f"the body is over {limit} bytes")
+        raise UnsupportedMedia(f"content encoding {coding}; send the JSON as it is")
+    too_large = TooLarge(f"the body is over {limit} bytes")
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > limit:
         raise too_large
@@ -81,9 +81,9 @@ async def read(request: Request, limit: int, timeout_s: float, place: Place) -> 
                     raise too_large
                 place.grow(len(body))
     except TimeoutError as error:
-        raise Refused(408, "slow-body", f"the body took over {timeout_s:g} s") from error
+        raise SlowBody(f"the body took over {timeout_s:g} s") from error
     except ClientDisconnect as error:
-        left = Refused(400, "bad-request", "the caller left before the body was read")
+        left = Refused("the caller left before the body was read")
         raise request.scope.get("state", {}).get("cut", left) from error  # the server knows what was wrong with it
     return bytes(body)
 
@@ -102,7 +102,7 @@ def parse(body: bytes) -> Any:
             depth += 1
             values += len(level)
             if values > _MAX_VALUES:
-                raise Refused(413, "too-large", f"the body holds over {_MAX_VALUES} values")
+                raise TooLarge(f"the body holds over {_MAX_VALUES} values")
             if depth > _MAX_DEPTH:
                 raise ValueError(f"nested more than {_MAX_DEPTH} deep")
         return parsed
@@ -110,7 +110,7 @@ def parse(body: bytes) -> Any:
         why = f"nested more than {_MAX_DEPTH} deep" if isinstance(error, RecursionError) else error
         if "integer string conversion" in str(error):
             why = "a number has thousands of digits"
-        raise Refused(400, "bad-json", f"the body is not JSON: {why}") from error
+        raise BadJson(f"the body is not JSON: {why}") from error
 
 
 def _weigh(body: bytes) -> None:
@@ -124,11 +124,11 @@ def _weigh(body: bytes) -> None:
     if not heavy:
         outside = b"".join(bare.split(b'"')[::2])
         if b"[" * (_MAX_DEPTH + 1) in outside:
-            raise Refused(400, "bad-json", f"the body is not JSON: nested more than {_MAX_DEPTH} deep")
+            raise BadJson(f"the body is not JSON: nested more than {_MAX_DEPTH} deep")
         opened = outside.count(b"[") + outside.count(b"{")
         heavy = opened > _MAX_VALUES or outside.count(b",") >= _MAX_VALUES
     if heavy:
-        raise Refused(413, "too-large", f"the body holds over {_MAX_VALUES} values")
+        raise TooLarge(f"the body holds over {_MAX_VALUES} values")
 
 
 def _children(value: Any) -> Iterable[Any]:
@@ -145,7 +145,7 @@ def validate(model: type[M], parsed: Any) -> M:
             for e in error.errors(include_url=False, include_input=False, include_context=False)
         ]
         first = f"{problems[0]['at']}: {problems[0]['problem']}"
-        raise Refused(422, "bad-input", first[:500], problems[:20]) from error
+        raise BadInput(first[:500], errors=problems[:20]) from error
 
 
 def in_words(kind: str, message: str) -> str:

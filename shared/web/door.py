@@ -20,8 +20,8 @@ from typing import Protocol
 
 import structlog
 
-from shared.contracts import Problem
-from shared.web.problems import PROBLEM_TYPE, title
+from shared.errors import ConnectionsFull
+from shared.web.problems import PROBLEM_TYPE, problem
 
 log = structlog.get_logger()
 BACKLOG = 2048
@@ -166,11 +166,8 @@ class Door:
 
 
 def _full() -> bytes:
-    detail = "every connection of this tier is being answered: try again soon"
-    problem = Problem(
-        type="urn:tierwise:connections-full", title=title(503), status=503, detail=detail, request_id="none", errors=[]
-    )
-    body = problem.model_dump_json().encode()
+    full = ConnectionsFull("every connection of this tier is being answered: try again soon")
+    body = problem(full, "none").model_dump_json().encode()
     head = f"HTTP/1.1 503 Service Unavailable\r\ncontent-type: {PROBLEM_TYPE}\r\ncontent-length: {len(body)}\r\n"
     return head.encode() + b"retry-after: 1\r\nconnection: close\r\n\r\n" + body
 

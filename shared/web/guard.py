@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from fastapi import Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared.errors import BadSetting, CallerLeft, Refused
+from shared.errors import BadSetting, CallerLeft, HeadersTooLarge, Refused, Unauthorized
 
 T = TypeVar("T")
 LEAST_KEY = 16  # characters
@@ -57,9 +57,9 @@ def _wrong(scope: Scope) -> Refused | None:
     size = len(scope.get("raw_path", b"")) + len(scope["query_string"])
     size += sum(len(name) + len(value) + 4 for name, value in scope["headers"])
     if size > HEAD_BYTES:
-        return Refused(431, "headers-too-large", f"the request's line and headers are over {HEAD_BYTES} bytes")
+        return HeadersTooLarge(f"the request's line and headers are over {HEAD_BYTES} bytes")
     if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
-        return Refused(400, "bad-request", "both content-length and transfer-encoding: send one")
+        return Refused("both content-length and transfer-encoding: send one")
     return None
 
 
@@ -98,13 +98,13 @@ def authorize(request: Request, key: str | None) -> None:
     """Compare in constant time.
 
     Raises:
-        Refused: 401.
+        Unauthorized: the key is missing or another.
     """
     if key is None:
         return
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not hmac.compare_digest(given.lstrip(" ").encode(), key.encode()):
-        raise Refused(401, "unauthorized", "send the key of this tier: `authorization: Bearer KEY`")
+        raise Unauthorized("send the key of this tier: `authorization: Bearer KEY`")
 
 
 async def while_waited_for(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -25,7 +25,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from shared.errors import Refused
+from shared.errors import HeadersTooLarge, Refused, TooLarge
 from shared.web.door import Door
 from shared.web.guard import HEAD_BYTES
 from shared.web.problems import document
@@ -158,18 +158,16 @@ class Http11(HttpToolsProtocol):
     def _piece(self) -> None:
         self._pieces += 1
         if self._pieces > _PIECES + self._body // _PIECE_BYTES and self._refusal is None:
-            self._refusal = Refused(
-                413, "too-large", f"the body comes in over {self._pieces - 1} pieces: send larger ones"
-            )
+            self._refusal = TooLarge(f"the body comes in over {self._pieces - 1} pieces: send larger ones")
 
     def _bound_framing(self) -> None:
         """Chunk extensions and trailers, and a head that comes in parts."""
         if self._in_body and self._raw - self._body > HEAD_BYTES + self._body // 4 and self._refusal is None:
-            self._refusal = Refused(413, "too-large", "the chunks of the body hold more framing than content")
+            self._refusal = TooLarge("the chunks of the body hold more framing than content")
 
     def _refuse(self, error: Exception) -> None:
         if self._refusal is None:
-            self._refusal = Refused(400, "bad-request", f"this is not HTTP/1.1 as a tier takes it: {error}")
+            self._refusal = Refused(f"this is not HTTP/1.1 as a tier takes it: {error}")
 
     def _answer_refusal(self) -> None:
         assert self._refusal is not None
@@ -210,7 +208,7 @@ class Http11(HttpToolsProtocol):
     def _bound_head(self, size: int) -> None:
         self._head += size
         if self._head > HEAD_BYTES:
-            self._stop(Refused(431, "headers-too-large", f"the request's line and headers are over {HEAD_BYTES} bytes"))
+            self._stop(HeadersTooLarge(f"the request's line and headers are over {HEAD_BYTES} bytes"))
 
     def on_headers_complete(self) -> None:
         version = self.parser.get_http_version()
@@ -219,9 +217,7 @@ class Http11(HttpToolsProtocol):
         if problem := _wrong_head(version, self.headers) or self._aim():
             self._stop(problem)
         if len(self.pipeline) >= _PIPELINED:
-            self._stop(
-                Refused(400, "bad-request", f"over {_PIPELINED} requests wait for an answer: send fewer at once")
-            )
+            self._stop(Refused(f"over {_PIPELINED} requests wait for an answer: send fewer at once"))
         before, self.cycle = self.cycle, self._new_cycle(version)
         self._in_head, self._in_body = False, True
         if before is None or before.response_complete:
@@ -258,10 +254,10 @@ class Http11(HttpToolsProtocol):
             except ValueError:
                 parts = urlsplit("")
             if parts.scheme not in ("http", "https") or not parts.netloc:
-                return Refused(400, "bad-request", "the request's target is neither a path nor an http(s) URL")
+                return Refused("the request's target is neither a path nor an http(s) URL")
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         if not target.isascii():
-            return Refused(400, "bad-request", "the request's target is not ASCII: percent-encode it")
+            return Refused("the request's target is not ASCII: percent-encode it")
         path, _, query = target.partition("?")
         self.scope["path"] = unquote(path)
         self.scope["raw_path"], self.scope["query_string"] = path.encode(), query.encode()
@@ -359,7 +355,7 @@ class Http11(HttpToolsProtocol):
         if not self._busy or self._lingering:
             return False
         if self._in_body:
-            self.cycle.cut_off(Refused(400, "bad-request", "the body ended before its length"))
+            self.cycle.cut_off(Refused("the body ended before its length"))
         self.cycle.keep_alive = False
         self._watch = self.loop.call_later(_PROBE_S, self._probe)
         return True
@@ -386,9 +382,9 @@ class Http11(HttpToolsProtocol):
 def _wrong_head(version: str, headers: list[tuple[bytes, bytes]]) -> Refused | None:
     names = [name for name, _ in headers]
     if version not in ("1.0", "1.1"):
-        return Refused(400, "bad-request", f"HTTP/{version}: a tier speaks HTTP/1.1")
+        return Refused(f"HTTP/{version}: a tier speaks HTTP/1.1")
     if names.count(b"host") > 1 or (version == "1.1" and b"host" not in names):
-        return Refused(400, "bad-request", "a request names one host")
+        return Refused("a request names one host")
     if version == "1.0" and b"transfer-encoding" in names:
-        return Refused(400, "bad-request", "HTTP/1.0 has no transfer-encoding: send content-length")
+        return Refused("HTTP/1.0 has no transfer-encoding: send content-length")
     return None

@@ -7,15 +7,16 @@ from typing import Any
 from fastapi import FastAPI
 
 from shared.contracts import Problem
-from shared.web.problems import PROBLEM_TYPE, title
+from shared.errors import TierwiseError
+from shared.web.problems import PROBLEM_TYPE
 
 _KEY = "key"
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that may answer so."""
+def problems(*errors: type[TierwiseError]) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that may answer with these errors."""
     content = {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {status: {"description": title(status), "content": content} for status in statuses}
+    return {error.status: {"description": error.title, "content": content} for error in errors}
 
 
 def keyed(asked: bool) -> dict[str, Any]:

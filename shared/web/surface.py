@@ -25,13 +25,29 @@ from structlog.contextvars import bound_contextvars
 from shared import __version__
 from shared.contracts import (
     CONTRACT_VERSION,
+    AnswerTiming,
     ClassifyRequest,
     ClassifyResponse,
     Hop,
     InferRequest,
     InferResponse,
 )
-from shared.errors import Draining, Failed, Refused, TierwiseError
+from shared.errors import (
+    BadInput,
+    DeadlinePassed,
+    Draining,
+    Failed,
+    HeadersTooLarge,
+    MethodNotAllowed,
+    NoSuchPath,
+    QueueFull,
+    Refused,
+    SlowBody,
+    TierwiseError,
+    TooLarge,
+    Unauthorized,
+    UnsupportedMedia,
+)
 from shared.failures import account
 from shared.model.bundle import Bundle
 from shared.model.network import Network
@@ -43,12 +59,16 @@ from shared.web.guard import Edge, authorize, read_keys, while_waited_for
 from shared.web.ledger import Ledger
 from shared.web.machine import cpus
 from shared.web.openapi import complete, keyed, problems
-from shared.web.problems import document, judge
+from shared.web.problems import document
 from shared.web.settings import Settings
 from shared.web.tracing import Traces
 
 log = structlog.get_logger()
 _BODIES = 32  # full-sized ones that may be in memory at a time
+_ERRORS = (  # of a request with a body
+    *(Refused, Unauthorized, SlowBody, TooLarge, UnsupportedMedia, BadInput),
+    *(QueueFull, HeadersTooLarge, Failed, Draining, DeadlinePassed),
+)
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -109,12 +129,12 @@ class Surface:
                 endpoint,
                 methods=["POST"],
                 response_model=gives,
-                responses=problems(400, 401, 408, 413, 415, 422, 429, 431, 500, 503, 504),
+                responses=problems(*_ERRORS),
                 openapi_extra={"requestBody": body, **keyed(key is not None)},
             )
-        head = problems(400, 431)
+        head = problems(Refused, HeadersTooLarge)
         add("/livez", self.livez, methods=["GET"], responses=head)
-        add("/readyz", self.readyz, methods=["GET"], responses=head | problems(503))
+        add("/readyz", self.readyz, methods=["GET"], responses=head | problems(Draining))
         add("/info", self.info, methods=["GET"], responses=head)
         add("/metrics", self.metrics, methods=["GET"], responses=head, response_class=PlainTextResponse)
         complete(self.app)
@@ -202,7 +222,7 @@ class Surface:
         """
         started, request_id = time.perf_counter(), _request_id(request)
         inflight = self.telemetry.inflight.labels(self.tier.name)
-        outcome, policy, status = "error", NO_POLICY, 500
+        outcome, policy, status = "error", NO_POLICY, Failed.status
         inflight.inc()
         with (
             self.traces.span(request.url.path, request.headers) as span,
@@ -227,12 +247,12 @@ class Surface:
             except asyncio.CancelledError:
                 if not self.app.state.draining:
                     raise
-                outcome, status = "rejected", 503
+                outcome, status = "rejected", Draining.status
                 return self._problem(Draining("this tier stopped before it was answered"), request_id, headers)
             except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - the outermost edge: a user's policy
                 refused = self._problem(error, request_id, headers)
                 status = refused.status_code
-                outcome = "error" if status == 500 else "rejected"
+                outcome = "error" if status == Failed.status else "rejected"
                 return refused
             finally:
                 seconds = time.perf_counter() - started
@@ -251,17 +271,17 @@ class Surface:
         answered = await self.front.classify(request, request_id, headers)
         results = answered.results
         total = (time.perf_counter() - started) * 1e3
-        timings = {"ensemble": round(answered.ensemble_s * 1e3, 3), "total": round(total, 3)}
+        timings: dict[AnswerTiming, float] = {"ensemble": round(answered.ensemble_s * 1e3, 3), "total": round(total, 3)}
         answer = ClassifyResponse(
             id=request_id,
             model=self.bundle.card_name,
             results=results,
-            timings_ms=timings,  # type: ignore[arg-type]
+            timings_ms=timings,
         )
         if self.ledger is not None:
             self.ledger.add(request, answer, spec_of(answered.policy))
-        stages: Mapping[str, float] = dict(results[0].hops[0].timings_ms) | timings
-        timing = ", ".join(f"{stage};dur={ms}" for stage, ms in stages.items())
+        stages = [*results[0].hops[0].timings_ms.items(), *timings.items()]
+        timing = ", ".join(f"{stage};dur={ms}" for stage, ms in dict(stages).items())
         spec = request.options.policy or name_of(self.front.default_policy)
         policy = spec if isinstance(spec, str) else spec["name"]
         return _Done(answer, policy, timing, _facts([(result.degraded, result.hops) for result in results]))
@@ -270,12 +290,12 @@ class Surface:
         started = time.perf_counter()
         parsed = parse(body)
         if isinstance(parsed, dict) and parsed.get("version", CONTRACT_VERSION) != CONTRACT_VERSION:
-            raise Refused(422, "bad-input", f"this tier speaks contract {CONTRACT_VERSION}; its caller does not")
+            raise BadInput(f"this tier speaks contract {CONTRACT_VERSION}; its caller does not")
         request = validate(InferRequest, parsed)
         if len(request.texts) > self.settings.max_inputs:  # none at all is a probe
             self._check_count(request.texts)
         if len(request.indices) != len(request.texts):
-            raise Refused(422, "bad-input", "expected one index per text")
+            raise BadInput("expected one index per text")
         rows = await self.tier.infer(request, headers)
         total = round((time.perf_counter() - started) * 1e3, 3)
         policy = request.policy["name"] if rows else NO_POLICY
@@ -285,25 +305,25 @@ class Surface:
 
     def _check_count(self, inputs: list[Any]) -> None:
         if not inputs:
-            raise Refused(422, "bad-input", "inputs is empty: send at least one text")
+            raise BadInput("inputs is empty: send at least one text")
         if len(inputs) > self.settings.max_inputs:
-            raise Refused(413, "too-large", f"{len(inputs)} inputs; at most {self.settings.max_inputs} in one request")
+            raise TooLarge(f"{len(inputs)} inputs; at most {self.settings.max_inputs} in one request")
 
     def _problem(self, error: BaseException, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
         """An error's document. One that no caller caused is logged with its cause, and told without it."""
-        if not isinstance(error, TierwiseError) or judge(error).status == 500:
+        if not isinstance(error, TierwiseError) or error.status == Failed.status:
             log.error("failed", **{"request_id": request_id, **account(error)})
             error = Failed()
-        if reason := judge(error).reason:
-            self.telemetry.rejected.labels(self.tier.name, reason).inc()
+        if error.rejection:
+            self.telemetry.rejected.labels(self.tier.name, error.rejection).inc()
         return document(error, request_id, headers or {})
 
     async def on_http_error(self, request: Request, error: Exception) -> Response:
-        """404 and 405, as Starlette raises them."""
+        """What Starlette raises where no route fits."""
         assert isinstance(error, HTTPException)
-        kind = {404: "no-such-path", 405: "method-not-allowed"}.get(error.status_code, "bad-request")
+        raised = {error.status: error for error in (NoSuchPath, MethodNotAllowed)}.get(error.status_code, Refused)
         detail = f"{request.method} {request.url.path[:200]}: {error.detail}; see /docs"
-        return self._problem(Refused(error.status_code, kind, detail), _request_id(request), error.headers)
+        return self._problem(raised(detail), _request_id(request), error.headers)
 
     def on_failure(self, request: Request, error: BaseException) -> Response:
         """What the server's edge refuses, and what broke outside of `_answer`."""

@@ -57,8 +57,8 @@ def test_a_live_change_shows_in_the_measured_link_time(ask, nsa):
         answers = [ask(REVIEWS[0], policy="edge-only") for _ in range(23)][3:]  # TCP takes the first for lost packets
         assert {a["results"][0]["hops"][0]["link"]["profile"] for a in answers} == {name}
         medians[name] = statistics.median(map(link_ms, answers))
-    expected = 1e3 * (profile("3g").rtt - profile("5g-nsa").rtt)
-    jitter = 1e3 * profile("3g").jitter * 2**0.5
+    expected = 1e3 * (profile("3g").rtt_s - profile("5g-nsa").rtt_s)
+    jitter = 1e3 * profile("3g").jitter_s * 2**0.5
     room = 0.1 * expected + 1.25 * Z * jitter / 20**0.5  # a tenth for the bytes' own time at 3g's rate
     assert medians["3g"] - medians["5g-nsa"] == pytest.approx(expected, abs=room)
 

@@ -210,7 +210,7 @@ def test_what_somebody_takes_away_is_put_back(links):
 
 def test_the_state_file_says_what_is_in_force(stack, links):
     change(links, "set", profile="lte")
-    for tier, rate in (("end", profile("lte").rate_up), ("edge", profile("lte").rate_down)):
+    for tier, rate in (("end", profile("lte").rate_up_bps), ("edge", profile("lte").rate_down_bps)):
         state = json.loads((stack[1] / tier / "links.json").read_text())["links"]["end-edge"]
         assert (state["profile"], state["mode"], state["rate"]) == ("lte", "profile", rate)
         assert (state["rtt"], state["jitter"], state["loss"]) == (0.037, 0.015, 0)

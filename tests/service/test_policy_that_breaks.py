@@ -12,6 +12,7 @@ import structlog
 from shared import policies
 from shared.logs import configure_logs
 from shared.policies.base import Decision, Policy
+from shared.policies.learner import Learner
 
 
 class Unprintable(Exception):
@@ -38,8 +39,14 @@ def broken(monkeypatch):
     """A builder: a policy that breaks in one of its methods, under a name of its own."""
 
     def build(method):
-        class Mine(Policy):
+        class Mine(Learner if method in ("bound", "learns") else Policy):
             name = f"breaks-in-{method}"
+
+            def initial_state(self, *_):
+                return {}
+
+            def bound(self, _):
+                return self
 
         how = BREAKS[method]
         setattr(Mine, method, how if isinstance(how, property) else lambda self, *args: how(*args))

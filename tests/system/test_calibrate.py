@@ -14,7 +14,7 @@ from lab.fit.evaluate import evaluate
 from shared.errors import BadSetting
 from shared.model.bundle import load_bundle
 from shared.model.pools import Signature
-from shared.policies import POLICIES, Where, build
+from shared.policies import POLICIES, Where, bind, build, first_state
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_one_run_gives_every_policy_what_it_needs(bundle, texts):
     for name in POLICIES.keys() - {"oracle", "early-exit", "splitee", "splitee-s", "i-splitee"}:
         policy = build(name, calibrated.order, card.policies)
         policy.check(where.layers, calibrated.order)
-        policy.bound(policy.initial_state(where, calibrated.pools))
+        bind(policy, first_state(policy, where, calibrated.pools))
     for kind in Signature:
         policy = build({"name": "dimee", "signature": kind.value}, calibrated.order, card.policies)
         assert len(policy.initial_state(where, calibrated.pools)["means"]) == 3

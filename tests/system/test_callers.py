@@ -143,7 +143,7 @@ def test_who_closes_the_sending_half_is_answered_after_a_long_wait_too(tier, dia
     connection.sendall(post(version=version))
     connection.shutdown(socket.SHUT_WR)
     time.sleep(0.4)
-    assert tier._app.state.tier.worker._line.busy
+    assert tier._app.state.tier.worker._queue.busy
     held.go.set()
     said = rest(connection)
     assert statuses(said) == [200]
@@ -173,7 +173,7 @@ def test_who_leaves_altogether_is_dropped_within_100_ms_and_never_run(tier, dial
     worker = tier._app.state.tier.worker
     first = dial()
     first.sendall(post(BODY, b"connection: close"))
-    until(lambda: worker._line.busy)
+    until(lambda: worker._queue.busy)
     leavers = [dial() for _ in range(20)]
     for leaver in leavers:
         leaver.sendall(post())
@@ -210,7 +210,7 @@ def test_ordinary_clients_read_past_the_interim_answer(tier, held, client, monke
     out = []
     asking = threading.Thread(target=lambda: out.append(ask()))
     asking.start()
-    until(lambda: tier._app.state.tier.worker._line.busy)
+    until(lambda: tier._app.state.tier.worker._queue.busy)
     shut[-1].shutdown(socket.SHUT_WR)
     time.sleep(0.3)
     held.go.set()

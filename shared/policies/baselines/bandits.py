@@ -27,12 +27,13 @@ from shared.errors import UnknownPolicy
 from shared.model.ensemble import Weighting
 from shared.model.exits import AtLayer, ExitRule
 from shared.model.pools import Pools
-from shared.policies.base import STAY, Decision, Outcome, Policy, Ratio, State, Where, needs_all_layers
+from shared.policies.base import STAY, Decision, Policy, Ratio, Where, needs_all_layers
+from shared.policies.learner import Learner, Outcome, State
 
 Cost = Annotated[float, Field(ge=0, le=10)]
 
 
-class Bandit(Policy):
+class Bandit(Learner):
     """UCB1 over arms. State: the arms, texts so far, and each arm's count and sum of rewards."""
 
     exploration: Annotated[float, Field(ge=0, le=100)] = Field(1.0, description="weight of an arm's uncertainty (c)")
@@ -65,8 +66,8 @@ class Bandit(Policy):
         if state["arms"] != fresh["arms"]:
             raise ValueError(f"arms {state['arms']} are not {fresh['arms']}")
 
-    def bound(self, state: State | None) -> Policy:
-        return self if state is None else self.model_copy(update={"arm": state["arms"][self.choose(state)]})
+    def bound(self, state: State) -> Policy:
+        return self.model_copy(update={"arm": state["arms"][self.choose(state)]})
 
     def choose(self, state: State) -> int:
         """The index of the arm to play: one never tried, else the greatest upper confidence bound."""
@@ -80,10 +81,10 @@ class Bandit(Policy):
     def time(self, rounds: int) -> int:
         return rounds
 
-    def learn(self, state: State | None, bound: Policy, outcome: Outcome) -> State | None:
+    def learn(self, state: State, bound: Policy, outcome: Outcome) -> State:
         assert isinstance(bound, Bandit)
-        rewards = bound.rewards(state, outcome) if state and outcome.visits else {}
-        if state is None or not rewards:
+        rewards = bound.rewards(state, outcome) if outcome.visits else {}
+        if not rewards:
             return state
         arms = state["arms"]
         return {

@@ -18,11 +18,12 @@ from pydantic import Field, PrivateAttr
 
 from shared.errors import UnknownPolicy
 from shared.model.pools import Pools, Signature, Vector
-from shared.policies.base import Clues, Outcome, Policy, State, Where
+from shared.policies.base import Clues, Policy, Where
 from shared.policies.baselines.fixed import Pooled
+from shared.policies.learner import Learner, Outcome, State
 
 
-class Dimee(Pooled):
+class Dimee(Pooled, Learner):
     """DIMEE-F, or DIMEE-D where `adaptive`. The state is each pool's size and mean; F's never changes."""
 
     name = "dimee"
@@ -69,16 +70,16 @@ class Dimee(Pooled):
         ):
             raise ValueError(f"pools of {fresh['sizes']} texts cannot have become {state['sizes']}")
 
-    def bound(self, state: State | None) -> Policy:
+    def bound(self, state: State) -> Policy:
         copy = self.model_copy()
-        copy._means = tuple(map(tuple, state["means"])) if state else ()
+        copy._means = tuple(map(tuple, state["means"]))
         return copy
 
-    def learn(self, state: State | None, bound: Policy, outcome: Outcome) -> State | None:
+    def learn(self, state: State, bound: Policy, outcome: Outcome) -> State:
         signature = outcome.clues.signature
         assert isinstance(bound, Dimee)
         pool = bound.pool(outcome.clues)
-        if state is None or not self.adaptive or pool is None or signature is None:
+        if not self.adaptive or pool is None or signature is None:
             return state
         sizes, means = list(state["sizes"]), list(state["means"])
         rate = 1 / (sizes[pool] + 1) if self.half_life is None else 1 - 2 ** (-1 / self.half_life)

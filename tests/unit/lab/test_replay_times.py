@@ -19,7 +19,7 @@ from tests.clocks import now
 from tests.clocks import run as run_virtually
 
 HTTP = Http(client=0.003, hop=0.002)
-SLOW = Profile("slow", rate_up=8e3, rate_down=8e4, rtt=0.5, jitter=0.0, loss=0.0)
+SLOW = Profile("slow", rate_up_bps=8e3, rate_down_bps=8e4, rtt_s=0.5, jitter_s=0.0, loss_ratio=0.0)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_a_text_that_leaves_pays_for_importance_heads_pruning_and_links(replay, 
 
 
 def test_a_link_takes_its_delay_its_rate_and_its_losses():
-    lossy = Profile("lossy", rate_up=8e6, rate_down=0.0, rtt=0.1, jitter=0.0, loss=0.01)
+    lossy = Profile("lossy", rate_up_bps=8e6, rate_down_bps=0.0, rtt_s=0.1, jitter_s=0.0, loss_ratio=0.01)
     wire = 250 + 1448 + 2 * 66  # HTTP's headers in a packet of their own, 66 bytes around each
     assert round_trip(lossy, np.array([1448.0]), np.array([1449.0])) == pytest.approx(
         0.1 + wire / 1e6 + 2 * 0.001 + 3 * 0.001
@@ -97,7 +97,7 @@ def test_a_link_takes_what_the_simulated_one_takes_on_average(name):
     took = run_virtually(there_and_back())
     (modelled,) = round_trip(link, *(np.array([float(size)]) for size in sizes))
     assert modelled == pytest.approx(took, rel=0.07 if name == "nbiot" else 0.03)
-    assert modelled > link.rtt + link.jitter  # two packets or more each way: the slower one counts
+    assert modelled > link.rtt_s + link.jitter_s  # two packets or more each way: the slower one counts
 
 
 def test_unit_costs_are_those_of_the_table_that_they_were_fitted_to(whole_bundle, replay):

@@ -16,7 +16,9 @@ from shared.links.simulated import SimulatedLink
 from shared.links.upstream import Upstream
 from tests.clocks import now, run
 
-PLAIN = Profile("plain", rate_up=8e5, rate_down=8e6, rtt=0.1, jitter=0.0, loss=0.0)  # 100 kB/s up, 1 MB/s down
+PLAIN = Profile(
+    "plain", rate_up_bps=8e5, rate_down_bps=8e6, rtt_s=0.1, jitter_s=0.0, loss_ratio=0.0
+)  # 100 kB/s up, 1 MB/s down
 PROFILES = st.builds(Profile, st.just("x"), *[st.floats(0, 1e9)] * 2, *[st.floats(0, 2)] * 2, st.floats(0, 1))
 
 
@@ -35,7 +37,7 @@ def seconds(link, *sends):
 
 def test_a_profile_is_read_into_bits_and_seconds():
     lte = profile("lte-weak")
-    assert (lte.rate_up, lte.rate_down, lte.rtt, lte.jitter, lte.loss) == pytest.approx(
+    assert (lte.rate_up_bps, lte.rate_down_bps, lte.rtt_s, lte.jitter_s, lte.loss_ratio) == pytest.approx(
         (1e6, 5.4e6, 0.07, 0.015, 0.003)
     )
 
@@ -43,27 +45,29 @@ def test_a_profile_is_read_into_bits_and_seconds():
 def test_a_path_adds_delays_takes_the_slower_rate_and_joins_jitter_and_loss():
     path = profile("5g-nsa+metro")
     assert path.name == "5g-nsa+metro"
-    assert (path.rate_up, path.rate_down) == (67e6, 127e6)
-    assert path.rtt == pytest.approx(0.018)
-    assert path.jitter == pytest.approx((0.004**2 + 0.0002**2) ** 0.5)
+    assert (path.rate_up_bps, path.rate_down_bps) == (67e6, 127e6)
+    assert path.rtt_s == pytest.approx(0.018)
+    assert path.jitter_s == pytest.approx((0.004**2 + 0.0002**2) ** 0.5)
     weak = profile("lte-weak+lte-weak")
-    assert weak.loss == pytest.approx(1 - 0.997**2)
+    assert weak.loss_ratio == pytest.approx(1 - 0.997**2)
 
 
 def test_an_unlimited_rate_never_wins_over_a_limited_one():
-    assert profile("ideal+lte").rate_up == profile("lte+ideal").rate_up == 14e6
-    assert profile("ideal+ideal").rate_up == 0
+    assert profile("ideal+lte").rate_up_bps == profile("lte+ideal").rate_up_bps == 14e6
+    assert profile("ideal+ideal").rate_up_bps == 0
 
 
 def test_a_path_over_an_outage_is_out():
-    assert profile("metro+offline").loss == 1
+    assert profile("metro+offline").loss_ratio == 1
 
 
 @given(PROFILES, PROFILES, PROFILES)
 def test_joining_links_does_not_depend_on_how_they_are_grouped(a, b, c):
     left, right = a.then(b).then(c), a.then(b.then(c))
-    assert (left.rate_up, left.rate_down) == (right.rate_up, right.rate_down)
-    assert (left.rtt, left.jitter, left.loss) == pytest.approx((right.rtt, right.jitter, right.loss), abs=1e-9)
+    assert (left.rate_up_bps, left.rate_down_bps) == (right.rate_up_bps, right.rate_down_bps)
+    assert (left.rtt_s, left.jitter_s, left.loss_ratio) == pytest.approx(
+        (right.rtt_s, right.jitter_s, right.loss_ratio), abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("name", ["6g", "lte+6g", "", "lte+"])
@@ -137,7 +141,7 @@ def test_an_idle_link_has_no_memory():
 
 def test_a_machine_that_wakes_late_is_allowed_for(monkeypatch):
     """Sleeps that take 3 ms too long cost nothing once the link has seen some."""
-    clock, link = [0.0], SimulatedLink(replace(PLAIN, rate_up=0))
+    clock, link = [0.0], SimulatedLink(replace(PLAIN, rate_up_bps=0))
 
     async def late(delay):
         clock[0] += delay + 0.003
@@ -175,7 +179,7 @@ def waits(monkeypatch, link, sizes):
 
 
 def test_a_message_waits_for_its_slowest_packet_and_jitter_replays_by_seed(monkeypatch):
-    jittery = replace(PLAIN, rate_up=0, jitter=0.04)
+    jittery = replace(PLAIN, rate_up_bps=0, jitter_s=0.04)
     headers = waits(monkeypatch, SimulatedLink(jittery, seed=7), [0] * 2000)
     assert sum(headers) / 2000 == pytest.approx(0.05, abs=0.003)
     assert (min(headers), max(headers)) == pytest.approx((0, 0.1), abs=1e-4)  # cut off on both sides: the mean stays
@@ -185,7 +189,7 @@ def test_a_message_waits_for_its_slowest_packet_and_jitter_replays_by_seed(monke
 
 
 def test_a_lost_packet_costs_one_more_rtt(monkeypatch):
-    lossy = replace(PLAIN, rate_up=0, loss=0.25)
+    lossy = replace(PLAIN, rate_up_bps=0, loss_ratio=0.25)
     slept = waits(monkeypatch, SimulatedLink(lossy, seed=1), [0] * 2000)
     lost = [round((delay - 0.05) / 0.1) for delay in slept]
     assert set(lost) == {0, 1}
@@ -215,7 +219,7 @@ def test_a_change_of_the_links_is_seen_at_the_next_look(tmp_path):
     say(tmp_path)
     assert links.in_force("end-edge") == Profile("lte", 14e6, 14e6, 0.037, 0.015, 0.0)
     say(tmp_path, profile="3g", rtt=0.3)
-    assert (links.in_force("end-edge").name, links.in_force("end-edge").rtt) == ("3g", 0.3)
+    assert (links.in_force("end-edge").name, links.in_force("end-edge").rtt_s) == ("3g", 0.3)
     assert links.in_force("end-cloud") is None
 
 

@@ -1,4 +1,4 @@
-"""The line before the model: order, bound, who joins, who is dropped; and that joining changes no answer."""
+"""The queue before the model: order, bound, who joins, who is dropped; and that joining changes no answer."""
 
 import asyncio
 import threading
@@ -9,102 +9,102 @@ import pytest
 from shared.contracts import TextPair
 from shared.errors import DeadlinePassed, QueueFull
 from shared.model.exits import Confidence
-from shared.pipeline.queue import Job, Line
+from shared.pipeline.queue import Queue, Work
 from shared.pipeline.worker import Worker
 from tests.clocks import Clock
 
 
-def job(*texts, **options):
-    return Job([TextPair(text=text) for text in texts], **options)
+def work(*texts, **options):
+    return Work([TextPair(text=text) for text in texts], **options)
 
 
-def line(limit=100, wait_s=60.0, batch_texts=1, batch_wait_s=0.0, jobs=(), clock=time.perf_counter):
-    out = Line(limit=limit, wait_s=wait_s, batch_texts=batch_texts, batch_wait_s=batch_wait_s, clock=clock)
-    for one in jobs:
+def queue(limit=100, wait_s=60.0, batch_texts=1, batch_wait_s=0.0, works=(), clock=time.perf_counter):
+    out = Queue(limit=limit, wait_s=wait_s, batch_texts=batch_texts, batch_wait_s=batch_wait_s, clock=clock)
+    for one in works:
         out.put(one, text_s=1)
     return out
 
 
-def test_jobs_leave_in_the_order_they_came():
-    jobs = [job("a"), job("b"), job("c")]
-    waiting = line(jobs=jobs)
-    assert [waiting.take(lambda: 0.0) for _ in jobs] == [[one] for one in jobs]
+def test_calls_leave_in_the_order_they_came():
+    works = [work("a"), work("b"), work("c")]
+    waiting = queue(works=works)
+    assert [waiting.take(lambda: 0.0) for _ in works] == [[one] for one in works]
 
 
-def test_the_line_is_bounded_and_says_when_to_come_back():
-    full = line(limit=1, jobs=[job("a", "b")])
+def test_the_queue_is_bounded_and_says_when_to_come_back():
+    full = queue(limit=1, works=[work("a", "b")])
     with pytest.raises(QueueFull) as refused:
-        full.put(job("c"), text_s=1.6)
+        full.put(work("c"), text_s=1.6)
     assert refused.value.retry_after_s == 3.2
     assert full.waiting == 1
 
 
-def test_the_line_is_bounded_in_time_and_an_empty_one_takes_anything():
-    waiting = line(wait_s=1.0)
-    waiting.put(job(*"abc"), text_s=0.4)
+def test_the_queue_is_bounded_in_time_and_an_empty_one_takes_anything():
+    waiting = queue(wait_s=1.0)
+    waiting.put(work(*"abc"), text_s=0.4)
     with pytest.raises(QueueFull, match="1 requests wait"):
-        waiting.put(job("d"), text_s=0.4)  # it would wait 1.2 s
-    waiting.put(job("d"), text_s=0.3)
+        waiting.put(work("d"), text_s=0.4)  # it would wait 1.2 s
+    waiting.put(work("d"), text_s=0.3)
     assert waiting.waiting == 2
 
 
-def test_alike_jobs_join_up_to_the_limit_of_texts():
-    jobs = [job("a", "b"), job("c"), job("d", "e"), job("f")]
-    waiting = line(batch_texts=4, jobs=jobs)
-    assert waiting.take(lambda: 0.0) == [jobs[0], jobs[1], jobs[3]]
-    assert waiting.take(lambda: 0.0) == [jobs[2]]
+def test_alike_calls_join_up_to_the_limit_of_texts():
+    works = [work("a", "b"), work("c"), work("d", "e"), work("f")]
+    waiting = queue(batch_texts=4, works=works)
+    assert waiting.take(lambda: 0.0) == [works[0], works[1], works[3]]
+    assert waiting.take(lambda: 0.0) == [works[2]]
 
 
 @pytest.mark.parametrize(
     "other", [{"rule": Confidence(0.9)}, {"importance": True}, {"explain": True}, {"signature": "mean_word"}]
 )
-def test_jobs_that_want_something_else_do_not_join(other):
-    jobs = [job("a"), job("b", **other)]
-    assert line(batch_texts=4, jobs=jobs).take(lambda: 0.0) == [jobs[0]]
+def test_calls_that_want_something_else_do_not_join(other):
+    works = [work("a"), work("b", **other)]
+    assert queue(batch_texts=4, works=works).take(lambda: 0.0) == [works[0]]
 
 
 def test_equal_rules_join():
-    jobs = [job("a", rule=Confidence(0.9)), job("b", rule=Confidence(0.9))]
-    assert line(batch_texts=4, jobs=jobs).take(lambda: 0.0) == jobs
+    works = [work("a", rule=Confidence(0.9)), work("b", rule=Confidence(0.9))]
+    assert queue(batch_texts=4, works=works).take(lambda: 0.0) == works
 
 
 def test_rows_join_by_length():
-    jobs = [job("x" * 300), job("x" * 700), job("x" * 160), job("x" * 90)]
-    waiting = line(batch_texts=4, jobs=jobs)
-    assert waiting.take(lambda: 0.0) == [jobs[0], jobs[2]]
+    works = [work("x" * 300), work("x" * 700), work("x" * 160), work("x" * 90)]
+    waiting = queue(batch_texts=4, works=works)
+    assert waiting.take(lambda: 0.0) == [works[0], works[2]]
 
 
 def test_short_texts_join_whatever_their_length():
-    jobs = [job("x"), job("x" * 100)]
-    assert line(batch_texts=2, jobs=jobs).take(lambda: 0.0) == jobs
+    works = [work("x"), work("x" * 100)]
+    assert queue(batch_texts=2, works=works).take(lambda: 0.0) == works
 
 
 def test_who_is_late_is_refused_and_not_started():
-    late, in_time = job("a", expires=0.05), job("b", expires=0.15)
-    assert line(jobs=[late, in_time], clock=Clock()).take(lambda: 0.1) == [in_time]
+    late, in_time = work("a", expires=0.05), work("b", expires=0.15)
+    assert queue(works=[late, in_time], clock=Clock()).take(lambda: 0.1) == [in_time]
     with pytest.raises(DeadlinePassed):
         late.future.result(0)
 
 
 def test_many_texts_need_longer_to_their_first_exit_than_one():
-    many, one = job(*"abcdefgh", expires=10), job("a", expires=10)
-    assert line(jobs=[many, one], clock=Clock()).take(lambda: 2.0) == [one]
+    many, one = work(*"abcdefgh", expires=10), work("a", expires=10)
+    assert queue(works=[many, one], clock=Clock()).take(lambda: 2.0) == [one]
     with pytest.raises(DeadlinePassed):
         many.future.result(0)
 
 
 def test_who_left_is_dropped_at_once():
-    jobs = [job("a"), job("b")]
-    waiting = line(jobs=jobs)
-    waiting.leave(jobs[0])
+    works = [work("a"), work("b")]
+    waiting = queue(works=works)
+    waiting.leave(works[0])
     assert waiting.waiting == 1
-    assert waiting.take(lambda: 0.0) == [jobs[1]]
+    assert waiting.take(lambda: 0.0) == [works[1]]
 
 
 def test_waiting_for_company_is_bounded_and_only_for_those_who_had_to_queue():
-    first, second = job("a"), job("b")
-    assert line(batch_texts=8, batch_wait_s=3600, jobs=[first]).take(lambda: 0.0) == [first]  # the model was idle
-    waiting = line(batch_texts=8, batch_wait_s=0.2, jobs=[job("c")])
+    first, second = work("a"), work("b")
+    assert queue(batch_texts=8, batch_wait_s=3600, works=[first]).take(lambda: 0.0) == [first]  # the model was idle
+    waiting = queue(batch_texts=8, batch_wait_s=0.2, works=[work("c")])
     waiting.take(lambda: 0.0)
     waiting.put(second, text_s=1)
     started = time.perf_counter()
@@ -113,17 +113,17 @@ def test_waiting_for_company_is_bounded_and_only_for_those_who_had_to_queue():
 
 
 def test_company_ends_the_wait():
-    jobs = [job("a"), job("b"), job("c")]
-    waiting = line(batch_texts=2, batch_wait_s=3600, jobs=jobs[:1])
+    works = [work("a"), work("b"), work("c")]
+    waiting = queue(batch_texts=2, batch_wait_s=3600, works=works[:1])
     waiting.take(lambda: 0.0)
-    waiting.put(jobs[1], text_s=1)
-    threading.Timer(0.05, lambda: waiting.put(jobs[2], text_s=1)).start()
-    assert waiting.take(lambda: 0.0) == jobs[1:]
+    waiting.put(works[1], text_s=1)
+    threading.Timer(0.05, lambda: waiting.put(works[2], text_s=1)).start()
+    assert waiting.take(lambda: 0.0) == works[1:]
 
 
-def test_a_closed_line_cancels_who_waits():
-    one = job("a")
-    waiting = line(jobs=[one])
+def test_a_closed_queue_cancels_who_waits():
+    one = work("a")
+    waiting = queue(works=[one])
     waiting.close()
     assert one.future.cancelled()
     assert waiting.take(lambda: 0.0) == []

@@ -402,10 +402,10 @@ class Direct:
 
 def good(name, rtt=None):
     path = profile(name)
-    train = {"in_time": True, "sent": 1000, "received": round(1000 * (1 - path.loss))}
-    at = path.rtt if rtt is None else rtt
+    train = {"in_time": True, "sent": 1000, "received": round(1000 * (1 - path.loss_ratio))}
+    at = path.rtt_s if rtt is None else rtt
     exchange = {"median": at, "mean": at, "sd": 0.0, "n": 20}
-    return {"rtt": exchange, "up": train | {"rate": path.rate_up}, "down": train | {"rate": path.rate_down}}
+    return {"rtt": exchange, "up": train | {"rate": path.rate_up_bps}, "down": train | {"rate": path.rate_down_bps}}
 
 
 @pytest.fixture
