@@ -16,7 +16,7 @@ import pytest
 
 from shared.contracts import ClassifyRequest, ClassifyResponse, Result
 from shared.errors import BadSetting
-from shared.web.app import ledger as module
+from shared.web import ledger as module
 from shared.web.ledger import Ledger, entries, text_sha256
 
 POLICY = {"name": "collaborative", "theta": 0.1}
