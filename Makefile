@@ -61,7 +61,7 @@ audit: $(STAMP)  ## known vulnerabilities of the pinned packages (needs PyPI's v
 	$(BIN)/python deploy/lock.py --torch | $(BIN)/pip-audit --strict --disable-pip --no-deps --progress-spinner off \
 		--requirement requirements.lock --requirement /dev/stdin
 
-lock: $(STAMP)  ## resolve pyproject.toml into requirements.lock
+lock: $(STAMP)  ## resolve pyproject.toml into requirements.lock (a minute or two)
 	$(BIN)/python deploy/lock.py
 
 bench: $(STAMP)  ## model and service speed against transformers' own (minutes)

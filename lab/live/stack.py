@@ -39,7 +39,8 @@ ACCESS, BACKBONE = "5g-nsa", "metro"  # where only the other one is given, or a 
 def service_of(tier: str) -> str:
     """The module that serves a tier: its own in `services/`, or the one for tiers of any name."""
     own = f"services.{tier}"
-    return own if tier.isidentifier() and find_spec(f"{own}.__main__") else "shared.web.service"
+    known = tier.isidentifier() and find_spec(own) and find_spec(f"{own}.__main__")
+    return own if known else "shared.web.service"
 
 
 def role_of(tier: str, index: int = 0) -> Role:

@@ -14,7 +14,7 @@ import pytest
 
 from lab.live import links
 from tests.e2e.conftest import API, PROJECT, ROOT, container, wait_until_ready
-from tests.faults.ledger import Late, story
+from tests.faults.ledger import story
 
 ALL = os.environ.get("TIERWISE_TEST_FAULTS") == "all"
 ON = {"edge": ["edge"], "cloud": ["cloud"], "both": ["edge", "cloud"]}
@@ -111,7 +111,6 @@ PROCESSES = {"killed", "stopped", "restarting", "name failure"}  # the others ar
 
 
 @pytest.mark.usefixtures("stack")
-@pytest.mark.timing(raises=Late)
 @pytest.mark.parametrize(
     ("name", "where"),
     [pytest.param(*case, marks=[] if case[0] in PROCESSES else pytest.mark.netem) for case in (CASES if ALL else FEW)],

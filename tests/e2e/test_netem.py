@@ -41,7 +41,6 @@ def test_the_cascade_goes_through_all_three_on_shaped_links(ask, nsa):
     assert used == [("netem", "5g-nsa"), ("netem", "metro")]
 
 
-@pytest.mark.timing
 @pytest.mark.parametrize("name", KINDS)
 def test_a_profile_is_what_it_claims(name):
     links.set_profile("end-edge", name)
@@ -49,7 +48,6 @@ def test_a_profile_is_what_it_claims(name):
     assert report.ok, report
 
 
-@pytest.mark.timing
 def test_a_live_change_shows_in_the_measured_link_time(ask, nsa):
     medians = {}
     for name in ("5g-nsa", "3g"):
@@ -63,7 +61,6 @@ def test_a_live_change_shows_in_the_measured_link_time(ask, nsa):
     assert medians["3g"] - medians["5g-nsa"] == pytest.approx(expected, abs=room)
 
 
-@pytest.mark.timing
 def test_a_trace_is_followed(ask, nsa, tmp_path):
     trace = tmp_path / "steps.csv"
     rows = ("0,20000000,20,0", "4,20000000,220,0", "8,20000000,20,0")  # two levels of RTT, 4 s each
@@ -91,7 +88,6 @@ def test_a_cut_link_degrades_in_time_and_heals(ask, nsa):
         assert time.monotonic() < until, "no recovery within 10 s"
 
 
-@pytest.mark.timing  # a slow host sends packets again
 def test_link_bytes_are_the_interfaces_bytes_less_headers(ask, nsa):
     ask(LONG, policy="edge-only")
     time.sleep(2)  # counters are read once a second

@@ -17,7 +17,7 @@ from shared.web.app import create_app
 from shared.web.server import Server
 from shared.web.settings import Settings
 from tests.faults.faulty import FAULTS, Faulty
-from tests.faults.ledger import ALWAYS, Late, story
+from tests.faults.ledger import ALWAYS, story
 
 ALL = os.environ.get("TIERWISE_TEST_FAULTS") == "all"
 MIXED = ["answers twice", "answers twice, late", "asks twice", "the answer before", "rows in another order"]
@@ -88,7 +88,6 @@ def stack(tiny_bundle):
     out.close()
 
 
-@pytest.mark.timing(raises=Late)
 @pytest.mark.parametrize(("name", "link"), CASES)
 def test_every_request_is_answered_once_in_time_and_flagged(stack, name, link):
     def mode(fault):

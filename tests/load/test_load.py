@@ -1,18 +1,14 @@
-"""The short forms of `make load` (with wide limits: a test is no benchmark) and of `make soak`, by the same code.
+"""Overload, as far as it is no measurement: far more is asked than can be answered. `make load` has the figures.
 
-Overload: models whose layers sleep, as on an accelerator, so that the line is what saturates and not a busy core.
-Soak: three processes of tiny random models for half a minute.
+The models' layers sleep, as on an accelerator, so that the line is what saturates and not a busy core.
 """
 
 import time
 
 import pytest
-from rich.console import Console
 
-from lab.live.stack import Layout, running
 from shared.model.network import load_network
-from tests.load import overload
-from tests.load.soak import show, soak
+from tests.load.open_loop import load
 from tests.load.tiers import Tiers
 
 SLOW = {"end": ("bert-3", 3, 0.012), "edge": ("mpnet-4", 2, 0.02), "cloud": ("mpnet-4", 4, 0.02)}  # layers, s a layer
@@ -35,26 +31,17 @@ def bodies(sentences):
     return [{"inputs": text, "options": {"seed": at}} for at, text in enumerate(sentences)]
 
 
-@pytest.mark.timing
-def test_at_five_times_saturation_goodput_and_latency_hold_and_refusals_are_quick(tiny_bundle, bodies):
+@pytest.fixture
+def tiers(tiny_bundle):
     networks = {tier: sleeping(tiny_bundle, *model) for tier, model in SLOW.items()}
-    tiers = Tiers(tiny_bundle, networks=networks, queue_wait_ms=100)
-    try:
-        phases, verdicts = overload.measure(tiers.url, bodies, seconds=5, first=4)
-    finally:
-        tiers.close()
-    overload.show(phases, verdicts)
-    rest, *_, saturated, _half, five = phases
-    assert five.errors == 0
-    assert five.refused > five.n / 2  # it was overload
-    assert five.goodput > 0.6 * saturated.goodput  # wide: the figures themselves are `make load`'s to hold
-    assert five.p99 < 6 * rest.p99
+    out = Tiers(tiny_bundle, networks=networks, queue_wait_ms=100)
+    yield out
+    out.close()
 
 
-@pytest.mark.timing
-def test_half_a_minute_at_half_load_leaves_memory_and_descriptors_flat(tiny_bundle, bodies):
-    with running(Layout(bundle=str(tiny_bundle), port=18480, access="ideal", backbone="ideal"), Console()) as stack:
-        report = soak(stack, rate=15.0, minutes=0.5, bodies=bodies)
-    show(report)
-    assert report["holds"], report
-    assert report["requests"] > 350
+def test_under_far_too_much_load_most_are_refused_some_answered_and_nothing_fails(tiers, bodies):
+    samples = load(tiers.url, rate=150, seconds=4, bodies=bodies)  # the end alone answers 28 a second at most
+    statuses = [sample.status for sample in samples]
+    assert set(statuses) == {200, 429}
+    assert statuses.count(429) > len(samples) / 2
+    assert statuses.count(200) >= 8  # all of four seconds would be a hundred

@@ -4,18 +4,23 @@ triangle, chain   three tiers; in the chain the end has no direct link to the cl
 whole             the triangle, with the whole model on the end
 build_tiers       the builder of both
 listening         a builder of tiers on real sockets
+three             the triangle on real sockets, for a module whose tests do not change it: the end's address
 """
 
 import asyncio
 import json
+import sys
 import threading
 import time
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import httpx
 import pytest
+import structlog
 
 from lab.live.stack import free_ports
+from shared.logs import configure_logs
 from shared.web.app import create_app
 from shared.web.server import Server
 from shared.web.settings import Settings
@@ -143,13 +148,13 @@ def long_text(sentences):
     return " ".join(sentences[:6])
 
 
-@pytest.fixture
-def listening(tiny_bundle):
+@contextmanager
+def sockets(bundle):
     """A builder: a tier on a real socket of this process, with its server; stopped at the end."""
     running = []
 
     def start(*, tier="end", **settings):
-        app = create_app(Settings(tier=tier, bundle=str(tiny_bundle), **PATIENT, **settings))
+        app = create_app(Settings(tier=tier, bundle=str(bundle), **PATIENT, **settings))
         port = free_ports(1)
         server = Server(app, host="127.0.0.1", port=port, drain_s=10)
         thread = threading.Thread(target=server.run, daemon=True)
@@ -165,3 +170,21 @@ def listening(tiny_bundle):
         server.drain()
         thread.join(20)
         assert not thread.is_alive()
+
+
+@pytest.fixture
+def listening(tiny_bundle):
+    with sockets(tiny_bundle) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def three(tiny_bundle):
+    configure_logs("critical", sys.stderr)  # what a command prints is looked at
+    with sockets(tiny_bundle) as start:
+        cloud, *_ = start(tier="cloud")
+        edge, *_ = start(tier="edge", upstreams={"cloud": cloud}, link_profiles={"cloud": "ideal"})
+        upstreams = {"edge": edge, "cloud": cloud}
+        end, *_ = start(upstreams=upstreams, link_profiles=dict.fromkeys(upstreams, "ideal"))
+        yield end
+    structlog.reset_defaults()

@@ -1,5 +1,9 @@
-"""The `tierwise` command as its users run it: real processes, a tiny random bundle, real signals."""
+"""The `tierwise` command over tiny random models: what it says, and, as a real process with real signals, how it ends.
 
+TIERWISE_TEST_SIGNALS=all   every signal, not one of each kind
+"""
+
+import gc
 import json
 import os
 import signal
@@ -8,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import psutil
@@ -16,16 +21,13 @@ import pytest
 
 from lab.live.stack import free_ports
 from lab.outputs import sole_writer
+from services.end import ROLE
+from shared.web import service
+from tests.commands import CLEAN, tierwise
 
 TIERWISE = [sys.executable, "-m", "lab.cli.main"]
 ROOT = Path(__file__).resolve().parents[2]
-CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("TIERWISE_")}
-
-
-def tierwise(*arguments, stdin="", **environment):
-    return subprocess.run(
-        [*TIERWISE, *arguments], input=stdin, capture_output=True, text=True, env={**CLEAN, **environment}, timeout=120
-    )
+ALL = os.environ.get("TIERWISE_TEST_SIGNALS") == "all"
 
 
 def wait_until(condition, what, seconds=60):
@@ -42,38 +44,16 @@ def answers(url):
         return False
 
 
-@pytest.fixture(scope="module")
-def tiers(tiny_bundle, tmp_path_factory):
-    """`tierwise serve`, running: its address and its process."""
-    port = free_ports(3)
-    command = [*TIERWISE, "serve", "--bundle", str(tiny_bundle), "--port", str(port), "--link", "ideal"]
-    log = (tmp_path_factory.mktemp("serve") / "log").open("w+")
-    child = subprocess.Popen(
-        command, env={**CLEAN, "TIERWISE_MAX_INPUTS": "20"}, stdout=log, stderr=log, start_new_session=True
-    )
-    url = f"http://127.0.0.1:{port}"
-    wait_until(lambda: answers(url) or child.poll() is not None, "the tiers did not start")
-    assert child.poll() is None, log.seek(0) or log.read()
-    yield url, child
-    child.terminate()
-    child.wait(30)
-    log.close()
-
-
-def test_settings_in_the_environment_reach_the_tiers(tiers):
-    assert httpx.get(f"{tiers[0]}/info").json()["limits"]["max_inputs"] == 20
-
-
-def test_text_is_never_read_as_markup_and_rows_keep_their_index(tiers):
+def test_text_is_never_read_as_markup_and_rows_keep_their_index(three):
     text = "a [bold]fine[/bold] film [/nonsense]"
-    assert "[bold]fine[/bold]" in tierwise("classify", text, "--url", tiers[0]).stdout
-    done = tierwise("classify", "--json", "--url", tiers[0], stdin="\n".join([text] * 18))
+    assert "[bold]fine[/bold]" in tierwise("classify", text, "--url", three).stdout
+    done = tierwise("classify", "--json", "--url", three, stdin="\n".join([text] * 18))
     assert [json.loads(line)["index"] for line in done.stdout.splitlines()] == list(range(18))
 
 
-def test_a_parameter_may_differ_by_tier(tiers):
+def test_a_parameter_may_differ_by_tier(three):
     policy = 'collaborative:offload_threshold={"end":1.0,"edge":0.0},theta=0'
-    done = tierwise("classify", "a fine film", "--url", tiers[0], "--policy", policy, "--json")
+    done = tierwise("classify", "a fine film", "--url", three, "--policy", policy, "--json")
     hops = json.loads(done.stdout)["hops"]
     assert hops[0]["offload_probability"] == 1.0
     assert hops[1]["offload_probability"] < 1.0
@@ -87,24 +67,24 @@ def test_a_parameter_may_differ_by_tier(tiers):
         ("nonsense", "unknown policy 'nonsense'"),
     ],
 )
-def test_a_policy_that_makes_no_sense_is_one_line(tiers, policy, complaint):
-    done = tierwise("classify", "a fine film", "--url", tiers[0], "--policy", policy)
+def test_a_policy_that_makes_no_sense_is_one_line(three, policy, complaint):
+    done = tierwise("classify", "a fine film", "--url", three, "--policy", policy)
     assert (done.returncode, done.stdout) == (2, "")
     assert complaint in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_bench_writes_the_files_that_it_was_told_to(tiers, tmp_path):
+def test_bench_writes_the_files_that_it_was_told_to(three, tmp_path):
     data = tmp_path / "data.csv"
     data.write_text("text,label,split\na fine film,1,test\na waste of time,0,test\n")
     out = tmp_path / "x0.95"
     arguments = ["bench", "--data", str(data), "--n", "2", "--policy", "end-only", "--policy", "cloud-only"]
-    done = tierwise(*arguments, "--url", tiers[0], "--out", str(out))
+    done = tierwise(*arguments, "--url", three, "--out", str(out))
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "x0.95.json").read_text())
     assert (report["n"], list(report["policies"])) == (2, ["end-only", "cloud-only"])
     assert (tmp_path / "x0.95.png").stat().st_size > 1000
-    done = tierwise(*arguments, "--url", tiers[0], "--link", "lte")
+    done = tierwise(*arguments, "--url", three, "--link", "lte")
     assert done.returncode == 2
     assert "already keep their links" in done.stderr
 
@@ -117,34 +97,34 @@ def lines(tmp_path, sentences):
     return path
 
 
-def test_a_line_that_is_refused_costs_no_other_line_and_is_named(tiers, lines):
-    done = tierwise("classify", "--file", str(lines), "--url", tiers[0], "--json")
+def test_a_line_that_is_refused_costs_no_other_line_and_is_named(three, lines):
+    done = tierwise("classify", "--file", str(lines), "--url", three, "--json")
     assert done.returncode == 1
     assert [json.loads(line)["index"] for line in done.stdout.splitlines()] == [*range(36), 37]
     assert f"{lines}, line 39 ('\U0001f642\U0001f642'): " in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    done = tierwise("classify", "--url", tiers[0], stdin="\U0001f642\na fine film\n")
+    done = tierwise("classify", "--url", three, stdin="\U0001f642\na fine film\n")
     assert done.returncode == 1
     assert "a fine film" in done.stdout
     assert "standard input, line 1 (" in done.stderr
 
 
-def test_long_texts_that_are_too_much_for_one_body_are_sent_apart(tiers, tmp_path):
+def test_long_texts_that_are_too_much_for_one_body_are_sent_apart(three, tmp_path):
     path = tmp_path / "long.txt"
     path.write_text("a fine film\n" + ("a film " * 100_000 + "\n") * 4 + "a waste\n")  # 2.8 MB; a body has 2 MB at most
-    done = tierwise("classify", "--file", str(path), "--url", tiers[0], "--json")
+    done = tierwise("classify", "--file", str(path), "--url", three, "--json")
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 6)
 
 
-def test_a_policy_that_makes_no_sense_is_one_line_for_a_file_too(tiers, lines):
-    done = tierwise("classify", "--file", str(lines), "--url", tiers[0], "--policy", "nonsense")
+def test_a_policy_that_makes_no_sense_is_one_line_for_a_file_too(three, lines):
+    done = tierwise("classify", "--file", str(lines), "--url", three, "--policy", "nonsense")
     assert (done.returncode, done.stdout) == (2, "")
     assert "unknown policy 'nonsense'" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_names_and_texts_reach_the_terminal_as_they_are(tiers):
-    done = tierwise("classify", "[red]a fine :fire: film[/x]\x1b[2J \x9b1m", "--url", tiers[0])
+def test_names_and_texts_reach_the_terminal_as_they_are(three):
+    done = tierwise("classify", "[red]a fine :fire: film[/x]\x1b[2J \x9b1m", "--url", three)
     assert "[red]a fine :fire: film[/x]\\x1b[2J \\x9b1m" in done.stdout
     assert "\x1b" not in done.stdout
 
@@ -158,9 +138,9 @@ def data(tmp_path):
     return path
 
 
-def test_bench_leaves_out_what_the_tiers_refuse_and_keeps_every_text_s_record(tiers, data, tmp_path):
+def test_bench_leaves_out_what_the_tiers_refuse_and_keeps_every_text_s_record(three, data, tmp_path):
     out = tmp_path / "exp [" / "x] r $y$"
-    arguments = ["bench", "--data", str(data), "--policy", "end-only", "--policy", "cloud-only", "--url", tiers[0]]
+    arguments = ["bench", "--data", str(data), "--policy", "end-only", "--policy", "cloud-only", "--url", three]
     done = tierwise(*arguments, "--out", str(out))
     assert done.returncode == 0, done.stderr
     assert "left out, as no tier reads them: 2 texts" in done.stderr
@@ -181,8 +161,8 @@ def test_bench_leaves_out_what_the_tiers_refuse_and_keeps_every_text_s_record(ti
     assert sum(right) / 4 == report["policies"]["end-only"]["accuracy"]
 
 
-def test_a_bench_that_was_killed_at_a_refused_text_goes_on_after_it(tiers, data, tmp_path):
-    arguments = ["bench", "--data", str(data), "--policy", "end-only", "--url", tiers[0], "--out", str(tmp_path / "b")]
+def test_a_bench_that_was_killed_at_a_refused_text_goes_on_after_it(three, data, tmp_path):
+    arguments = ["bench", "--data", str(data), "--policy", "end-only", "--url", three, "--out", str(tmp_path / "b")]
     assert tierwise(*arguments).returncode == 0
     whole = json.loads((tmp_path / "b.json").read_text())
     header = json.dumps(
@@ -198,8 +178,8 @@ def test_a_bench_that_was_killed_at_a_refused_text_goes_on_after_it(tiers, data,
     assert again["policies"]["end-only"]["accuracy"] == whole["policies"]["end-only"]["accuracy"]
 
 
-def test_a_second_bench_under_one_name_is_refused(tiers, data, tmp_path):
-    arguments = ["bench", "--data", str(data), "--policy", "end-only", "--url", tiers[0], "--out", str(tmp_path / "b")]
+def test_a_second_bench_under_one_name_is_refused(three, data, tmp_path):
+    arguments = ["bench", "--data", str(data), "--policy", "end-only", "--url", three, "--out", str(tmp_path / "b")]
     with sole_writer(tmp_path / "b"):
         done = tierwise(*arguments)
     assert done.returncode == 2
@@ -210,9 +190,9 @@ def test_a_second_bench_under_one_name_is_refused(tiers, data, tmp_path):
     assert "(over earlier ones)" in tierwise(*arguments).stdout
 
 
-def test_a_bench_of_a_file_without_splits_must_be_asked_for(tiers, tmp_path):
+def test_a_bench_of_a_file_without_splits_must_be_asked_for(three, tmp_path):
     (tmp_path / "data.csv").write_text("text,label\na fine film,1\n")
-    arguments = ["bench", "--data", str(tmp_path / "data.csv"), "--policy", "end-only", "--url", tiers[0]]
+    arguments = ["bench", "--data", str(tmp_path / "data.csv"), "--policy", "end-only", "--url", three]
     done = tierwise(*arguments, "--out", str(tmp_path / "b"))
     assert done.returncode == 2
     assert "no split column: add one, or say --split all to use every row" in done.stderr
@@ -244,17 +224,20 @@ def test_modules_of_the_folder_where_it_runs_are_not_the_tiers(tiny_bundle, tmp_
 
 
 @pytest.mark.parametrize("command", ["serve", "demo", "print-config", "services.end"])
-def test_an_env_file_here_is_said_not_to_be_read(tiny_bundle, tmp_path, command):
+def test_an_env_file_here_is_said_not_to_be_read(tiny_bundle, tmp_path, monkeypatch, command):
     (tmp_path / ".env").write_text("TIERWISE_POLICY='nonsense'  # for the containers\nTIERWISE_LOG_LEVEL=hush\n")
+    monkeypatch.chdir(tmp_path)
     port = free_ports(3)
-    settings, words = {"TIERWISE_BUNDLE": str(tiny_bundle), "TIERWISE_PORT": str(port)}, [*TIERWISE, "print-config"]
-    if command in ("serve", "demo"):  # stopped before it starts: this is about what it says
-        settings, words = {}, [*TIERWISE, command, "--bundle", str(tiny_bundle), "--port", str(port)]
-    elif command == "services.end":
-        settings["TIERWISE_KEY_FILE"], words = str(tmp_path / ".env"), [sys.executable, "-m", command]
-    with socket.create_server(("127.0.0.1", port)):
-        environment = {**CLEAN, "PYTHONPATH": str(ROOT), **settings}
-        done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    settings = {"TIERWISE_BUNDLE": str(tiny_bundle), "TIERWISE_PORT": str(port)}
+    with socket.create_server(("127.0.0.1", port)):  # stopped before it starts: this is about what it says
+        if command == "services.end":
+            environment = {**CLEAN, "PYTHONPATH": str(ROOT), **settings, "TIERWISE_KEY_FILE": str(tmp_path / ".env")}
+            words = [sys.executable, "-m", command]
+            done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+        elif command == "print-config":
+            done = tierwise(command, **settings)
+        else:
+            done = tierwise(command, "--bundle", str(tiny_bundle), "--port", str(port))
     (line,) = [line for line in (done.stdout + done.stderr).splitlines() if ".env is" in line]
     assert "is not read here: TIERWISE_POLICY, TIERWISE_LOG_LEVEL must be exported" in line
     assert "hush" not in done.stdout + done.stderr
@@ -290,7 +273,7 @@ def running(tiers):
     return [tier for tier in tiers if tier.is_running() and tier.status() != psutil.STATUS_ZOMBIE]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, *([signal.SIGHUP, signal.SIGINT] if ALL else [])])
 def test_whatever_stops_serve_stops_the_tiers(served, number):
     child, tiers = served
     child.send_signal(number)
@@ -298,7 +281,7 @@ def test_whatever_stops_serve_stops_the_tiers(served, number):
     assert not running(tiers)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGQUIT, signal.SIGABRT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, *([signal.SIGQUIT, signal.SIGABRT] if ALL else [])])
 def test_tiers_end_with_serve_whatever_ends_it(served, number):
     child, tiers = served
     wait_until(lambda: all(tier.net_connections("inet") for tier in tiers), "a tier does not listen")
@@ -312,7 +295,7 @@ def test_tiers_end_with_serve_whatever_ends_it(served, number):
             probe.bind(port)
 
 
-@pytest.mark.parametrize("after_s", [0.5, 2.0])
+@pytest.mark.parametrize("after_s", [0.5, 2.0] if ALL else [0.5])
 def test_tiers_that_still_start_end_with_serve_too(tiny_bundle, after_s):
     command = [*TIERWISE, "serve", "--bundle", str(tiny_bundle), "--port", str(free_ports(3)), "--link", "ideal"]
     child, tiers = subprocess.Popen(command, env=CLEAN, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), []
@@ -354,16 +337,23 @@ def test_a_second_ctrl_c_does_not_wait_for_a_tier_that_hangs(served):
         ({"TIERWISE_LINKS": "netem", "TIERWISE_LINK_STATE_DIR": "/nowhere"}, "start this tier's shaper"),
     ],
 )
-def test_a_bad_setting_stops_the_tier_with_one_line(tiny_bundle, environment, complaint):
-    done = subprocess.run(
-        [sys.executable, "-m", "services.end"],
-        env={**CLEAN, "TIERWISE_BUNDLE": str(tiny_bundle), **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+def test_a_bad_setting_stops_the_tier_with_one_line(tiny_bundle, monkeypatch, environment, complaint):
+    said = []
+    monkeypatch.setattr(service, "take_over", lambda *_: None)  # this process keeps its own log
+    monkeypatch.setattr(os, "environ", {**CLEAN, "TIERWISE_BUNDLE": str(tiny_bundle), **environment})
+    try:
+        assert service._serve(ROLE, SimpleNamespace(write=said.append)) == 2
+    finally:
+        gc.enable()
+    (line,) = "".join(said).splitlines()
+    assert complaint in line
+
+
+def test_a_tier_s_process_ends_with_2_at_a_bad_setting():
+    command = [sys.executable, "-m", "services.end"]
+    done = subprocess.run(command, env={**CLEAN, "TIERWISE_PORT": "0"}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert complaint in done.stderr
+    assert done.stderr.startswith("tierwise end: TIERWISE_PORT='0'")
     assert len(done.stderr.splitlines()) == 1
 
 

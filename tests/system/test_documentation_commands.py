@@ -24,13 +24,9 @@ def test_there_are_such_commands():
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="no curl")
-def test_quick_commands_work_as_they_stand(listening):
-    cloud, _, _ = listening(tier="cloud")
-    edge, _, _ = listening(tier="edge", upstreams={"cloud": cloud}, link_profiles={"cloud": "ideal"})
-    upstreams = {"edge": edge, "cloud": cloud}
-    end, _, _ = listening(upstreams=upstreams, link_profiles=dict.fromkeys(upstreams, "ideal"))
-    prologue = PROLOGUE.replace("URL", end).replace("PYTHON", sys.executable)
+def test_quick_commands_work_as_they_stand(three):
+    prologue = PROLOGUE.replace("URL", three).replace("PYTHON", sys.executable)
     for page, block in BLOCKS:
-        script = prologue + block.replace("http://127.0.0.1:8080", end)
+        script = prologue + block.replace("http://127.0.0.1:8080", three)
         done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, f"{page}:\n{block}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"

@@ -1,7 +1,6 @@
 """What the environment says about proxies never sends a text elsewhere, and never keeps anything from starting."""
 
 import contextlib
-import os
 import socket
 import subprocess
 import sys
@@ -13,9 +12,8 @@ import pytest
 
 from lab.live.stack import free_ports
 from shared.web.tracing import exporting
+from tests.commands import CLEAN, tierwise
 
-CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("TIERWISE_")}
-TIERWISE = [sys.executable, "-m", "lab.cli.main"]
 VARIANTS = {
     "HTTP_PROXY": {"HTTP_PROXY": "http://{proxy}"},
     "http_proxy": {"http_proxy": "http://{proxy}"},
@@ -74,18 +72,26 @@ def test_a_text_goes_to_the_next_tier_and_to_nobody_else(listening, monkeypatch,
     assert proxy.got == []
 
 
-def test_the_command_line_asks_the_tier_itself(listening, proxy, environment):
-    url, *_ = listening()
-    command = [*TIERWISE, "classify", "a fine film", "--url", url]
-    done = subprocess.run(command, env={**CLEAN, **environment}, capture_output=True, text=True, timeout=60)
+def test_the_command_line_asks_the_tier_itself(three, proxy, environment):
+    done = tierwise("classify", "a fine film", "--url", three, **environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert proxy.got == []
 
 
-@pytest.mark.parametrize("variant", ["HTTP_PROXY", "socks5"])
-def test_serve_sees_its_own_tiers_get_ready(tiny_bundle, proxy, variant, tmp_path):
-    environment = {name: value.format(proxy=proxy.address) for name, value in VARIANTS[variant].items()}
-    command = [*TIERWISE, "serve", "--bundle", str(tiny_bundle), "--port", str(free_ports(3)), "--link", "ideal"]
+def test_serve_sees_its_own_tiers_get_ready(tiny_bundle, proxy, tmp_path):
+    environment = {name: value.format(proxy=proxy.address) for name, value in VARIANTS["HTTP_PROXY"].items()}
+    command = [
+        sys.executable,
+        "-m",
+        "lab.cli.main",
+        "serve",
+        "--bundle",
+        str(tiny_bundle),
+        "--port",
+        str(free_ports(3)),
+        "--link",
+        "ideal",
+    ]
     with (tmp_path / "log").open("w") as log:
         child = subprocess.Popen(command, env={**CLEAN, **environment}, stdout=log, stderr=log)
         try:

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.faults import ledger
-from tests.faults.ledger import Case, Entry, Late
+from tests.faults.ledger import Case, Entry
 
 FULL = ["end", "edge"]
 
@@ -24,7 +24,7 @@ def no_table(monkeypatch):
         ({}, False),
         ({"degraded": "upstream_timeout", "tiers": ["end"]}, True),
         ({"degraded": "deadline"}, None),  # cut between two layers of the last tier
-        ({"over_ms": 54.0}, None),
+        ({"over_ms": 254.0}, None),
     ],
 )
 def test_what_the_promise_allows_passes(seen, must):
@@ -42,15 +42,11 @@ def test_what_the_promise_allows_passes(seen, must):
         ({"degraded": "upstream_invalid", "tiers": ["end"]}, None),  # not this fault's reason
         ({}, True),
         ({"degraded": "upstream_timeout", "tiers": ["end"]}, False),
+        ({"over_ms": 256.0}, None),
+        ({"back_s": 10.1}, None),
+        ({"status": 504, "answers": 0, "tiers": []}, None),
     ],
 )
-def test_a_miss_is_never_taken_for_a_busy_host(seen, must):
-    with pytest.raises(AssertionError) as miss:
+def test_a_miss_fails(seen, must):
+    with pytest.raises(AssertionError):
         case(**seen).check("fault", "edge", ["upstream_timeout"], must=must)
-    assert not isinstance(miss.value, Late)
-
-
-@pytest.mark.parametrize("seen", [{"over_ms": 56.0}, {"back_s": 10.1}, {"status": 504, "answers": 0, "tiers": []}])
-def test_what_came_late_may_be_the_hosts(seen):
-    with pytest.raises(Late):
-        case(**seen).check("fault", "edge", ["upstream_timeout"], must=None)

@@ -59,6 +59,29 @@ def test_a_name_that_is_not_in_the_lock_is_refused():
     lock("--pick", "left-pad", status=1)
 
 
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (("pytest==", "pytest==1."), "pytest>=9"),  # a pin out of range
+        (("\nstructlog==", "\nstructlogs=="), "structlog>=25, structlogs=="),  # one that is missing, one that is idle
+        (("# via httpx\n", "# via nobody\n"), "httpcore=="),
+    ],
+)
+def test_a_lock_that_does_not_fit_is_told_with_the_requirement(tmp_path, change, complaint):
+    for name in ("pyproject.toml", "deploy/lock.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    (tmp_path / "requirements.lock").write_text(LOCK.replace(*change))
+    command = [sys.executable, tmp_path / "deploy/lock.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert complaint in done.stderr
+
+
+def test_the_lock_fits():
+    lock("--check")
+
+
 def test_images_and_make_take_packages_by_their_hashes_alone():
     for path in ("Makefile", "deploy/docker/Dockerfile"):
         text = (ROOT / path).read_text().replace("\\\n", " ")
