@@ -29,7 +29,7 @@ from lab.data.readable import readable, readers_of
 from lab.fit.checks import check_bundle, check_validation
 from lab.fit.collect import Left, every_exit, network_of, under_rule
 from lab.fit.operating import Stage, expectation, fastest, fitted, paths, sweep, threshold_for
-from lab.fit.pools import Chosen, choose, leaving
+from lab.fit.pools import Chosen, choose
 from lab.outputs import replace_text
 from lab.stats import judged, wilson
 from shared.errors import BadSetting
@@ -37,7 +37,7 @@ from shared.links.profile import profile
 from shared.model.bundle import Bundle, Card, load_bundle
 from shared.model.calibration import T_MAX, T_MIN, fit_temperature, quality
 from shared.model.ensemble import Ensemble, Weighting
-from shared.model.exits import ExitRule, Similarity
+from shared.model.exits import ExitRule, Similarity, exit_taken
 from shared.model.network import Network
 from shared.model.pruning import Pruning, keep_words
 
@@ -338,7 +338,7 @@ def choose_exits(probabilities: dict[str, Tensor], labels: Tensor) -> Exits:
             full = (exits[:, -1].argmax(-1) == labels).double().mean().item()
             theta[tier], share = 0.0, 1.0
             for candidate in THETAS:
-                layer = leaving(exits, Similarity(candidate, patience))
+                layer = exit_taken(exits.transpose(0, 1), Similarity(candidate, patience))
                 at_exit = exits[torch.arange(len(exits)), layer - 1]
                 accuracy = (at_exit.argmax(-1) == labels).double().mean().item()
                 mean = layer.double().mean().item() / exits.shape[1]
@@ -355,8 +355,7 @@ def recorded(
     network: Network, texts: Sequence[tuple[str, str | None]], rule: ExitRule | None, logits: Tensor
 ) -> list[Left]:
     """What `under_rule` gives for whole texts, less the importance, from the logits of every exit [N, E, C]."""
-    exits = network.encoder.calibrate(logits.transpose(0, 1)).transpose(0, 1)
-    layers = [exits.shape[1]] * len(texts) if rule is None else leaving(exits, rule).tolist()
+    layers = exit_taken(network.encoder.calibrate(logits.transpose(0, 1)), rule).tolist()
     return [
         Left(network.encode(*text), layer, own[:layer], [])
         for text, layer, own in zip(texts, layers, logits, strict=True)

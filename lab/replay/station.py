@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lab.replay.recorder import Corpus, Kernel, Recorder
-from shared.model.exits import ExitRule
+from shared.model.exits import ExitRule, exit_taken
 from shared.model.pruning import Pruning, keep_words
 
 Numbers = np.ndarray  # int64 [n]: texts of the corpus
@@ -84,11 +84,7 @@ class Station:
             known = self._left[kernel, rule] = new
         missing = numbers[known[numbers] == 0]
         if len(missing):
-            history = table.exits[missing].transpose(0, 1)  # [E, n, C]
-            layer = torch.full((len(missing),), self.layers)
-            for depth in range(self.layers - 1, 0, -1):
-                layer[rule(history[:depth])] = depth
-            known[missing] = layer.numpy()
+            known[missing] = exit_taken(table.exits[missing].transpose(0, 1), rule).numpy()
         return known[numbers]
 
     def pruned(self, numbers: Numbers, layers: Layers, pruning: Pruning) -> Numbers:
