@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lab.replay.recorder import Corpus, Kernel, Recorder
+from shared.model.calibration import calibrated
 from shared.model.exits import ExitRule, exit_taken
 from shared.model.pruning import Pruning, keep_words
 
@@ -54,7 +55,7 @@ class Station:
             missing = np.unique(missing)
             records = self.recorder.records(missing.tolist(), kernel)
             logits = torch.stack([record.logits[: self.layers] for record in records], 1)  # [E, n, C]
-            exits = (logits / self._temperatures.view(-1, 1, 1)).softmax(-1).transpose(0, 1)
+            exits = calibrated(logits, self._temperatures).transpose(0, 1)
             table.exits[missing] = exits
             values = [round(value, 6) for value in exits.flatten().tolist()]
             table.rounded[missing] = np.array(values).reshape(exits.shape)
