@@ -29,15 +29,15 @@ from lab.data.readable import readable, readers_of
 from lab.fit.checks import check_bundle, check_validation
 from lab.fit.collect import Left, every_exit, network_of, under_rule
 from lab.fit.operating import Stage, expectation, fastest, fitted, paths, sweep, threshold_for
-from lab.fit.pools import Chosen, choose, leaving
+from lab.fit.pools import Chosen, choose
 from lab.outputs import replace_text
 from lab.stats import judged, wilson
 from shared.errors import BadSetting
 from shared.links.profile import profile
 from shared.model.bundle import Bundle, Card, load_bundle
-from shared.model.calibration import T_MAX, T_MIN, fit_temperature, quality
+from shared.model.calibration import T_MAX, T_MIN, calibrated, fit_temperature, quality
 from shared.model.ensemble import Ensemble, Weighting
-from shared.model.exits import ExitRule, Similarity
+from shared.model.exits import ExitRule, Similarity, exit_taken
 from shared.model.network import Network
 from shared.model.pruning import Pruning, keep_words
 
@@ -97,13 +97,13 @@ class Job:
         card, exits_report = self._temperatures(logits)
         self._doubt(card.temperatures, logits[order[-1]])
         accuracy = {tier: exits[-1]["accuracy"] for tier, exits in exits_report.items()}
-        calibrated = {t: _calibrated(logits[t], card.temperatures[t]) for t in order}
-        exits = choose_exits(calibrated, self.labels)
+        probabilities = _probabilities(logits, card.temperatures)
+        exits = choose_exits(probabilities, self.labels)
         self.console.print(f"exit rule: {exits}")
         networks = {tier: network_of(self.bundle, tier) for tier in order}
         for tier, network in networks.items():
             network.encoder.temperatures.copy_(torch.tensor(card.temperatures[tier]))
-        others = choose(self.bundle, networks[order[0]], calibrated, self.texts, within=within)
+        others = choose(self.bundle, networks[order[0]], probabilities, self.texts, within=within)
         long = sum(_words((text.text, text.pair)) > Pruning().whole_below_words for text in self.texts)
         if pruning and long >= PRUNING_TEXTS:
             coefficient, pruning_report = self._choose_pruning(networks, exits, logits)
@@ -185,8 +185,8 @@ class Job:
         if card.temperatures.keys() != set(order):
             raise BadSetting(f"bundle {self.bundle.name!r} has no temperatures yet: calibrate it in full first")
         logits = {tier: every_exit(self.bundle, tier, self.texts, self.console) for tier in order}
-        calibrated = {tier: _calibrated(logits[tier], card.temperatures[tier]) for tier in order}
-        chosen = choose(self.bundle, network_of(self.bundle, order[0]), calibrated, self.texts, within=within)
+        probabilities = _probabilities(logits, card.temperatures)
+        chosen = choose(self.bundle, network_of(self.bundle, order[0]), probabilities, self.texts, within=within)
         self._write(
             card.model_copy(
                 update={
@@ -215,8 +215,8 @@ class Job:
             per_model[tier] = per_exit[tier][-1]
             report[tier] = []
             for e, temperature in enumerate(per_exit[tier]):
-                before = quality(exits[:, e].softmax(-1), self.labels)
-                after = quality((exits[:, e] / temperature).softmax(-1), self.labels)
+                before = quality(calibrated(exits[:, e], 1.0), self.labels)
+                after = quality(calibrated(exits[:, e], temperature), self.labels)
                 low, high = wilson(round(after.accuracy * len(self.labels)), len(self.labels))
                 report[tier].append(
                     {
@@ -241,7 +241,7 @@ class Job:
         first, second = networks[order[0]], networks[order[1]]
         whole = [(text.text, text.pair) for text in self.texts]
         rule = exits.rule(order[0])
-        confidence = [_probabilities(first, item).max() for item in recorded(first, whole, rule, logits[order[0]])]
+        confidence = [_at_exit(first, item).max() for item in recorded(first, whole, rule, logits[order[0]])]
         unsure = torch.stack(confidence).argsort()[:PRUNING_TEXTS].tolist()
         labels = self.labels[unsure]
         left = under_rule(first, [whole[row] for row in unsure], rule, f"{order[0]}, unsure texts", self.console)
@@ -278,7 +278,7 @@ class Job:
                 sizes = torch.tensor([_bytes(text) + ENVELOPE for text in texts])
                 up = sizes * 8 / link.rate_up_bps if link.rate_up_bps else torch.zeros(len(sizes))
                 seconds = seconds + link.rtt_s + up + (ANSWER * 8 / link.rate_down_bps if link.rate_down_bps else 0.0)
-            probabilities = torch.stack([_probabilities(network, item) for item in left])
+            probabilities = torch.stack([_at_exit(network, item) for item in left])
             stages.append(Stage(tier, probabilities, seconds))
             report[tier] = {
                 "mean_exit_layer": round(sum(item.exit_layer for item in left) / len(left), 3),
@@ -338,7 +338,7 @@ def choose_exits(probabilities: dict[str, Tensor], labels: Tensor) -> Exits:
             full = (exits[:, -1].argmax(-1) == labels).double().mean().item()
             theta[tier], share = 0.0, 1.0
             for candidate in THETAS:
-                layer = leaving(exits, Similarity(candidate, patience))
+                layer = exit_taken(exits.transpose(0, 1), Similarity(candidate, patience))
                 at_exit = exits[torch.arange(len(exits)), layer - 1]
                 accuracy = (at_exit.argmax(-1) == labels).double().mean().item()
                 mean = layer.double().mean().item() / exits.shape[1]
@@ -355,24 +355,24 @@ def recorded(
     network: Network, texts: Sequence[tuple[str, str | None]], rule: ExitRule | None, logits: Tensor
 ) -> list[Left]:
     """What `under_rule` gives for whole texts, less the importance, from the logits of every exit [N, E, C]."""
-    exits = network.encoder.calibrate(logits.transpose(0, 1)).transpose(0, 1)
-    layers = [exits.shape[1]] * len(texts) if rule is None else leaving(exits, rule).tolist()
+    layers = exit_taken(network.encoder.calibrate(logits.transpose(0, 1)), rule).tolist()
     return [
         Left(network.encode(*text), layer, own[:layer], [])
         for text, layer, own in zip(texts, layers, logits, strict=True)
     ]
 
 
-def _calibrated(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
-    return (logits / torch.tensor(temperatures)[:, None]).softmax(-1)
+def _probabilities(logits: dict[str, Tensor], temperatures: dict[str, list[float]]) -> dict[str, Tensor]:
+    """Calibrated probabilities of every exit, [N, E, C] by tier."""
+    return {tier: calibrated(own.transpose(0, 1), temperatures[tier]).transpose(0, 1) for tier, own in logits.items()}
 
 
-def _probabilities(network: Network, item: Left) -> Tensor:
+def _at_exit(network: Network, item: Left) -> Tensor:
     return network.encoder.calibrate(item.logits, last=item.exit_layer)[-1]
 
 
 def _accuracy(network: Network, answers: list[Left], labels: Tensor) -> float:
-    said = torch.stack([_probabilities(network, item) for item in answers]).argmax(-1)
+    said = torch.stack([_at_exit(network, item) for item in answers]).argmax(-1)
     return round((said == labels).double().mean().item(), 4)
 
 

@@ -18,7 +18,7 @@ from lab.outputs import replace_text
 from lab.stats import judged, wilson
 from shared.errors import BadSetting
 from shared.model.bundle import Metric, load_bundle
-from shared.model.calibration import quality
+from shared.model.calibration import calibrated, quality
 
 
 def evaluate(
@@ -54,7 +54,7 @@ def evaluate(
         temperatures = bundle.card.temperatures.get(tier, [1.0] * model.layers)
         rows: list[dict[str, Any]] = []
         for layer, temperature in enumerate(temperatures, start=1):
-            figures = quality((logits[:, layer - 1] / temperature).softmax(-1), labels)
+            figures = quality(calibrated(logits[:, layer - 1], temperature), labels)
             low, high = wilson(round(figures.accuracy * len(examples)), len(examples))
             worse = bool(rows) and figures.accuracy < rows[-1]["accuracy"]
             rows.append(

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lab.data.examples import Example
 from shared.model.bundle import Bundle
-from shared.model.exits import Confidence, Entropy, ExitRule, Patience
+from shared.model.exits import Confidence, Entropy, ExitRule, Patience, exit_taken
 from shared.model.network import Network
 from shared.model.pools import Pools, Signature
 
@@ -84,15 +84,6 @@ class Chosen:
     policies: dict[str, dict[str, Any]]
     pools: Pools | None = None
     report: dict[str, Any] = field(default_factory=dict)
-
-
-def leaving(exits: Tensor, rule: ExitRule) -> Tensor:
-    """The 1-based exit of each text, from calibrated probabilities [N, E, C]: the live rule over recorded exits."""
-    history = exits.transpose(0, 1)  # [E, N, C]
-    layer = torch.full((exits.shape[0],), exits.shape[1])
-    for depth in range(exits.shape[1] - 1, 0, -1):
-        layer[rule(history[:depth])] = depth
-    return layer
 
 
 def choose(
@@ -202,7 +193,7 @@ def _exited(exits: Sequence[Tensor], labels: Tensor, alpha: float, costs: Costs)
     confidence, right, cost, sure = [], [], [], []
     for tier, own in enumerate(exits):
         last = tier == len(exits) - 1
-        layer = torch.full((len(labels),), own.shape[1]) if last else leaving(own, Confidence(alpha))
+        layer = torch.full((len(labels),), own.shape[1]) if last else exit_taken(own.transpose(0, 1), Confidence(alpha))
         best, label = own[rows, layer - 1].max(-1)
         confidence.append(best)
         right.append(label == labels)
@@ -252,7 +243,7 @@ def _thresholds(exits: Tensor, labels: Tensor, within: float) -> tuple[dict[str,
     for (policy, parameter), rules in candidates.items():
         rows = []
         for value, rule in rules:
-            layer = leaving(exits, rule)
+            layer = exit_taken(exits.transpose(0, 1), rule)
             right = exits[torch.arange(len(labels)), layer - 1].argmax(-1) == labels
             rows.append((layer.double().mean().item(), right.double().mean().item(), value))
         good = [row for row in rows if row[1] >= full - within]

@@ -151,7 +151,7 @@ def bytes_below(sent: np.ndarray) -> float:
     own = sent[sent > 0]
     if not len(own):
         return 0.0
-    share = wilson(len(own), len(sent), Z_ONE_SIDED)[1]
+    share = wilson(len(own), len(sent), 0.9)[1]
     return share * float(own.mean() + Z_ONE_SIDED * own.std() / math.sqrt(len(own)))
 
 
@@ -161,13 +161,9 @@ def rank_above(n: int, quantile: float = 0.95, level: float = 0.95) -> int:
     >>> rank_above(59), rank_above(58)
     (58, 58)
     """
-    below = 0.0  # P(at most k of n are below the quantile)
-    for k in range(n):
-        ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-        below += math.exp(ways + k * math.log(quantile) + (n - k) * math.log1p(-quantile))
-        if below >= level:
-            return k
-    return n
+    from scipy.stats import binom
+
+    return int(binom.ppf(level, n, quantile))
 
 
 def plan(trial: Trial, specs: Sequence[Spec], targets: Targets) -> Plan:

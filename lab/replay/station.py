@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lab.replay.recorder import Corpus, Kernel, Recorder
-from shared.model.exits import ExitRule
+from shared.model.calibration import calibrated
+from shared.model.exits import ExitRule, exit_taken
 from shared.model.pruning import Pruning, keep_words
 
 Numbers = np.ndarray  # int64 [n]: texts of the corpus
@@ -54,7 +55,7 @@ class Station:
             missing = np.unique(missing)
             records = self.recorder.records(missing.tolist(), kernel)
             logits = torch.stack([record.logits[: self.layers] for record in records], 1)  # [E, n, C]
-            exits = (logits / self._temperatures.view(-1, 1, 1)).softmax(-1).transpose(0, 1)
+            exits = calibrated(logits, self._temperatures).transpose(0, 1)
             table.exits[missing] = exits
             values = [round(value, 6) for value in exits.flatten().tolist()]
             table.rounded[missing] = np.array(values).reshape(exits.shape)
@@ -84,11 +85,7 @@ class Station:
             known = self._left[kernel, rule] = new
         missing = numbers[known[numbers] == 0]
         if len(missing):
-            history = table.exits[missing].transpose(0, 1)  # [E, n, C]
-            layer = torch.full((len(missing),), self.layers)
-            for depth in range(self.layers - 1, 0, -1):
-                layer[rule(history[:depth])] = depth
-            known[missing] = layer.numpy()
+            known[missing] = exit_taken(table.exits[missing].transpose(0, 1), rule).numpy()
         return known[numbers]
 
     def pruned(self, numbers: Numbers, layers: Layers, pruning: Pruning) -> Numbers:

@@ -10,8 +10,10 @@ T does not change the label. Left out: isotonic and vector scaling.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
@@ -26,6 +28,12 @@ class Quality:
     nll: float
     ece: float
     brier: float
+
+
+def calibrated(logits: Tensor, temperatures: Tensor | Sequence[float] | float) -> Tensor:
+    """softmax(z / T): probabilities from logits [E, ..., C] and a temperature for each of E exits, or one for all."""
+    of_exit = torch.as_tensor(temperatures, device=logits.device)
+    return (logits / of_exit.view(-1, *[1] * (logits.dim() - 1))).softmax(-1)
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:

@@ -24,6 +24,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 
 from shared.errors import BadSetting
+from shared.model.calibration import calibrated
 from shared.model.exits import ExitRule
 from shared.model.tokens import SpecialTokens
 from shared.model.words import Encoded
@@ -257,8 +258,7 @@ class MultiExitEncoder(nn.Module):
         They end with the exit after layer `last`; without it they begin with the first.
         """
         end = logits.shape[0] if last is None else last
-        temperatures = self.temperatures[end - logits.shape[0] : end]
-        return (logits / temperatures.view(-1, *[1] * (logits.dim() - 1))).softmax(-1)
+        return calibrated(logits, self.temperatures[end - logits.shape[0] : end])
 
     def _embed(self, ids: Tensor, segments: Tensor) -> Tensor:
         if self.family == "bert":

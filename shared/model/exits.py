@@ -30,6 +30,16 @@ class ExitRule(Protocol):
     def __call__(self, history: Tensor) -> Tensor: ...
 
 
+def exit_taken(history: Tensor, rule: ExitRule | None) -> Tensor:
+    """The 1-based exit [B] that each row takes, from all its exits [E, B, C]: the rule asked after every layer."""
+    E, B, _ = history.shape
+    layer = history.new_full((B,), E).long()
+    if rule is not None:
+        for depth in range(E - 1, 0, -1):
+            layer[rule(history[:depth])] = depth
+    return layer
+
+
 @dataclass(frozen=True)
 class Similarity:
     """Neighbouring exits agree: total variation below `theta`, `patience` times in a row (eq. 13-14).

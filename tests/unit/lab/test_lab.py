@@ -16,14 +16,12 @@ import services.end
 from lab.data.examples import Example, hold_out, load, without
 from lab.fit.calibrate import choose_exits
 from lab.fit.operating import Stage, expectation, fitted, paths, sweep, threshold_for
-from lab.fit.pools import leaving
 from lab.live.stack import Layout
 from lab.policies import parse_policy
 from lab.stats import paired_difference, wilson
 from shared.errors import BadSetting
 from shared.model.bundle import load_bundle
 from shared.model.ensemble import Ensemble, Weighting
-from shared.model.exits import Similarity
 
 
 def probabilities(*positive: float) -> Tensor:
@@ -83,11 +81,6 @@ def test_a_wanted_offload_share_gives_its_threshold():
     threshold = threshold_for(stage, 10, 0.4)
     stop = paths([stage, stage], {"end": threshold}, 10)
     assert stop[1].mean().item() == pytest.approx(0.4, abs=0.01)
-
-
-def test_leaving_layers_replays_the_live_rule():
-    exits = torch.stack([probabilities(0.6, 0.9, 0.9, 0.9), probabilities(0.5, 0.7, 0.9, 0.5)])  # [N=2, E=4, C=2]
-    assert leaving(exits, Similarity(0.05, 1)).tolist() == [3, 4]
 
 
 def test_exits_are_chosen_only_where_they_cost_little():

@@ -1,15 +1,24 @@
 """Intervals and tests against values known from elsewhere."""
 
+import math
+from statistics import NormalDist
+
 import numpy as np
 import pytest
+from scipy.special import betaincinv, stdtrit
+from sklearn.metrics import f1_score, matthews_corrcoef
 
 from lab.stats import (
-    Z_ONE_SIDED,
+    difference_of_medians,
+    judged,
     mcnemar,
+    mean_interval,
+    paired_difference,
     paired_saving,
     paired_score_difference,
     paired_shares,
     score,
+    share_above,
     wilson,
 )
 from shared.model.bundle import Metric
@@ -31,7 +40,7 @@ def test_mcnemar_is_the_exact_binomial_test_of_the_texts_they_differ_on(only_a, 
 
 def test_wilson_agrees_with_the_textbook():
     assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)  # statsmodels, proportion_confint(8, 10)
-    assert wilson(8, 10, Z_ONE_SIDED)[0] == pytest.approx(0.5408, abs=1e-4)  # at alpha = 0.1, two-sided
+    assert wilson(8, 10, 0.9)[0] == pytest.approx(0.5408, abs=1e-4)  # at alpha = 0.1, two-sided
 
 
 def test_a_saving_is_of_the_means_and_its_interval_knows_the_pairs():
@@ -69,3 +78,54 @@ def test_no_difference_among_few_texts_is_no_certainty():
     assert (value, low) == (0.0, -high)
     assert high == pytest.approx(0.1157, abs=1e-4)  # Clopper-Pearson, 0 of 30
     assert paired_shares(right, ~right) == (1.0, 1.0, 1.0)
+
+
+# The formulas that scipy's functions stand for, written out
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 10), (8, 10), (10, 10), (81, 263), (9_412, 10_000)])
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_wilson_is_the_root_of_the_normal_test(right, n, confidence):
+    p, z = right / n, NormalDist().inv_cdf((1 + confidence) / 2)
+    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    worked = [max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))]
+    assert wilson(right, n, confidence) == pytest.approx(worked, abs=1e-9)
+
+
+@pytest.mark.parametrize(("right", "n"), [(1, 10), (59, 59), (550, 600)])
+def test_a_share_is_bounded_by_a_quantile_of_beta(right, n):
+    assert share_above(right, n) == pytest.approx(betaincinv(right, n - right + 1, 0.05), abs=1e-9)
+
+
+def test_the_interval_of_a_mean_is_student_s():
+    values = [0.1, -0.2, 0.05, 0.3]
+    half = stdtrit(3, 0.975) * np.std(values, ddof=1) / 2
+    assert mean_interval(values) == pytest.approx((0.0625, 0.0625 - half, 0.0625 + half), abs=1e-9)
+    assert mean_interval([0.4]) == (0.4, 0.4, 0.4)
+    assert mean_interval([1.0, 1.0]) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("n", [1, 2, 90])
+def test_resampling_draws_rows_of_texts_from_seed_0(n):
+    noise = np.random.default_rng(4)
+    a, b = noise.exponential(size=n), noise.exponential(size=n)
+    rows = np.random.default_rng(0).integers(0, n, (2000, n))
+    ends = np.percentile((a - b)[rows].mean(1), [2.5, 97.5])
+    assert paired_difference(a, b) == pytest.approx([(a - b).mean(), *ends], abs=1e-9)
+    ends = np.percentile(1 - a[rows].mean(1) / b[rows].mean(1), [2.5, 97.5])
+    assert paired_saving(a, b) == pytest.approx([1 - a.mean() / b.mean(), *ends], abs=1e-9)
+    random = np.random.default_rng(0)
+    drawn = [np.median(random.choice(x, (2000, n)), axis=1) for x in (a, b)]
+    assert difference_of_medians(a, b) == pytest.approx(np.percentile(drawn[0] - drawn[1], [2.5, 97.5]), abs=1e-9)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_scores_are_scikit_learn_s_and_so_are_their_intervals(classes):
+    noise = np.random.default_rng(5)
+    said, truth = noise.integers(0, classes, (2, 50))
+    assert score(Metric.MCC, said, truth) == pytest.approx(matthews_corrcoef(truth, said), abs=1e-9)
+    of_label_1 = f1_score(truth == 1, said == 1)
+    assert score(Metric.F1, said, truth) == pytest.approx(of_label_1, abs=1e-9)
+    rows = np.random.default_rng(0).integers(0, 50, (1000, 50))
+    ends = np.percentile([f1_score(truth[row] == 1, said[row] == 1) for row in rows], [2.5, 97.5])
+    assert judged(Metric.F1, said, truth) == {"f1": round(of_label_1, 4), "f1_ci95": np.round(ends, 4).tolist()}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from shared.model.calibration import T_MAX, T_MIN, expected_calibration_error, fit_temperature, quality
+from shared.model.calibration import T_MAX, T_MIN, calibrated, expected_calibration_error, fit_temperature, quality
 
 
 def drawn(n=4000, classes=3, seed=0):
@@ -16,6 +16,13 @@ def drawn(n=4000, classes=3, seed=0):
     noise = torch.Generator().manual_seed(seed)
     logits = torch.randn(n, classes, generator=noise, dtype=torch.float64) * 2
     return logits, torch.multinomial(logits.softmax(-1), 1, generator=noise)[:, 0]
+
+
+def test_every_exit_is_divided_by_its_own_temperature():
+    z = 2 * math.log(3)  # odds of 9; at T = 2 of 3, at T = 0.5 of 81
+    logits = torch.tensor([[[z, 0.0]], [[z, 0.0]]])  # [E=2, B=1, C=2]
+    assert calibrated(logits, [2.0, 0.5])[:, 0, 0].tolist() == pytest.approx([3 / 4, 81 / 82])
+    assert calibrated(logits, 1.0)[:, 0, 0].tolist() == pytest.approx([0.9, 0.9])
 
 
 @pytest.mark.parametrize("scale", [0.25, 1.0, 3.0, 10.0])

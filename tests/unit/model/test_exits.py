@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.model.exits import Confidence, Entropy, Patience, Similarity
+from shared.model.exits import Confidence, Entropy, Patience, Similarity, exit_taken
 
 RULES = [
     Similarity(0.1, 1),
@@ -105,3 +105,13 @@ def test_a_row_is_judged_by_itself_and_by_bool(exits, rule):
     together = rule(whole)
     assert together.dtype == torch.bool
     assert together.tolist() == [rule(whole[:, [row]]).item() for row in range(3)]
+
+
+@given(st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=1, max_size=6), st.sampled_from(RULES))
+def test_recorded_exits_are_left_where_the_live_rule_first_accepts(exits, rule):
+    whole = history(*exits)
+    assert exit_taken(whole, rule).tolist() == [first or len(exits) for first in first_exit(rule, whole)]
+
+
+def test_without_a_rule_every_row_takes_the_last_exit():
+    assert exit_taken(history([0.9, 0.9], [0.9, 0.9]), None).tolist() == [2, 2]
