@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from lab.live.stack import Layout, running
-from shared.model.network import load_network
+from shared.model.classifier import load_classifier
 from tests.load import overload
 from tests.load.soak import show, soak
 from tests.load.tiers import Tiers
@@ -19,15 +19,15 @@ SLOW = {"end": ("bert-3", 3, 0.012), "edge": ("mpnet-4", 2, 0.02), "cloud": ("mp
 
 
 def sleeping(bundle, name, layers, seconds):
-    network = load_network(bundle / name, layers=layers, max_tokens=64)
+    classifier = load_classifier(bundle / name, layers=layers, max_tokens=64)
 
-    class Sleeping(type(network.encoder)):
+    class Sleeping(type(classifier.encoder)):
         def _layer(self, *args):
             time.sleep(seconds)
             return super()._layer(*args)
 
-    network.encoder.__class__ = Sleeping
-    return network
+    classifier.encoder.__class__ = Sleeping
+    return classifier
 
 
 @pytest.fixture
@@ -37,8 +37,8 @@ def bodies(sentences):
 
 @pytest.mark.timing
 def test_at_five_times_saturation_goodput_and_latency_hold_and_refusals_are_quick(tiny_bundle, bodies):
-    networks = {tier: sleeping(tiny_bundle, *model) for tier, model in SLOW.items()}
-    tiers = Tiers(tiny_bundle, networks=networks, queue_wait_ms=100)
+    classifiers = {tier: sleeping(tiny_bundle, *model) for tier, model in SLOW.items()}
+    tiers = Tiers(tiny_bundle, classifiers=classifiers, queue_wait_ms=100)
     try:
         phases, verdicts = overload.measure(tiers.url, bodies, seconds=5, first=4)
     finally:
