@@ -1,4 +1,4 @@
-"""Hops: made from what the model says about a text here, and checked where they come from another tier."""
+"""Hops: this tier makes one from its model's answer about a text, and checks those that come from another tier."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shared.pipeline.worker import Answer
 _LEAST = 1_000  # bytes that a hop, and a row, may have besides labels and words
 
 
-def made_here(
+def new_hop(
     bundle: Bundle,
     tier: str,
     text: Text,
@@ -60,17 +60,17 @@ def _explained(answer: Answer, keep: Sequence[bool]) -> list[WordUse]:
 
 
 def by_label(bundle: Bundle, probabilities: Sequence[float]) -> dict[str, float]:
-    """Probabilities [C] as they stand on the wire."""
+    """Probabilities [C] by label, rounded as on the wire."""
     return rounded(dict(zip(bundle.labels, probabilities, strict=True)))
 
 
 def rounded(probabilities: Mapping[str, float]) -> dict[str, float]:
-    """To six digits."""
+    """Probabilities to six digits."""
     return {label: round(value, 6) for label, value in probabilities.items()}
 
 
 def sound(bundle: Bundle, sender: str, hops: Sequence[Hop]) -> bool:
-    """Whether these can be the hops of a text that `sender` sent on, ever deeper."""
+    """Whether a text that `sender` sent on can have these hops: each is possible, and deeper than the one before."""
     order = bundle.order
     if not all(hop.tier in order and _possible(bundle, hop) for hop in hops):
         return False
@@ -78,6 +78,7 @@ def sound(bundle: Bundle, sender: str, hops: Sequence[Hop]) -> bool:
 
 
 def _possible(bundle: Bundle, hop: Hop) -> bool:
+    """Whether a tier of this bundle can have made this hop."""
     values, layers = hop.probabilities, bundle.tiers[hop.tier].layers
     return (
         hop.layers == layers

@@ -87,7 +87,7 @@ class Worker:
         return self._queue.waiting
 
     def admit(self) -> None:
-        """Whether one more call may wait, asked before anything is done for it.
+        """Refuse a call before anything is done for it, where the queue is full.
 
         Raises:
             QueueFull: too many wait.
@@ -149,7 +149,7 @@ class Worker:
                     work.future.set_result(result)
 
     def _first_exit_s(self) -> float:
-        """Seconds until a text's first exit, as measured of late; none where nothing was."""
+        """Seconds until a text's first exit, as measured of late; 0 before any measurement."""
         return (self._row_layer.mean or 0.0) + (self._tokenize.mean or 0.0)
 
     def _run(self, works: list[Work]) -> Sequence[Any]:
@@ -158,16 +158,16 @@ class Worker:
         if (kind := works[0].signature) is not None:
             return [[None if item is None else self._classifier.signature(item, kind) for item in encoded[0]]]
         tokenized = self.clock()
-        self._tokenize.add((tokenized - started) / max(1, sum(len(own) for own in encoded)))
+        self._tokenize.add((tokenized - started) / max(1, sum(map(len, encoded))))
         traces = self._forward(works, encoded)
-        answers = [[None if item is None else self._answer(item, next(traces)) for item in own] for own in encoded]
+        answers = [[None if item is None else self._answer(item, next(traces)) for item in items] for items in encoded]
         tokenize, infer = tokenized - started, self.clock() - tokenized
         pairs = zip(works, answers, strict=True)
-        return [Batch(own, tokenize, started - work.asked, infer) for work, own in pairs]
+        return [Batch(each, tokenize, started - work.asked, infer) for work, each in pairs]
 
     def _forward(self, works: list[Work], encoded: list[list[Encoded | None]]) -> Any:
         """The traces of every readable text, call by call."""
-        owners = [work for work, own in zip(works, encoded, strict=True) for item in own if item is not None]
+        owners = [work for work, items in zip(works, encoded, strict=True) for item in items if item is not None]
         readable = [item for item in chain.from_iterable(encoded) if item is not None]
         if not readable:
             return iter(())

@@ -5,7 +5,7 @@ Caller                                               post(body), get(path): one 
 Neighbour                                            a faked tier that answers well and remembers what it was asked
 held_classifier                                      a model that waits until the test lets it go
 slow_classifier                                      a model whose every layer takes `seconds`, by `sleep`
-clock                                        a clock that stands still, for `serve` and `slow_classifier.sleep`
+clock                                                a clock that stands still, for `serve` and `slow_classifier.sleep`
 """
 
 import asyncio
