@@ -1,11 +1,11 @@
 """Tiny random encoders and tokenizers, built in seconds: nothing is downloaded.
 
-tiny_tokenizer(kind)             "wordpiece" in BERT's layout, "bpe" in RoBERTa's, "mpnet": WordPiece in RoBERTa's
-tiny_base(family, layers=3)      transformers' own BERT, RoBERTa or MPNet: hidden 32, 4 heads, fresh at each call
-tiny_network(family, layers=3)   the same as a Network: exits after each layer, tokenizer, 64 tokens
-base_on_disk(family, layers=3)   a folder with config.json, tokenizer.json and model.safetensors
-tiny_bundle                      a folder for TIERWISE_BUNDLE: end (BERT, 3 layers), edge and cloud (MPNet, 2 and 4)
-whole_bundle                     the same, the end holding all four layers of the MPNet
+tiny_tokenizer(kind)                "wordpiece" in BERT's layout, "bpe" in RoBERTa's, "mpnet": WordPiece in RoBERTa's
+tiny_base(family, layers=3)         transformers' own BERT, RoBERTa or MPNet: hidden 32, 4 heads, fresh at each call
+tiny_classifier(family, layers=3)   the same as a Classifier: exits after each layer, tokenizer, 64 tokens
+base_on_disk(family, layers=3)      a folder with config.json, tokenizer.json and model.safetensors
+tiny_bundle                         a folder for TIERWISE_BUNDLE: end (BERT, 3 layers), edge and cloud (MPNet, 2 and 4)
+whole_bundle                        the same, the end holding all four layers of the MPNet
 """
 
 import json
@@ -17,8 +17,8 @@ from hypothesis import settings
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModel, BertConfig, MPNetConfig, RobertaConfig, logging
 
+from shared.model.classifier import Classifier, load_classifier, save_classifier
 from shared.model.encoder import MultiExitEncoder
-from shared.model.network import Network, load_network, save_network
 from shared.model.pools import Pools, Signature
 from shared.model.tokens import SpecialTokens
 
@@ -139,14 +139,14 @@ def tiny_base(tiny_tokenizer):
 
 
 @pytest.fixture(scope="session")
-def tiny_network(tiny_base):
-    """A builder: an untrained Network whose exits are sure of some texts and unsure of others."""
+def tiny_classifier(tiny_base):
+    """A builder: an untrained Classifier whose exits are sure of some texts and unsure of others."""
 
     def build(family, layers=3, *, classes=2, seed=0, max_tokens=MAX_TOKENS):
         base, tokenizer = tiny_base(family, layers, seed=seed)
         encoder = MultiExitEncoder(base, layers=layers, classes=classes).eval()
         _random_heads(encoder, seed)
-        return Network(encoder, SpecialTokens(tokenizer), max_tokens)
+        return Classifier(encoder, SpecialTokens(tokenizer), max_tokens)
 
     return build
 
@@ -170,13 +170,13 @@ def base_on_disk(tmp_path_factory, tiny_base):
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory, tiny_base, base_on_disk) -> Path:
-    """A bundle's folder: three tiers over two tiny networks, with a card; its base weights are folders on disk."""
+    """A bundle's folder: three tiers over two tiny classifiers, with a card; its base weights are folders on disk."""
     folder = tmp_path_factory.mktemp("tiny-bundle")
     for name, family, layers in (("bert-3", "bert", 3), ("mpnet-4", "mpnet", 4)):
         encoder = MultiExitEncoder(tiny_base(family, layers)[0], layers=layers, classes=len(LABELS))
         _random_heads(encoder, seed=layers)
         meta = {"base": str(base_on_disk(family, layers)), "layers": layers, "classes": len(LABELS), "scale": 2.0}
-        save_network(folder / name, _random_factors(family, layers), encoder, meta)
+        save_classifier(folder / name, _random_factors(family, layers), encoder, meta)
     tiers = {
         "end": {"network": "bert-3", "layers": 3, "max_tokens": MAX_TOKENS},
         "edge": {"network": "mpnet-4", "layers": 2, "max_tokens": MAX_TOKENS},
@@ -201,9 +201,9 @@ def tiny_bundle(tmp_path_factory, tiny_base, base_on_disk) -> Path:
         },
         "report": {"note": "random weights: these numbers mean nothing"},
     }
-    network = load_network(folder / "bert-3", layers=3, max_tokens=MAX_TOKENS)
+    classifier = load_classifier(folder / "bert-3", layers=3, max_tokens=MAX_TOKENS)
     means = {  # three of the sentences stand for their pools
-        kind: tuple(network.signature(network.encode(text), kind) for text in SENTENCES[:3]) for kind in Signature
+        kind: tuple(classifier.signature(classifier.encode(text), kind) for text in SENTENCES[:3]) for kind in Signature
     }
     Pools((4, 3, 2), means).save(folder)
     (folder / "bundle.json").write_text(json.dumps({"labels": LABELS, "tiers": tiers}))
@@ -213,7 +213,7 @@ def tiny_bundle(tmp_path_factory, tiny_base, base_on_disk) -> Path:
 
 @pytest.fixture(scope="session")
 def whole_bundle(tmp_path_factory, tiny_bundle) -> Path:
-    """A bundle whose first tier holds the whole model, over the networks of `tiny_bundle`."""
+    """A bundle whose first tier holds the whole model, over the classifiers of `tiny_bundle`."""
     folder = tmp_path_factory.mktemp("whole-bundle")
     model = {"network": str(tiny_bundle / "mpnet-4"), "layers": 4, "max_tokens": MAX_TOKENS}
     tiers = {"end": model, "edge": {**model, "layers": 2}, "cloud": model}

@@ -19,7 +19,7 @@ from lab.data.examples import Example
 from shared.contracts import TextPair
 from shared.errors import BadSetting, UnreadableText, plain
 from shared.model.bundle import Bundle
-from shared.model.network import base_of, load_tokenizer
+from shared.model.classifier import base_of, load_tokenizer
 from shared.model.tokens import SpecialTokens
 
 SHOWN = 5
@@ -27,7 +27,7 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Reader:
-    """A tokenizer and how many tokens it gives: what one network reads."""
+    """A tokenizer and how many tokens it gives: what one classifier reads."""
 
     tokens: SpecialTokens
     max_tokens: int
@@ -87,12 +87,12 @@ def readers_of(bundle: Bundle, max_tokens: int | None = None) -> list[Reader]:
     """What reads a text in each tier of a bundle.
 
     Raises:
-        WrongWeights: a network or its tokenizer cannot be read.
+        WrongWeights: a classifier or its tokenizer cannot be read.
     """
     models = {(model.network, max_tokens or model.max_tokens) for model in bundle.tiers.values()}
     return [
-        Reader(SpecialTokens(load_tokenizer(base_of(bundle.folder / network))), tokens)
-        for network, tokens in sorted(models)
+        Reader(SpecialTokens(load_tokenizer(base_of(bundle.folder / classifier))), tokens)
+        for classifier, tokens in sorted(models)
     ]
 
 

@@ -27,7 +27,7 @@ from lab.console import aside
 from lab.data.examples import Example, check_labels, digest
 from lab.data.readable import readable, readers_of
 from lab.fit.checks import check_bundle, check_validation
-from lab.fit.collect import Left, every_exit, network_of, under_rule
+from lab.fit.collect import Left, classifier_of, every_exit, under_rule
 from lab.fit.operating import Stage, expectation, fastest, fitted, paths, sweep, threshold_for
 from lab.fit.pools import Chosen, choose
 from lab.outputs import replace_text
@@ -36,9 +36,9 @@ from shared.errors import BadSetting
 from shared.links.profile import profile
 from shared.model.bundle import Bundle, Card, load_bundle
 from shared.model.calibration import T_MAX, T_MIN, calibrated, fit_temperature, quality
+from shared.model.classifier import Classifier
 from shared.model.ensemble import Ensemble, Weighting
 from shared.model.exits import ExitRule, Similarity, exit_taken
-from shared.model.network import Network
 from shared.model.pruning import Pruning, keep_words
 
 THETAS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
@@ -100,16 +100,16 @@ class Job:
         probabilities = _probabilities(logits, card.temperatures)
         exits = choose_exits(probabilities, self.labels)
         self.console.print(f"exit rule: {exits}")
-        networks = {tier: network_of(self.bundle, tier) for tier in order}
-        for tier, network in networks.items():
+        classifiers = {tier: classifier_of(self.bundle, tier) for tier in order}
+        for tier, network in classifiers.items():
             network.encoder.temperatures.copy_(torch.tensor(card.temperatures[tier]))
-        others = choose(self.bundle, networks[order[0]], probabilities, self.texts, within=within)
+        others = choose(self.bundle, classifiers[order[0]], probabilities, self.texts, within=within)
         long = sum(_words((text.text, text.pair)) > Pruning().whole_below_words for text in self.texts)
         if pruning and long >= PRUNING_TEXTS:
-            coefficient, pruning_report = self._choose_pruning(networks, exits, logits)
+            coefficient, pruning_report = self._choose_pruning(classifiers, exits, logits)
         else:
             coefficient, pruning_report = 0.0, {"chosen": 0.0, "by": [], "not_tried": f"{long} texts are long enough"}
-        stages, stage_report = self._stages(networks, exits, coefficient, logits)
+        stages, stage_report = self._stages(classifiers, exits, coefficient, logits)
         target = accuracy[order[-1]] - within
         chosen = self._operating_point(stages, accuracy, target, offload_share)
         parameters = {
@@ -186,7 +186,7 @@ class Job:
             raise BadSetting(f"bundle {self.bundle.name!r} has no temperatures yet: calibrate it in full first")
         logits = {tier: every_exit(self.bundle, tier, self.texts, self.console) for tier in order}
         probabilities = _probabilities(logits, card.temperatures)
-        chosen = choose(self.bundle, network_of(self.bundle, order[0]), probabilities, self.texts, within=within)
+        chosen = choose(self.bundle, classifier_of(self.bundle, order[0]), probabilities, self.texts, within=within)
         self._write(
             card.model_copy(
                 update={
@@ -232,13 +232,13 @@ class Job:
         return Card(temperatures=per_exit, model_temperatures=per_model), report
 
     def _choose_pruning(
-        self, networks: dict[str, Network], exits: Exits, logits: dict[str, Tensor]
+        self, classifiers: dict[str, Classifier], exits: Exits, logits: dict[str, Tensor]
     ) -> tuple[float, dict[str, Any]]:
         """The strongest coefficient that costs the second tier at most `PRUNING_COST` on the first's unsure texts."""
         order = self.bundle.order
         if len(order) == 1:
             return 0.0, {}
-        first, second = networks[order[0]], networks[order[1]]
+        first, second = classifiers[order[0]], classifiers[order[1]]
         whole = [(text.text, text.pair) for text in self.texts]
         rule = exits.rule(order[0])
         confidence = [_at_exit(first, item).max() for item in recorded(first, whole, rule, logits[order[0]])]
@@ -259,30 +259,30 @@ class Job:
         return best, {**report, "may_cost": PRUNING_COST, "chosen": best}
 
     def _stages(
-        self, networks: dict[str, Network], exits: Exits, coefficient: float, logits: dict[str, Tensor]
+        self, classifiers: dict[str, Classifier], exits: Exits, coefficient: float, logits: dict[str, Tensor]
     ) -> tuple[list[Stage], dict[str, Any]]:
         """Every tier on every text as it would arrive there; compute is timed at batch 1 on a sample."""
         texts = [(text.text, text.pair) for text in self.texts]
         stages, report = [], {}
-        for index, (tier, network) in enumerate(networks.items()):
+        for index, (tier, classifier) in enumerate(classifiers.items()):
             rule = exits.rule(tier)
             torch.set_num_threads(self.threads)
             if coefficient:
-                left = under_rule(network, texts, rule, f"{tier}, as in service", self.console)
+                left = under_rule(classifier, texts, rule, f"{tier}, as in service", self.console)
             else:  # whole texts: every exit is on record already
-                left = recorded(network, texts, rule, logits[tier])
+                left = recorded(classifier, texts, rule, logits[tier])
             torch.set_num_threads(1 if index == 0 else self.threads)
-            seconds = _modelled(network, texts, rule, left, importance=coefficient > 0)
+            seconds = _modelled(classifier, texts, rule, left, importance=coefficient > 0)
             if index:
                 link = profile(self.access if index == 1 else self.backbone)
                 sizes = torch.tensor([_bytes(text) + ENVELOPE for text in texts])
                 up = sizes * 8 / link.rate_up_bps if link.rate_up_bps else torch.zeros(len(sizes))
                 seconds = seconds + link.rtt_s + up + (ANSWER * 8 / link.rate_down_bps if link.rate_down_bps else 0.0)
-            probabilities = torch.stack([_at_exit(network, item) for item in left])
+            probabilities = torch.stack([_at_exit(classifier, item) for item in left])
             stages.append(Stage(tier, probabilities, seconds))
             report[tier] = {
                 "mean_exit_layer": round(sum(item.exit_layer for item in left) / len(left), 3),
-                "accuracy_on_texts_as_they_arrive": round(_accuracy(network, left, self.labels), 4),
+                "accuracy_on_texts_as_they_arrive": round(_accuracy(classifier, left, self.labels), 4),
                 "mean_modelled_ms": round(seconds.mean().item() * 1e3, 2),
                 "ece_of_those_that_left_there": _ece_by_exit(probabilities, left, self.labels),
             }
@@ -352,12 +352,12 @@ def choose_exits(probabilities: dict[str, Tensor], labels: Tensor) -> Exits:
 
 
 def recorded(
-    network: Network, texts: Sequence[tuple[str, str | None]], rule: ExitRule | None, logits: Tensor
+    classifier: Classifier, texts: Sequence[tuple[str, str | None]], rule: ExitRule | None, logits: Tensor
 ) -> list[Left]:
     """What `under_rule` gives for whole texts, less the importance, from the logits of every exit [N, E, C]."""
-    layers = exit_taken(network.encoder.calibrate(logits.transpose(0, 1)), rule).tolist()
+    layers = exit_taken(classifier.encoder.calibrate(logits.transpose(0, 1)), rule).tolist()
     return [
-        Left(network.encode(*text), layer, own[:layer], [])
+        Left(classifier.encode(*text), layer, own[:layer], [])
         for text, layer, own in zip(texts, layers, logits, strict=True)
     ]
 
@@ -367,12 +367,12 @@ def _probabilities(logits: dict[str, Tensor], temperatures: dict[str, list[float
     return {tier: calibrated(own.transpose(0, 1), temperatures[tier]).transpose(0, 1) for tier, own in logits.items()}
 
 
-def _at_exit(network: Network, item: Left) -> Tensor:
-    return network.encoder.calibrate(item.logits, last=item.exit_layer)[-1]
+def _at_exit(classifier: Classifier, item: Left) -> Tensor:
+    return classifier.encoder.calibrate(item.logits, last=item.exit_layer)[-1]
 
 
-def _accuracy(network: Network, answers: list[Left], labels: Tensor) -> float:
-    said = torch.stack([_at_exit(network, item) for item in answers]).argmax(-1)
+def _accuracy(classifier: Classifier, answers: list[Left], labels: Tensor) -> float:
+    said = torch.stack([_at_exit(classifier, item) for item in answers]).argmax(-1)
     return round((said == labels).double().mean().item(), 4)
 
 
@@ -390,7 +390,7 @@ def _bytes(text: tuple[str, str | None]) -> int:
 
 
 def _modelled(
-    network: Network,
+    classifier: Classifier,
     texts: list[tuple[str, str | None]],
     rule: ExitRule | None,
     left: list[Left],
@@ -404,8 +404,8 @@ def _modelled(
         best = float("inf")
         for _ in range(2):
             started = time.perf_counter()
-            item = network.encode(*texts[row])
-            network.run([item], rule, importance=importance)
+            item = classifier.encode(*texts[row])
+            classifier.run([item], rule, importance=importance)
             best = min(best, time.perf_counter() - started)
         rows.append(_work(left[row]))
         times.append(best)

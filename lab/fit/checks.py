@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from lab.data.examples import Example
 from shared.errors import BadSetting
 from shared.model.bundle import Bundle
-from shared.model.network import base_of, positions, read_config
+from shared.model.classifier import base_of, positions, read_config
 
 if TYPE_CHECKING:
     from lab.fit.train import Recipe
@@ -32,7 +32,7 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.layers > config.num_hidden_layers:
         raise BadSetting(f"--layers {recipe.layers}: {recipe.base} has {config.num_hidden_layers}")
     if beyond := [end for end in recipe.tier_ends if not 1 <= end <= recipe.layers]:
-        raise BadSetting(f"--tier-end {beyond[0]}: the network has layers 1 to {recipe.layers}")
+        raise BadSetting(f"--tier-end {beyond[0]}: the classifier has layers 1 to {recipe.layers}")
     if recipe.rank > config.hidden_size:
         raise BadSetting(f"--rank {recipe.rank}: {recipe.base} is only {config.hidden_size} wide")
     for option, value in (("--adapter-lr", recipe.adapter_lr), ("--epochs", recipe.epochs)):
@@ -73,7 +73,7 @@ def check_out(out: Path) -> None:
 
 
 def check_bundle(bundle: Bundle, max_tokens: int | None = None) -> None:
-    """Every tier's network is there, and its base reads as many tokens."""
+    """Every tier's classifier is there, and its base reads as many tokens."""
     for model in bundle.tiers.values():
         base = base_of(bundle.folder / model.network)
         _reads(base, max_tokens or model.max_tokens, positions(read_config(base)))

@@ -1,4 +1,4 @@
-"""Run a tier's network over many texts, once: every exit's logits, kept on disk under the content that made them."""
+"""Run a tier's classifier over many texts, once: every exit's logits, kept on disk under the content that made them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor
 from lab.console import progress
 from lab.data.examples import Example
 from shared.model.bundle import Bundle
+from shared.model.classifier import Classifier, load_classifier
 from shared.model.exits import ExitRule
-from shared.model.network import Network, load_network
 from shared.model.weights import cache_dir
 from shared.model.words import Encoded
 
@@ -33,10 +33,12 @@ class Left:
     importance: list[float]
 
 
-def network_of(bundle: Bundle, tier: str, *, max_tokens: int | None = None) -> Network:
-    """A tier's network, uncalibrated (temperatures 1)."""
+def classifier_of(bundle: Bundle, tier: str, *, max_tokens: int | None = None) -> Classifier:
+    """A tier's classifier, uncalibrated (temperatures 1)."""
     model = bundle.tiers[tier]
-    return load_network(bundle.folder / model.network, layers=model.layers, max_tokens=max_tokens or model.max_tokens)
+    return load_classifier(
+        bundle.folder / model.network, layers=model.layers, max_tokens=max_tokens or model.max_tokens
+    )
 
 
 def every_exit(
@@ -55,14 +57,14 @@ def every_exit(
     )
     path = _path(bundle, deepest, texts, tokens)
     if not path.exists():
-        network = network_of(bundle, deepest, max_tokens=tokens)
-        encoded = [network.encode(text.text, text.pair) for text in texts]
+        classifier = classifier_of(bundle, deepest, max_tokens=tokens)
+        encoded = [classifier.encode(text.text, text.pair) for text in texts]
         logits = torch.zeros(len(texts), bundle.tiers[deepest].layers, len(bundle.labels))
         with progress(console) as bar:
             task = bar.add_task(f"{deepest}, every exit", total=len(texts))
             for rows in by_length(encoded):
                 for row, trace in zip(
-                    rows, network.run([encoded[r] for r in rows], None, every_exit=True), strict=True
+                    rows, classifier.run([encoded[r] for r in rows], None, every_exit=True), strict=True
                 ):
                     logits[row] = trace.logits
                 bar.advance(task, len(rows))
@@ -72,15 +74,15 @@ def every_exit(
 
 
 def under_rule(
-    network: Network, texts: Sequence[tuple[str, str | None]], rule: ExitRule | None, name: str, console: Console
+    classifier: Classifier, texts: Sequence[tuple[str, str | None]], rule: ExitRule | None, name: str, console: Console
 ) -> list[Left]:
     """Run texts as the service would: leaving by `rule`, with importance. Batches give what one by one gives."""
-    encoded = [network.encode(text, pair) for text, pair in texts]
+    encoded = [classifier.encode(text, pair) for text, pair in texts]
     out: list[Left | None] = [None] * len(encoded)
     with progress(console) as bar:
         task = bar.add_task(name, total=len(encoded))
         for rows in by_length(encoded):
-            traces = network.run([encoded[r] for r in rows], rule, importance=True)
+            traces = classifier.run([encoded[r] for r in rows], rule, importance=True)
             for row, trace in zip(rows, traces, strict=True):
                 assert trace.importance is not None
                 out[row] = Left(encoded[row], trace.exit_layer, trace.logits, trace.importance.tolist())

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from lab.data.examples import Example
 from shared.model.bundle import Bundle
+from shared.model.classifier import Classifier
 from shared.model.exits import Confidence, Entropy, ExitRule, Patience, exit_taken
-from shared.model.network import Network
 from shared.model.pools import Pools, Signature
 
 SMALLEST = 0.05  # share of the validation texts in the smallest pool
@@ -88,14 +88,14 @@ class Chosen:
 
 def choose(
     bundle: Bundle,
-    network: Network,
+    classifier: Classifier,
     probabilities: dict[str, Tensor],
     texts: Sequence[Example],
     *,
     within: float,
     costs: Costs | None = None,
 ) -> Chosen:
-    """All of it. `probabilities` are calibrated, [N, E, C] by tier; `network` is the first tier's."""
+    """All of it. `probabilities` are calibrated, [N, E, C] by tier; `classifier` is the first tier's."""
     labels = torch.tensor([text.label for text in texts])
     exits = list(probabilities.values())
     thresholds, report = _thresholds(exits[-1], labels, within)
@@ -111,7 +111,7 @@ def choose(
     pool, count = exited.pool, len(bundle.order)
     words = torch.tensor([len(text.text.split()) + len((text.pair or "").split()) for text in texts])
     signatures = {
-        kind: torch.tensor([network.signature(network.encode(t.text, t.pair), kind) for t in texts])
+        kind: torch.tensor([classifier.signature(classifier.encode(t.text, t.pair), kind) for t in texts])
         for kind in Signature
     }
     chosen.pools = pools_of(signatures, pool, count)

@@ -1,4 +1,4 @@
-"""Train every exit of one network jointly: low-rank adapters on each linear map, a head after each layer.
+"""Train every exit of one classifier jointly: low-rank adapters on each linear map, a head after each layer.
 
     loss = sum_l w_l * CE(exit l) / sum_l w_l,   w_l = l   (the layer-weighted loss of PABEE and DIMEE, section III-A),
     an exit that ends a tier counting `tier_end_weight` times; optionally + `distill` * KL(deepest exit || exit l).
@@ -29,8 +29,8 @@ from lab.data.examples import Example, digest
 from lab.data.readable import LeftOut, Reader, readable
 from lab.fit.checks import check_out, check_recipe, check_texts
 from shared.errors import BadSetting
+from shared.model.classifier import load_base, load_tokenizer, save_classifier
 from shared.model.encoder import MultiExitEncoder
-from shared.model.network import load_base, load_tokenizer, save_network
 from shared.model.pruning import Pruning, keep_words
 from shared.model.tokens import SpecialTokens
 from shared.model.words import Encoded
@@ -174,7 +174,7 @@ def train(
             "validation_n": len(validation),
         },
     }
-    save_network(out, run.factors, run.encoder, meta)
+    save_classifier(out, run.factors, run.encoder, meta)
     console.print(f"{out}: validation accuracy per exit {accuracy} (n={len(validation)}, {recipe.max_tokens} tokens)")
 
 

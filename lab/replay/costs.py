@@ -4,7 +4,7 @@
     offloading    o1 to a tier between, o2 to the last
 
 `lab/fit/pools.py` holds the constants: lambda2 = 1 is the paper's, the rest is fitted to its Table I [CALC]. The
-paper has one network and texts that one device answers; what it leaves open [R]:
+paper has one classifier and texts that one device answers; what it leaves open [R]:
 
     a text that crosses several links pays for the deepest tier that it reaches, once: o1, then o2 - o1 more
     a layer is priced by its width, (D / D of the last tier)^2
@@ -61,6 +61,6 @@ def references(replay: Replay) -> References:
 
 @cache
 def _width(folder: Path) -> int:
-    """Hidden size of a trained network."""
+    """Hidden size of a trained classifier."""
     with safe_open(folder / "adapters.safetensors", "pt") as file:
         return int(file.get_slice("heads.0.query").get_shape()[0])

@@ -1,6 +1,6 @@
 """What things take on this machine, measured once: each layer at each length, tokenizing, pruning, a call over HTTP.
 
-    CACHE/replay/profiles/*.json     one per shape of network, threads and machine; one for HTTP
+    CACHE/replay/profiles/*.json     one per shape of classifier, threads and machine; one for HTTP
 
 `infer` holds seconds from the start of a forward pass until a text could leave by each exit, [E][lengths], with every
 exit on the way evaluated; `whole` the same pass less what the exits before the last one took in it: a difference of two
@@ -35,8 +35,8 @@ from lab.live.stack import Layout, free_ports, running
 from lab.replay.recorder import Kernel, Source
 from shared.errors import BadSetting
 from shared.model.bundle import Bundle
+from shared.model.classifier import Classifier, load_classifier
 from shared.model.exits import Similarity
-from shared.model.network import Network, load_network
 from shared.model.pruning import Pruning, keep_words
 from shared.model.weights import cache_dir
 from shared.model.words import Encoded
@@ -57,7 +57,7 @@ Kept = TypeVar("Kept", bound=BaseModel)
 
 
 class Table(BaseModel):
-    """One network's times in seconds."""
+    """One classifier's times in seconds."""
 
     lengths: list[int]
     infer: dict[Kernel, list[list[float]]]  # [E][lengths]
@@ -92,7 +92,7 @@ class _Clock:
 
 
 def measure_table(source: Source, threads: int, console: Console, *, anew: bool = False) -> Table:
-    """A network's table: from the cache, or measured now (up to a minute). What it was trained on takes no time."""
+    """A classifier's table: from the cache, or measured now (up to a minute). What it was trained on takes no time."""
     path = _path(f"{source.shape} {threads}")
     if _held(path, anew):
         return _read(path, Table)
@@ -102,24 +102,24 @@ def measure_table(source: Source, threads: int, console: Console, *, anew: bool 
 
 
 def table_now(source: Source, threads: int, console: Console, *, rounds: int = ROUNDS) -> Table:
-    """A network's table, measured now and not kept. No spinner: it would run beside what is measured."""
+    """A classifier's table, measured now and not kept. No spinner: it would run beside what is measured."""
     console.print(f"measuring {source.folder.name}, {source.layers} layers, {threads} threads (up to a minute)")
-    network = load_network(source.folder, layers=source.layers, max_tokens=source.max_tokens)
+    classifier = load_classifier(source.folder, layers=source.layers, max_tokens=source.max_tokens)
     torch.set_num_threads(threads)
-    return _measure(network, source.max_tokens, rounds)
+    return _measure(classifier, source.max_tokens, rounds)
 
 
-def _measure(network: Network, max_tokens: int, rounds: int) -> Table:
+def _measure(classifier: Classifier, max_tokens: int, rounds: int) -> Table:
     lengths = [*(n for n in LENGTHS if n < max_tokens), max_tokens]
     works: dict[tuple[object, ...], Work] = {}
     for length in lengths:
-        text = network.tokens.encode(_FILLER * (length // 8 + 1), None, length)
+        text = classifier.tokens.encode(_FILLER * (length // 8 + 1), None, length)
         for kernel in Kernel:
-            works["infer", kernel, length] = partial(_pass, network, text, kernel)
+            works["infer", kernel, length] = partial(_pass, classifier, text, kernel)
     for count in WORDS:
         words = " ".join((_FILLER * (count // 8)).split()[:count])
-        works["tokenize", count] = partial(_tokenize, network, words)
-        works["prune", count] = partial(_prune, words, network.encode(words))
+        works["tokenize", count] = partial(_tokenize, classifier, words)
+        works["prune", count] = partial(_prune, words, classifier.encode(words))
     took = _rounds(works, rounds)
     mean = {key: [statistics.fmean(column) for column in zip(*own, strict=True)] for key, own in took.items()}
     longest = [own[-1] for own in took["infer", Kernel.PLAIN, max_tokens]]
@@ -151,13 +151,13 @@ def _rounds(works: Mapping[tuple[object, ...], Work], rounds: int) -> dict[tuple
     return out
 
 
-def _pass(network: Network, text: Encoded, kernel: Kernel) -> list[float]:
+def _pass(classifier: Classifier, text: Encoded, kernel: Kernel) -> list[float]:
     """Seconds until each exit, after a rest; and until the last one had the others not been evaluated."""
     sleep(REST)
     clock = _Clock()
-    hooks = [head.register_forward_pre_hook(clock.head) for head in network.encoder.heads]
+    hooks = [head.register_forward_pre_hook(clock.head) for head in classifier.encoder.heads]
     started = perf_counter()
-    network.run([text], clock, importance=kernel is Kernel.COUNTED)
+    classifier.run([text], clock, importance=kernel is Kernel.COUNTED)
     ended = perf_counter()
     for hook in hooks:
         hook.remove()
@@ -165,9 +165,9 @@ def _pass(network: Network, text: Encoded, kernel: Kernel) -> list[float]:
     return [*(end - started for end in clock.ended), ended - started, ended - started - exits]
 
 
-def _tokenize(network: Network, text: str) -> list[float]:
+def _tokenize(classifier: Classifier, text: str) -> list[float]:
     started = perf_counter()
-    network.encode(text)
+    classifier.encode(text)
     return [perf_counter() - started]
 
 

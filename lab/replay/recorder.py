@@ -1,10 +1,10 @@
-"""The recorder: run each text once per network, at full depth and alone, and keep what every exit said, on disk.
+"""The recorder: run each text once per classifier, at full depth and alone, and keep what every exit said, on disk.
 
 What is kept can answer for any policy with any parameters: the logits of every exit [E, C], the attention received
 after every layer [E, S], which word each token belongs to, the signatures. A tier with fewer layers of the same
-network reads the deepest tier's recording; a differently pruned text is just another text.
+classifier reads the deepest tier's recording; a differently pruned text is just another text.
 
-    CACHE/replay/SOURCE/KIND/*.safetensors     SOURCE: sha256 over the trained network, its base, the layers, the
+    CACHE/replay/SOURCE/KIND/*.safetensors     SOURCE: sha256 over the trained classifier, its base, the layers, the
                                                maximum length, and what computes it; KIND: a kernel, or a signature
 
 Importance comes with another attention kernel, whose logits differ by about 1e-6, and live tiers count only where a
@@ -34,8 +34,8 @@ from lab.console import progress
 from lab.replay.cache import Shelf
 from shared.errors import UnreadableText
 from shared.model.bundle import Bundle
+from shared.model.classifier import Classifier, load_classifier
 from shared.model.encoder import Received
-from shared.model.network import Network, load_network
 from shared.model.pools import Signature, Vector
 from shared.model.weights import PINNED, base_folder, cache_dir, sha256
 from shared.model.words import Encoded, words_of
@@ -91,7 +91,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Source:
-    """What is run: the first `layers` layers of a trained network, reading `max_tokens` tokens."""
+    """What is run: the first `layers` layers of a trained classifier, reading `max_tokens` tokens."""
 
     folder: Path
     layers: int
@@ -114,7 +114,7 @@ class Source:
 
 
 def source_of(bundle: Bundle, tier: str) -> Source:
-    """The deepest tier that runs the same network on as many tokens: its recording serves this tier too."""
+    """The deepest tier that runs the same classifier on as many tokens: its recording serves this tier too."""
     own = bundle.tiers[tier]
     same = [m for m in bundle.tiers.values() if (m.network, m.max_tokens) == (own.network, own.max_tokens)]
     return Source(bundle.folder / own.network, max(model.layers for model in same), own.max_tokens)
@@ -159,7 +159,7 @@ class _AfterEachLayer(Received):
 
 
 class Recorder:
-    """The recording of one source. What is asked for comes from memory, from disk, or from running the network."""
+    """The recording of one source. What is asked for comes from memory, from disk, or from running the classifier."""
 
     def __init__(self, source: Source, corpus: Corpus, classes: int, console: Console, *, threads: int = 1) -> None:
         self.source, self.corpus, self.console = source, corpus, console
@@ -170,7 +170,7 @@ class Recorder:
         self._signatures = {
             kind: Shelf[Vector | None](folder / f"signature-{kind}", _vectors, _tuples) for kind in Signature
         }
-        self._network: Network | None = None
+        self._classifier: Classifier | None = None
         self.ran = 0  # texts that no file had
 
     def records(self, numbers: list[int], kernel: Kernel) -> list[Record]:
@@ -204,39 +204,39 @@ class Recorder:
             for key, number in bar.track(missing.items(), description=name):
                 shelf.put(key, run(number))
 
-    def network(self) -> Network:
-        """The network itself, loaded when first needed."""
-        if self._network is None:
+    def classifier(self) -> Classifier:
+        """The classifier itself, loaded when first needed."""
+        if self._classifier is None:
             source = self.source
-            self._network = load_network(source.folder, layers=source.layers, max_tokens=source.max_tokens)
-        return self._network
+            self._classifier = load_classifier(source.folder, layers=source.layers, max_tokens=source.max_tokens)
+        return self._classifier
 
     @torch.inference_mode()
     def _run(self, number: int, kernel: Kernel) -> Record:
-        network, encoded = self.network(), self._read(number)
+        classifier, encoded = self.classifier(), self._read(number)
         if encoded is None:
             logits = torch.zeros(self.source.layers, self.classes)
             return Record(torch.zeros(0, dtype=torch.int32), 0, False, logits, None)
-        ids, segments, padding = network.tokens.batch([encoded], network.encoder.device)
+        ids, segments, padding = classifier.tokens.batch([encoded], classifier.encoder.device)
         received = _AfterEachLayer(ids) if kernel is Kernel.COUNTED else None
-        logits = network.encoder(ids, segments, padding, received)[:, 0]  # [E, C]
+        logits = classifier.encoder(ids, segments, padding, received)[:, 0]  # [E, C]
         importance = torch.stack(received.after) if received else None
         word_of = torch.tensor(encoded.word_of, dtype=torch.int32)
         return Record(word_of, encoded.first_words, encoded.truncated, logits, importance)
 
     def _sign(self, number: int, kind: Signature) -> Vector | None:
-        network, encoded = self.network(), self._read(number)
-        return None if encoded is None else network.signature(encoded, kind)
+        classifier, encoded = self.classifier(), self._read(number)
+        return None if encoded is None else classifier.signature(encoded, kind)
 
     def _read(self, number: int) -> Encoded | None:
         try:
-            return self.network().encode(*self.corpus.texts[number])
+            return self.classifier().encode(*self.corpus.texts[number])
         except UnreadableText:
             return None
 
 
 class Recorders:
-    """Every recorder of a replay, over one corpus: bundles that run the same network share its recording."""
+    """Every recorder of a replay, over one corpus: bundles that run the same classifier share its recording."""
 
     def __init__(self, console: Console, *, threads: int = 1, kind: type[Recorder] = Recorder) -> None:
         self.corpus, self.console = Corpus(), console
@@ -254,7 +254,7 @@ class Recorders:
 
     @property
     def ran(self) -> int:
-        """Texts that were run through a network."""
+        """Texts that were run through a classifier."""
         return sum(recorder.ran for recorder in self._by_digest.values())
 
     def save(self) -> None:

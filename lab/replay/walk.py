@@ -6,7 +6,7 @@ recording. The walk is that of `shared/pipeline/tier.py`, all texts at once (a p
     before -> exit rule over the calibrated exits -> after, with the draw sha256(seed:index:tier) -> prune -> next tier
 
 Row r of a data set is asked alone with the seed `SEED-r` and index 0, as `tierwise bench` asks it: draws agree. A
-policy that needs layers its first tier does not hold gets the deepest tier's whole network there, in replay only.
+policy that needs layers its first tier does not hold gets the deepest tier's whole classifier there, in replay only.
 Left out: what only happens live (late and failed upstreams, deadlines).
 """
 
@@ -64,7 +64,7 @@ class Replay:
         self._clues: dict[tuple[int, Signature | None], Clues] = {}
 
     def _station(self, tier: str, like: str) -> Station:
-        """A station of this name with the network of another tier."""
+        """A station of this name with the classifier of another tier."""
         recorder, layers = self._recorders[self.order.index(like)], self.bundle.tiers[like].layers
         card = self.bundle.card
         temperatures = card.temperatures.get(like, [card.model_temperatures.get(like, 1.0)] * layers)

@@ -1,6 +1,6 @@
-"""A bundle: which network each tier runs, and the model card that calibration wrote about it.
+"""A bundle: which classifier each tier runs, and the model card that calibration wrote about it.
 
-    deploy/models/BUNDLE/bundle.json    tiers in order -> network folder, layers used, maximum length; labels
+    deploy/models/BUNDLE/bundle.json    tiers in order -> classifier folder, layers used, maximum length; labels
     deploy/models/BUNDLE/card.json      temperatures, ensemble weights, the chosen operating point, and how good it is
     deploy/models/BUNDLE/pools.safetensors   what the texts of each of DIMEE's pools look like
 
@@ -74,7 +74,7 @@ class Metric(StrEnum):
 
 
 class TierModel(BaseModel):
-    """What a tier runs: the first `layers` layers of a trained network, reading `max_tokens` tokens."""
+    """What a tier runs: the first `layers` layers of a trained classifier, reading `max_tokens` tokens."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -153,7 +153,7 @@ def load_bundle(name: str) -> Bundle:
     raw = (folder / "bundle.json").read_bytes()
     card_raw = (folder / "card.json").read_bytes() if (folder / "card.json").is_file() else b"{}"
     file, card = _read(BundleFile, raw, folder / "bundle.json"), _read(Card, card_raw, folder / "card.json")
-    _check_networks(file, folder)
+    _check_classifiers(file, folder)
     _check_card(card, file.tiers, folder / "card.json")
     pools_raw = (folder / FILE).read_bytes() if (folder / FILE).is_file() else b""
     pools = read_pools(pools_raw, str(folder / FILE)) if pools_raw else None
@@ -170,15 +170,15 @@ def _read(model: type[_Model], raw: bytes, path: Path) -> _Model:
         raise BadSetting(f"{path}: {where}{': ' if where else ''}{plain(first['msg'])}") from error
 
 
-def _check_networks(file: BundleFile, folder: Path) -> None:
-    """Every network that is there has the layers and labels that the bundle speaks of."""
+def _check_classifiers(file: BundleFile, folder: Path) -> None:
+    """Every classifier that is there has the layers and labels that the bundle speaks of."""
     for tier, model in file.tiers.items():
         path = folder / model.network / "network.json"
         try:
             meta = json.loads(path.read_text())
             layers, classes = int(meta["layers"]), int(meta["classes"])
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # told when the network is loaded: a bundle may be read before it is trained
+            continue  # told when the classifier is loaded: a bundle may be read before it is trained
         if model.layers > layers:
             raise BadSetting(f"{folder / 'bundle.json'}: tiers.{tier}: {model.layers} layers; {path} has {layers}")
         if classes != len(file.labels):

@@ -1,6 +1,6 @@
-"""The tier that was asked: it binds a policy that learns, ensembles what the tiers said, and lets the policy learn.
+"""What the tier that a client asked does besides: bind the policy, combine the tiers' answers, let the policy learn.
 
-Every tier can be asked; for the texts of a request this happens once, on the first tier of their way.
+A client may ask any tier. Each text passes here once, on the first tier of its way.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Front:
 
     Raises:
         UnknownPolicy: the bundle lacks what the default policy needs.
-        BadSetting: a state that cannot be gone on from.
+        BadSetting: the states on disk cannot be used.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Front:
         return Answered(results, seconds, bound)
 
     def _inner(self, request: ClassifyRequest, request_id: str, policy: Policy) -> InferRequest:
-        """A client's request as tiers put it to each other."""
+        """A client's request in the form that tiers send each other."""
         inputs = request.inputs if isinstance(request.inputs, list) else [request.inputs]
         options = request.options
         return InferRequest(
@@ -113,7 +113,7 @@ class Front:
         )
 
     def _outcome(self, text: Text) -> Outcome:
-        """What was seen on a text's way."""
+        """The facts about an answered text that a policy may learn from."""
         visits = [
             Visit(
                 hop.tier,
@@ -126,16 +126,13 @@ class Front:
         return Outcome(text.clues, tuple(visits))
 
     def _result(self, text: Text, policy: Policy) -> Result:
-        came, own = text.hops, self.tier.name
-        confidences = [hop.confidence for hop in came]
-        weights = self._ensemble.weights([hop.tier for hop in came], policy.weighting_for(), confidences)
-        probabilities = rounded(combine([hop.probabilities for hop in came], weights))
+        """One text's answer: the weighted mean over its hops."""
+        hops, last = text.hops, text.hops[-1]
+        confidences = [hop.confidence for hop in hops]
+        weights = self._ensemble.weights([hop.tier for hop in hops], policy.weighting_for(), confidences)
+        probabilities = rounded(combine([hop.probabilities for hop in hops], weights))
         label = max(probabilities, key=probabilities.__getitem__)
-        last = came[-1]
-        self._telemetry.answers.labels(own, label).inc()
-        self._telemetry.answered.labels(own, last.tier, name_of(policy)).inc()
-        if text.degraded:
-            self._telemetry.degraded.labels(own, text.degraded).inc()
+        self._count(text, label, policy)
         return Result(
             index=text.index,
             label=label,
@@ -143,15 +140,23 @@ class Front:
             confidence=probabilities[label],
             tier=last.tier,
             exit_layer=last.exit_layer,
-            words_in=came[0].words_in,
-            truncated=any(hop.truncated for hop in came),
+            words_in=hops[0].words_in,
+            truncated=any(hop.truncated for hop in hops),
             degraded=text.degraded,
-            card_skew=self._skewed(came),
-            hops=[hop.model_copy(update={"weight": round(w, 6)}) for hop, w in zip(came, weights, strict=True)],
+            card_skew=self._skewed(hops),
+            hops=[hop.model_copy(update={"weight": round(w, 6)}) for hop, w in zip(hops, weights, strict=True)],
         )
 
+    def _count(self, text: Text, label: str, policy: Policy) -> None:
+        """Count an answer by its label, by the tier that ran last, and by the reason why it is degraded."""
+        here = self.tier.name
+        self._telemetry.answers.labels(here, label).inc()
+        self._telemetry.answered.labels(here, text.hops[-1].tier, name_of(policy)).inc()
+        if text.degraded:
+            self._telemetry.degraded.labels(here, text.degraded).inc()
+
     def _skewed(self, hops: list[Hop]) -> bool:
-        """Whether a tier answered with another card than this one has: said once of each, counted always."""
+        """Whether a tier answered with another model card than this tier's: logged once a card, counted always."""
         others = {(hop.tier, hop.card) for hop in hops if hop.card != self._bundle.card_name}
         for tier, card in others - self._skew_said:
             log.warning("card_skew", tier=self.tier.name, by=tier, card=card, own=self._bundle.card_name)

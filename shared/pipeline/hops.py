@@ -1,4 +1,4 @@
-"""Hops: made from what the model says about a text here, and checked where they come from another tier."""
+"""Hops: this tier makes one from its model's answer about a text, and checks those that come from another tier."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ROUNDING = 1e-9  # of a draw, written as JSON and read again
 _LEAST = 1_000  # bytes that a hop, and a row, may have besides labels and words
 
 
-def made_here(
+def new_hop(
     bundle: Bundle,
     tier: str,
     text: Text,
@@ -63,12 +63,12 @@ def _explained(answer: Answer, keep: Sequence[bool]) -> list[WordUse]:
 
 
 def by_label(bundle: Bundle, probabilities: Sequence[float]) -> dict[str, float]:
-    """Probabilities [C] as they stand on the wire."""
+    """Probabilities [C] by label, rounded as on the wire."""
     return rounded(dict(zip(bundle.labels, probabilities, strict=True)))
 
 
 def rounded(probabilities: Mapping[str, float]) -> dict[str, float]:
-    """To six digits."""
+    """Probabilities to six digits."""
     return {label: round(value, 6) for label, value in probabilities.items()}
 
 
@@ -105,6 +105,7 @@ def words_in(text: TextPair) -> list[str]:
 
 
 def _possible(bundle: Bundle, hop: Hop) -> bool:
+    """Whether a tier of this bundle can have made this hop."""
     values, layers = hop.probabilities, bundle.tiers[hop.tier].layers
     return (
         hop.layers == layers

@@ -36,11 +36,11 @@ class Work:
     asked: float = 0.0
     future: Future[Any] = field(default_factory=Future)
     queued: bool = False  # it found the model busy
-    left: bool = False  # nobody waits for it any more
+    gone: bool = False  # its caller has left
 
     def over(self, at: float) -> bool:
         """Whether nobody wants a result at the time `at`."""
-        return self.left or (self.expires is not None and at >= self.expires)
+        return self.gone or (self.expires is not None and at >= self.expires)
 
     def joins(self, other: Work) -> bool:
         """Whether both fit into one forward pass."""
@@ -116,7 +116,7 @@ class Queue:
     def leave(self, work: Work) -> None:
         """Drop the work of a caller who is gone, or stop it before the next layer."""
         with self._changed:
-            work.left = True
+            work.gone = True
             if work in self._waiting:
                 self._waiting.remove(work)
 

@@ -1,4 +1,4 @@
-"""Where texts can go from a tier, and over which of its links. Live tiers and replay ask the same."""
+"""The tiers that a text can reach from here, and the link to take. Live tiers and replay use the same `Route`."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Route:
         return tuple(self.order[min(map(self.order.index, self.links), default=len(self.order)) :])
 
     def reachable(self, max_tier: str | None) -> tuple[str, ...]:
-        """Those of them that may answer."""
+        """Deeper tiers that may answer, nearest first: none beyond `max_tier`."""
         depth = len(self.order) - 1 if max_tier is None else self.order.index(max_tier)
         return tuple(tier for tier in self.deeper if self.order.index(tier) <= depth)
 
     def toward(self, tier: str) -> str:
-        """The link to take: the tier's own, or that of the deepest tier before it."""
+        """The link to take to a tier: the direct one, else the link to the deepest tier before it."""
         at = self.order.index(tier)
         return max((link for link in self.links if self.order.index(link) <= at), key=self.order.index)

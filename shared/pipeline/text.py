@@ -1,4 +1,4 @@
-"""What a tier works on: texts on their way through it, and the call that brought them."""
+"""A text on its way through a tier, and the call that brought it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from shared.policies import STAY, Clues, Decision, Policy, Where
 
 @dataclass(eq=False)
 class Text:
-    """One text on its way through one tier: the only thing here that changes.
+    """One text on its way through one tier; nothing else in the pipeline changes.
 
-    A tier fills it in this order: `decision` (before or after inference), `hop`, then what came back from further on.
+    A tier fills it in this order: `decision` (before or after inference), `hop`, then `behind` or `degraded`.
     """
 
     index: int  # in the whole request
@@ -29,7 +29,7 @@ class Text:
 
     @property
     def hops(self) -> list[Hop]:
-        """From this tier on."""
+        """This tier's hop, if it has one, and the further tiers' hops."""
         return [*([self.hop] if self.hop else []), *self.behind]
 
     @property
@@ -38,13 +38,13 @@ class Text:
         return self.degraded is not None and not self.hops
 
     def row(self) -> InferredRow:
-        """As it stands in the answer to the tier before."""
+        """The text's row in the answer to the tier before."""
         return InferredRow(index=self.index, hops=self.hops, degraded=self.degraded)
 
 
 @dataclass(frozen=True)
 class Call:
-    """A request at one tier: what was asked, and what was resolved from it once."""
+    """A request at one tier, with its policy, its texts and its deadline."""
 
     request: InferRequest
     policy: Policy

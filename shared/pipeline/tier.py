@@ -1,13 +1,12 @@
 """A request's life on one tier: decide, infer layer by layer, decide again, prune, send on, put the hops together.
 
-    bind     a policy that learns becomes the plain policy of this request (on the tier that was asked)
     before   the policy may send a text on before any layer runs
     infer    the model runs in its worker; each text leaves at the first exit that the policy's exit rule accepts
     after    confidence -> offload probability -> draw -> answer here, or prune and send the kept words on
-    merge    this tier's hop, then the hops that came back; an upstream that failed leaves this tier's answer, flagged
+    merge    this tier's hop comes first, then the further tiers' hops; if their link failed, this answer stands alone
 
-End, edge and cloud run this same code; the last tier has no upstream. The tier that was asked also ensembles, and its
-policy learns from what came back (`shared/pipeline/front.py`).
+Every tier runs this same code; the last one has no upstream. The tier that a client asked does more: it binds the
+policy, combines the hops into an answer and lets the policy learn (`shared/pipeline/front.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from shared.errors import BadInput, DeadlinePassed, UpstreamFailure
 from shared.links.upstream import Upstream
 from shared.model.bundle import Bundle
 from shared.model.pruning import keep_words
-from shared.pipeline.hops import made_here, most_bytes, sound, words_in
+from shared.pipeline.hops import most_bytes, sound, words_in
 from shared.pipeline.route import Route
 from shared.pipeline.text import Call, Text
 from shared.pipeline.worker import Answer, Batch, Worker
@@ -67,11 +66,11 @@ class Tier:
         return [text.row() for text in call.texts]
 
     async def answer(self, call: Call) -> None:
-        """Bring every text of a call as far as it gets: here, and on the tiers that it goes on to."""
-        if not call.texts:
+        """Give every text of a call its hops: this tier's, and those of the tiers that it goes on to."""
+        if not call.texts:  # a probe asks whether the model still takes work
             await self.worker.turn()
         await self._look(call)
-        early = [text for text in call.texts if self._before(call, text)]
+        early = [text for text in call.texts if self._before(call, text)]  # they leave before any layer runs
         self._away += len(early)
         sent = asyncio.create_task(self._send(call, early, reserve_s=self._reserve_s(call)))
         try:
@@ -80,10 +79,10 @@ class Tier:
         finally:
             self._away -= len(early)
             sent.cancel()
-        await self._infer(call, [text for text in early if text.came_back])
+        await self._infer(call, [text for text in early if text.came_back])  # their upstream failed
 
     def resolve(self, request: InferRequest, policy: Policy, headers: Mapping[str, str]) -> Call:
-        """What a request means here.
+        """Resolve a request once: its texts with their draws, its deadline, and the tiers that it may reach.
 
         Raises:
             BadInput: a tier that does not exist or cannot be reached, or too many words to explain.
@@ -123,7 +122,7 @@ class Tier:
         self.telemetry.stage("tokenize", self._clock() - started)
 
     def _before(self, call: Call, text: Text) -> bool:
-        """Whether a text leaves before any layer runs; what goes on is the text as it came."""
+        """Whether a text leaves before any layer runs. It then travels unpruned."""
         target = call.request.target
         if target is None:
             text.decision = call.policy.before(call.where, text.clues, text.draw)
@@ -136,21 +135,22 @@ class Tier:
     def _reserve_s(self, call: Call) -> float:
         """Seconds of a deadline kept back while texts are away before any layer ran here.
 
-        What running all that are away is measured to take here, since they come back together if their upstream
-        fails, and a tenth of what is left (a busy machine's share); half of what is left before anything was measured.
+        If their upstream fails, all of them come back together. The reserve is the time to run them here, as measured,
+        and a tenth of the remaining time, since the machine may be busy. Before any measurement it is half of it.
         """
-        left = call.remaining_s()
-        if left is None:
+        remaining_s = call.remaining_s()
+        if remaining_s is None:
             return 0.0
         expected = self.worker.expected(self._away, self.sizes[self.name])
-        return left / 2 if expected is None else min(expected + left / 10, 0.9 * left)
+        return remaining_s / 2 if expected is None else min(expected + remaining_s / 10, 0.9 * remaining_s)
 
     # -- inference here --------------------------------------------------------------------------------------------
 
     async def _infer(self, call: Call, texts: Sequence[Text]) -> None:
-        """Infer here, decide, and send on what should go on; a text that is degraded could not go on, and stays.
+        """Run the model here, decide about each text, and send on those that leave.
 
-        A text whose time runs out between two layers stays, with the deepest exit it reached.
+        A degraded text stays, since its upstream failed. So does one whose time runs out between two layers: its answer
+        is the deepest exit it reached.
         """
         if not texts:
             return
@@ -166,17 +166,18 @@ class Tier:
         times: dict[HopTiming, float] = {**dict(zip(HOP_STAGES, spent, strict=True)), "total": ended - started}
         for (text, answer), keep in zip(read, keeps, strict=True):
             explain = call.request.explain
-            text.hop = made_here(self.bundle, self.name, text, answer, keep, explain=explain, times_s=times)
+            text.hop = new_hop(self.bundle, self.name, text, answer, keep, explain=explain, times_s=times)
             self._count(call, text)
         await self._send(call, [text for text in texts if text.onward])
 
     async def _run(self, call: Call, texts: Sequence[Text]) -> Batch:
-        left = call.remaining_s()
-        if left is not None and left <= 0:
+        """Run the model in its worker, with the policy's exit rule, until the deadline."""
+        remaining_s = call.remaining_s()
+        if remaining_s is not None and remaining_s <= 0:
             raise DeadlinePassed(_LATE)
         stuck = call.final or any(text.degraded for text in texts) or self._stuck(call.where)
         try:
-            async with asyncio.timeout(left):
+            async with asyncio.timeout(remaining_s):
                 return await self.worker.run(
                     [text.source for text in texts],
                     call.policy.exit_rule(replace(call.where, reachable=()) if stuck else call.where),
@@ -192,7 +193,7 @@ class Tier:
         return bool(where.reachable) and self.upstreams[self.route.toward(where.reachable[0])].breaker.open
 
     def _decide(self, call: Call, text: Text, answer: Answer) -> list[bool] | None:
-        """Where a text goes once it has an answer here, and what travels; the words kept, null where all are."""
+        """Decide where a text goes once it has an answer here. Returns which words pruning keeps; null: all of them."""
         if answer.cut:
             text.degraded = text.degraded or "deadline"
         text.confidences = tuple(round(max(exit_), 6) for exit_ in answer.exits)
@@ -219,12 +220,12 @@ class Tier:
     # -- further tiers ---------------------------------------------------------------------------------------------
 
     async def _send(self, call: Call, texts: Sequence[Text], *, reserve_s: float = 0.0) -> None:
-        """Send texts on, one call per destination; what came back, or why nothing did, is on the text.
+        """Send texts on, one call per destination. Each text then has the further hops, or the reason why none came.
 
-        `reserve_s` of the deadline are kept back for what this tier does if nothing comes.
+        `reserve_s` of the deadline are kept back, so that this tier can answer if no other does.
         """
-        left = call.remaining_s()
-        until = None if left is None else left - reserve_s - MERGE_S
+        remaining_s = call.remaining_s()
+        until = None if remaining_s is None else remaining_s - reserve_s - MERGE_S
         groups: dict[tuple[str, bool], list[Text]] = {}
         for text in texts:
             assert text.decision.to is not None
@@ -232,6 +233,7 @@ class Tier:
         await asyncio.gather(*(self._ask(call, group, *where, until) for where, group in groups.items()))
 
     async def _ask(self, call: Call, texts: Sequence[Text], to: str, final: bool, left_s: float | None) -> None:
+        """Ask one tier for the hops of these texts; with `final` that tier must answer itself."""
         onward = [text.onward or text.source for text in texts]
         request = call.request.model_copy(
             update={"indices": [text.index for text in texts], "texts": onward, "target": to if final else None}

@@ -21,9 +21,9 @@ import torch
 from shared.contracts import TextPair
 from shared.errors import UnreadableText
 from shared.links.estimates import Smoothed
+from shared.model.classifier import Classifier
 from shared.model.encoder import ExitTrace
 from shared.model.exits import ExitRule
-from shared.model.network import Network
 from shared.model.pools import Signature, Vector
 from shared.model.words import Encoded
 from shared.pipeline.queue import Queue, Work
@@ -57,14 +57,14 @@ class Batch:
 
 
 class Worker:
-    """Runs one network in one thread. `limit` calls may wait, and as many as take `wait_s`; then `QueueFull`.
+    """Runs one classifier in one thread. `limit` calls may wait, and as many as take `wait_s`; then `QueueFull`.
 
     `clock` is what deadlines are told by, in seconds.
     """
 
     def __init__(
         self,
-        network: Network,
+        classifier: Classifier,
         *,
         threads: int,
         limit: int,
@@ -73,7 +73,7 @@ class Worker:
         batch_wait_s: float = 0.0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._network, self.clock = network, clock
+        self._classifier, self.clock = classifier, clock
         self._queue = Queue(limit=limit, wait_s=wait_s, batch_texts=batch_texts, batch_wait_s=batch_wait_s, clock=clock)
         self._row_layer = Smoothed(forget_s=FORGET_S, clock=clock)  # seconds of a row's layer
         self._tokenize = Smoothed(forget_s=FORGET_S, clock=clock)  # of a text
@@ -87,7 +87,7 @@ class Worker:
         return self._queue.waiting
 
     def admit(self) -> None:
-        """Whether one more call may wait, asked before anything is done for it.
+        """Refuse a call before anything is done for it, where the queue is full.
 
         Raises:
             QueueFull: too many wait.
@@ -149,25 +149,25 @@ class Worker:
                     work.future.set_result(result)
 
     def _first_exit_s(self) -> float:
-        """Seconds until a text's first exit, as measured of late; none where nothing was."""
+        """Seconds until a text's first exit, as measured of late; 0 before any measurement."""
         return (self._row_layer.mean or 0.0) + (self._tokenize.mean or 0.0)
 
     def _run(self, works: list[Work]) -> Sequence[Any]:
         started = self.clock()
         encoded = [[self._encode(text) for text in work.texts] for work in works]
         if (kind := works[0].signature) is not None:
-            return [[None if item is None else self._network.signature(item, kind) for item in encoded[0]]]
+            return [[None if item is None else self._classifier.signature(item, kind) for item in encoded[0]]]
         tokenized = self.clock()
-        self._tokenize.add((tokenized - started) / max(1, sum(len(own) for own in encoded)))
+        self._tokenize.add((tokenized - started) / max(1, sum(map(len, encoded))))
         traces = self._forward(works, encoded)
-        answers = [[None if item is None else self._answer(item, next(traces)) for item in own] for own in encoded]
+        answers = [[None if item is None else self._answer(item, next(traces)) for item in items] for items in encoded]
         tokenize, infer = tokenized - started, self.clock() - tokenized
         pairs = zip(works, answers, strict=True)
-        return [Batch(own, tokenize, started - work.asked, infer) for work, own in pairs]
+        return [Batch(each, tokenize, started - work.asked, infer) for work, each in pairs]
 
     def _forward(self, works: list[Work], encoded: list[list[Encoded | None]]) -> Any:
         """The traces of every readable text, call by call."""
-        owners = [work for work, own in zip(works, encoded, strict=True) for item in own if item is not None]
+        owners = [work for work, items in zip(works, encoded, strict=True) for item in items if item is not None]
         readable = [item for item in chain.from_iterable(encoded) if item is not None]
         if not readable:
             return iter(())
@@ -180,7 +180,7 @@ class Worker:
             return [owners[row].over(after_the_next) for row in rows]
 
         work = works[0]
-        ran = self._network.run(readable, work.rule, importance=work.importance, every_exit=work.explain, over=over)
+        ran = self._classifier.run(readable, work.rule, importance=work.importance, every_exit=work.explain, over=over)
         seconds = self.clock() - started
         text_s = seconds / len(readable)
         self._text_s += (min(text_s, 8 * self._text_s or text_s) - self._text_s) / 8
@@ -188,14 +188,14 @@ class Worker:
         return iter(ran)
 
     def _answer(self, item: Encoded, trace: ExitTrace) -> Answer:
-        encoder = self._network.encoder
+        encoder = self._classifier.encoder
         exits = encoder.calibrate(trace.logits.to(encoder.device), last=trace.exit_layer)
         weights = None if trace.importance is None else trace.importance.tolist()
         return Answer(item, trace.exit_layer, exits.tolist(), weights, trace.cut)
 
     def _encode(self, text: TextPair) -> Encoded | None:
         try:
-            return self._network.encode(text.text, text.text_pair)
+            return self._classifier.encode(text.text, text.text_pair)
         except UnreadableText:
             return None
 

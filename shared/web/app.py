@@ -1,6 +1,6 @@
 """A tier as an app: its parts, loaded and put together.
 
-`create_app(settings, network=..., transport=...)`: the model and the way to the upstreams are passed in by tests.
+`create_app(settings, classifier=..., transport=...)`: the model and the way to the upstreams are passed in by tests.
 
 """
 
@@ -22,7 +22,7 @@ from shared.links.profile import Backend
 from shared.links.shaped import ShapedLinks
 from shared.links.upstream import Upstream
 from shared.model.bundle import Bundle, load_bundle
-from shared.model.network import Network, load_network
+from shared.model.classifier import Classifier, load_classifier
 from shared.pipeline.front import Front
 from shared.pipeline.tier import Tier
 from shared.pipeline.worker import Worker
@@ -41,7 +41,7 @@ SPANS_S = 1.0  # for the last spans
 def create_app(
     settings: Settings,
     *,
-    network: Network | None = None,
+    classifier: Classifier | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
     traces: Traces | None = None,
     clock: Callable[[], float] = time.perf_counter,
@@ -53,7 +53,7 @@ def create_app(
     """
     bundle = load_bundle(settings.bundle)
     settings.check(bundle.order)
-    model = network or _load(settings, bundle)
+    model = classifier or _load(settings, bundle)
     telemetry = Telemetry(
         tier=settings.tier,
         tiers=bundle.order,
@@ -154,7 +154,7 @@ def _shaped_links(settings: Settings) -> ShapedLinks | None:
     return shaped
 
 
-def _load(settings: Settings, bundle: Bundle) -> Network:
+def _load(settings: Settings, bundle: Bundle) -> Classifier:
     import torch
 
     device = settings.device
@@ -164,7 +164,7 @@ def _load(settings: Settings, bundle: Bundle) -> Network:
         raise BadSetting("TIERWISE_DEVICE=cuda: torch sees no CUDA device; use auto or cpu")
     torch.set_num_threads(settings.threads)
     model = bundle.tiers[settings.tier]
-    network = load_network(
+    classifier = load_classifier(
         bundle.folder / model.network, layers=model.layers, max_tokens=model.max_tokens, device=device
     )
     card, tier = bundle.card, settings.tier
@@ -172,5 +172,5 @@ def _load(settings: Settings, bundle: Bundle) -> Network:
         temperatures = card.temperatures[tier]
     else:
         temperatures = [card.model_temperatures.get(tier, 1.0)] * model.layers
-    network.encoder.temperatures.copy_(torch.tensor(temperatures))
-    return network
+    classifier.encoder.temperatures.copy_(torch.tensor(temperatures))
+    return classifier

@@ -50,7 +50,7 @@ from shared.errors import (
 )
 from shared.failures import account
 from shared.model.bundle import Bundle
-from shared.model.network import Network
+from shared.model.classifier import Classifier
 from shared.pipeline.front import Front
 from shared.policies import name_of, spec_of
 from shared.telemetry import NO_POLICY
@@ -104,12 +104,12 @@ class Surface:
         app: FastAPI,
         settings: Settings,
         bundle: Bundle,
-        network: Network,
+        classifier: Classifier,
         front: Front,
         ledger: Ledger | None,
         traces: Traces,
     ) -> None:
-        self.app, self.settings, self.bundle, self.network, self.front = app, settings, bundle, network, front
+        self.app, self.settings, self.bundle, self.classifier, self.front = app, settings, bundle, classifier, front
         self.ledger, self.traces = ledger, traces
         self.keys = read_keys(settings.door_key_file, settings.key_file)
         self.tier, self.telemetry = front.tier, front.tier.telemetry
@@ -189,8 +189,8 @@ class Surface:
                 }
                 for u in self.tier.upstreams.values()
             ],
-            "device": str(self.network.encoder.device),
-            "dtype": str(next(self.network.encoder.layers.parameters()).dtype).removeprefix("torch."),
+            "device": str(self.classifier.encoder.device),
+            "dtype": str(next(self.classifier.encoder.layers.parameters()).dtype).removeprefix("torch."),
             "threads": self.settings.threads,
             "cpus": cpus(),
             "versions": {

@@ -3,7 +3,7 @@
     python -m tests.bench.replay [--texts 2000] [--settings 1000]
 
 The recordings are SYNTHETIC: random logits and importance of the right shapes for the tiers of `collaborative`, so that
-the cache fills in seconds; no network runs. They are written once, then read from disk by the sweep that is timed.
+the cache fills in seconds; no classifier runs. They are written once, then read from disk by the sweep that is timed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ console = Console(width=120)
 
 
 class Synthetic(Recorder):
-    """Records what no network said: exits grow surer with depth, every word is one token."""
+    """Records what no classifier said: exits grow surer with depth, every word is one token."""
 
     def _run(self, number: int, kernel: Kernel) -> Record:
         text, _ = self.corpus.texts[number]

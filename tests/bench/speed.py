@@ -28,8 +28,8 @@ from lab.live.bench_report import cpu
 from lab.live.client import classify, connect
 from lab.live.demo import REVIEWS
 from lab.live.stack import Layout, Process, running
+from shared.model.classifier import load_base
 from shared.model.encoder import MultiExitEncoder
-from shared.model.network import load_base
 from shared.model.tokens import SpecialTokens
 from shared.model.words import Encoded
 

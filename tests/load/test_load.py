@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from shared.model.network import load_network
+from shared.model.classifier import load_classifier
 from tests.load.open_loop import load
 from tests.load.tiers import Tiers
 
@@ -15,15 +15,15 @@ SLOW = {"end": ("bert-3", 3, 0.012), "edge": ("mpnet-4", 2, 0.02), "cloud": ("mp
 
 
 def sleeping(bundle, name, layers, seconds):
-    network = load_network(bundle / name, layers=layers, max_tokens=64)
+    classifier = load_classifier(bundle / name, layers=layers, max_tokens=64)
 
-    class Sleeping(type(network.encoder)):
+    class Sleeping(type(classifier.encoder)):
         def _layer(self, *args):
             time.sleep(seconds)
             return super()._layer(*args)
 
-    network.encoder.__class__ = Sleeping
-    return network
+    classifier.encoder.__class__ = Sleeping
+    return classifier
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def bodies(sentences):
 
 @pytest.fixture
 def tiers(tiny_bundle):
-    networks = {tier: sleeping(tiny_bundle, *model) for tier, model in SLOW.items()}
-    out = Tiers(tiny_bundle, networks=networks, queue_wait_ms=100)
+    classifiers = {tier: sleeping(tiny_bundle, *model) for tier, model in SLOW.items()}
+    out = Tiers(tiny_bundle, classifiers=classifiers, queue_wait_ms=100)
     yield out
     out.close()
 

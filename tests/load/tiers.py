@@ -15,12 +15,12 @@ from tests.faults.faulty import Faulty
 
 
 class Tiers:
-    """The chain end > edge > cloud. `networks` replaces models by tier; `end` are settings of the end alone.
+    """The chain end > edge > cloud. `classifiers` replaces models by tier; `end` are settings of the end alone.
 
     `faulty`: each link has a proxy, in `links`. Logs below `critical` are off: they would fill the test's memory.
     """
 
-    def __init__(self, bundle, *, faulty=False, networks=None, end=None, **settings):
+    def __init__(self, bundle, *, faulty=False, classifiers=None, end=None, **settings):
         configure_logs("critical", sys.stderr)
         self.links, self.running, self.apps = {}, [], {}
         ports = dict(zip(("end", "edge", "cloud"), range(free_ports(5), 2**16), strict=False))
@@ -36,7 +36,7 @@ class Tiers:
                 link_profiles=dict.fromkeys(upstreams, "ideal"),
                 **own,
             )
-            self.apps[tier] = create_app(chosen, network=(networks or {}).get(tier))
+            self.apps[tier] = create_app(chosen, classifier=(classifiers or {}).get(tier))
             self._serve(self.apps[tier], ports[tier])
 
     def _way(self, ports, to, faulty):

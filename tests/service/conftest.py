@@ -3,9 +3,9 @@
 serve(tier="end", edge=..., cloud=..., **settings)   a tier as a Caller; a neighbour is a function of the request
 Caller                                               post(body), get(path): one event loop a call
 Neighbour                                            a faked tier that answers well and remembers what it was asked
-held_network                                         a model that waits until the test lets it go
-slow_network                                         a model whose every layer takes `seconds`, by `sleep`
-clock                                        a clock that stands still, for `serve` and `slow_network.sleep`
+held_classifier                                      a model that waits until the test lets it go
+slow_classifier                                      a model whose every layer takes `seconds`, by `sleep`
+clock                                                a clock that stands still, for `serve` and `slow_classifier.sleep`
 """
 
 import asyncio
@@ -21,7 +21,7 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from shared.model.bundle import load_bundle
-from shared.model.network import load_network
+from shared.model.classifier import load_classifier
 from shared.policies.dispatch import draw
 from shared.web.app import create_app
 from shared.web.settings import Settings
@@ -106,18 +106,18 @@ class Neighbour:
         return self.answers[-1]
 
 
-class HeldNetwork:
-    """A network whose `run` waits for `go`; `running` says that it does."""
+class HeldClassifier:
+    """A classifier whose `run` waits for `go`; `running` says that it does."""
 
-    def __init__(self, network):
-        self._network = network
-        self.encoder, self.encode = network.encoder, network.encode
+    def __init__(self, classifier):
+        self._classifier = classifier
+        self.encoder, self.encode = classifier.encoder, classifier.encode
         self.go, self.running = threading.Event(), threading.Event()
 
     def run(self, *args, **kwargs):
         self.running.set()
         assert self.go.wait(10), "the test never let the model go"
-        return self._network.run(*args, **kwargs)
+        return self._classifier.run(*args, **kwargs)
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +125,7 @@ def serve(tiny_bundle):
     """A builder of callers; their workers are closed at the end."""
     callers = []
 
-    def start(*, tier="end", edge=None, cloud=None, network=None, traces=None, clock=time.perf_counter, **settings):
+    def start(*, tier="end", edge=None, cloud=None, classifier=None, traces=None, clock=time.perf_counter, **settings):
         neighbours = {name: fake for name, fake in (("edge", edge), ("cloud", cloud)) if fake is not None}
 
         async def answer(request):
@@ -136,7 +136,7 @@ def serve(tiny_bundle):
         profiles = dict.fromkeys(chosen["upstreams"], "ideal") | chosen.pop("link_profiles", {})
         app = create_app(
             Settings(tier=tier, bundle=str(tiny_bundle), link_profiles=profiles, **chosen),
-            network=network,
+            classifier=classifier,
             transport=httpx.MockTransport(answer),
             traces=traces,
             clock=clock,
@@ -171,24 +171,24 @@ def clock():
 
 
 @pytest.fixture
-def held_network(tiny_bundle):
-    held = HeldNetwork(load_network(tiny_bundle / "bert-3", layers=3, max_tokens=64))
+def held_classifier(tiny_bundle):
+    held = HeldClassifier(load_classifier(tiny_bundle / "bert-3", layers=3, max_tokens=64))
     yield held
     held.go.set()
 
 
 @pytest.fixture
-def slow_network(tiny_bundle):
-    network = load_network(tiny_bundle / "bert-3", layers=3, max_tokens=64)
-    network.encoder.temperatures.copy_(torch.tensor([1.3, 1.2, 1.1]))
+def slow_classifier(tiny_bundle):
+    classifier = load_classifier(tiny_bundle / "bert-3", layers=3, max_tokens=64)
+    classifier.encoder.temperatures.copy_(torch.tensor([1.3, 1.2, 1.1]))
 
-    class Slow(type(network.encoder)):
+    class Slow(type(classifier.encoder)):
         def _layer(self, *args):
             slow.sleep(slow.seconds)
             return super()._layer(*args)
 
-    network.encoder.__class__ = Slow
-    slow = SimpleNamespace(**vars(network), encode=network.encode, run=network.run, seconds=0.0)
+    classifier.encoder.__class__ = Slow
+    slow = SimpleNamespace(**vars(classifier), encode=classifier.encode, run=classifier.run, seconds=0.0)
     slow.sleep = time.sleep
     return slow
 

@@ -274,16 +274,16 @@ async def until(condition):
             await asyncio.sleep(0.005)
 
 
-def test_a_full_queue_is_a_429_and_those_inside_are_answered(serve, held_network):
-    caller = serve(network=held_network, queue_limit=1)
+def test_a_full_queue_is_a_429_and_those_inside_are_answered(serve, held_classifier):
+    caller = serve(classifier=held_classifier, queue_limit=1)
 
     async def crowd():
         running = asyncio.create_task(caller.ask("a fine film"))
-        await until(held_network.running.is_set)
+        await until(held_classifier.running.is_set)
         waiting = asyncio.create_task(caller.ask("a fine film"))
         await until(lambda: caller.app.state.tier.worker.waiting == 1)
         refused = await caller.ask("a fine film")
-        held_network.go.set()
+        held_classifier.go.set()
         return refused, [(await task).status_code for task in (running, waiting)]
 
     refused, served = asyncio.run(crowd())
@@ -317,13 +317,13 @@ def test_a_deadline_that_passed_before_the_first_exit_is_a_504(alone):
 
 
 @pytest.mark.parametrize("passes", [0, 5])
-def test_a_pass_that_was_stopped_for_long_is_forgotten(serve, slow_network, clock, passes):
+def test_a_pass_that_was_stopped_for_long_is_forgotten(serve, slow_classifier, clock, passes):
     """The process was stopped in its first pass, or after others: requests with a short deadline are answered again."""
-    caller = serve(network=slow_network, clock=clock)
-    slow_network.sleep = clock.sleep
-    for slow_network.seconds in [0.01] * passes + [20.0]:
+    caller = serve(classifier=slow_classifier, clock=clock)
+    slow_classifier.sleep = clock.sleep
+    for slow_classifier.seconds in [0.01] * passes + [20.0]:
         assert caller.classify("a fine film").status_code == 200
-    slow_network.seconds = 0.01
+    slow_classifier.seconds = 0.01
     stopped = clock.now
     while caller.classify("a fine film", deadline_ms=400).status_code != 200:
         clock.now += 0.1
@@ -331,17 +331,17 @@ def test_a_pass_that_was_stopped_for_long_is_forgotten(serve, slow_network, cloc
 
 
 @pytest.mark.parametrize("place", ["in the queue", "in the model"])
-def test_a_deadline_holds_while_the_model_is_busy(serve, held_network, place):
-    caller = serve(network=held_network)
+def test_a_deadline_holds_while_the_model_is_busy(serve, held_classifier, place):
+    caller = serve(classifier=held_classifier)
 
     async def late():
         first = None
         if place == "in the queue":
             first = asyncio.create_task(caller.ask("a fine film"))
-            await until(held_network.running.is_set)
+            await until(held_classifier.running.is_set)
         async with asyncio.timeout(5):
             refused = await caller.ask("a fine film", deadline_ms=100)
-        held_network.go.set()
+        held_classifier.go.set()
         return refused, first and (await first).status_code, (await caller.ask("a fine film")).status_code
 
     refused, first, after = asyncio.run(late())
@@ -355,16 +355,16 @@ WAVE = 20
 LEAVERS = int(os.environ.get("TIERWISE_TEST_LEAVERS", "40"))  # in waves; the full count is 4,000
 
 
-def test_callers_who_leave_are_dropped_from_the_queue_within_100_ms_and_never_run(serve, held_network):
-    caller = serve(network=held_network, queue_wait_ms=60_000)
+def test_callers_who_leave_are_dropped_from_the_queue_within_100_ms_and_never_run(serve, held_classifier):
+    caller = serve(classifier=held_classifier, queue_wait_ms=60_000)
     worker = caller.app.state.tier.worker
     waves = LEAVERS // WAVE
 
     async def crowd():
-        held_network.go.clear()
-        held_network.running.clear()
+        held_classifier.go.clear()
+        held_classifier.running.clear()
         first = asyncio.create_task(caller.ask("a fine film"))
-        await until(held_network.running.is_set)
+        await until(held_classifier.running.is_set)
         gone = []
 
         async def leave_soon():
@@ -389,7 +389,7 @@ def test_callers_who_leave_are_dropped_from_the_queue_within_100_ms_and_never_ru
         await until(lambda: worker.waiting == 0)
         took = time.perf_counter() - left
         await asyncio.gather(*crowd)
-        held_network.go.set()
+        held_classifier.go.set()
         await first
         return took
 

@@ -207,14 +207,14 @@ def test_a_policy_that_waits_for_a_late_tier_before_any_inference_is_answered_he
         assert result["exit_layer"] == 3
 
 
-def test_time_is_kept_back_for_all_that_are_away_at_once(serve, slow_network):
+def test_time_is_kept_back_for_all_that_are_away_at_once(serve, slow_classifier):
     """They come back together, and the model takes one after another."""
 
     async def sleeps(request):
         await asyncio.sleep(30)
 
-    caller = serve(edge=sleeps, network=slow_network)
-    slow_network.seconds = 0.02
+    caller = serve(edge=sleeps, classifier=slow_classifier)
+    slow_classifier.seconds = 0.02
     for _ in range(3):
         caller.results("a fine film", policy="end-only")
 
@@ -265,11 +265,11 @@ def test_an_upstream_that_cannot_answer_in_time_says_so_as_the_deadline(serve, a
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_time_that_runs_out_between_layers_leaves_the_deepest_exit_reached(serve, edge, slow_network, clock, policy):
+def test_time_that_runs_out_between_layers_leaves_the_deepest_exit_reached(serve, edge, slow_classifier, clock, policy):
     """A layer takes 20 s: 50 s are enough for two."""
     edge_or_none = edge if isinstance(policy, dict) else breaks(httpx.ConnectError)
-    caller = serve(edge=edge_or_none, network=slow_network, clock=clock)
-    slow_network.seconds, slow_network.sleep = 20.0, clock.sleep
+    caller = serve(edge=edge_or_none, classifier=slow_classifier, clock=clock)
+    slow_classifier.seconds, slow_classifier.sleep = 20.0, clock.sleep
     response = caller.classify(["a fine film", "a plot"], policy=policy, deadline_ms=50_000, explain=True)
     for result in response.json()["results"]:
         assert (result["tier"], result["exit_layer"]) == ("end", 2)
@@ -278,11 +278,11 @@ def test_time_that_runs_out_between_layers_leaves_the_deepest_exit_reached(serve
     assert edge.bodies == []
 
 
-def test_a_cut_pass_is_calibrated_as_the_exit_it_left_by(serve, slow_network, clock):
+def test_a_cut_pass_is_calibrated_as_the_exit_it_left_by(serve, slow_classifier, clock):
     """Without an exit rule only the last exit is looked at: here the second, with its own temperature."""
-    caller = serve(network=slow_network, clock=clock)
+    caller = serve(classifier=slow_classifier, clock=clock)
     (whole,) = caller.results("a fine film", policy="end-only", explain=True)
-    slow_network.seconds, slow_network.sleep = 20.0, clock.sleep
+    slow_classifier.seconds, slow_classifier.sleep = 20.0, clock.sleep
     (cut,) = caller.results("a fine film", policy="end-only", deadline_ms=50_000)
     assert cut["exit_layer"] == 2
     assert cut["probabilities"] == pytest.approx(whole["hops"][0]["exits"][1], abs=1e-5)

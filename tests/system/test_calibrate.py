@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lab.data.examples import Example
 from lab.fit.calibrate import Job
-from lab.fit.collect import network_of
+from lab.fit.collect import classifier_of
 from lab.fit.evaluate import evaluate
 from shared.errors import BadSetting
 from shared.model.bundle import load_bundle
@@ -36,8 +36,10 @@ def texts(sentences, bundle):
     read = load_bundle(str(bundle))
     votes = torch.zeros(len(texts))
     for tier in read.order:
-        network = network_of(read, tier)
-        votes += torch.stack([t.logits[-1] for t in network.run([network.encode(t) for t in texts], None)]).argmax(-1)
+        classifier = classifier_of(read, tier)
+        votes += torch.stack(
+            [t.logits[-1] for t in classifier.run([classifier.encode(t) for t in texts], None)]
+        ).argmax(-1)
     return [Example(text, None, int(vote >= 2)) for text, vote in zip(texts, votes, strict=True)]
 
 

@@ -75,28 +75,28 @@ def dial(tier):
 
 
 class Held:
-    """A network whose `run` waits for `go`."""
+    """A classifier whose `run` waits for `go`."""
 
-    def __init__(self, network):
-        self._network, self.go, self.ran = network, threading.Event(), 0
+    def __init__(self, classifier):
+        self._classifier, self.go, self.ran = classifier, threading.Event(), 0
 
     def __getattr__(self, name):
-        return getattr(self._network, name)
+        return getattr(self._classifier, name)
 
     def run(self, *args, **kwargs):
         assert self.go.wait(20), "the test never let the model go"
         self.ran += 1
-        return self._network.run(*args, **kwargs)
+        return self._classifier.run(*args, **kwargs)
 
 
 @pytest.fixture
 def held(tier, monkeypatch):
     """The tier's model waits until the test lets it go."""
     worker = tier._app.state.tier.worker
-    network = Held(worker._network)
-    monkeypatch.setattr(worker, "_network", network)
-    yield network
-    network.go.set()
+    classifier = Held(worker._classifier)
+    monkeypatch.setattr(worker, "_classifier", classifier)
+    yield classifier
+    classifier.go.set()
 
 
 def until(condition, seconds=10.0):

@@ -204,7 +204,7 @@ def test_labels_that_a_bundle_does_not_have_are_told_by_row(command, bundle, row
     [
         (["--max-tokens", 600], "reads at most 260 tokens"),
         (["--bundle", "uncalibrated", "--save"], "has no card to save into"),
-        (["--bundle", "hollow"], "cannot read the trained network"),
+        (["--bundle", "hollow"], "cannot read the trained classifier"),
         (["--exclude-split", "test"], "nothing remains"),
         (["--data", "nosplit.csv"], "no split column: add one, or say --split all to use every row"),
     ],

@@ -1,7 +1,7 @@
 """What a replay says is what the live tiers say: labels, tiers, exits, words, draws and confidences, bit for bit.
 
 On the tiny random bundle, 200 texts of 1 to 8 sentences, asked one at a time. With a real data set, and the bundle that
-it is for, the same comparison runs on the networks themselves:
+it is for, the same comparison runs on the classifiers themselves:
 
     REAL_DATA=imdb.parquet REAL_POLICIES="collaborative tabi random" python -m pytest tests/system -k real_bundle -s
 """

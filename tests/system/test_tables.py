@@ -37,8 +37,8 @@ def world(tmp_path_factory, tiny_bundle, sentences):
         pq.write_table(pa.table(columns), root / "data" / f"{name}.parquet")
     for name in ("collaborative", "split-tiny"):
         shutil.copytree(tiny_bundle, root / "models" / name)
-        for network in ("minilm-6-whole", "minilm-6-pruned"):
-            shutil.copytree(tiny_bundle / "bert-3", folder := root / "models" / name / network)
+        for classifier in ("minilm-6-whole", "minilm-6-pruned"):
+            shutil.copytree(tiny_bundle / "bert-3", folder := root / "models" / name / classifier)
             meta = json.loads((folder / "network.json").read_text())
             meta |= {"training": {"examples": 9}, "recipe": {"pruned_share": 0.25}}
             (folder / "network.json").write_text(json.dumps(meta))
@@ -100,7 +100,7 @@ def test_every_table_and_its_numbers_are_those_of_replay(here, tmp_path):
         assert slopes == pytest.approx(slopes[:1] * len(slopes))  # the same decisions: the price alone moves the cost
     assert any(own["alpha"] != alpha for points in varied.values() for own in points)
 
-    for row in report["tables"]["hu-pruned"]["imdb"]["rows"]:  # the same network twice: no difference
+    for row in report["tables"]["hu-pruned"]["imdb"]["rows"]:  # the same classifier twice: no difference
         value, low, high = row["paired"]["accuracy"]
         assert value == 0
         assert low == -high < 0  # what the texts leave open, not certainty

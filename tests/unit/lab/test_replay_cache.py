@@ -81,15 +81,15 @@ def test_a_second_recorder_runs_nothing(tiny_bundle, sentences):
         assert torch.equal(one.importance, two.importance)
 
 
-def test_a_recording_is_what_the_network_says_at_every_exit(tiny_bundle, sentences):
+def test_a_recording_is_what_the_classifier_says_at_every_exit(tiny_bundle, sentences):
     recorders, recorder = record(load_bundle(str(tiny_bundle)))
     text = " ".join(sentences[:5])
     number = recorders.corpus.number(text, None)
     (plain,), (counted,) = (recorder.records([number], kernel) for kernel in Kernel)
-    network = recorder.network()
-    encoded = network.encode(text)
-    assert torch.equal(plain.logits, network.run([encoded], None, every_exit=True)[0].logits)
-    trace = network.run([encoded], None, every_exit=True, importance=True)[0]
+    classifier = recorder.classifier()
+    encoded = classifier.encode(text)
+    assert torch.equal(plain.logits, classifier.run([encoded], None, every_exit=True)[0].logits)
+    trace = classifier.run([encoded], None, every_exit=True, importance=True)[0]
     assert torch.equal(counted.logits, trace.logits)
     assert torch.equal(counted.importance[-1], trace.importance)
     assert bool((counted.importance[1:] > counted.importance[:-1]).all())  # accumulated
@@ -108,7 +108,7 @@ def test_threads_change_no_bit(tiny_bundle, sentences, kernel):
     assert torch.equal(*logits)
 
 
-def test_tiers_of_one_network_share_a_recording_and_other_weights_have_their_own(tiny_bundle, whole_bundle):
+def test_tiers_of_one_classifier_share_a_recording_and_other_weights_have_their_own(tiny_bundle, whole_bundle):
     tiny, whole = load_bundle(str(tiny_bundle)), load_bundle(str(whole_bundle))
     recorders = Recorders(Console(quiet=True))
     shared = {id(recorders.of(source_of(tiny, tier), 2)) for tier in ("edge", "cloud")}
@@ -137,5 +137,5 @@ def test_a_corpus_counts_words_and_bytes_as_they_travel():
 
 
 def test_nothing_is_recorded_before_it_is_asked_for(tiny_bundle, monkeypatch):
-    monkeypatch.setattr(Recorder, "network", lambda self: pytest.fail("a network was loaded"))
+    monkeypatch.setattr(Recorder, "classifier", lambda self: pytest.fail("a classifier was loaded"))
     record(load_bundle(str(tiny_bundle)))

@@ -101,7 +101,7 @@ def test_a_link_takes_what_the_simulated_one_takes_on_average(name):
 
 
 def test_unit_costs_are_those_of_the_table_that_they_were_fitted_to(whole_bundle, replay):
-    """Layers 4, 2, 4 of one network: 2 per layer here, 5 and 1 per layer at the edge, 10 and 18 at the cloud."""
+    """Layers 4, 2, 4 of one classifier: 2 per layer here, 5 and 1 per layer at the edge, 10 and 18 at the cloud."""
     whole = Replay(load_bundle(str(whole_bundle)), replay.examples, Recorders(Console(quiet=True)))
     expected = {"end-only": 8, "edge-only": 7, "cloud-only": 28}
     for policy, cost in expected.items():

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from lab.data.examples import Example
 from lab.fit import train as module
 from lab.fit.train import Recipe, joint_loss, train
-from shared.model.network import load_network
+from shared.model.classifier import load_classifier
 
 PLAIN = Recipe(base="unused", layers=2, classes=2)
 FILLERS = ("the", "it", "of")
@@ -76,15 +76,15 @@ def run(recipe, out, **options):
     return torch.load(checkpoint, weights_only=True)["losses"]
 
 
-def test_a_short_run_lowers_the_loss_and_leaves_a_network_that_has_learned(recipe, tmp_path):
+def test_a_short_run_lowers_the_loss_and_leaves_a_classifier_that_has_learned(recipe, tmp_path):
     losses = run(replace(recipe, epochs=24), tmp_path / "net")
     assert len(losses) == 24 * 18 // 9
     assert sum(losses[-12:]) < sum(losses[:12]) / 2
     told = json.loads((tmp_path / "net" / "network.json").read_text())
     assert (told["layers"], told["classes"], told["scale"], told["training"]["steps"]) == (2, 2, 2.0, 48)
     assert told["recipe"]["seed"] == 0
-    network = load_network(tmp_path / "net", layers=2, max_tokens=32)  # merged, no peft
-    traces = network.run([network.encode(example.text) for example in EXAMPLES[6:12]], None, every_exit=True)
+    classifier = load_classifier(tmp_path / "net", layers=2, max_tokens=32)  # merged, no peft
+    traces = classifier.run([classifier.encode(example.text) for example in EXAMPLES[6:12]], None, every_exit=True)
     found = torch.stack([trace.logits.argmax(-1) for trace in traces], 1)  # [E, B]
     right = (found == torch.tensor([example.label for example in EXAMPLES[6:12]])).float().mean(1)
     assert right.tolist() == told["training"]["validation_accuracy_per_exit"] == [1.0, 1.0]
@@ -120,7 +120,7 @@ def test_a_killed_run_resumes_to_the_same_result(recipe, tmp_path, monkeypatch):
         assert torch.equal(tensor, found[key]), key
 
 
-def test_the_same_recipe_trains_the_same_network_and_another_seed_another(recipe, tmp_path):
+def test_the_same_recipe_trains_the_same_classifier_and_another_seed_another(recipe, tmp_path):
     assert run(recipe, tmp_path / "a") == run(recipe, tmp_path / "b")
     assert run(replace(recipe, seed=1), tmp_path / "c") != run(recipe, tmp_path / "a")
 

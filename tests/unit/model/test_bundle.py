@@ -1,4 +1,4 @@
-"""Bundles: which network each tier runs, and files that say too little or too much."""
+"""Bundles: which classifier each tier runs, and files that say too little or too much."""
 
 import json
 import shutil

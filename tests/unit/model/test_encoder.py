@@ -83,88 +83,91 @@ def test_the_real_encoders_agree_with_transformers(real_base, sentences, batch):
     check_parity(model.eval(), tokens, batches(tokens, sentences)[batch])
 
 
-def test_each_query_gives_one_unit_of_attention_per_head_and_layer(tiny_network, sentences, family):
-    network = tiny_network(family, 3)
-    texts = [network.encode(text) for text in sentences]
-    for text, trace in zip(texts, network.run(texts, None, importance=True), strict=True):
+def test_each_query_gives_one_unit_of_attention_per_head_and_layer(tiny_classifier, sentences, family):
+    classifier = tiny_classifier(family, 3)
+    texts = [classifier.encode(text) for text in sentences]
+    for text, trace in zip(texts, classifier.run(texts, None, importance=True), strict=True):
         assert trace.importance.sum().item() == pytest.approx(3 * 4 * len(text.ids), rel=1e-4)
 
 
-def one_by_one(network, texts, rule, **options):
-    return [network.run([text], rule, **options)[0] for text in texts]
+def one_by_one(classifier, texts, rule, **options):
+    return [classifier.run([text], rule, **options)[0] for text in texts]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_a_batch_gives_the_same_exits_as_one_text_at_a_time(tiny_network, sentences, family, rule):
+def test_a_batch_gives_the_same_exits_as_one_text_at_a_time(tiny_classifier, sentences, family, rule):
     spreads = False
     for seed in (0, 3, 5):
-        network = tiny_network(family, 4, seed=seed)
-        network.encoder.temperatures.copy_(torch.tensor([1.2, 1.1, 0.8, 1.1]))
-        texts = [network.encode(text) for text in sentences]
-        together, alone = network.run(texts, rule, importance=True), one_by_one(network, texts, rule, importance=True)
+        classifier = tiny_classifier(family, 4, seed=seed)
+        classifier.encoder.temperatures.copy_(torch.tensor([1.2, 1.1, 0.8, 1.1]))
+        texts = [classifier.encode(text) for text in sentences]
+        together, alone = (
+            classifier.run(texts, rule, importance=True),
+            one_by_one(classifier, texts, rule, importance=True),
+        )
         exits = [trace.exit_layer for trace in together]
         assert exits == [trace.exit_layer for trace in alone]
         spreads |= len(set(exits)) > 1
         for a, b in zip(together, alone, strict=True):
             assert a.logits.shape == (a.exit_layer, 2)
-            p, q = (network.encoder.calibrate(trace.logits) for trace in (a, b))
+            p, q = (classifier.encoder.calibrate(trace.logits) for trace in (a, b))
             assert (p - q).abs().max() < TOLERANCE
             assert (a.importance - b.importance).abs().max() < TOLERANCE * a.exit_layer
     assert spreads  # else this test would show nothing
 
 
-def test_layers_beyond_its_exit_are_not_computed_for_a_row(tiny_network, sentences, family):
-    network = tiny_network(family, 4, seed=3)
-    texts = [network.encode(text) for text in sentences]
-    calls = watched(network.encoder)
-    exits = [trace.exit_layer for trace in network.run(texts, Confidence(0.75))]
+def test_layers_beyond_its_exit_are_not_computed_for_a_row(tiny_classifier, sentences, family):
+    classifier = tiny_classifier(family, 4, seed=3)
+    texts = [classifier.encode(text) for text in sentences]
+    calls = watched(classifier.encoder)
+    exits = [trace.exit_layer for trace in classifier.run(texts, Confidence(0.75))]
     still_here = [sum(exit_layer >= depth for exit_layer in exits) for depth in range(1, 5)]
     assert [rows for rows, _ in calls] == [rows for rows in still_here if rows]
     assert still_here[-1] < still_here[0] == len(texts)
 
 
-def test_no_layer_runs_once_every_row_has_left(tiny_network, sentences, family):
-    network = tiny_network(family, 4)
-    calls = watched(network.encoder)
-    traces = network.run([network.encode(text) for text in sentences[:3]], Confidence(0.0))
+def test_no_layer_runs_once_every_row_has_left(tiny_classifier, sentences, family):
+    classifier = tiny_classifier(family, 4)
+    calls = watched(classifier.encoder)
+    traces = classifier.run([classifier.encode(text) for text in sentences[:3]], Confidence(0.0))
     assert [trace.exit_layer for trace in traces] == [1, 1, 1]
     assert [rows for rows, _ in calls] == [3]
 
 
-def test_theta_zero_never_leaves_early(tiny_network, sentences, family):
-    network = tiny_network(family, 4)
-    texts = [network.encode(text) for text in sentences] * 2
-    assert {trace.exit_layer for trace in network.run(texts, Similarity(0.0, 1))} == {4}
-    assert {trace.exit_layer for trace in network.run(texts, Similarity(1.0, 1))} == {2}
+def test_theta_zero_never_leaves_early(tiny_classifier, sentences, family):
+    classifier = tiny_classifier(family, 4)
+    texts = [classifier.encode(text) for text in sentences] * 2
+    assert {trace.exit_layer for trace in classifier.run(texts, Similarity(0.0, 1))} == {4}
+    assert {trace.exit_layer for trace in classifier.run(texts, Similarity(1.0, 1))} == {2}
 
 
-def test_importance_covers_the_layers_that_ran_and_no_other(tiny_base, tiny_network, sentences, family):
-    network = tiny_network(family, 4, seed=3)
-    texts = [network.encode(text) for text in sentences]
-    _, received, _ = reference(tiny_base(family, 4, seed=3)[0], network.tokens, texts)
-    for row, trace in enumerate(network.run(texts, Confidence(0.75), importance=True)):
+def test_importance_covers_the_layers_that_ran_and_no_other(tiny_base, tiny_classifier, sentences, family):
+    classifier = tiny_classifier(family, 4, seed=3)
+    texts = [classifier.encode(text) for text in sentences]
+    _, received, _ = reference(tiny_base(family, 4, seed=3)[0], classifier.tokens, texts)
+    for row, trace in enumerate(classifier.run(texts, Confidence(0.75), importance=True)):
         expected = received[: trace.exit_layer, row, : len(texts[row].ids)].sum(0)
         assert (trace.importance - expected).abs().max() < TOLERANCE * 4
 
 
-def test_nobody_gets_importance_who_did_not_ask(tiny_network, sentences):
-    network = tiny_network("bert")
-    assert network.run([network.encode(sentences[0])], None)[0].importance is None
+def test_nobody_gets_importance_who_did_not_ask(tiny_classifier, sentences):
+    classifier = tiny_classifier("bert")
+    assert classifier.run([classifier.encode(sentences[0])], None)[0].importance is None
 
 
-def test_asking_for_importance_changes_no_answer(tiny_network, sentences, family):
-    network = tiny_network(family)
-    texts = [network.encode(text) for text in sentences]
-    plain, asked = network.run(texts, None), network.run(texts, None, importance=True)
+def test_asking_for_importance_changes_no_answer(tiny_classifier, sentences, family):
+    classifier = tiny_classifier(family)
+    texts = [classifier.encode(text) for text in sentences]
+    plain, asked = classifier.run(texts, None), classifier.run(texts, None, importance=True)
     for a, b in zip(plain, asked, strict=True):
         assert (a.logits - b.logits).abs().max() < TOLERANCE
 
 
-def test_without_a_rule_only_the_last_exit_is_evaluated_unless_all_are_asked_for(tiny_network, sentences, family):
-    network = tiny_network(family, 3)
-    texts = [network.encode(text) for text in sentences[:4]]
-    last, every = network.run(texts, None), network.run(texts, None, every_exit=True)
-    logits = network.encoder(*network.tokens.batch(texts, torch.device("cpu")))  # [E, B, C]
+def test_without_a_rule_only_the_last_exit_is_evaluated_unless_all_are_asked_for(tiny_classifier, sentences, family):
+    classifier = tiny_classifier(family, 3)
+    texts = [classifier.encode(text) for text in sentences[:4]]
+    last, every = classifier.run(texts, None), classifier.run(texts, None, every_exit=True)
+    logits = classifier.encoder(*classifier.tokens.batch(texts, torch.device("cpu")))  # [E, B, C]
     for row, (a, b) in enumerate(zip(last, every, strict=True)):
         assert (a.exit_layer, b.exit_layer) == (3, 3)
         assert (a.logits.shape, b.logits.shape) == ((1, 2), (3, 2))
@@ -172,8 +175,8 @@ def test_without_a_rule_only_the_last_exit_is_evaluated_unless_all_are_asked_for
         assert torch.allclose(b.logits, logits[:, row], atol=1e-5)
 
 
-def test_the_first_layers_of_a_deeper_encoder_give_its_first_exits(tiny_base, tiny_network, sentences, family):
-    whole = tiny_network(family, 4)
+def test_the_first_layers_of_a_deeper_encoder_give_its_first_exits(tiny_base, tiny_classifier, sentences, family):
+    whole = tiny_classifier(family, 4)
     part = MultiExitEncoder(tiny_base(family, 4)[0], layers=2, classes=2).eval()
     part.heads.load_state_dict(whole.encoder.heads[:2].state_dict())
     text = whole.encode(sentences[0])
@@ -181,8 +184,8 @@ def test_the_first_layers_of_a_deeper_encoder_give_its_first_exits(tiny_base, ti
     assert torch.allclose(part.run([text], whole.tokens, None, every_exit=True)[0].logits, expected, atol=1e-6)
 
 
-def test_each_exit_has_its_own_temperature(tiny_network):
-    encoder = tiny_network("bert", 3).encoder
+def test_each_exit_has_its_own_temperature(tiny_classifier):
+    encoder = tiny_classifier("bert", 3).encoder
     encoder.temperatures.copy_(torch.tensor([1.0, 2.0, 4.0]))
     logits = torch.tensor([[1.0, -1.0], [2.0, -2.0], [4.0, -4.0]])
     same = torch.tensor([1.0, -1.0]).softmax(-1)
@@ -192,10 +195,10 @@ def test_each_exit_has_its_own_temperature(tiny_network):
     assert torch.allclose(encoder.calibrate(logits[:2]), same.expand(2, 2))
 
 
-def test_training_mode_drops_out_and_gradients_reach_every_head_and_layer(tiny_network, sentences, family):
-    network = tiny_network(family, 3)
-    batch = network.tokens.batch([network.encode(text) for text in sentences[:4]], torch.device("cpu"))
-    encoder = network.encoder.train()
+def test_training_mode_drops_out_and_gradients_reach_every_head_and_layer(tiny_classifier, sentences, family):
+    classifier = tiny_classifier(family, 3)
+    batch = classifier.tokens.batch([classifier.encode(text) for text in sentences[:4]], torch.device("cpu"))
+    encoder = classifier.encoder.train()
     first, second = encoder(*batch), encoder(*batch)
     assert first.shape == (3, 4, 2)
     assert not torch.equal(first, second)
@@ -207,22 +210,22 @@ def test_training_mode_drops_out_and_gradients_reach_every_head_and_layer(tiny_n
             continue  # a constant added to every score of a query changes no softmax
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
-    network.encoder.eval()
+    classifier.encoder.eval()
     assert torch.equal(encoder(*batch), encoder(*batch))
 
 
-def test_heads_stay_in_fp32_where_layers_do_not(tiny_network, sentences, family):
-    network = tiny_network(family)
-    texts = [network.encode(text) for text in sentences[:3]]
-    batch = network.tokens.batch(texts, torch.device("cpu"))
-    exact = network.encoder(*batch).softmax(-1)
+def test_heads_stay_in_fp32_where_layers_do_not(tiny_classifier, sentences, family):
+    classifier = tiny_classifier(family)
+    texts = [classifier.encode(text) for text in sentences[:3]]
+    batch = classifier.tokens.batch(texts, torch.device("cpu"))
+    exact = classifier.encoder(*batch).softmax(-1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert network.encoder(*batch).dtype == torch.float32
-    encoder = network.encoder.half()
+        assert classifier.encoder(*batch).dtype == torch.float32
+    encoder = classifier.encoder.half()
     assert {p.dtype for p in encoder.layers.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in encoder.heads.parameters()} == {torch.float32}
     for importance in (False, True):
-        traces = network.run(texts, None, importance=importance, every_exit=True)
+        traces = classifier.run(texts, None, importance=importance, every_exit=True)
         close = torch.stack([trace.logits for trace in traces], dim=1)
         assert close.dtype == torch.float32
         assert (close.softmax(-1) - exact).abs().max() < 0.1
@@ -230,12 +233,12 @@ def test_heads_stay_in_fp32_where_layers_do_not(tiny_network, sentences, family)
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
-def test_a_gpu_in_bf16_agrees_with_the_cpu_within_a_tolerance(tiny_network, sentences, family):
-    network = tiny_network(family)
-    texts = [network.encode(text) for text in sentences]
-    exact = network.run(texts, None, importance=True, every_exit=True)
-    network.encoder.half().to("cuda")
-    for a, b in zip(exact, network.run(texts, None, importance=True, every_exit=True), strict=True):
+def test_a_gpu_in_bf16_agrees_with_the_cpu_within_a_tolerance(tiny_classifier, sentences, family):
+    classifier = tiny_classifier(family)
+    texts = [classifier.encode(text) for text in sentences]
+    exact = classifier.run(texts, None, importance=True, every_exit=True)
+    classifier.encoder.half().to("cuda")
+    for a, b in zip(exact, classifier.run(texts, None, importance=True, every_exit=True), strict=True):
         assert b.logits.device.type == b.importance.device.type == "cpu"
         assert (a.logits.softmax(-1) - b.logits.softmax(-1)).abs().max() < 0.1
         assert (a.importance - b.importance).abs().max() < 0.05 * a.importance.max()

@@ -26,24 +26,26 @@ LABELS = torch.ones(4, dtype=torch.long)
 
 
 @pytest.mark.parametrize("family", ["bert", "mpnet", "roberta"])
-def test_a_signature_is_a_mean_over_the_texts_own_tokens(tiny_network, sentences, family):
-    network = tiny_network(family)
-    text = network.encode(sentences[0])
+def test_a_signature_is_a_mean_over_the_texts_own_tokens(tiny_classifier, sentences, family):
+    classifier = tiny_classifier(family)
+    text = classifier.encode(sentences[0])
     own = [i for i, word in enumerate(text.word_of) if word >= 0]
-    table = network.encoder.embeddings.word_embeddings.weight
+    table = classifier.encoder.embeddings.word_embeddings.weight
     expected = table[[text.ids[i] for i in own]].mean(0)
-    assert network.signature(text, Signature.MEAN_WORD) == pytest.approx(expected.tolist(), abs=1e-6)
-    embedded = network.encoder.embeddings(input_ids=torch.tensor([text.ids]))[0]
-    assert network.signature(text, Signature.LAYERNORM_MEAN) == pytest.approx(embedded[own].mean(0).tolist(), abs=1e-6)
+    assert classifier.signature(text, Signature.MEAN_WORD) == pytest.approx(expected.tolist(), abs=1e-6)
+    embedded = classifier.encoder.embeddings(input_ids=torch.tensor([text.ids]))[0]
+    assert classifier.signature(text, Signature.LAYERNORM_MEAN) == pytest.approx(
+        embedded[own].mean(0).tolist(), abs=1e-6
+    )
 
 
-def test_token_norms_are_those_of_the_padded_sequence(tiny_network, sentences):
-    network = tiny_network("bert", max_tokens=40)
-    text = network.encode(sentences[0])
-    norms = network.signature(text, Signature.TOKEN_NORMS)
+def test_token_norms_are_those_of_the_padded_sequence(tiny_classifier, sentences):
+    classifier = tiny_classifier("bert", max_tokens=40)
+    text = classifier.encode(sentences[0])
+    norms = classifier.signature(text, Signature.TOKEN_NORMS)
     assert len(norms) == 40
-    padded = torch.tensor([text.ids + [network.tokens.pad_id] * (40 - len(text.ids))])
-    assert norms == pytest.approx(network.encoder.embeddings(input_ids=padded)[0].norm(dim=-1).tolist(), abs=1e-5)
+    padded = torch.tensor([text.ids + [classifier.tokens.pad_id] * (40 - len(text.ids))])
+    assert norms == pytest.approx(classifier.encoder.embeddings(input_ids=padded)[0].norm(dim=-1).tolist(), abs=1e-5)
 
 
 # -- the file ---------------------------------------------------------------------------------------------------------

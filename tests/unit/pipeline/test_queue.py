@@ -130,20 +130,20 @@ def test_a_closed_queue_cancels_who_waits():
 
 
 @pytest.fixture
-def network(tiny_network):
-    return tiny_network("bert")
+def classifier(tiny_classifier):
+    return tiny_classifier("bert")
 
 
-def answers(network, texts, **options):
+def answers(classifier, texts, **options):
     """Every text as a call of its own, all at once."""
     passes = []
 
     class Counting:
-        encoder, encode = network.encoder, network.encode
+        encoder, encode = classifier.encoder, classifier.encode
 
         def run(self, encoded, *args, **kwargs):
             passes.append(len(encoded))
-            return network.run(encoded, *args, **kwargs)
+            return classifier.run(encoded, *args, **kwargs)
 
     worker = Worker(Counting(), threads=1, limit=100, **options)
 
@@ -158,9 +158,9 @@ def answers(network, texts, **options):
         worker.close()
 
 
-def test_joining_changes_no_answer(network, sentences):
-    alone, one_by_one = answers(network, sentences)
-    joined, passes = answers(network, sentences, batch_texts=4, batch_wait_s=0.5)
+def test_joining_changes_no_answer(classifier, sentences):
+    alone, one_by_one = answers(classifier, sentences)
+    joined, passes = answers(classifier, sentences, batch_texts=4, batch_wait_s=0.5)
     assert one_by_one == [1] * len(sentences)
     assert max(passes) == 4
     for a, b in zip(alone, joined, strict=True):
@@ -168,23 +168,23 @@ def test_joining_changes_no_answer(network, sentences):
         assert a.exits == [pytest.approx(exit_, abs=1e-5) for exit_ in b.exits]
 
 
-def watched(network, between_layers):
-    """The network with `between_layers()` before it asks who is to leave."""
+def watched(classifier, between_layers):
+    """The classifier with `between_layers()` before it asks who is to leave."""
 
     class Watched:
-        encoder, encode = network.encoder, network.encode
+        encoder, encode = classifier.encoder, classifier.encode
 
         def run(self, texts, rule, *, over, **options):
             def ask(rows):
                 between_layers()
                 return over(rows)
 
-            return network.run(texts, rule, over=ask, **options)
+            return classifier.run(texts, rule, over=ask, **options)
 
     return Watched()
 
 
-def test_one_late_row_of_a_joint_pass_leaves_the_others_alone(network, sentences):
+def test_one_late_row_of_a_joint_pass_leaves_the_others_alone(classifier, sentences):
     """After a layer 0.1 s pass: the row that has 0.25 s leaves after the second, the others run all three."""
     clock, held, go = Clock(), threading.Event(), threading.Event()
 
@@ -193,7 +193,7 @@ def test_one_late_row_of_a_joint_pass_leaves_the_others_alone(network, sentences
         assert go.wait(30)
         clock.sleep(0.1)
 
-    worker = Worker(watched(network, between_layers), threads=1, limit=10, batch_texts=4, clock=clock)
+    worker = Worker(watched(classifier, between_layers), threads=1, limit=10, batch_texts=4, clock=clock)
 
     def ask(text, expires=None):
         return worker.run([TextPair(text=text)], None, importance=False, explain=False, expires=expires)
@@ -212,12 +212,12 @@ def test_one_late_row_of_a_joint_pass_leaves_the_others_alone(network, sentences
     worker.close()
     assert [(answer.cut, answer.exit_layer) for answer in whole] == [(False, 3)] * 3
     assert (late.cut, late.exit_layer) == (True, 2)
-    alone, _ = answers(network, sentences[2:3])
+    alone, _ = answers(classifier, sentences[2:3])
     assert len(whole[2].exits) == 1
     assert alone[0].encoded == whole[2].encoded
 
 
-def test_an_abandoned_pass_stops_before_its_next_layer(network):
+def test_an_abandoned_pass_stops_before_its_next_layer(classifier):
     layers, held, go = [], threading.Event(), threading.Event()
 
     def between_layers():
@@ -225,7 +225,7 @@ def test_an_abandoned_pass_stops_before_its_next_layer(network):
         held.set()
         assert go.wait(30)
 
-    worker = Worker(watched(network, between_layers), threads=1, limit=10)
+    worker = Worker(watched(classifier, between_layers), threads=1, limit=10)
 
     async def leave():
         task = asyncio.create_task(worker.run([TextPair(text="a")], None, importance=False, explain=False))
@@ -239,15 +239,15 @@ def test_an_abandoned_pass_stops_before_its_next_layer(network):
     assert len(layers) == 1
 
 
-def test_a_model_that_fails_fails_its_caller_and_not_the_thread(network):
+def test_a_model_that_fails_fails_its_caller_and_not_the_thread(classifier):
     class Broken:
-        encoder, encode = network.encoder, network.encode
+        encoder, encode = classifier.encoder, classifier.encode
         broken = True
 
         def run(self, *args, **kwargs):
             if self.broken:
                 raise RuntimeError("no memory")
-            return network.run(*args, **kwargs)
+            return classifier.run(*args, **kwargs)
 
     broken = Broken()
     worker = Worker(broken, threads=1, limit=10)

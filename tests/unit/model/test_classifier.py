@@ -1,4 +1,4 @@
-"""A trained network: merging its adapters, its round trip through a folder, and what is refused."""
+"""A trained classifier: merging its adapters, its round trip through a folder, and what is refused."""
 
 import json
 
@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import linear
 
 from shared.errors import BadSetting, WrongWeights
+from shared.model.classifier import load_base, load_classifier, merge_adapters, save_classifier
 from shared.model.encoder import MultiExitEncoder
-from shared.model.network import load_base, load_network, merge_adapters, save_network
 
 TARGETS = {"bert": ["query", "value"], "roberta": ["query", "value"], "mpnet": ["q", "o"]}
 QUERY = {"bert": "encoder.layer.0.attention.self.query", "mpnet": "encoder.layer.0.attention.attn.q"}
@@ -75,14 +75,14 @@ def test_adapters_that_do_not_fit_their_base_are_refused(tiny_base, factors, say
 
 
 @pytest.fixture(params=["bert", "roberta", "mpnet"])
-def saved(request, tmp_path, tiny_base, tiny_network, base_on_disk):
-    """A network's folder, and the encoder that must come back: base, merged factors and heads, all rounded to fp16."""
+def saved(request, tmp_path, tiny_base, tiny_classifier, base_on_disk):
+    """A classifier's folder, and the encoder that must come back: base, merged factors and heads, rounded to fp16."""
     family = request.param
-    encoder = tiny_network(family, 3, classes=3).encoder
+    encoder = tiny_classifier(family, 3, classes=3).encoder
     name = QUERY.get(family, QUERY["bert"])
     factors = {f"{name}.A": torch.randn(4, 32) * 0.2, f"{name}.B": torch.randn(32, 4) * 0.2}
     meta = {"base": str(base_on_disk(family, 3)), "layers": 3, "classes": 3, "scale": 2.0, "note": "kept"}
-    save_network(tmp_path / "net", factors, encoder, meta)
+    save_classifier(tmp_path / "net", factors, encoder, meta)
     base, _ = tiny_base(family, 3)
     merge_adapters(base, {key: value.half().float() for key, value in factors.items()}, 2.0)
     expected = MultiExitEncoder(base, layers=3, classes=3).eval()
@@ -90,16 +90,16 @@ def saved(request, tmp_path, tiny_base, tiny_network, base_on_disk):
     return tmp_path / "net", expected
 
 
-def test_a_saved_network_comes_back(saved, sentences):
+def test_a_saved_classifier_comes_back(saved, sentences):
     folder, expected = saved
-    network = load_network(folder, layers=3, max_tokens=48)
-    texts = [network.encode(text) for text in sentences]
-    ours = network.run(texts, None, every_exit=True)
-    for trace, same in zip(ours, expected.run(texts, network.tokens, None, every_exit=True), strict=True):
+    classifier = load_classifier(folder, layers=3, max_tokens=48)
+    texts = [classifier.encode(text) for text in sentences]
+    ours = classifier.run(texts, None, every_exit=True)
+    for trace, same in zip(ours, expected.run(texts, classifier.tokens, None, every_exit=True), strict=True):
         assert torch.allclose(trace.logits, same.logits, atol=1e-5)
-    assert network.max_tokens == 48
-    assert not any(p.requires_grad for p in network.encoder.parameters())
-    assert not network.encoder.training
+    assert classifier.max_tokens == 48
+    assert not any(p.requires_grad for p in classifier.encoder.parameters())
+    assert not classifier.encoder.training
 
 
 def test_what_is_saved_is_small_and_says_how_it_was_made(saved):
@@ -113,12 +113,12 @@ def test_what_is_saved_is_small_and_says_how_it_was_made(saved):
 
 def test_a_tier_may_load_only_the_first_layers(saved, sentences):
     folder, expected = saved
-    network = load_network(folder, layers=2, max_tokens=48)
-    text = network.encode(sentences[0])
-    trace = network.run([text], None, every_exit=True)[0]
+    classifier = load_classifier(folder, layers=2, max_tokens=48)
+    text = classifier.encode(sentences[0])
+    trace = classifier.run([text], None, every_exit=True)[0]
     assert trace.exit_layer == 2
     assert torch.allclose(
-        trace.logits, expected.run([text], network.tokens, None, every_exit=True)[0].logits[:2], atol=1e-5
+        trace.logits, expected.run([text], classifier.tokens, None, every_exit=True)[0].logits[:2], atol=1e-5
     )
 
 
@@ -126,39 +126,39 @@ def test_a_tier_may_load_only_the_first_layers(saved, sentences):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 def test_on_a_gpu_layers_are_bf16_and_answers_stay_close(saved, sentences):
     folder, expected = saved
-    network = load_network(folder, layers=3, max_tokens=48, device="cuda")
-    assert next(network.encoder.layers.parameters()).dtype == torch.bfloat16
-    texts = [network.encode(text) for text in sentences]
-    for a, b in zip(network.run(texts, None), expected.run(texts, network.tokens, None), strict=True):
+    classifier = load_classifier(folder, layers=3, max_tokens=48, device="cuda")
+    assert next(classifier.encoder.layers.parameters()).dtype == torch.bfloat16
+    texts = [classifier.encode(text) for text in sentences]
+    for a, b in zip(classifier.run(texts, None), expected.run(texts, classifier.tokens, None), strict=True):
         assert (a.logits.softmax(-1) - b.logits.softmax(-1)).abs().max() < 0.1
 
 
 @pytest.fixture
-def folder(tmp_path, tiny_network, base_on_disk):
+def folder(tmp_path, tiny_classifier, base_on_disk):
     meta = {"base": str(base_on_disk("bert", 3)), "layers": 3, "classes": 2, "scale": 2.0}
-    save_network(tmp_path / "net", {}, tiny_network("bert", 3).encoder, meta)
+    save_classifier(tmp_path / "net", {}, tiny_classifier("bert", 3).encoder, meta)
     return tmp_path / "net"
 
 
 def refused(folder, *, layers=3, max_tokens=64, says):
     with pytest.raises(WrongWeights, match=says):
-        load_network(folder, layers=layers, max_tokens=max_tokens)
+        load_classifier(folder, layers=layers, max_tokens=max_tokens)
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    refused(tmp_path / "nothing", says="cannot read the trained network")
+    refused(tmp_path / "nothing", says="cannot read the trained classifier")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04pickled", b"\xff" * 64])
 def test_adapters_that_are_no_safetensors_are_refused(folder, content):
     (folder / "adapters.safetensors").write_bytes(content)
-    refused(folder, says="cannot read the trained network")
+    refused(folder, says="cannot read the trained classifier")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"base": "x", "scale": 1}'])
 def test_a_network_json_that_says_too_little_is_refused(folder, content):
     (folder / "network.json").write_text(content)
-    refused(folder, says="cannot read the trained network")
+    refused(folder, says="cannot read the trained classifier")
 
 
 def test_heads_that_are_missing_or_of_another_shape_are_refused(folder):
@@ -166,26 +166,26 @@ def test_heads_that_are_missing_or_of_another_shape_are_refused(folder):
     tensors = load_file(path)
     save_file({key: value for key, value in tensors.items() if not key.startswith("heads.2")}, path)
     refused(folder, says="exit heads do not fit 3 layers")
-    load_network(folder, layers=2, max_tokens=64)  # what is missing is not needed here
+    load_classifier(folder, layers=2, max_tokens=64)  # what is missing is not needed here
     save_file({**tensors, "heads.0.weight": torch.zeros(2, 31).half()}, path)
     refused(folder, says="exit heads do not fit 3 layers")
 
 
 def test_more_layers_than_the_base_has_are_refused(folder):
     with pytest.raises(BadSetting, match="asked for 4 layers of an encoder that has 3"):
-        load_network(folder, layers=4, max_tokens=64)
+        load_classifier(folder, layers=4, max_tokens=64)
 
 
 @pytest.mark.parametrize(("family", "positions"), [("bert", 260), ("roberta", 258), ("mpnet", 258)])
-def test_a_tier_cannot_read_beyond_the_encoder_s_positions(tmp_path, tiny_network, base_on_disk, family, positions):
+def test_a_tier_cannot_read_beyond_the_encoder_s_positions(tmp_path, tiny_classifier, base_on_disk, family, positions):
     meta = {"base": str(base_on_disk(family, 3)), "layers": 3, "classes": 2, "scale": 2.0}
-    save_network(tmp_path, {}, tiny_network(family, 3).encoder, meta)
-    network = load_network(tmp_path, layers=3, max_tokens=positions)
-    longest = network.encode("a " * 1000)
+    save_classifier(tmp_path, {}, tiny_classifier(family, 3).encoder, meta)
+    classifier = load_classifier(tmp_path, layers=3, max_tokens=positions)
+    longest = classifier.encode("a " * 1000)
     assert len(longest.ids) == positions
-    assert network.run([longest], None)[0].exit_layer == 3
+    assert classifier.run([longest], None)[0].exit_layer == 3
     with pytest.raises(BadSetting, match=f"reads at most {positions} tokens, the bundle says {positions + 1}"):
-        load_network(tmp_path, layers=3, max_tokens=positions + 1)
+        load_classifier(tmp_path, layers=3, max_tokens=positions + 1)
 
 
 def test_a_base_without_a_fast_tokenizer_file_still_gives_one(tmp_path, tiny_base):

@@ -1,4 +1,4 @@
-"""A trained network: a base encoder, its merged adapters, its exit heads and its tokenizer.
+"""A trained classifier: a base encoder, its merged adapters, its exit heads and its tokenizer.
 
 deploy/models/BUNDLE/NETWORK/adapters.safetensors   fp16: "<linear map>.A" [R, in], "<linear map>.B" [out, R],
                                                     "heads.<n>.query|weight|bias"
@@ -36,7 +36,7 @@ _HEAD = {"query": "query", "weight": "classify.weight", "bias": "classify.bias"}
 
 
 @dataclass(frozen=True)
-class Network:
+class Classifier:
     """An encoder ready to run, with the tokenizer that feeds it."""
 
     encoder: MultiExitEncoder
@@ -137,7 +137,7 @@ def _one_line(error: Exception) -> str:
 
 
 def base_of(folder: Path) -> str:
-    """The name of the base that a trained network stands on.
+    """The name of the base that a trained classifier stands on.
 
     Raises:
         WrongWeights: `network.json` is missing or does not say it.
@@ -145,11 +145,11 @@ def base_of(folder: Path) -> str:
     try:
         return str(json.loads((folder / "network.json").read_text())["base"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WrongWeights(f"{folder}: cannot read the trained network: {_one_line(error)}") from error
+        raise WrongWeights(f"{folder}: cannot read the trained classifier: {_one_line(error)}") from error
 
 
-def load_network(folder: Path, *, layers: int, max_tokens: int, device: str = "cpu") -> Network:
-    """The first `layers` layers of a trained network, adapters merged.
+def load_classifier(folder: Path, *, layers: int, max_tokens: int, device: str = "cpu") -> Classifier:
+    """The first `layers` layers of a trained classifier, adapters merged.
 
     Raises:
         WrongWeights: files missing or unreadable, or adapters whose names do not fit the base.
@@ -160,7 +160,7 @@ def load_network(folder: Path, *, layers: int, max_tokens: int, device: str = "c
         name, classes, scale = meta["base"], meta["classes"], meta["scale"]
         trained = load_file(folder / "adapters.safetensors")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise WrongWeights(f"{folder}: cannot read the trained network: {error}") from error
+        raise WrongWeights(f"{folder}: cannot read the trained classifier: {error}") from error
     base, tokenizer = load_base(name)
     if max_tokens > (most := positions(base.config)):
         raise BadSetting(f"{name} reads at most {most} tokens, the bundle says {max_tokens}")
@@ -174,7 +174,7 @@ def load_network(folder: Path, *, layers: int, max_tokens: int, device: str = "c
     encoder.eval().requires_grad_(False)
     if device == "cuda":
         encoder.half()
-    return Network(encoder.to(device), SpecialTokens(tokenizer), max_tokens)
+    return Classifier(encoder.to(device), SpecialTokens(tokenizer), max_tokens)
 
 
 @torch.no_grad()
@@ -199,7 +199,7 @@ def merge_adapters(base: PreTrainedModel, factors: dict[str, Tensor], scale: flo
         weight += scale * b @ a
 
 
-def save_network(folder: Path, factors: dict[str, Tensor], encoder: MultiExitEncoder, meta: dict[str, Any]) -> None:
+def save_classifier(folder: Path, factors: dict[str, Tensor], encoder: MultiExitEncoder, meta: dict[str, Any]) -> None:
     """Write what was trained: adapter factors and heads in fp16, and how they came to be."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().half().contiguous() for key, value in factors.items()}
