@@ -9,12 +9,10 @@ help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(STAMP): requirements.lock pyproject.toml deploy/lock.py
-	@$(PYTHON) -c 'import sys; sys.exit("Tierwise needs Python 3.11 or newer; set PYTHON=") if sys.version_info < (3, 11) else 0'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit("Tierwise needs Python 3.11 or newer; set PYTHON=") if sys.version_info < (3, 11) else 0' && { test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); }
 	$(PIP) --no-deps --require-hashes --requirement requirements.lock
 	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$$($(BIN)/python deploy/lock.py --torch)"
-	$(PIP) --no-deps --no-build-isolation --editable .
-	@touch $@
+	$(PIP) --no-deps --no-build-isolation --editable . && touch $@
 
 setup: $(STAMP)  ## create .venv from requirements.lock
 
@@ -49,11 +47,9 @@ soak: $(STAMP)  ## half load for 30 minutes: memory, descriptors, errors (SOAK="
 netns: $(STAMP)  ## the shapers alone, in network namespaces: needs root and sch_netem
 	$(BIN)/python -m pytest tests/netns -rs
 
-check: $(STAMP)  ## style, types, lock file
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+check: $(STAMP)  ## style, types, imports, lock file, dashboards
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy && $(BIN)/lint-imports
 	$(BIN)/python deploy/lock.py --check
 	$(BIN)/python deploy/grafana/make_dashboards.py --check
 

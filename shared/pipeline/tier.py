@@ -23,7 +23,7 @@ from shared.errors import BadInput, DeadlinePassed, UpstreamFailure
 from shared.links.upstream import Upstream
 from shared.model.bundle import Bundle
 from shared.model.pruning import keep_words
-from shared.pipeline.hops import most_bytes, sound, words_in
+from shared.pipeline.hops import most_bytes, new_hop, sound, words_in
 from shared.pipeline.route import Route
 from shared.pipeline.text import Call, Text
 from shared.pipeline.worker import Answer, Batch, Worker

@@ -403,9 +403,10 @@ def test_callers_who_leave_are_dropped_from_the_queue_within_100_ms_and_never_ru
 
 
 def test_a_caller_who_leaves_ends_the_call_to_the_next_tier(serve, always):
-    cancelled = []
+    cancelled, called = [], asyncio.Event()
 
     async def late(request):
+        called.set()
         try:
             await asyncio.sleep(30)
         except asyncio.CancelledError:
@@ -416,7 +417,7 @@ def test_a_caller_who_leaves_ends_the_call_to_the_next_tier(serve, always):
 
     async def leave():
         task = asyncio.create_task(caller.ask("a fine film", policy=always))
-        await asyncio.sleep(0.3)
+        await called.wait()
         task.cancel()
         await asyncio.wait({task})
 

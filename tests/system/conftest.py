@@ -4,6 +4,7 @@ triangle, chain   three tiers; in the chain the end has no direct link to the cl
 whole             the triangle, with the whole model on the end
 build_tiers       the builder of both
 listening         a builder of tiers on real sockets
+staying           the same, for all tests of a module
 three             the triangle on real sockets, for a module whose tests do not change it: the end's address
 """
 
@@ -166,8 +167,9 @@ def sockets(bundle):
         return f"http://127.0.0.1:{port}", server, thread
 
     yield start
-    for server, thread in running:
+    for server, _ in running:
         server.drain()
+    for _, thread in running:
         thread.join(20)
         assert not thread.is_alive()
 
@@ -179,12 +181,16 @@ def listening(tiny_bundle):
 
 
 @pytest.fixture(scope="module")
-def three(tiny_bundle):
-    configure_logs("critical", sys.stderr)  # what a command prints is looked at
+def staying(tiny_bundle):
     with sockets(tiny_bundle) as start:
-        cloud, *_ = start(tier="cloud")
-        edge, *_ = start(tier="edge", upstreams={"cloud": cloud}, link_profiles={"cloud": "ideal"})
-        upstreams = {"edge": edge, "cloud": cloud}
-        end, *_ = start(upstreams=upstreams, link_profiles=dict.fromkeys(upstreams, "ideal"))
-        yield end
+        yield start
+
+
+@pytest.fixture(scope="module")
+def three(staying):
+    configure_logs("critical", sys.stderr)  # what a command prints is looked at
+    cloud, *_ = staying(tier="cloud")
+    edge, *_ = staying(tier="edge", upstreams={"cloud": cloud}, link_profiles={"cloud": "ideal"})
+    upstreams = {"edge": edge, "cloud": cloud}
+    yield staying(upstreams=upstreams, link_profiles=dict.fromkeys(upstreams, "ideal"))[0]
     structlog.reset_defaults()

@@ -46,7 +46,8 @@ def test_profiles_and_benches_in_turns(command, tmp_path):
             assert min(parts["compute"], parts["rest"]) > 0
     end, edge = said["policies"].values()
     assert end["live_ms"]["link"] == end["modelled_ms"]["link"] == 0
-    assert 0.5 < edge["modelled_ms"]["link"] / edge["live_ms"]["link"] < 2  # RTT of tens of ms: hardly anything else
+    # RTT of tens of ms: hardly anything else, unless a busy machine wakes late
+    assert 0.2 < edge["modelled_ms"]["link"] / edge["live_ms"]["link"] < 2
 
 
 @pytest.mark.parametrize(

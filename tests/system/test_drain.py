@@ -14,7 +14,8 @@ import pytest
 
 from lab.live.stack import free_ports
 
-STOPS = int(os.environ.get("TIERWISE_TEST_STOPS", "8"))
+STOPS = int(os.environ.get("TIERWISE_TEST_STOPS", "3"))
+SIGNALS = [signal.SIGTERM, *([signal.SIGINT] if os.environ.get("TIERWISE_TEST_SIGNALS") == "all" else [])]
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("TIERWISE_")}
 
 
@@ -87,7 +88,7 @@ def test_while_it_drains_it_is_not_ready_and_says_so_and_what_runs_is_finished(l
     assert len(done[0].json()["results"]) == 32
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_while_it_starts_ends_the_process_with_status_0(tiny_bundle, number, tmp_path):
     os.mkfifo(fifo := tmp_path / "key")  # a secret file that does not come: the start waits for it
     settings = {"TIERWISE_BUNDLE": str(tiny_bundle), "TIERWISE_UPSTREAMS": "", "TIERWISE_KEY_FILE": str(fifo)}
@@ -100,7 +101,7 @@ def test_a_signal_while_it_starts_ends_the_process_with_status_0(tiny_bundle, nu
     assert (child.returncode, said) == (0, "")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_ends_the_process_with_status_0(tiny_bundle, number):
     port = free_ports(1)
     settings = {"TIERWISE_BUNDLE": str(tiny_bundle), "TIERWISE_PORT": str(port), "TIERWISE_UPSTREAMS": ""}

@@ -190,7 +190,7 @@ def said(url, sent, *, seconds=5.0):
     with socket.create_connection((url.host, url.port), timeout=seconds) as connection:
         try:
             connection.sendall(sent)
-            select.select([connection], [], [], 0.5)
+            select.select([connection], [], [], 0.1)
             connection.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # it hung up before the end: what it said still counts
@@ -203,9 +203,9 @@ def said(url, sent, *, seconds=5.0):
         return out
 
 
-@pytest.fixture
-def tier(listening):
-    return httpx.URL(listening()[0])
+@pytest.fixture(scope="module")
+def tier(staying):
+    return httpx.URL(staying()[0])
 
 
 def test_malformed_http_is_refused_and_the_tier_lives_on(tier):

@@ -59,8 +59,12 @@ def environment(request, proxy):
     return {name: value.format(proxy=proxy.address) for name, value in request.param.items()}
 
 
-def test_a_text_goes_to_the_next_tier_and_to_nobody_else(listening, monkeypatch, proxy, environment, always):
-    edge, *_ = listening(tier="edge")
+@pytest.fixture(scope="module")
+def edge(staying):
+    return staying(tier="edge")[0]
+
+
+def test_a_text_goes_to_the_next_tier_and_to_nobody_else(listening, edge, monkeypatch, proxy, environment, always):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     end, *_ = listening(upstreams={"edge": edge}, link_profiles={"edge": "ideal"})

@@ -3,14 +3,12 @@
 import asyncio
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -92,20 +90,6 @@ def test_a_name_lookup_that_hangs_does_not_hold_the_stop(tiny_bundle):
     took = time.monotonic() - began
     go.set()
     assert took < PROMPT_S
-
-
-def test_more_connections_than_descriptors_are_not_more_lines_than_anybody_reads(process):
-    url, child = process(before=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80)))
-    host, port = url.removeprefix("http://").split(":")
-    with ExitStack() as idle:
-        for _ in range(120):
-            idle.enter_context(socket.create_connection((host, int(port))))
-        time.sleep(3)
-    status, lines = stopped(child)
-    assert status == 0
-    assert 2 <= len(lines) < 200
-    repeated = [line for line in lines if line["event"] == "repeated"]
-    assert all(line["left_out"] > 0 for line in repeated)
 
 
 def test_a_working_directory_that_was_deleted_is_one_line(tmp_path):

@@ -137,7 +137,7 @@ def test_what_nobody_asked_for_is_as_the_services_say():
         assert given["TIERWISE_PORT"] == str(tier.ROLE.port)
 
 
-@pytest.mark.parametrize("command", [[], ["bench"], ["train"], ["calibrate"], ["serve"], ["print-config"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["serve"]])
 def test_help_needs_no_torch(command):
     code = (
         "import sys; from lab.cli.main import app\n"

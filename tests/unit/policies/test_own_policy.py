@@ -79,20 +79,27 @@ for asked in ("mine", "tabbi"):
 """
 
 
-@pytest.mark.parametrize("how", BROKEN)
-def test_a_module_that_cannot_be_used_breaks_nothing_but_itself_and_is_said_once(tmp_path, how):
-    shutil.copytree(ROOT / "shared", tmp_path / "shared", ignore=shutil.ignore_patterns("__pycache__"))
-    for folder in ("services", "lab"):
+def run_beside(broken, tmp_path, *words):
+    """Python in a copy of the code, with a module of policies that cannot be used and one that can."""
+    for folder in ("shared", "services", "lab"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "shared" / "policies" / "mine.py").write_text(BROKEN[how])
+    (tmp_path / "shared" / "policies" / "mine.py").write_text(broken)
     (tmp_path / "shared" / "policies" / "good.py").write_text(GOOD)  # comes after it, or before: no matter
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", OTHERS], cwd=tmp_path, capture_output=True, text=True, env=env)
+    return subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, env=env)
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_module_that_cannot_be_used_breaks_nothing_but_itself_and_is_said_once(tmp_path, how):
+    done = run_beside(BROKEN[how], tmp_path, "-c", OTHERS)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("mine") >= 1
     assert len(done.stderr.splitlines()) == 1
     assert "Traceback" not in done.stderr
-    asked = [sys.executable, "-m", "lab.cli.main", "classify", "a film", "--url", "http://127.0.0.1:1"]
-    client = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True, env=env)
+
+
+def test_a_module_that_cannot_be_used_keeps_no_command_from_running(tmp_path):
+    asked = ("-m", "lab.cli.main", "classify", "a film", "--url", "http://127.0.0.1:1")
+    client = run_beside(BROKEN["raises"], tmp_path, *asked)
     assert "http://127.0.0.1:1" in client.stdout + client.stderr  # it went as far as asking
     assert "Traceback" not in client.stderr
