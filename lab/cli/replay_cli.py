@@ -166,9 +166,6 @@ def plan(
     pruning: Annotated[
         list[float] | None, typer.Option(min=0, max=10, help="Pruning coefficients to try besides 0 (slow); repeat.")
     ] = None,
-    measured: Annotated[
-        Path | None, typer.Option(exists=True, help="A bench's .json with the chosen policy: live times beside.")
-    ] = None,
     links: Links = "5g-nsa/metro",
     threads: Threads = None,
     out: Annotated[Path, typer.Option(help="Writes OUT.json, OUT.png and OUT.policy.json.", callback=output)] = Path(
@@ -182,7 +179,7 @@ def plan(
     from lab.papers.trial import Conditions, unseen, validation
     from lab.replay.plan import Targets, grid
     from lab.replay.plan import plan as search
-    from lab.replay.plan_report import live, report, write
+    from lab.replay.plan_report import report, write
     from lab.replay.recorder import Recorders
     from shared.model.bundle import load_bundle
 
@@ -196,15 +193,11 @@ def plan(
     own, targets = load_bundle(bundle), Targets(accuracy, p95_ms, max_bytes, objective)
     try:
         chosen_on, judged_on = validation(own, data, n, conditions), unseen(own, data, judged_on_n or n, conditions)
-        if measured:
-            live(judged_on, f"{own.order[-1]}-only", measured)  # refuses other texts and links before the search
         found = search(chosen_on, grid(chosen_on, (0.0, *(pruning or ()))), targets)
-        said = report(found, targets, chosen_on, judged_on, measured)
+        said = report(found, targets, chosen_on, judged_on)
     finally:
         conditions.recorders.save()
     with sole_writer(out):
         write(said, out, console)
-    if measured and not said["live"]:
-        console.print(f"{measured}: the chosen policy is not in it")
     if not said["feasible"]:
         raise typer.Exit(1)
