@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lab.data.examples import digest
-from lab.live.bench import Done, Plan, Sample
+from lab.live.bench import LOOP, Done, Plan, Sample
 from lab.outputs import REPLACED, replace_text
 from lab.picture import INTERVALS, Dot, note, percent, picture, scatter
 from lab.policies import parse_policy, shown
@@ -33,7 +33,7 @@ def report(plan: Plan, done: Done) -> dict[str, Any]:
         "split": plan.split,
         "data_sha256": digest(plan.examples),
         "left_out": done.left_out.report(),
-        "loop": plan.loop,
+        "loop": LOOP,
         "seed": plan.seed,
         "hardware": {"machine": platform.machine(), "cpu": cpu(), "cores": os.cpu_count(), "device": info["device"]},
         "first_tier": info,
