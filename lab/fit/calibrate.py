@@ -304,7 +304,9 @@ class Job:
         point = fastest(points, target)
         if offload_share is not None:
             first = stages[0].tier
-            point.thresholds[first] = threshold_for(stages[0], point.steepness, offload_share)
+            point.thresholds[first] = threshold_for(
+                stages[0].probabilities.amax(-1).tolist(), offload_share, point.steepness
+            )
         stop = paths(stages, point.thresholds, point.steepness)
         ensemble = Ensemble(accuracy=accuracy, fitted=fitted(stages, self.labels, stop))
         got = expectation(stages, self.labels, stop, ensemble, weighting)

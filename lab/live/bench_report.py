@@ -19,7 +19,7 @@ from lab.outputs import REPLACED, replace_text
 from lab.picture import INTERVALS, Dot, note, percent, picture, scatter
 from lab.policies import parse_policy, shown
 from lab.records import Crossed, Record, write_records
-from lab.stats import paired_difference, wilson
+from lab.stats import accuracy_of, paired_difference, spread_of
 
 STAGES: tuple[Literal["tokenize", "queue", "infer", "prune"], ...] = ("tokenize", "queue", "infer", "prune")
 
@@ -53,16 +53,11 @@ def _summary(samples: list[Sample], reference: list[Sample]) -> dict[str, Any]:
     links = [hop.link for hop in hops if hop.link]
     sent = [(hop.words_kept, hop.words_in) for hop in hops if hop.words_kept is not None]
     stages: dict[str, float] = {stage: sum(hop.timings_ms[stage] for hop in hops) / n for stage in STAGES}
-    low, high = wilson(int(right.sum()), n)
     return {
-        "accuracy": right.mean(),
-        "accuracy_ci95": [low, high],
+        **accuracy_of(right),
         "accuracy_minus_first": paired_difference(right, np.array([s.right for s in reference], float)),
         "ensemble_minus_last_tier": paired_difference(right, np.array([s.last_right for s in samples], float)),
-        "latency_ms": {
-            "mean": ms.mean(),
-            **{f"p{q}": float(np.percentile(ms, q)) for q in (50, 95, 99)},
-        },
+        "latency_ms": spread_of(ms),
         "latency_minus_first_ms": paired_difference(ms, np.array([s.seconds * 1e3 for s in reference])),
         "answered_by_tier": _shares(Counter(s.result.tier for s in samples), n),
         "exits": {
