@@ -30,7 +30,7 @@ from lab.fit.checks import check_bundle, check_validation
 from lab.fit.collect import Left, every_exit, network_of, under_rule
 from lab.fit.operating import Stage, expectation, fastest, fitted, paths, sweep, threshold_for
 from lab.fit.pools import Chosen, choose
-from lab.outputs import replace_text
+from lab.outputs import write_json
 from lab.stats import judged, wilson
 from shared.errors import BadSetting
 from shared.links.profile import profile
@@ -199,7 +199,7 @@ class Job:
 
     def _write(self, card: Card, others: Chosen) -> None:
         path = self.bundle.folder / "card.json"
-        replace_text(path, json.dumps(card.model_dump(), indent=1) + "\n")
+        write_json(path, card.model_dump())
         if others.pools is not None:
             others.pools.save(self.bundle.folder)
         self.console.print_json(json.dumps({"policies": card.policies}))

@@ -14,7 +14,7 @@ from lab.data.examples import ALL, Example, check_labels, digest
 from lab.data.readable import readable, readers_of
 from lab.fit.checks import check_bundle
 from lab.fit.collect import every_exit
-from lab.outputs import replace_text
+from lab.outputs import write_json
 from lab.stats import judged, wilson
 from shared.errors import BadSetting
 from shared.model.bundle import Metric, load_bundle
@@ -75,7 +75,7 @@ def evaluate(
     if save:
         said = json.loads(card.read_text())
         said.setdefault("report", {})["test"] = report
-        replace_text(card, json.dumps(said, indent=1) + "\n")
+        write_json(card, said)
     for table in tables:
         console.print(table)
     return report

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections import Counter
@@ -15,7 +14,7 @@ from rich.table import Table
 
 from lab.data.examples import digest
 from lab.live.bench import LOOP, Done, Plan, Sample
-from lab.outputs import REPLACED, replace_text
+from lab.outputs import REPLACED, write_json
 from lab.picture import INTERVALS, Dot, note, percent, picture, scatter
 from lab.policies import parse_policy, shown
 from lab.records import Crossed, Record, write_records
@@ -94,7 +93,7 @@ def write(plan: Plan, done: Done, out: Path, console: Console, **more: Any) -> N
     """Write OUT.json (with `more`), OUT.parquet and OUT.png; then print the table."""
     figures = report(plan, done) | more
     written, texts, drawn = (out.with_name(f"{out.name}.{ending}") for ending in ("json", "parquet", "png"))
-    replaced = replace_text(written, json.dumps(figures, indent=1) + "\n")
+    replaced = write_json(written, figures)
     write_records(texts, [_record(plan, done, sample) for sample in done.samples])
     draw(figures, drawn)
     console.print(table(figures))

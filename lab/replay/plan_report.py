@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lab.live.bench_report import cpu
-from lab.outputs import REPLACED, replace_text
+from lab.outputs import REPLACED, write_json
 from lab.papers.trial import Trial
 from lab.picture import BLUE, GREEN, GREY, ORANGE, Axes, interval, label, note, picture
 from lab.replay.plan import Plan, Spec, Targets, choose, confirm, measure, parts
@@ -105,14 +105,14 @@ def replanned(found: Plan, targets: Targets, chosen_on: Trial, judged_on: Trial)
 def write(said: dict[str, Any], out: Path, console: Console) -> None:
     """Write OUT.json, OUT.png and, where a setting was found, OUT.policy.json; print the plan."""
     written, drawn = out.with_name(f"{out.name}.json"), out.with_name(f"{out.name}.png")
-    replaced = replace_text(written, json.dumps(said, indent=1) + "\n")
+    replaced = write_json(written, said)
     draw(said, drawn)
     console.print(table(said))
     for line in sentences(said):
         console.print(line, highlight=False)
     policy = out.with_name(f"{out.name}.policy.json").resolve()
     if said["feasible"]:
-        policy.write_text(json.dumps(said["policy"], indent=1) + "\n")
+        write_json(policy, said["policy"])
         print(f"TIERWISE_BUNDLE={said['bundle']}\nTIERWISE_POLICY={policy}")
     else:
         policy.unlink(missing_ok=True)  # an older plan's would pass for this one's

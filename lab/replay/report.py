@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lab.outputs import REPLACED, replace_text
+from lab.outputs import REPLACED, write_json
 from lab.picture import INTERVALS, Dot, note, percent, picture, scatter
 from lab.records import Crossed, Record, write_records
 from lab.replay.costs import references, unit_costs
@@ -190,7 +189,7 @@ def write(report: dict[str, Any], records: list[Record], out: Path, console: Con
     """Write OUT.json, OUT.parquet and a picture of each bundle; then print the table."""
     written, texts = (out.with_name(f"{out.name}.{ending}") for ending in ("json", "parquet"))
     pictures = {name: out.with_name(f"{out.name}-{name}.png") for name in report["bundles"]}
-    replaced = replace_text(written, json.dumps(report, indent=1) + "\n")
+    replaced = write_json(written, report)
     write_records(texts, records)
     for name, path in pictures.items():
         draw(report, name, path)
