@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from shared.errors import BadSetting
 
 REPLACED = " (over earlier ones)"
 
 
-def replace_text(path: Path, text: str) -> bool:
-    """Write a file at once, so that a killed run leaves the old one; whether there was one."""
+def write_json(path: Path, value: Any) -> bool:
+    """Write a JSON file at once, so that a killed run leaves the old one; whether there was one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     before = path.exists()
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    unfinished.write_text(text)
+    unfinished.write_text(json.dumps(value, indent=1) + "\n")
     unfinished.replace(path)
     return before
 

@@ -39,6 +39,16 @@ def wilson(right: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
+def accuracy_of(right: np.ndarray) -> dict[str, Any]:
+    """The share of texts that are answered rightly, with its interval, as every report holds it."""
+    return {"accuracy": float(right.mean()), "accuracy_ci95": list(wilson(int(right.sum()), len(right)))}
+
+
+def spread_of(ms: np.ndarray) -> dict[str, float]:
+    """Mean and percentiles of times, as every report holds them."""
+    return {"mean": float(ms.mean()), **{f"p{q}": float(np.percentile(ms, q)) for q in (50, 95, 99)}}
+
+
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean with its 95 % t interval; of one value, that value alone.
 

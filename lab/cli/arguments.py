@@ -1,12 +1,19 @@
-"""Checks of command-line arguments, before anything long begins."""
+"""Options that several commands share, and checks of arguments before anything long begins."""
 
 from __future__ import annotations
 
 import math
 import os
 from pathlib import Path
+from typing import Annotated
 
 import typer
+
+Data = Annotated[str, typer.Option(help="A .parquet or .csv with text (or text_a,text_b), label, split; or hub:NAME.")]
+Split = Annotated[str, typer.Option(help="Rows whose `split` column says this; `all`: every row.")]
+ExcludeSplit = Annotated[str | None, typer.Option(help="Leave out texts that also occur in this split.")]
+BundleName = Annotated[str, typer.Option(help="A bundle in deploy/models, or a folder.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every random choice.")]
 
 
 def address(value: str | None) -> str | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lab.cli.arguments import address, finite, output
+from lab.cli.arguments import BundleName, Data, ExcludeSplit, Seed, Split, address, finite, output
 from lab.cli.link_cli import app as links
 from lab.cli.replay_cli import app as recorded
 from lab.console import aside, screen
@@ -27,13 +27,10 @@ app.add_typer(links, name="link", help="The links of running containers: show, s
 app.add_typer(recorded)
 console = screen()
 
-Data = Annotated[str, typer.Option(help="A .parquet or .csv with text (or text_a,text_b), label, split; or hub:NAME.")]
-Split = Annotated[str, typer.Option(help="Rows whose `split` column says this; `all`: every row.")]
 TrainSplit = Annotated[
     str | None, typer.Option(help="Rows whose `split` column says this. [default: train; without the column, all]")
 ]
 HoldOut = Annotated[int, typer.Option(min=1, help="Validation is this many rows, the last of the split.")]
-BundleName = Annotated[str, typer.Option(help="A bundle in deploy/models, or a folder.")]
 Port = Annotated[
     int | None, typer.Option(min=1, max=65000, help="The first tier's port; the others follow. [default: 8080]")
 ]
@@ -42,10 +39,7 @@ Access = Annotated[
     typer.Option("--link", help="Profile of the first tier's links (deploy/netem/profiles.yaml). [default: 5g-nsa]"),
 ]
 Backbone = Annotated[str | None, typer.Option(help="Profile of the links between deeper tiers. [default: metro]")]
-
-
 Threads = Annotated[int, typer.Option(min=1, max=256, help="Compute threads.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every random choice.")]
 
 
 def _given(context: typer.Context, name: str) -> bool:
@@ -158,7 +152,7 @@ def bench(
         list[str] | None, typer.Option(help="NAME, NAME:key=value,... or FILE.json; repeat to compare.")
     ] = None,
     split: Split = "test",
-    exclude_split: Annotated[str | None, typer.Option(help="Leave out texts that also occur in this split.")] = None,
+    exclude_split: ExcludeSplit = None,
     access: Access = None,
     backbone: Backbone = None,
     url: Annotated[
@@ -170,10 +164,6 @@ def bench(
             help="Running containers, with these links: ACCESS/BACKBONE; repeat. Each is verified, resumable."
         ),
     ] = None,
-    rate: Annotated[
-        float, typer.Option(min=0, help="Open loop: arrivals per second, Poisson. 0: closed loop.", callback=finite)
-    ] = 0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Closed loop: requests under way at once.")] = 1,
     out: Annotated[
         Path,
         typer.Option(
@@ -196,8 +186,8 @@ def bench(
         raise typer.BadParameter("tiers that run already keep their links, bundle and port", param_hint=named)
     policies = policy or ["collaborative", "tabi", "end-only", "edge-only", "cloud-only", "random"]
     examples = load_without(data, split, exclude_split)
-    plan = job.Plan(examples[:n], policies, rate=rate, concurrency=concurrency, seed=seed, split=split)
-    ledger = None if rate else out.with_name(f"{out.name}.jsonl")
+    plan = job.Plan(examples[:n], policies, seed=seed, split=split)
+    ledger = out.with_name(f"{out.name}.jsonl")
     if cell:
         from lab.live import cells
 
@@ -210,8 +200,7 @@ def bench(
             with running(_layout(bundle, port, access, backbone), console) as stack:
                 done = job.run(plan, stack.url, console, ledger)
         write(plan, done, out, console)
-        if ledger:
-            ledger.unlink()
+        ledger.unlink()
 
 
 @app.command()
@@ -309,7 +298,7 @@ def evaluate(
     data: Data,
     bundle: BundleName = "collaborative",
     split: Split = "test",
-    exclude_split: Annotated[str | None, typer.Option(help="Leave out texts that also occur in this split.")] = None,
+    exclude_split: ExcludeSplit = None,
     n: Annotated[int | None, typer.Option(min=1, help="Use the first rows only, before texts are left out.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=8, help="Read this many tokens, not the bundle's.")] = None,
     threads: Threads = 2,

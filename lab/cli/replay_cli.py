@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lab.cli.arguments import address, output
+from lab.cli.arguments import BundleName, Data, ExcludeSplit, Seed, Split, address, output
 from lab.console import screen
 
 app = typer.Typer()
@@ -16,7 +16,6 @@ console = screen()
 
 Links = Annotated[str, typer.Option(help="ACCESS/BACKBONE or ACCESS,BACKBONE: profiles of deploy/netem/profiles.yaml.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Modelled threads of all tiers but the first.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every random choice.")]
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 
 
@@ -40,7 +39,7 @@ def replay(
         str | None,
         typer.Option(help="Rows whose `split` column says this; `all`: every row. [default: test, else dev]"),
     ] = None,
-    exclude_split: Annotated[str | None, typer.Option(help="Leave out texts that also occur in this split.")] = None,
+    exclude_split: ExcludeSplit = None,
     links: Links = "5g-nsa/metro",
     measured: Annotated[
         list[Path] | None,
@@ -104,15 +103,15 @@ def tables(
 
 @app.command("check-times")
 def check_times(
-    data: Annotated[str, typer.Option(help="A .parquet or .csv with text (or text_a,text_b), label, split.")],
+    data: Data,
     n: Annotated[int, typer.Option(min=1, help="Texts, after any are left out.")] = 100,
     rounds: Annotated[int, typer.Option(min=1, help="Benches; the machine is profiled before and after each.")] = 5,
     policy: Annotated[
         list[str] | None,
         typer.Option(help="NAME, NAME:key=value,... or FILE.json; repeat. [default: collaborative, TIER-only]"),
     ] = None,
-    split: Annotated[str, typer.Option(help="Rows whose `split` column says this; `all`: every row.")] = "test",
-    exclude_split: Annotated[str | None, typer.Option(help="Leave out texts that also occur in this split.")] = None,
+    split: Split = "test",
+    exclude_split: ExcludeSplit = None,
     links: Links = "5g-nsa/metro",
     url: Annotated[
         str | None,
@@ -121,7 +120,7 @@ def check_times(
             callback=address,
         ),
     ] = None,
-    bundle: Annotated[str, typer.Option(help="A bundle in deploy/models, or a folder.")] = "collaborative",
+    bundle: BundleName = "collaborative",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of all tiers but the first.")] = None,
     out: Annotated[Path, typer.Option(help="Writes OUT.json.", callback=output)] = Path("check-times"),
     seed: Seed = 0,
@@ -158,16 +157,13 @@ def plan(
         float | None, typer.Option("--bytes", min=0, help="Most bytes of bodies a request, up and down, as a bound.")
     ] = None,
     objective: Annotated[str, typer.Option(help="With --accuracy: the time that is least, mean or p95.")] = "mean",
-    bundle: Annotated[str, typer.Option(help="A bundle in deploy/models, or a folder.")] = "collaborative",
+    bundle: BundleName = "collaborative",
     n: Annotated[int, typer.Option(min=40, help="Validation texts.")] = 600,
     judged_on_n: Annotated[
         int | None, typer.Option("--unseen", min=1, help="Unseen texts to judge the plan on; default: as many.")
     ] = None,
     pruning: Annotated[
         list[float] | None, typer.Option(min=0, max=10, help="Pruning coefficients to try besides 0 (slow); repeat.")
-    ] = None,
-    measured: Annotated[
-        Path | None, typer.Option(exists=True, help="A bench's .json with the chosen policy: live times beside.")
     ] = None,
     links: Links = "5g-nsa/metro",
     threads: Threads = None,
@@ -182,7 +178,7 @@ def plan(
     from lab.papers.trial import Conditions, unseen, validation
     from lab.replay.plan import Targets, grid
     from lab.replay.plan import plan as search
-    from lab.replay.plan_report import live, report, write
+    from lab.replay.plan_report import report, write
     from lab.replay.recorder import Recorders
     from shared.model.bundle import load_bundle
 
@@ -196,15 +192,11 @@ def plan(
     own, targets = load_bundle(bundle), Targets(accuracy, p95_ms, max_bytes, objective)
     try:
         chosen_on, judged_on = validation(own, data, n, conditions), unseen(own, data, judged_on_n or n, conditions)
-        if measured:
-            live(judged_on, f"{own.order[-1]}-only", measured)  # refuses other texts and links before the search
         found = search(chosen_on, grid(chosen_on, (0.0, *(pruning or ()))), targets)
-        said = report(found, targets, chosen_on, judged_on, measured)
+        said = report(found, targets, chosen_on, judged_on)
     finally:
         conditions.recorders.save()
     with sole_writer(out):
         write(said, out, console)
-    if measured and not said["live"]:
-        console.print(f"{measured}: the chosen policy is not in it")
     if not said["feasible"]:
         raise typer.Exit(1)

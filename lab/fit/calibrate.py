@@ -28,10 +28,11 @@ from lab.data.examples import Example, check_labels, digest
 from lab.data.readable import readable, readers_of
 from lab.fit.checks import check_bundle, check_validation
 from lab.fit.collect import Left, classifier_of, every_exit, under_rule
+from lab.fit.evaluate import exit_row, nll_ece_brier
 from lab.fit.operating import Stage, expectation, fastest, fitted, paths, sweep, threshold_for
 from lab.fit.pools import Chosen, choose
-from lab.outputs import replace_text
-from lab.stats import judged, wilson
+from lab.outputs import write_json
+from lab.stats import wilson
 from shared.errors import BadSetting
 from shared.links.profile import profile
 from shared.model.bundle import Bundle, Card, load_bundle
@@ -199,7 +200,7 @@ class Job:
 
     def _write(self, card: Card, others: Chosen) -> None:
         path = self.bundle.folder / "card.json"
-        replace_text(path, json.dumps(card.model_dump(), indent=1) + "\n")
+        write_json(path, card.model_dump())
         if others.pools is not None:
             others.pools.save(self.bundle.folder)
         self.console.print_json(json.dumps({"policies": card.policies}))
@@ -217,18 +218,8 @@ class Job:
             for e, temperature in enumerate(per_exit[tier]):
                 before = quality(calibrated(exits[:, e], 1.0), self.labels)
                 after = quality(calibrated(exits[:, e], temperature), self.labels)
-                low, high = wilson(round(after.accuracy * len(self.labels)), len(self.labels))
-                report[tier].append(
-                    {
-                        "exit": e + 1,
-                        "accuracy": round(after.accuracy, 4),
-                        "ci95": [round(low, 4), round(high, 4)],
-                        **judged(self.bundle.metric, exits[:, e].argmax(-1).numpy(), self.labels.numpy()),
-                        "before": _three(asdict(before)),
-                        "after": _three(asdict(after)),
-                        "worse_than_the_exit_before": e > 0 and after.accuracy < report[tier][-1]["accuracy"],
-                    }
-                )
+                row = exit_row(report[tier], exits[:, e], self.labels, after, self.bundle.metric)
+                report[tier].append(row | {"before": nll_ece_brier(before), "after": nll_ece_brier(after)})
         return Card(temperatures=per_exit, model_temperatures=per_model), report
 
     def _choose_pruning(
@@ -304,7 +295,9 @@ class Job:
         point = fastest(points, target)
         if offload_share is not None:
             first = stages[0].tier
-            point.thresholds[first] = threshold_for(stages[0], point.steepness, offload_share)
+            point.thresholds[first] = threshold_for(
+                stages[0].probabilities.amax(-1).tolist(), offload_share, point.steepness
+            )
         stop = paths(stages, point.thresholds, point.steepness)
         ensemble = Ensemble(accuracy=accuracy, fitted=fitted(stages, self.labels, stop))
         got = expectation(stages, self.labels, stop, ensemble, weighting)
@@ -428,7 +421,3 @@ def _ece_by_exit(probabilities: Tensor, left: list[Left], labels: Tensor) -> dic
         if n >= 100:
             out[layer]["ece"] = round(quality(probabilities[here], labels[here]).ece, 4)
     return out
-
-
-def _three(figures: dict[str, float]) -> dict[str, float]:
-    return {key: round(figures[key], 4) for key in ("nll", "ece", "brier")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lab.console import progress
 from lab.data.examples import Example
+from lab.replay.recorder import Source, source_of
 from shared.model.bundle import Bundle
 from shared.model.classifier import Classifier, load_classifier
 from shared.model.exits import ExitRule
@@ -33,44 +34,33 @@ class Left:
     importance: list[float]
 
 
-def classifier_of(bundle: Bundle, tier: str, *, max_tokens: int | None = None) -> Classifier:
-    """A tier's classifier, uncalibrated (temperatures 1)."""
+def classifier_of(bundle: Bundle, tier: str) -> Classifier:
+    """A tier's network, uncalibrated (temperatures 1)."""
     model = bundle.tiers[tier]
-    return load_classifier(
-        bundle.folder / model.network, layers=model.layers, max_tokens=max_tokens or model.max_tokens
-    )
+    return load_classifier(bundle.folder / model.network, layers=model.layers, max_tokens=model.max_tokens)
 
 
 def every_exit(
     bundle: Bundle, tier: str, texts: Sequence[Example], console: Console, *, max_tokens: int | None = None
 ) -> Tensor:
     """Logits of every exit at full depth, [N, E, C]. A tier that is the lower part of a deeper one reads its cache."""
-    tokens = max_tokens or bundle.tiers[tier].max_tokens
-    layers = bundle.tiers[tier].layers
-    deepest = max(
-        (
-            t
-            for t, m in bundle.tiers.items()
-            if m.network == bundle.tiers[tier].network and m.max_tokens == bundle.tiers[tier].max_tokens
-        ),
-        key=lambda t: bundle.tiers[t].layers,
-    )
-    path = _path(bundle, deepest, texts, tokens)
+    source = source_of(bundle, tier)
+    source = replace(source, max_tokens=max_tokens or source.max_tokens)
+    path = _path(source, texts)
     if not path.exists():
-        classifier = classifier_of(bundle, deepest, max_tokens=tokens)
+        classifier = load_classifier(source.folder, layers=source.layers, max_tokens=source.max_tokens)
         encoded = [classifier.encode(text.text, text.pair) for text in texts]
-        logits = torch.zeros(len(texts), bundle.tiers[deepest].layers, len(bundle.labels))
+        logits = torch.zeros(len(texts), source.layers, len(bundle.labels))
         with progress(console) as bar:
-            task = bar.add_task(f"{deepest}, every exit", total=len(texts))
+            task = bar.add_task(f"{source.folder.name}, every exit", total=len(texts))
             for rows in by_length(encoded):
-                for row, trace in zip(
-                    rows, classifier.run([encoded[r] for r in rows], None, every_exit=True), strict=True
-                ):
+                traces = classifier.run([encoded[r] for r in rows], None, every_exit=True)
+                for row, trace in zip(rows, traces, strict=True):
                     logits[row] = trace.logits
                 bar.advance(task, len(rows))
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({"logits": logits}, path)
-    return load_file(path)["logits"][:, :layers]
+    return load_file(path)["logits"][:, : bundle.tiers[tier].layers]
 
 
 def under_rule(
@@ -96,10 +86,9 @@ def by_length(encoded: Sequence[Encoded]) -> list[list[int]]:
     return [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
 
 
-def _path(bundle: Bundle, tier: str, texts: Sequence[Example], max_tokens: int) -> Path:
-    model = bundle.tiers[tier]
-    key = hashlib.sha256((bundle.folder / model.network / "adapters.safetensors").read_bytes())
-    key.update(f"{model.layers} {max_tokens}".encode())
+def _path(source: Source, texts: Sequence[Example]) -> Path:
+    key = hashlib.sha256((source.folder / "adapters.safetensors").read_bytes())
+    key.update(f"{source.layers} {source.max_tokens}".encode())
     for text in texts:
         key.update(f"{text.text}\x00{text.pair}\x01".encode())
     return cache_dir() / "exits" / f"{key.hexdigest()}.safetensors"

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from lab.console import aside
 from lab.data.examples import ALL, Example, check_labels, digest
 from lab.data.readable import readable, readers_of
 from lab.fit.checks import check_bundle
 from lab.fit.collect import every_exit
-from lab.outputs import replace_text
+from lab.outputs import write_json
 from lab.stats import judged, wilson
 from shared.errors import BadSetting
 from shared.model.bundle import Metric, load_bundle
-from shared.model.calibration import calibrated, quality
+from shared.model.calibration import Quality, calibrated, quality
 
 
 def evaluate(
@@ -54,31 +56,38 @@ def evaluate(
         temperatures = bundle.card.temperatures.get(tier, [1.0] * model.layers)
         rows: list[dict[str, Any]] = []
         for layer, temperature in enumerate(temperatures, start=1):
-            figures = quality(calibrated(logits[:, layer - 1], temperature), labels)
-            low, high = wilson(round(figures.accuracy * len(examples)), len(examples))
-            worse = bool(rows) and figures.accuracy < rows[-1]["accuracy"]
-            rows.append(
-                {
-                    "exit": layer,
-                    "accuracy": round(figures.accuracy, 4),
-                    "ci95": [round(low, 4), round(high, 4)],
-                    **judged(bundle.metric, logits[:, layer - 1].argmax(-1).numpy(), labels.numpy()),
-                    "ece": round(figures.ece, 4),
-                    "nll": round(figures.nll, 4),
-                    "brier": round(figures.brier, 4),
-                    "worse_than_the_exit_before": worse,
-                }
-            )
+            own = logits[:, layer - 1]
+            found = quality(calibrated(own, temperature), labels)
+            rows.append(exit_row(rows, own, labels, found, bundle.metric) | nll_ece_brier(found))
         report["tiers"][tier] = {"max_tokens": max_tokens or model.max_tokens, "exits": rows}
         what = f"{len(examples)} texts, {max_tokens or model.max_tokens} tokens"
         tables.append(_table(tier, rows, bundle.metric, what))
     if save:
         said = json.loads(card.read_text())
         said.setdefault("report", {})["test"] = report
-        replace_text(card, json.dumps(said, indent=1) + "\n")
+        write_json(card, said)
     for table in tables:
         console.print(table)
     return report
+
+
+def exit_row(
+    shallower: Sequence[dict[str, Any]], logits: Tensor, labels: Tensor, found: Quality, metric: Metric
+) -> dict[str, Any]:
+    """What a card says of the next exit's answers, from its logits [N, C]."""
+    low, high = wilson(round(found.accuracy * len(labels)), len(labels))
+    return {
+        "exit": len(shallower) + 1,
+        "accuracy": round(found.accuracy, 4),
+        "ci95": [round(low, 4), round(high, 4)],
+        **judged(metric, logits.argmax(-1).numpy(), labels.numpy()),
+        "worse_than_the_exit_before": bool(shallower) and found.accuracy < shallower[-1]["accuracy"],
+    }
+
+
+def nll_ece_brier(found: Quality) -> dict[str, float]:
+    """How good the probabilities are, as a card says it."""
+    return {key: round(getattr(found, key), 4) for key in ("nll", "ece", "brier")}
 
 
 def _table(tier: str, rows: list[dict[str, Any]], metric: Metric, what: str) -> Table:

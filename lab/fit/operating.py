@@ -8,14 +8,14 @@ every path. Latency is *modelled*: measured compute per tier, plus RTT and size 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from shared.model.ensemble import Ensemble, Weighting
-from shared.policies.dispatch import Dispatcher
+from shared.policies.dispatch import Curve, Dispatcher
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.98, 0.99)
 STEEPNESS = (10.0, 30.0)
@@ -112,13 +112,24 @@ def fitted(stages: Sequence[Stage], labels: Tensor, stop: Tensor) -> dict[str, l
     return out
 
 
-def threshold_for(stage: Stage, steepness: float, share: float) -> float:
-    """The threshold at which this share of texts leaves a tier, by bisection (the share grows with it)."""
+def last_within(within: Callable[[float], bool], *, steps: int = 14) -> float:
+    """The greatest threshold in [0, 1] that is `within` a limit, where all lower ones are too, to 2**-steps."""
     low, high = 0.0, 1.0
-    confidences = stage.probabilities.max(-1).values.tolist()
-    for _ in range(30):
+    for _ in range(steps):
         middle = (low + high) / 2
-        dispatcher = Dispatcher(middle, steepness)
-        leaves = sum(dispatcher.probability(c) for c in confidences) / len(confidences)
-        low, high = (middle, high) if leaves < share else (low, middle)
-    return round((low + high) / 2, 4)
+        low, high = (middle, high) if within(middle) else (low, middle)
+    return low
+
+
+def sent_share(dispatcher: Dispatcher, confidences: Sequence[float]) -> float:
+    """The share of texts that leave a tier, as is expected over the draws."""
+    return sum(map(dispatcher.probability, confidences)) / max(1, len(confidences))
+
+
+def threshold_for(confidences: Sequence[float], share: float, steepness: float, curve: Curve = Curve.SIGMOID) -> float:
+    """The threshold at which this share of texts leaves a tier: the share grows with it."""
+
+    def fewer(threshold: float) -> bool:
+        return sent_share(Dispatcher(threshold, steepness, curve), confidences) < share
+
+    return round(last_within(fewer, steps=30), 4)

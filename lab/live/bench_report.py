@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections import Counter
@@ -14,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from lab.data.examples import digest
-from lab.live.bench import Done, Plan, Sample
-from lab.outputs import REPLACED, replace_text
+from lab.live.bench import LOOP, Done, Plan, Sample
+from lab.outputs import REPLACED, write_json
 from lab.picture import INTERVALS, Dot, note, percent, picture, scatter
 from lab.policies import parse_policy, shown
 from lab.records import Crossed, Record, write_records
-from lab.stats import paired_difference, wilson
+from lab.stats import accuracy_of, paired_difference, spread_of
 from shared.contracts import HOP_STAGES
 
 
@@ -32,7 +31,7 @@ def report(plan: Plan, done: Done) -> dict[str, Any]:
         "split": plan.split,
         "data_sha256": digest(plan.examples),
         "left_out": done.left_out.report(),
-        "loop": plan.loop,
+        "loop": LOOP,
         "seed": plan.seed,
         "hardware": {"machine": platform.machine(), "cpu": cpu(), "cores": os.cpu_count(), "device": info["device"]},
         "first_tier": info,
@@ -52,16 +51,11 @@ def _summary(samples: list[Sample], reference: list[Sample]) -> dict[str, Any]:
     links = [hop.link for hop in hops if hop.link]
     sent = [(hop.words_kept, hop.words_in) for hop in hops if hop.words_kept is not None]
     stages: dict[str, float] = {stage: sum(hop.timings_ms[stage] for hop in hops) / n for stage in HOP_STAGES}
-    low, high = wilson(int(right.sum()), n)
     return {
-        "accuracy": right.mean(),
-        "accuracy_ci95": [low, high],
+        **accuracy_of(right),
         "accuracy_minus_first": paired_difference(right, np.array([s.right for s in reference], float)),
         "ensemble_minus_last_tier": paired_difference(right, np.array([s.last_right for s in samples], float)),
-        "latency_ms": {
-            "mean": ms.mean(),
-            **{f"p{q}": float(np.percentile(ms, q)) for q in (50, 95, 99)},
-        },
+        "latency_ms": spread_of(ms),
         "latency_minus_first_ms": paired_difference(ms, np.array([s.seconds * 1e3 for s in reference])),
         "answered_by_tier": _shares(Counter(s.result.tier for s in samples), n),
         "exits": {
@@ -98,7 +92,7 @@ def write(plan: Plan, done: Done, out: Path, console: Console, **more: Any) -> N
     """Write OUT.json (with `more`), OUT.parquet and OUT.png; then print the table."""
     figures = report(plan, done) | more
     written, texts, drawn = (out.with_name(f"{out.name}.{ending}") for ending in ("json", "parquet", "png"))
-    replaced = replace_text(written, json.dumps(figures, indent=1) + "\n")
+    replaced = write_json(written, figures)
     write_records(texts, [_record(plan, done, sample) for sample in done.samples])
     draw(figures, drawn)
     console.print(table(figures))

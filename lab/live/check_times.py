@@ -11,7 +11,6 @@ apart, so that a model that is off says where.
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from lab.live import bench, cells
 from lab.live.bench_report import cpu
 from lab.live.client import connect, info_of
 from lab.live.stack import Layout, free_ports, running
-from lab.outputs import replace_text
+from lab.outputs import write_json
 from lab.policies import parse_policy, shown
 from lab.replay.compare import access_and_backbone, links_of, threads_of
 from lab.replay.profile import Http, http_now, table_now
@@ -88,8 +87,7 @@ def run(check: Check, out: Path, console: Console) -> None:
         held.append(links)
         before = after
         said = report(check, rounds) | {"links_verified": held}
-        written.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(written, json.dumps(said, indent=1) + "\n")
+        write_json(written, said)
     console.print(table(said))
     console.print(f"written: {written}")
 

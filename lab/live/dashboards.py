@@ -1,7 +1,4 @@
-"""The Grafana dashboards against a real Prometheus: which queries return no data.
-
-python -m lab.live.dashboards [URL]        exit status 1 if a query returns nothing
-"""
+"""The Grafana dashboards against a real Prometheus: which queries return no data."""
 
 from __future__ import annotations
 
@@ -11,12 +8,10 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
-import typer
 
-from lab.cli.arguments import address
 from shared.errors import TierwiseError
 from shared.links.clients import Client
 
@@ -109,20 +104,3 @@ def query_range(
 
 def _dashboards() -> dict[str, dict[str, Any]]:
     return {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
-
-
-def main(
-    url: Annotated[
-        str, typer.Argument(help="A Prometheus that reads running, loaded tiers.", callback=address)
-    ] = "http://127.0.0.1:9090",
-) -> None:
-    """Run every query of every dashboard and say which return no data."""
-    failures = check(url)
-    for failure in failures:
-        print(failure)
-    print(f"{len(list(queries()))} queries, {len(failures)} without data")
-    raise SystemExit(bool(failures))
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -8,7 +8,6 @@ reports for the link: a busy host's outliers decide a mean. Requests go one at a
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from lab.live import links
 from lab.live.bench_report import cpu
 from lab.live.client import classify, connect, key_of
 from lab.live.demo import REVIEWS
+from lab.outputs import write_json
 from lab.stats import difference_of_medians
 from shared.contracts import InferRequest, TextPair
 from shared.errors import BadSetting
@@ -58,7 +58,7 @@ def run(url: str, n: int, out: Path, project: str | None, console: Console) -> N
     finally:
         links.set_profile(LINK, before, project=project)
     report = {"n": n, "link": LINK, "cpu": cpu(), "profiles": rows}
-    out.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(out, report)
     console.print(_table(report))
     console.print(f"written: {out}")
 

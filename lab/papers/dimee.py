@@ -13,10 +13,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
-from lab.papers.trial import Outcomes, Spec, Trial, last_within
+from lab.fit.operating import last_within
+from lab.fit.pools import bins
+from lab.papers.trial import Outcomes, Spec, Trial
 from lab.replay.costs import references
-from lab.stats import judged, wilson
+from lab.stats import accuracy_of, judged
 from shared.errors import UnknownPolicy
 
 WHOLE: dict[str, Any] = {"name": "early-exit", "exit_threshold": 1.0}  # every layer, on the device
@@ -64,9 +67,8 @@ def rivals(trial: Trial) -> dict[str, dict[str, Any]]:
     """The settings of what is compared with DIMEE at equal cost."""
     alpha = trial.bundle.card.policies["dimee"]["exit_threshold"]
     run = trial.of(DIMEE).run
-    words = np.sort(run.words[trial.replay.numbers])
-    ends = np.cumsum(np.bincount(run.answered_by, minlength=len(run.tiers)))[:-1].clip(1, len(words))
-    edges = [int(words[end - 1]) for end in ends]
+    sizes = np.bincount(run.answered_by, minlength=len(run.tiers))
+    edges = bins(torch.tensor(run.words[trial.replay.numbers]), torch.tensor(sizes))
     return {
         "length-quantile, bins as large": {"name": "length-quantile", "exit_threshold": alpha, "edges": edges},
         "confidence cascade, same cost": cascade_at(trial, float(trial.of(DIMEE).cost.mean())),
@@ -112,9 +114,7 @@ def _score(trial: Trial, outcomes: Outcomes, rows: np.ndarray) -> dict[str, Any]
     said, truth = outcomes.label[rows], trial.truth[rows]
     if not len(said):
         return {"n": 0}
-    right = int((said == truth).sum())
-    own = {"accuracy": right / len(said), "accuracy_ci95": list(wilson(right, len(said)))}
-    return {"n": len(said), **own, **judged(trial.bundle.metric, said, truth)}
+    return {"n": len(said), **accuracy_of(said == truth), **judged(trial.bundle.metric, said, truth)}
 
 
 def pools(trial: Trial) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from lab.papers.trial import Trial, last_within
+from lab.fit.operating import last_within, sent_share, threshold_for
+from lab.papers.trial import Trial
 from lab.stats import Z_ONE_SIDED, unseen_share
 from shared.model.bundle import Bundle
 from shared.policies import spec_of
@@ -166,18 +167,9 @@ def as_many_sent(trial: Trial, base: dict[str, Any], curve: Curve) -> dict[str, 
     for at, tier in enumerate(trial.replay.order[:-1]):
         confidence = run.confidence[at, run.ran[at]].tolist()
         threshold = by_tier(base["offload_threshold"], tier)
-        wanted = _share(Dispatcher(threshold, base["steepness"], Curve(base["curve"])), confidence)
-        thresholds[tier] = round(_threshold_for(wanted, confidence, base["steepness"], curve), 4)
+        wanted = sent_share(Dispatcher(threshold, base["steepness"], Curve(base["curve"])), confidence)
+        thresholds[tier] = threshold_for(confidence, wanted, base["steepness"], curve)
     return {"offload_threshold": thresholds}
-
-
-def _threshold_for(wanted: float, confidence: list[float], steepness: float, curve: Curve) -> float:
-    """The threshold at which the curve sends on this share: it grows with the threshold."""
-    return last_within(lambda threshold: _share(Dispatcher(threshold, steepness, curve), confidence) < wanted, steps=30)
-
-
-def _share(dispatcher: Dispatcher, confidence: list[float]) -> float:
-    return float(np.mean([dispatcher.probability(c) for c in confidence])) if confidence else 0.0
 
 
 def _otherwise_calibrated(bundle: Bundle) -> Iterator[tuple[str, Bundle]]:

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from lab.console import progress
 from lab.live.bench_report import cpu
+from lab.outputs import write_json
 from lab.papers import dimee, hu, pruned
 from lab.papers.dimee_prices import variation
 from lab.papers.figures import draw
@@ -141,17 +142,13 @@ def write_points(tables: dict[str, Any], out: Path) -> None:
     for made in tables.get("hu-1", {}).values():
         for row in made["points"]["rows"]:
             if row["rule"] == "ours":
-                file = out / f"point-{row['spec']['offload_threshold']:g}.policy.json"
-                file.write_text(json.dumps(row["spec"], indent=1) + "\n")
+                write_json(out / f"point-{row['spec']['offload_threshold']:g}.policy.json", row["spec"])
 
 
 def _keep(out: Path, name: str, part: str, made: dict[str, Any]) -> None:
     """Put one part of a table into the report, whole or not at all."""
     path = out / "report.json"
-    out.mkdir(parents=True, exist_ok=True)
     report = json.loads(path.read_text()) if path.exists() else {"tables": {}}
     made["made"]["hardware"] = f"{cpu()}, {os.cpu_count()} cores"
     report["tables"].setdefault(name, {})[part] = made
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(report, indent=1) + "\n")
-    unfinished.replace(path)
+    write_json(path, report)

@@ -17,7 +17,7 @@ import numpy as np
 from lab.papers.trial import Trial
 from lab.replay.recorder import Kernel, source_of
 from lab.replay.station import Numbers
-from lab.stats import mcnemar, paired_difference, paired_shares, wilson
+from lab.stats import accuracy_of, mcnemar, paired_difference, paired_shares
 from shared.model.bundle import Bundle
 from shared.model.pruning import Pruning
 
@@ -49,7 +49,7 @@ def trained(trial: Trial) -> dict[str, Any]:
             {
                 "pruning_coefficient": coefficient,
                 "words_kept": float(trial.replay.corpus.words[pruned].sum() / whole_words),
-                **{name: _accuracy(own) for name, own in right.items()},
+                **{name: accuracy_of(own) for name, own in right.items()},
                 "paired": {
                     "accuracy": paired_shares(on_pruned, on_whole),
                     "mcnemar_p": mcnemar(on_pruned, on_whole),
@@ -68,10 +68,6 @@ def _right(trial: Trial, numbers: Numbers, folder: Path) -> np.ndarray:
     )
     records = recorder.records(numbers.tolist(), Kernel.PLAIN)
     return np.array([int(record.logits[-1].argmax()) for record in records]) == trial.truth
-
-
-def _accuracy(right: np.ndarray) -> dict[str, Any]:
-    return {"accuracy": float(right.mean()), "accuracy_ci95": wilson(int(right.sum()), len(right))}
 
 
 def _trained(folder: Path) -> dict[str, Any]:

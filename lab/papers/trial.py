@@ -7,7 +7,7 @@ comparison can say added: paired intervals of accuracy, time and cost, and McNem
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -144,15 +144,6 @@ class Trial:
             "threads": threads_of(self.bundle, self.conditions.threads),
             "notes": self.times.notes,
         }
-
-
-def last_within(within: Callable[[float], bool], *, steps: int = 14) -> float:
-    """The greatest threshold in [0, 1] that is `within` a limit, where all lower ones are too, to 2**-steps."""
-    low, high = 0.0, 1.0
-    for _ in range(steps):
-        middle = (low + high) / 2
-        low, high = (middle, high) if within(middle) else (low, middle)
-    return low
 
 
 def unseen(bundle: Bundle, data: Path, n: int, conditions: Conditions) -> Trial:

@@ -22,36 +22,24 @@ def live_ms(path: Path, replay: Replay, spec: dict[str, Any], links: str) -> lis
     Raises:
         BadSetting: not such a file, or a bench of other texts or over other links: nothing to compare with.
     """
-    if path.suffix != ".jsonl":
-        return [own] if (own := bench_ms(path, replay, spec, links, exactly=True)) else []
+    kind, read = ("ledger's .jsonl", _ledger) if path.suffix == ".jsonl" else ("bench's .json", _bench)
     try:
-        return _ledger(path, replay, spec)
+        return read(path, replay, spec, links)
     except _NOT_ONE as error:
-        raise BadSetting(f"{path}: not a ledger's .jsonl ({error!r})") from error
+        raise BadSetting(f"{path}: not a {kind} ({error!r})") from error
 
 
-def bench_ms(
-    path: Path, replay: Replay, spec: dict[str, Any], links: str, *, exactly: bool = False
-) -> tuple[float, int] | None:
-    """Live mean ms of a policy in a bench's .json, and of how many of the replay's texts (the first ones; all of them
-    if `exactly`); None if the bench has not this policy or another bundle.
-
-    Raises:
-        BadSetting: not such a file, or a bench of other texts or over other links.
-    """
-    try:
-        said = json.loads(path.read_text())
-        n, sent, first, policies = said["n"], said["data_sha256"], said["first_tier"], said["policies"]
-        if first["bundle"] != replay.bundle.name:
-            return None
-        if sent != digest(list(replay.examples[:n])) or (exactly and n != len(replay.examples)):
-            raise BadSetting(f"{path}: measured on other texts: name the same (--data, --n, --split, --exclude-split)")
-        _check_links(path, first["links"], replay.order, links)
-        live = [(own["asked"], float(own["latency_ms"]["mean"])) for own in policies.values()]
-    except _NOT_ONE as error:
-        raise BadSetting(f"{path}: not a bench's .json ({error!r})") from error
-    same = [ms for asked, ms in live if spec_of(replay.policy(asked)) == spec]
-    return (same[0], n) if same else None
+def _bench(path: Path, replay: Replay, spec: dict[str, Any], links: str) -> list[tuple[float, int]]:
+    """The policy's mean; none where the bench ran another bundle or not this policy."""
+    said = json.loads(path.read_text())
+    n, sent, first, policies = said["n"], said["data_sha256"], said["first_tier"], said["policies"]
+    if first["bundle"] != replay.bundle.name:
+        return []
+    if n != len(replay.examples) or sent != digest(list(replay.examples)):
+        raise BadSetting(f"{path}: measured on other texts: name the same (--data, --n, --split, --exclude-split)")
+    _check_links(path, first["links"], replay.order, links)
+    live = [(own["asked"], float(own["latency_ms"]["mean"])) for own in policies.values()]
+    return [(ms, n) for asked, ms in live if spec_of(replay.policy(asked)) == spec][:1]
 
 
 def _check_links(path: Path, live: list[dict[str, Any]], order: tuple[str, ...], links: str) -> None:
@@ -64,7 +52,7 @@ def _check_links(path: Path, live: list[dict[str, Any]], order: tuple[str, ...],
             )
 
 
-def _ledger(path: Path, replay: Replay, spec: dict[str, Any]) -> list[tuple[float, int]]:
+def _ledger(path: Path, replay: Replay, spec: dict[str, Any], _: str) -> list[tuple[float, int]]:
     """Totals of whole, undisturbed requests of one text."""
     model, texts = replay.bundle.card_name, set(replay.corpus.keys)
     lines = list(entries(path))

@@ -15,10 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lab.live.bench_report import cpu
-from lab.outputs import REPLACED, replace_text
+from lab.outputs import REPLACED, write_json
 from lab.papers.trial import Trial
 from lab.picture import BLUE, GREEN, GREY, ORANGE, Axes, interval, label, note, picture
-from lab.replay.measured import bench_ms
 from lab.replay.plan import Plan, Spec, Targets, choose, confirm, measure, parts
 from lab.stats import front
 from shared.model.bundle import MODELS, Metric
@@ -27,8 +26,8 @@ from shared.policies import spec_of
 RESAMPLINGS = 100
 
 
-def report(found: Plan, targets: Targets, chosen_on: Trial, judged_on: Trial, bench: Path | None) -> dict[str, Any]:
-    """Everything, as JSON: what was asked, the front, the choice, and what unseen and live texts say of it."""
+def report(found: Plan, targets: Targets, chosen_on: Trial, judged_on: Trial) -> dict[str, Any]:
+    """Everything, as JSON: what was asked, the front, the choice, and what unseen texts say of it."""
     spec = found.specs[found.nearest]
     seen = confirm(judged_on.of(spec), np.arange(len(judged_on.truth)))
     misses = found.confirmed[found.nearest].misses(targets, bounds=True)
@@ -62,7 +61,6 @@ def report(found: Plan, targets: Targets, chosen_on: Trial, judged_on: Trial, be
             "holds_of_100_resamplings": resampled(judged_on, spec, targets),
             "replanned": replanned(found, targets, chosen_on, judged_on),
         },
-        "live": None if bench is None else live(judged_on, spec, bench),
         "notes": [*judged_on.times.notes, *_metric_note(chosen_on.bundle.metric)],
     }
 
@@ -101,34 +99,20 @@ def replanned(found: Plan, targets: Targets, chosen_on: Trial, judged_on: Trial)
     return {"feasible": feasible, "hold": held}
 
 
-def live(trial: Trial, spec: Spec | str, bench: Path) -> dict[str, Any] | None:
-    """Modelled against live mean time over the texts of a `tierwise bench`; null if it has not this policy.
-
-    Raises:
-        BadSetting: no bench, or one of other texts or over other links.
-    """
-    own = bench_ms(bench, trial.replay, spec_of(trial.replay.policy(spec)), trial.conditions.links)
-    if own is None:
-        return None
-    waited, n = own
-    modelled = float(trial.of(spec).ms[: trial.read[:n].sum()].mean())
-    return {"bench": bench.name, "n": n, "modelled_ms": modelled, "live_ms": waited, "off_by": modelled / waited - 1}
-
-
 # -- for people -------------------------------------------------------------------------------------------------------
 
 
 def write(said: dict[str, Any], out: Path, console: Console) -> None:
     """Write OUT.json, OUT.png and, where a setting was found, OUT.policy.json; print the plan."""
     written, drawn = out.with_name(f"{out.name}.json"), out.with_name(f"{out.name}.png")
-    replaced = replace_text(written, json.dumps(said, indent=1) + "\n")
+    replaced = write_json(written, said)
     draw(said, drawn)
     console.print(table(said))
     for line in sentences(said):
         console.print(line, highlight=False)
     policy = out.with_name(f"{out.name}.policy.json").resolve()
     if said["feasible"]:
-        policy.write_text(json.dumps(said["policy"], indent=1) + "\n")
+        write_json(policy, said["policy"])
         print(f"TIERWISE_BUNDLE={said['bundle']}\nTIERWISE_POLICY={policy}")
     else:
         policy.unlink(missing_ok=True)  # an older plan's would pass for this one's
@@ -163,12 +147,6 @@ def sentences(said: dict[str, Any]) -> list[str]:
         f"The deepest tier alone has accuracy {alone['validation']:.3f} on the validation texts and "
         f"{alone['unseen']:.3f} on the unseen ones: whether these are as hard."
     )
-    if said["live"]:
-        beside = said["live"]
-        out.append(
-            f"Live (bench, n = {beside['n']}): {beside['live_ms']:.0f} ms, modelled {beside['modelled_ms']:.0f} ms "
-            f"({beside['off_by']:+.0%})."
-        )
     return [*out, *said["notes"]]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lab.outputs import REPLACED, replace_text
+from lab.outputs import REPLACED, write_json
 from lab.picture import INTERVALS, Dot, note, percent, picture, scatter
 from lab.records import Crossed, Record, write_records
 from lab.replay.costs import references, unit_costs
 from lab.replay.run import NONE, Run
 from lab.replay.times import Modelled, Times
 from lab.replay.walk import Replay
-from lab.stats import judged, paired_difference, paired_score_difference, score, wilson
+from lab.stats import accuracy_of, judged, paired_difference, paired_score_difference, spread_of
 from shared.model.bundle import Metric
 
 
@@ -83,20 +82,6 @@ def records_of(replay: Replay, run: Run, times: Times, name: str) -> list[Record
     ]
 
 
-def brief(replay: Replay, run: Run, times: Times) -> dict[str, float]:
-    """What a sweep compares settings by: score, modelled mean and 95th percentile, unit cost, words sent."""
-    read = run.label != NONE
-    ms = times.of(run).seconds[read] * 1e3
-    return {
-        "score": score(replay.bundle.metric, run.label[read], replay.labels[read]),
-        "modelled_ms": float(ms.mean()),
-        "modelled_p95_ms": float(np.percentile(ms, 95)),
-        "unit_cost": float(unit_costs(replay, run)[read].mean()),
-        "words_sent_of_words_in": _words(run, read) or 0.0,
-        **{f"answered_at_{tier}": share for tier, share in _answered_by(run, read).items()},
-    }
-
-
 def _answered_by(run: Run, read: np.ndarray) -> dict[str, float]:
     return _shares(run.tiers, [float((run.answered_by[read] == at).mean()) for at in range(len(run.tiers))])
 
@@ -105,10 +90,8 @@ def _quality(replay: Replay, run: Run, reference: Run, read: np.ndarray) -> dict
     metric, truth = replay.bundle.metric, replay.labels[read]
     said, other, last = run.label[read], reference.label[read], run.last_label[read]
     right = (said == truth).astype(float)
-    low, high = wilson(int(right.sum()), len(right))
     out = {
-        "accuracy": float(right.mean()),
-        "accuracy_ci95": [low, high],
+        **accuracy_of(right),
         "accuracy_minus_reference": paired_difference(right, (other == truth).astype(float)),
         "ensemble_minus_last_tier": paired_difference(right, (last == truth).astype(float)),
     }
@@ -121,8 +104,7 @@ def _quality(replay: Replay, run: Run, reference: Run, read: np.ndarray) -> dict
 def _latency(modelled: Modelled, read: np.ndarray) -> dict[str, float]:
     ms = modelled.seconds[read] * 1e3
     return {
-        "mean": float(ms.mean()),
-        **{f"p{q}": float(np.percentile(ms, q)) for q in (50, 95, 99)},
+        **spread_of(ms),
         "infer": float(modelled.infer[read].mean() * 1e3),
         "link": float(modelled.link[read].mean() * 1e3),
     }
@@ -207,7 +189,7 @@ def write(report: dict[str, Any], records: list[Record], out: Path, console: Con
     """Write OUT.json, OUT.parquet and a picture of each bundle; then print the table."""
     written, texts = (out.with_name(f"{out.name}.{ending}") for ending in ("json", "parquet"))
     pictures = {name: out.with_name(f"{out.name}-{name}.png") for name in report["bundles"]}
-    replaced = replace_text(written, json.dumps(report, indent=1) + "\n")
+    replaced = write_json(written, report)
     write_records(texts, records)
     for name, path in pictures.items():
         draw(report, name, path)

@@ -28,7 +28,7 @@ from shared.errors import UnknownPolicy
 from shared.model.bundle import Bundle
 from shared.model.pools import Signature, Vector
 from shared.pipeline.route import Route
-from shared.policies import STAY, Clues, Decision, Learner, Policy, State, Where, bind, build, first_state, spec_of
+from shared.policies import Clues, Decision, Learner, Policy, State, Where, bind, build, first_state, spec_of
 from shared.policies.baselines.fixed import Oracle
 from shared.policies.dispatch import draw
 
@@ -187,15 +187,9 @@ class Replay:
         free = np.flatnonzero(target == NONE)
         asked = free if type(policy).before is not Policy.before else free[:0]
         kind = policy.signature(where.tier)
-        decisions = [STAY] * len(rows)
         if len(asked):
-            clues = self._clues_of(numbers[asked], at, kind)
-            for i, clue in zip(asked.tolist(), clues, strict=True):
-                decisions[i] = policy.before(where, clue, self.draws[at][rows[i]])
-        for i, decision in enumerate(decisions):
-            if decision.to is not None:
-                to = self.order.index(decision.to)
-                further[i] = to if decision.final else -2 - to  # may decide anew where it arrives
+            for i, clue in zip(asked.tolist(), self._clues_of(numbers[asked], at, kind), strict=True):
+                further[i] = _code(policy.before(where, clue, self.draws[at][rows[i]]), self.order)
         away = (further != NONE) & (further != at)
         if away.any():
             self._send(out, at, rows[away], numbers[away], further[away], waiting)

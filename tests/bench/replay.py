@@ -23,8 +23,7 @@ from lab.data.examples import Example
 from lab.live.bench_report import cpu
 from lab.replay.profile import Http, Table
 from lab.replay.recorder import Kernel, Record, Recorder, Recorders
-from lab.replay.report import brief
-from lab.replay.times import Times
+from lab.replay.times import Modelled, Times
 from lab.replay.walk import Replay
 from shared.links.profile import profile
 from shared.model.bundle import load_bundle
@@ -77,7 +76,7 @@ def invented(replay: Replay) -> Times:
     return Times(replay, dict.fromkeys(replay.order, 1), of, console, tables=tables, http=Http(client=3e-3, hop=2e-3))
 
 
-def sweep(texts: int, count: int) -> tuple[float, int, list[dict[str, float]]]:
+def sweep(texts: int, count: int) -> tuple[float, int, list[Modelled]]:
     """Seconds from an empty process' point of view, texts that were not in the cache, and the figures."""
     pick = random.Random(1)
     words = [f"word{n}" for n in range(4000)]
@@ -87,7 +86,7 @@ def sweep(texts: int, count: int) -> tuple[float, int, list[dict[str, float]]]:
     recorders = Recorders(console, kind=Synthetic)
     replay = Replay(load_bundle("collaborative"), examples, recorders)
     times = invented(replay)
-    out = [brief(replay, replay.run(replay.policy(spec)), times) for spec in settings(count)]
+    out = [times.of(replay.run(replay.policy(spec))) for spec in settings(count)]
     seconds = time.perf_counter() - started
     recorders.save()
     return seconds, recorders.ran, out

@@ -78,7 +78,7 @@ def test_a_sweep_covers_every_pair_of_thresholds_and_shares_sum_to_one():
 
 def test_a_wanted_offload_share_gives_its_threshold():
     stage = Stage("end", probabilities(*np.linspace(0.5, 1, 201)), torch.zeros(201))
-    threshold = threshold_for(stage, 10, 0.4)
+    threshold = threshold_for(stage.probabilities.amax(-1).tolist(), 0.4, 10)
     stop = paths([stage, stage], {"end": threshold}, 10)
     assert stop[1].mean().item() == pytest.approx(0.4, abs=0.01)
 
