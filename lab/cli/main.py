@@ -164,6 +164,10 @@ def bench(
             help="Running containers, with these links: ACCESS/BACKBONE; repeat. Each is verified, resumable."
         ),
     ] = None,
+    rate: Annotated[
+        float, typer.Option(min=0, help="Open loop: arrivals per second, Poisson. 0: closed loop.", callback=finite)
+    ] = 0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Closed loop: requests under way at once.")] = 1,
     out: Annotated[
         Path,
         typer.Option(
@@ -186,8 +190,8 @@ def bench(
         raise typer.BadParameter("tiers that run already keep their links, bundle and port", param_hint=named)
     policies = policy or ["collaborative", "tabi", "end-only", "edge-only", "cloud-only", "random"]
     examples = load_without(data, split, exclude_split)
-    plan = job.Plan(examples[:n], policies, seed=seed, split=split)
-    ledger = out.with_name(f"{out.name}.jsonl")
+    plan = job.Plan(examples[:n], policies, rate=rate, concurrency=concurrency, seed=seed, split=split)
+    ledger = None if rate else out.with_name(f"{out.name}.jsonl")
     if cell:
         from lab.live import cells
 
@@ -200,7 +204,8 @@ def bench(
             with running(_layout(bundle, port, access, backbone), console) as stack:
                 done = job.run(plan, stack.url, console, ledger)
         write(plan, done, out, console)
-        ledger.unlink()
+        if ledger:
+            ledger.unlink()
 
 
 @app.command()

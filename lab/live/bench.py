@@ -1,8 +1,9 @@
 """Compare policies on live tiers: every text goes through every policy, interleaved, so that noise is shared (paired).
 
-One request at a time: `make load` measures many at once, in an open loop. What the client waited is the latency; the
-first request of each policy, with a text of ours, warms connections and is not counted. A text that the tiers refuse is
-left out for every policy.
+Closed loop: `concurrency` requests under way at once. Open loop: Poisson arrivals at `rate` per second, latency counted
+from the planned arrival, so that a slow system cannot slow its own load (coordinated omission). What the client waited
+is the latency; the first request of each policy, with a text of ours, warms connections and is not counted. A text that
+the tiers refuse is left out for every policy.
 """
 
 from __future__ import annotations
@@ -29,8 +30,6 @@ from shared.contracts import Result
 from shared.errors import BadSetting
 from shared.links.clients import AsyncClient
 
-LOOP = "closed, 1 at once"  # as reports and ledgers name it
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -38,8 +37,15 @@ class Plan:
 
     examples: list[Example]
     policies: list[str]
+    rate: float = 0.0
+    concurrency: int = 1
     seed: int = 0
     split: str = ALL
+
+    @property
+    def loop(self) -> str:
+        """Open at a rate, or closed."""
+        return f"open, {self.rate}/s" if self.rate else f"closed, {self.concurrency} at once"
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ class _Kept:
 def run(plan: Plan, url: str, console: Console, ledger: Path | None = None) -> Done:
     """Drive the tiers at `url`, every text under every policy.
 
-    With a `ledger` every sample is kept as it comes, and a run that was killed goes on where it stopped.
+    With a `ledger` every sample is kept as it comes, and a closed-loop run that was killed goes on where it stopped.
 
     Raises:
         NoAnswer: a policy that was refused, or a request that failed: a bench with holes is no bench.
@@ -106,7 +112,7 @@ def run(plan: Plan, url: str, console: Console, ledger: Path | None = None) -> D
 
 
 async def _run(plan: Plan, url: str, console: Console, ledger: Path | None) -> Done:
-    limits = httpx.Limits(keepalive_expiry=60)
+    limits = httpx.Limits(max_connections=256, max_keepalive_connections=256, keepalive_expiry=60)
     async with connect(url, timeout=120, limits=limits) as client:
         info = await info_of(client)
         check_labels(plan.examples, info["labels"], f"bundle {info['bundle']} at {url}")
@@ -128,15 +134,15 @@ async def _run(plan: Plan, url: str, console: Console, ledger: Path | None) -> D
 def _resume(plan: Plan, ledger: Path, info: dict[str, Any]) -> list[dict[str, Any]]:
     """The lines that a killed run left; the first line names the run, so that two are never mixed."""
     links = [[link["to"], link["backend"], link["profile"]] for link in info["links"]]
-    run = {"data": digest(plan.examples), "policies": plan.policies, "loop": LOOP, "seed": plan.seed}
+    run = {"data": digest(plan.examples), "policies": plan.policies, "loop": plan.loop, "seed": plan.seed}
     header = json.dumps({**run, "card": info["card_sha256"], "links": links})
     ledger.parent.mkdir(parents=True, exist_ok=True)
     if not ledger.exists() or not ledger.read_text():
         ledger.write_text(header + "\n")
         return []
     first, *lines = ledger.read_text().splitlines(keepends=True)
-    if first.strip() != header:
-        raise BadSetting(f"{ledger} is of another run: delete it, or choose another --out")
+    if first.strip() != header or plan.rate:
+        raise BadSetting(f"{ledger} is of another run, or of an open loop: delete it, or choose another --out")
     whole = [line for line in lines if line.endswith("\n")]  # the last one may have been cut
     ledger.write_text(first + "".join(whole))
     return [json.loads(line) for line in whole]
@@ -159,20 +165,45 @@ async def _measure(plan: Plan, client: AsyncClient, kept: _Kept, console: Consol
     with progress(console) as bar:
         task = bar.add_task("bench", total=len(every), completed=len(known))
 
-        for row, policy in order:
+        async def one(row: int, policy: str, planned: float) -> None:
             if row not in kept.refused:
-                kept.note(await _asked(plan, client, row, policy))
+                kept.note(await _asked(plan, client, row, policy, planned))
             bar.advance(task)
 
+        if plan.rate:
+            await _open_loop(order, one, plan.rate, shuffle)
+        else:
+            await _closed_loop(order, one, plan.concurrency)
 
-async def _asked(plan: Plan, client: AsyncClient, row: int, policy: str) -> dict[str, Any]:
+
+async def _asked(plan: Plan, client: AsyncClient, row: int, policy: str, planned: float) -> dict[str, Any]:
     """One request, as a line of the ledger."""
     example = plan.examples[row]
     inputs = example.text if example.pair is None else {"text": example.text, "text_pair": example.pair}
-    started = time.perf_counter()
     try:
         timed = await classify(client, inputs, {"policy": parse_policy(policy), "seed": f"{plan.seed}-{row}"})
     except TextRefused as error:
         return {"row": row, "refused": str(error).removesuffix(" in input 0")}
     result = timed.answer.results[0].model_dump(mode="json", by_alias=True)
-    return {"row": row, "policy": policy, "seconds": time.perf_counter() - started, "result": result}
+    return {"row": row, "policy": policy, "seconds": time.perf_counter() - planned, "result": result}
+
+
+async def _open_loop(order: list[tuple[int, str]], one: Any, rate: float, clock: random.Random) -> None:
+    start, at = time.perf_counter(), 0.0
+    async with asyncio.TaskGroup() as group:
+        for row, policy in order:
+            at += clock.expovariate(rate)
+            await asyncio.sleep(max(0.0, start + at - time.perf_counter()))
+            group.create_task(one(row, policy, start + at))
+
+
+async def _closed_loop(order: list[tuple[int, str]], one: Any, concurrency: int) -> None:
+    queue = iter(order)
+
+    async def user() -> None:
+        for row, policy in queue:
+            await one(row, policy, time.perf_counter())
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(concurrency):
+            group.create_task(user())

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lab.data.examples import digest
-from lab.live.bench import LOOP, Done, Plan, Sample
+from lab.live.bench import Done, Plan, Sample
 from lab.outputs import REPLACED, write_json
 from lab.picture import INTERVALS, Dot, note, percent, picture, scatter
 from lab.policies import parse_policy, shown
@@ -31,7 +31,7 @@ def report(plan: Plan, done: Done) -> dict[str, Any]:
         "split": plan.split,
         "data_sha256": digest(plan.examples),
         "left_out": done.left_out.report(),
-        "loop": LOOP,
+        "loop": plan.loop,
         "seed": plan.seed,
         "hardware": {"machine": platform.machine(), "cpu": cpu(), "cores": os.cpu_count(), "device": info["device"]},
         "first_tier": info,

@@ -15,7 +15,7 @@ from rich.console import Console
 from lab.console import busy
 from lab.data.examples import digest
 from lab.live import links
-from lab.live.bench import LOOP, Plan
+from lab.live.bench import Plan
 from lab.live.bench import run as measure
 from lab.live.bench_report import table, write
 from lab.outputs import sole_writer
@@ -57,7 +57,7 @@ def run(plan: Plan, cells: list[str], url: str, out: Path, console: Console) -> 
 
 def _is_of(report: dict[str, Any], plan: Plan) -> bool:
     """Whether a report is of this plan; only then does it stand for a run."""
-    ours = (digest(plan.examples), plan.policies, LOOP, plan.seed)
+    ours = (digest(plan.examples), plan.policies, plan.loop, plan.seed)
     return (report.get("data_sha256"), list(report.get("policies", ())), report.get("loop"), report.get("seed")) == ours
 
 

@@ -14,7 +14,7 @@ from lab.cli import link_cli
 from lab.data.examples import Example, digest
 from lab.live import cells, links
 from lab.live import simulated_links as compare
-from lab.live.bench import LOOP, Plan
+from lab.live.bench import Plan
 from services.shaper.verify import Check, Report
 from shared.errors import BadSetting
 
@@ -187,12 +187,12 @@ def test_a_bad_cell_is_refused_before_the_first_is_measured(engine, tmp_path):
 def test_a_measured_cell_stands_for_its_own_plan_alone(engine, tmp_path, monkeypatch):
     engine()
     plan = Plan([Example("a film", None, 0)], ["end-only"])
-    report = {"data_sha256": digest(plan.examples), "policies": {"end-only": {}}, "loop": LOOP, "seed": 0}
+    report = {"data_sha256": digest(plan.examples), "policies": {"end-only": {}}, "loop": plan.loop, "seed": 0}
     (tmp_path / "out-lte-regional.json").write_text(json.dumps(report))
     monkeypatch.setattr(cells, "table", lambda report: "the table")
     said = Console(record=True, quiet=False, file=io.StringIO())
     cells.run(plan, ["lte/regional"], "http://127.0.0.1:1", tmp_path / "out", said)
     assert "already measured" in said.export_text()
-    for other in (replace(plan, policies=["edge-only"]), replace(plan, seed=1)):
+    for other in (replace(plan, policies=["edge-only"]), replace(plan, rate=5.0), replace(plan, seed=1)):
         with pytest.raises(BadSetting, match="no link shaper is running"):  # it sets out to measure
             cells.run(other, ["lte/regional"], "http://127.0.0.1:1", tmp_path / "out", said)
