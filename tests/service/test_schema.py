@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 
-CASES = int(os.environ.get("TIERWISE_TEST_CASES", "12"))
+CASES = int(os.environ.get("TIERWISE_TEST_CASES", "40"))
 ALLOWED = {200, 400, 401, 404, 405, 408, 413, 415, 422, 504}  # 504: a deadline of a millisecond
 
 
