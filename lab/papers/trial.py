@@ -1,6 +1,6 @@
 """A trial: one bundle on one set of unseen texts. Policies are replayed on it and compared text by text.
 
-The tables and the planner stand on this; every number in them is a replay's (`replay_report.figures`), with what only a
+The tables and the planner stand on this; every number in them is a replay's (`lab/replay/report.py`), with what only a
 comparison can say added: paired intervals of accuracy, time and cost, and McNemar's test.
 """
 
