@@ -44,8 +44,8 @@ def exit_taken(history: Tensor, rule: ExitRule | None) -> Tensor:
 class Similarity:
     """Neighbouring exits agree: total variation below `theta`, `patience` times in a row (eq. 13-14).
 
-    `min_confidence` guards against neighbours that agree on an unsure answer; 0 is the paper's rule. Below `unsure`
-    they may leave all the same: such a text is sent on, though the layers to come might have kept it.
+    `min_confidence` guards against neighbours that agree on an unsure answer; 0 is the paper's rule. A text below
+    `unsure` may leave the encoder too: its tier sends it on. Its deeper layers might have kept it on this tier.
     """
 
     theta: float

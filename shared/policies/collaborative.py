@@ -30,12 +30,15 @@ class Collaborative(Policy):
         0.01,
         description="difference of neighbouring exits below which they agree, a number or one per tier; 0: no exit",
     )
-    patience: Annotated[int, Field(ge=1, le=64)] = Field(2, description="agreements in a row after which a text leaves")
+    patience: Annotated[int, Field(ge=1, le=64)] = Field(
+        2, description="agreements in a row after which a text leaves the encoder"
+    )
     exit_min_confidence: Ratio | dict[str, Ratio] = Field(
-        0.0, description="confidence that leaving needs besides; a number, or one per tier"
+        0.0, description="confidence that leaving the encoder needs besides; a number, or one per tier"
     )
     exit_when_unsure: bool = Field(
-        False, description="whether a text below offload_threshold may leave too; it is then sent on"
+        False,
+        description="whether a text below offload_threshold may leave the encoder early too; its tier then sends it on",
     )
     pruning_coefficient: Annotated[float, Field(ge=0, le=10)] = Field(
         1.0, description="words below this many times the mean importance stay behind; 0: none"

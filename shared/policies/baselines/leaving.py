@@ -57,7 +57,9 @@ class Pabee(_AtTier):
 
     name = "pabee"
 
-    patience: Annotated[int, Field(ge=1, le=64)] = Field(4, description="exits in a row that keep the label (P)")
+    patience: Annotated[int, Field(ge=1, le=64)] = Field(
+        4, description="times in a row that an exit keeps the label of the one before (P)"
+    )
 
     def exit_rule(self, where: Where) -> ExitRule | None:
         return Patience(self.patience)
