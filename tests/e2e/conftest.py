@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import time
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,6 +56,25 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="no Docker Engine answers"))
         elif item.get_closest_marker("netem") and backend() != "netem":
             item.add_marker(pytest.mark.skip(reason="this kernel has no sch_netem"))
+
+
+def measured(test):
+    """For a test that measures on a kernel whose processor others use too: one of three measurements must hold.
+
+    A wrong shape fails all three. What a slow host delays or sends again fails one.
+    """
+
+    @wraps(test)
+    def again(*args, **kwargs):
+        for attempt in (1, 2, 3):
+            try:
+                return test(*args, **kwargs)
+            except AssertionError as error:
+                if attempt == 3:
+                    raise
+                print(f"measurement {attempt} of 3 did not hold: {str(error)[:300]}")
+
+    return again
 
 
 def down():

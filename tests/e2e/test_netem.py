@@ -9,7 +9,7 @@ import pytest
 from lab.live import dashboards, links
 from lab.live.demo import REVIEWS
 from shared.links.profile import profile
-from tests.e2e.conftest import API, PROMETHEUS, TIERS, container
+from tests.e2e.conftest import API, PROMETHEUS, TIERS, container, measured
 
 KINDS = ("ideal", "offline", "5g-nsa", "5g-mmwave", "lte-weak", "3g")  # `make netns` verifies every one
 LONG = " ".join(REVIEWS * 8)  # about 20 kB, of which the edge reads its 256 tokens
@@ -41,12 +41,14 @@ def test_the_cascade_goes_through_all_three_on_shaped_links(ask, nsa):
 
 
 @pytest.mark.parametrize("name", KINDS)
+@measured
 def test_a_profile_is_what_it_claims(name):
     links.set_profile("end-edge", name)
     report = links.verify(["end-edge"])[0]
     assert report.ok, report
 
 
+@measured
 def test_a_live_change_shows_in_the_measured_link_time(ask, nsa):
     medians = {}
     for name in ("5g-nsa", "3g"):
@@ -60,6 +62,7 @@ def test_a_live_change_shows_in_the_measured_link_time(ask, nsa):
     assert medians["3g"] - medians["5g-nsa"] == pytest.approx(expected, abs=room)
 
 
+@measured
 def test_a_trace_is_followed(ask, nsa, tmp_path):
     trace = tmp_path / "steps.csv"
     rows = ("0,20000000,20,0", "4,20000000,220,0", "8,20000000,20,0")  # two levels of RTT, 4 s each
@@ -87,6 +90,7 @@ def test_a_cut_link_degrades_in_time_and_heals(ask, nsa):
         assert time.monotonic() < until, "no recovery within 10 s"
 
 
+@measured
 def test_link_bytes_are_the_interfaces_bytes_less_headers(ask, nsa):
     ask(LONG, policy="edge-only")
     time.sleep(2)  # counters are read once a second

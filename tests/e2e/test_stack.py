@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from lab.live.demo import REVIEWS
-from tests.e2e.conftest import API, PROJECT, TIERS, backend, container, down, left
+from tests.e2e.conftest import API, PROJECT, TIERS, backend, container, down, left, measured
 
 LONG = [" ".join(REVIEWS[at:] + REVIEWS[:at]) for at in range(8)]
 pytestmark = pytest.mark.usefixtures("stack")
@@ -74,6 +74,7 @@ def test_containers_answer_what_the_same_tiers_in_one_process_answer(ask):
         app.state.tier.worker.close()
 
 
+@measured
 def test_stages_add_up_to_what_the_client_waited(ask):
     gaps = []
     for text in LONG:
