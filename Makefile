@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-help:  ## this list
+help:  ## print this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(STAMP): requirements.lock pyproject.toml deploy/lock.py
@@ -16,65 +16,65 @@ $(STAMP): requirements.lock pyproject.toml deploy/lock.py
 
 setup: $(STAMP)  ## create .venv from requirements.lock
 
-demo: $(STAMP)  ## classify a dozen reviews through three live tiers (first run: fetches about 500 MB of base weights)
+demo: $(STAMP)  ## classify a dozen reviews through three live tiers (the first run fetches about 500 MB of base weights)
 	@$(BIN)/tierwise demo
 
-serve: $(STAMP)  ## keep the three tiers up until Ctrl-C
+serve: $(STAMP)  ## keep three tiers up until Ctrl-C (ports 8080 to 8082)
 	@$(BIN)/tierwise serve
 
-test: $(STAMP)  ## unit, service and system tests
+test: $(STAMP)  ## run the unit, service, system and load tests
 	$(BIN)/python -m pytest
 
 # tests/conftest.py, which loads torch, stays out: these need none, and a slow kernel takes a minute for it
-e2e: $(STAMP)  ## the containers: needs Docker, and sch_netem for shaped links; else skipped with the reason
+e2e: $(STAMP)  ## test the containers (needs Docker, and sch_netem for shaped links; else skips and says why)
 	$(BIN)/python -m pytest -p tests.hooks --confcutdir tests/e2e tests/e2e -rs $(E2E)
 
-faults: $(STAMP)  ## every fault on the edge and the cloud link: in process; with Docker and sch_netem also for real (a table)
+faults: $(STAMP)  ## test every fault of both links, in process; with Docker and sch_netem on containers too (prints a table)
 	TIERWISE_TEST_FAULTS=all $(BIN)/python -m pytest tests/faults tests/e2e/test_faults.py -rs
 
 CASES ?= 1000
 TEXTS ?= 10000
-fuzz: $(STAMP)  ## CASES generated requests an operation of the OpenAPI document, TEXTS generated texts (minutes)
+fuzz: $(STAMP)  ## test CASES generated requests of each OpenAPI operation, and TEXTS generated texts (minutes)
 	TIERWISE_TEST_CASES=$(CASES) TIERWISE_TEST_TEXTS=$(TEXTS) $(BIN)/python -m pytest \
 		tests/service/test_schema.py tests/service/test_any_input.py --durations=6
 
-load: $(STAMP)  ## open-loop load at rest, at half and at five times saturation (minutes; prints a table)
+load: $(STAMP)  ## measure open-loop load at rest, at half of saturation and at five times it (minutes; prints a table)
 	$(BIN)/python -m tests.load.overload $(LOAD)
 
-soak: $(STAMP)  ## half load for 30 minutes: memory, descriptors, errors (SOAK="--minutes 5": shorter)
+soak: $(STAMP)  ## watch memory, descriptors and errors at half load for 30 minutes (SOAK="--minutes 5": shorter)
 	$(BIN)/python -m tests.load.soak $(SOAK)
 
-netns: $(STAMP)  ## the shapers alone, in network namespaces: needs root and sch_netem
+netns: $(STAMP)  ## test the shapers alone, in network namespaces (needs root and sch_netem)
 	$(BIN)/python -m pytest tests/netns -rs
 
-check: $(STAMP)  ## style, types, imports, lock file, dashboards
+check: $(STAMP)  ## check style, types, imports, lock file, dashboards
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy && $(BIN)/lint-imports
 	$(BIN)/python deploy/lock.py --check
 	$(BIN)/python deploy/grafana/make_dashboards.py --check
 
-audit: $(STAMP)  ## known vulnerabilities of the pinned packages (needs PyPI's vulnerability service)
+audit: $(STAMP)  ## look for known vulnerabilities of the pinned packages (needs PyPI's vulnerability service)
 	$(BIN)/python deploy/lock.py --torch | $(BIN)/pip-audit --strict --disable-pip --no-deps --progress-spinner off \
 		--requirement requirements.lock --requirement /dev/stdin
 
 lock: $(STAMP)  ## resolve pyproject.toml into requirements.lock (a minute or two)
 	$(BIN)/python deploy/lock.py
 
-bench: $(STAMP)  ## model and service speed against transformers' own (minutes)
+bench: $(STAMP)  ## measure the encoder against transformers' own, and what a tier adds to it (minutes)
 	$(BIN)/python -m tests.bench.speed
 
-docs: $(STAMP)  ## write the documentation's tables and pictures from what was measured, then build the site in site/
+docs: $(STAMP)  ## write the manual's tables and pictures from measured JSON, then build the site in site/
 	$(BIN)/python -m lab.docs.tables
 	$(BIN)/python -m lab.docs.pictures
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-up:  ## containers with shaped links, Prometheus, Grafana (TIERWISE_DASHBOARDS=0: without Grafana)
+up:  ## start containers with shaped links, Prometheus, Grafana (TIERWISE_DASHBOARDS=0: without Grafana)
 	@deploy/up.sh
 
-down:  ## stop the containers and remove what they left
+down:  ## stop the containers and remove their networks and volumes
 	docker compose down --volumes --remove-orphans
 
-clean:  ## remove the virtual environment and what tools left behind
+clean:  ## remove the virtual environment, the built site and the tools' caches
 	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .PHONY: help setup demo serve test e2e faults fuzz load soak netns check audit lock bench docs up down clean
