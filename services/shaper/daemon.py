@@ -30,10 +30,10 @@ from services.shaper.trace import parse, unpack
 from shared.errors import BadSetting, TierwiseError
 
 log = structlog.get_logger()
-TICK = 0.05  # seconds: how often a trace is followed
-LOOK = 1.0  # seconds: how often the kernel is asked
-EXCHANGE = 5.0  # seconds between exchanges that measure the RTT
-STALE = 0.5  # seconds: packets that would wait longer by an old shape are dropped with it
+TICK_S = 0.05  # how often a trace is followed
+LOOK_S = 1.0  # how often the kernel is asked
+EXCHANGE_S = 5.0  # between exchanges that measure the RTT
+STALE_S = 0.5  # packets that would wait longer by an old shape are dropped with it
 
 
 class Shaping(Protocol):
@@ -81,12 +81,12 @@ class Shaper:
             if link.interface is None:
                 with suppress(OSError):  # no such host yet, or no route: stay `waiting`
                     self.attach(link, await self._address(link))
-            elif loop.time() - looked >= LOOK:
+            elif loop.time() - looked >= LOOK_S:
                 looked = loop.time()
                 self.look(link)
             if link.trace and link.interface is not None:
                 self.apply(link)
-            await asyncio.sleep(TICK if link.trace else 2 * TICK)
+            await asyncio.sleep(TICK_S if link.trace else 2 * TICK_S)
 
     async def _address(self, link: Link) -> str:
         host = self.config.peers.get(link.peer, link.peer)
@@ -134,8 +134,8 @@ class Shaper:
         reading = self.kernel.read(link.interface) if link.interface is not None else None
         if not reading or not reading.backlog:
             return False
-        queued = reading.backlog / reading.rate if reading.rate else 0.0
-        return queued + reading.delay + reading.jitter > STALE
+        queued_s = reading.backlog / reading.bytes_per_s if reading.bytes_per_s else 0.0
+        return queued_s + reading.delay_s + reading.jitter_s > STALE_S
 
     def look(self, link: Link) -> Reading | None:
         """Read the kernel's settings and counters; a shape that somebody took away is applied again."""
@@ -172,13 +172,13 @@ class Shaper:
     async def _exchange(self, link: Link) -> None:
         peer: Peer | None = None
         while True:
-            await asyncio.sleep(EXCHANGE)
+            await asyncio.sleep(EXCHANGE_S)
             rtt = math.nan
             if link.interface is not None:
                 try:
                     if peer is None:
                         address = await self._address(link)  # a peer that started again may have another
-                        peer = await asyncio.to_thread(Peer, (address, self.config.probe_port), EXCHANGE)
+                        peer = await asyncio.to_thread(Peer, (address, self.config.probe_port), EXCHANGE_S)
                     rtt = await asyncio.to_thread(peer.rtt)
                 except OSError:
                     if peer:
@@ -239,9 +239,8 @@ class Shaper:
         state = link.status() | {"peer": link.peer, "direction": link.direction.value, "held": held}
         if reading is None:
             return state | {"kernel": None, "counters": None}
-        values = vars(reading)
-        counters = {key: values[key] for key in ("sent_bytes", "sent_packets", "drops", "backlog")}
-        return state | {"kernel": {k: v for k, v in values.items() if k not in counters}, "counters": counters}
+        counters = {key: getattr(reading, key) for key in ("sent_bytes", "sent_packets", "drops", "backlog")}
+        return state | {"kernel": reading.settings(), "counters": counters}
 
     async def _probe(self, link: Link) -> dict[str, Any]:
         if link.interface is None:

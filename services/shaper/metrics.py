@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from services.shaper.shape import Direction, Reading
+from services.shaper.shape import Direction, Reading, Shape
 from services.shaper.state import Link
 
 KINDS = ("profile", "trace", "cut", "heal")
@@ -19,12 +19,12 @@ class Metrics:
     def __init__(self, links: Iterable[Link]) -> None:
         self.registry = CollectorRegistry()
         both = ["link", "direction"]
-        self._settings = {
-            "rate": self._gauge("config_rate_bytes_per_second", "Configured rate; 0 is unlimited.", both),
-            "delay": self._gauge("config_delay_seconds", "Configured one-way delay.", both),
-            "jitter": self._gauge("config_jitter_seconds", "Standard deviation of the one-way delay.", both),
-            "loss": self._gauge("config_loss_ratio", "Configured share of packets lost.", both),
-        }
+        self._settings = (
+            self._gauge("config_rate_bytes_per_second", "Configured rate; 0 is unlimited.", both),
+            self._gauge("config_delay_seconds", "Configured one-way delay.", both),
+            self._gauge("config_jitter_seconds", "Standard deviation of the one-way delay.", both),
+            self._gauge("config_loss_ratio", "Configured share of packets lost.", both),
+        )
         self.rtt = self._gauge("rtt_seconds", "Measured round-trip time of a small exchange.", ["link"])
         self._sent = self._counter("sent_bytes", "Bytes of frames that this end sent.", ["link"])
         self._drops = self._counter("drops", "Packets that this end lost, by loss or a full queue.", ["link"])
@@ -41,10 +41,9 @@ class Metrics:
 
     def settings(self, link: Link) -> None:
         """Publish what is applied."""
-        for key, gauge in self._settings.items():
-            value = getattr(link.applied, key) if link.applied else math.nan
-            if key == "rate":
-                value /= 8
+        shape = link.applied or Shape(math.nan, math.nan, math.nan, math.nan)
+        values = (shape.rate_bps / 8, shape.delay_s, shape.jitter_s, shape.loss_ratio)
+        for gauge, value in zip(self._settings, values, strict=True):
             gauge.labels(link.name, link.direction).set(value)
 
     def counted(self, link: Link, reading: Reading) -> None:

@@ -89,10 +89,10 @@ class Kernel:
 
     def apply(self, interface: int, shape: Shape, *, flush: bool = False) -> None:
         """Shape an interface, every parameter at once; `flush` drops the packets that still wait by the old shape."""
-        nanoseconds = [round(seconds * 1e9) for seconds in (shape.delay, shape.jitter)]
-        options = struct.pack("=6I", 0, shape.limit, round(shape.loss * 0xFFFFFFFF), 0, 0, 0)
-        options += _attribute(DIST, _normal(shape.delay / shape.jitter if shape.jitter else 0.0))
-        options += _attribute(RATE, struct.pack("=IiIi", shape.kernel_rate, 0, 0, 0))
+        nanoseconds = [round(seconds * 1e9) for seconds in (shape.delay_s, shape.jitter_s)]
+        options = struct.pack("=6I", 0, shape.limit, round(shape.loss_ratio * 0xFFFFFFFF), 0, 0, 0)
+        options += _attribute(DIST, _normal(shape.delay_s / shape.jitter_s if shape.jitter_s else 0.0))
+        options += _attribute(RATE, struct.pack("=IiIi", shape.bytes_per_s, 0, 0, 0))
         options += _attribute(LATENCY64, struct.pack("=q", nanoseconds[0]))
         options += _attribute(JITTER64, struct.pack("=q", nanoseconds[1]))
         handle = 0  # the queue that is there, or a new one; another handle than the present one's makes a new one

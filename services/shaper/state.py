@@ -72,7 +72,7 @@ class Link:
         shape = shape_of(self.profile, self.direction)
         if self.trace:
             shape = self.trace.at(self.clock() - self.trace_start).on(shape)
-        return replace(shape, loss=1.0) if self.is_cut else shape
+        return replace(shape, loss_ratio=1.0) if self.is_cut else shape
 
     def status(self) -> dict[str, object]:
         """What `links.json` says: rate and loss of this end, the whole RTT, jitter per direction."""
@@ -83,10 +83,10 @@ class Link:
             "mode": self.mode.value,
             "trace": trace,
             "since": self.since,
-            "rate": shape.rate,
-            "rtt": shape.delay * 2,
-            "jitter": shape.jitter,
-            "loss": shape.loss,
+            "rate": shape.rate_bps,
+            "rtt": shape.delay_s * 2,
+            "jitter": shape.jitter_s,
+            "loss": shape.loss_ratio,
         }
 
     def _change(self, profile: Profile, trace: Trace | None, *, is_cut: bool) -> bool:

@@ -58,8 +58,8 @@ def judge_settings(profile: Profile, direction: Direction, shown: Mapping[str, A
     """One end: the kernel's settings against the profile's (or against the trace's, as its shaper sees them)."""
     shape = shape_of(profile, direction)
     if shown["mode"] == "cut":
-        shape = replace(shape, loss=1.0)
-    name, reading = f"settings {direction}", shown["kernel"] and Reading(**shown["kernel"])
+        shape = replace(shape, loss_ratio=1.0)
+    name, reading = f"settings {direction}", shown["kernel"] and Reading.of(shown["kernel"])
     if not reading:
         return Check(name, profile.name, "not shaped", held=False)
     if shown["trace"]:
@@ -79,8 +79,8 @@ def judge_probe(profile: Profile, mode: str, measured: Mapping[str, Any]) -> lis
             )
         ]
     rtt = measured["rtt"]
-    expected = profile.rtt_s + sum(8 * ECHO_FRAME / shape.rate for shape in (up, down) if shape.rate)
-    deviation = (up.jitter**2 + down.jitter**2) ** 0.5
+    expected = profile.rtt_s + sum(8 * ECHO_FRAME / shape.rate_bps for shape in (up, down) if shape.rate_bps)
+    deviation = (up.jitter_s**2 + down.jitter_s**2) ** 0.5
     room = max(1e-3, 0.05 * profile.rtt_s, 3 * 1.25 * deviation / rtt["n"] ** 0.5)
     checks = [
         Check(
@@ -97,24 +97,24 @@ def judge_probe(profile: Profile, mode: str, measured: Mapping[str, Any]) -> lis
 
 
 def _judge_train(direction: Direction, shape: Shape, measured: Mapping[str, Any]) -> list[Check]:
-    if not measured["in_time"] and measured["rate"] < LEAST * shape.rate:
+    if not measured["in_time"] and measured["rate"] < LEAST * shape.rate_bps:
         slow = "not measured: this host cannot send so fast (the settings above are the kernel's)"
-        return [Check(f"rate {direction}", rate_text(shape.rate), slow, held=True)]
-    share = measured["rate"] / shape.rate
+        return [Check(f"rate {direction}", rate_text(shape.rate_bps), slow, held=True)]
+    share = measured["rate"] / shape.rate_bps
     lost = 1 - measured["received"] / measured["sent"]
-    room = 3 * (shape.loss * (1 - shape.loss) / measured["sent"]) ** 0.5 + 0.005
+    room = 3 * (shape.loss_ratio * (1 - shape.loss_ratio) / measured["sent"]) ** 0.5 + 0.005
     return [
         Check(
             f"rate {direction}",
-            f"{rate_text(shape.rate)}, {LEAST:.0%} to {MOST:.0%}",
+            f"{rate_text(shape.rate_bps)}, {LEAST:.0%} to {MOST:.0%}",
             f"{rate_text(measured['rate'])}, {share:.1%}",
             LEAST <= share <= MOST,
         ),
         Check(
             f"loss {direction}",
-            f"{shape.loss:.2%} ± {room:.2%}",
+            f"{shape.loss_ratio:.2%} ± {room:.2%}",
             f"{lost:.2%} of {measured['sent']}",
-            abs(lost - shape.loss) <= room,
+            abs(lost - shape.loss_ratio) <= room,
         ),
     ]
 
@@ -128,10 +128,12 @@ def rate_text(rate: float) -> str:
 
 
 def _words(shape: Shape) -> str:
-    return reading_text(Reading(shape.delay, shape.jitter, shape.loss, shape.kernel_rate, shape.limit))
+    return reading_text(Reading(shape.delay_s, shape.jitter_s, shape.loss_ratio, shape.bytes_per_s, shape.limit))
 
 
 def reading_text(reading: Reading) -> str:
     """Settings in one line."""
-    delay = f"{1e3 * reading.delay:g} ± {1e3 * reading.jitter:g} ms"
-    return f"{delay}, {rate_text(8 * reading.rate)}, loss {100 * reading.loss:.4g} %, limit {reading.limit}"
+    delay = f"{1e3 * reading.delay_s:g} ± {1e3 * reading.jitter_s:g} ms"
+    return (
+        f"{delay}, {rate_text(8 * reading.bytes_per_s)}, loss {100 * reading.loss_ratio:.4g} %, limit {reading.limit}"
+    )
