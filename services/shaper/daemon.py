@@ -214,7 +214,7 @@ class Shaper:
         kind, changed = self._change(link, str(command), request)
         self.apply(link, command=True)
         if changed:
-            self.metrics.changed(link, kind)
+            self.metrics.changes.labels(link.name, kind).inc()
             self.publish()
         return link.status()
 
@@ -231,7 +231,7 @@ class Shaper:
             return "cut", link.cut()
         if command == "heal":
             return "heal", link.heal()
-        raise BadSetting(f"unknown command {command!r}: show, ready, set, trace, cut, heal, counters, probe")
+        raise BadSetting(f"unknown command {command!r}: show, set, trace, cut, heal, counters, probe")
 
     def _show(self, link: Link) -> dict[str, Any]:
         reading = self.look(link)
@@ -245,7 +245,7 @@ class Shaper:
     async def _probe(self, link: Link) -> dict[str, Any]:
         if link.interface is None:
             raise BadSetting(f"link {link.name} waits for {link.peer}")
-        up, down = (shape_of(link.profile, direction) for direction in Direction)
         if link.direction is Direction.DOWN:
             raise BadSetting(f"probe {link.name} from its source, {link.peer}")
+        up, down = (shape_of(link.profile, direction) for direction in Direction)
         return await asyncio.to_thread(measure, (await self._address(link), self.config.probe_port), up, down)

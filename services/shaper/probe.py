@@ -16,6 +16,7 @@ import socket
 import socketserver
 import struct
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from statistics import fmean, median, stdev
 from typing import Any
@@ -148,40 +149,38 @@ def measure(address: tuple[str, int], up: Shape, down: Shape) -> dict[str, Any]:
         OSError: the link broke half way.
     """
     rtt_s, deviation_s = up.delay_s + down.delay_s, (up.jitter_s**2 + down.jitter_s**2) ** 0.5
-    silence = 1 + rtt_s + 4 * deviation_s
-    patience = 3 * silence
+    silence_s = 1 + rtt_s + 4 * deviation_s
     try:
-        peer = Peer(address, patience)
+        peer = Peer(address, 3 * silence_s)
     except (TimeoutError, ConnectionRefusedError) as error:
         return {"out": True, "why": str(error) or "timed out"}
-    try:
+    with closing(peer):
         for _ in range(3):  # warm up: slow start, neighbour tables, delayed acknowledgements
             peer.rtt()
         rtts = [peer.rtt() for _ in range(max(20, min(40, int(3 / max(rtt_s, 0.001)))))]
         seen = {"median": median(rtts), "mean": fmean(rtts), "sd": stdev(rtts), "n": len(rtts)}
         answer: dict[str, Any] = {"rtt": seen}
-        for direction, train in (("up", train_for(up)), ("down", train_for(down))):
-            for _ in range(TRIES if train else 0):
-                assert train
-                answer[direction] = _one_train(peer, address[0], direction, train, silence)
-                if answer[direction]["in_time"]:
-                    break
+        for direction, shape in (("up", up), ("down", down)):
+            if train := train_for(shape):
+                answer[direction] = _send_train(peer, address[0], direction, train, silence_s)
         return answer
-    finally:
-        peer.close()
 
 
-def _one_train(peer: Peer, host: str, direction: str, train: Train, silence: float) -> dict[str, float]:
-    """What arrived of a train sent up, or down; and whether it was sent in time."""
-    wait: dict[str, Any] = {"packets": train.packets, "silence": silence, "skip": train.skip}
-    if direction == "up":
-        port = peer.ask({"do": "receive"})["port"]
-        in_time = send(train, (host, port))
-        counted = peer.ask({"do": "count", **wait})
-    else:
-        receiver = Receiver()
-        in_time = peer.ask({"do": "send", "port": receiver.port, "train": asdict(train)})["in_time"]
-        counted = receiver.count(**wait)
+def _send_train(peer: Peer, host: str, direction: str, train: Train, silence_s: float) -> dict[str, float]:
+    """What arrived of a train sent up, or down, and whether it was sent in time: the first that was, or the last."""
+    wait: dict[str, Any] = {"packets": train.packets, "silence": silence_s, "skip": train.skip}
+    counted, in_time = dict[str, float](), False
+    for _ in range(TRIES):
+        if direction == "up":
+            port = peer.ask({"do": "receive"})["port"]
+            in_time = send(train, (host, port))
+            counted = peer.ask({"do": "count", **wait})
+        else:
+            receiver = Receiver()
+            in_time = peer.ask({"do": "send", "port": receiver.port, "train": asdict(train)})["in_time"]
+            counted = receiver.count(**wait)
+        if in_time:
+            break
     return counted | {"sent": train.packets, "in_time": in_time}
 
 

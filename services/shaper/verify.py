@@ -64,32 +64,24 @@ def judge_settings(profile: Profile, direction: Direction, shown: Mapping[str, A
         return Check(name, profile.name, "not shaped", held=False)
     if shown["trace"]:
         return Check(name, f"trace {shown['trace']}", reading_text(reading), bool(shown["held"]))
-    return Check(name, _words(shape), reading_text(reading), reading.holds(shape))
+    asked = Reading(shape.delay_s, shape.jitter_s, shape.loss_ratio, shape.bytes_per_s, shape.limit)
+    return Check(name, reading_text(asked), reading_text(reading), reading.holds(shape))
 
 
 def judge_probe(profile: Profile, mode: str, measured: Mapping[str, Any]) -> list[Check]:
     """What a probe from the source found, against the profile."""
     up, down = (shape_of(profile, direction) for direction in Direction)
-    out = bool(measured.get("out"))
-    if mode == "cut" or profile.loss_ratio >= 1 or out:
-        nothing = mode == "cut" or profile.loss_ratio >= 1
-        return [
-            Check(
-                "outage", "nothing gets through" if nothing else "a way", "nothing" if out else "a way", out == nothing
-            )
-        ]
+    cut, out = mode == "cut" or profile.loss_ratio >= 1, bool(measured.get("out"))
+    if cut or out:
+        words = {True: "nothing gets through", False: "a way"}
+        return [Check("outage", words[cut], words[out], held=out == cut)]
     rtt = measured["rtt"]
-    expected = profile.rtt_s + sum(8 * ECHO_FRAME / shape.rate_bps for shape in (up, down) if shape.rate_bps)
-    deviation = (up.jitter_s**2 + down.jitter_s**2) ** 0.5
-    room = max(1e-3, 0.05 * profile.rtt_s, 3 * 1.25 * deviation / rtt["n"] ** 0.5)
-    checks = [
-        Check(
-            "rtt",
-            f"{1e3 * expected:.2f} ± {1e3 * room:.2f} ms",
-            f"{1e3 * rtt['median']:.2f} ms (mean {1e3 * rtt['mean']:.2f}, sd {1e3 * rtt['sd']:.2f}, n {rtt['n']})",
-            abs(rtt["median"] - expected) <= room,
-        )
-    ]
+    expected_s = profile.rtt_s + sum(8 * ECHO_FRAME / shape.rate_bps for shape in (up, down) if shape.rate_bps)
+    deviation_s = (up.jitter_s**2 + down.jitter_s**2) ** 0.5
+    room_s = max(1e-3, 0.05 * profile.rtt_s, 3 * 1.25 * deviation_s / rtt["n"] ** 0.5)
+    expected = f"{1e3 * expected_s:.2f} ± {1e3 * room_s:.2f} ms"
+    found = f"{1e3 * rtt['median']:.2f} ms (mean {1e3 * rtt['mean']:.2f}, sd {1e3 * rtt['sd']:.2f}, n {rtt['n']})"
+    checks = [Check("rtt", expected, found, held=abs(rtt["median"] - expected_s) <= room_s)]
     for direction, shape in zip(Direction, (up, down), strict=True):
         if direction.value in measured:
             checks += _judge_train(direction, shape, measured[direction.value])
@@ -97,25 +89,18 @@ def judge_probe(profile: Profile, mode: str, measured: Mapping[str, Any]) -> lis
 
 
 def _judge_train(direction: Direction, shape: Shape, measured: Mapping[str, Any]) -> list[Check]:
-    if not measured["in_time"] and measured["rate"] < LEAST * shape.rate_bps:
-        slow = "not measured: this host cannot send so fast (the settings above are the kernel's)"
-        return [Check(f"rate {direction}", rate_text(shape.rate_bps), slow, held=True)]
+    rate, loss = f"rate {direction}", f"loss {direction}"
+    expected, found = rate_text(shape.rate_bps), rate_text(measured["rate"])
     share = measured["rate"] / shape.rate_bps
-    lost = 1 - measured["received"] / measured["sent"]
-    room = 3 * (shape.loss_ratio * (1 - shape.loss_ratio) / measured["sent"]) ** 0.5 + 0.005
+    if not measured["in_time"] and share < LEAST:
+        slow = "not measured: this host cannot send so fast (the settings above are the kernel's)"
+        return [Check(rate, expected, slow, held=True)]
+    sent, lost_ratio = measured["sent"], 1 - measured["received"] / measured["sent"]
+    room = 3 * (shape.loss_ratio * (1 - shape.loss_ratio) / sent) ** 0.5 + 0.005
+    held = abs(lost_ratio - shape.loss_ratio) <= room
     return [
-        Check(
-            f"rate {direction}",
-            f"{rate_text(shape.rate_bps)}, {LEAST:.0%} to {MOST:.0%}",
-            f"{rate_text(measured['rate'])}, {share:.1%}",
-            LEAST <= share <= MOST,
-        ),
-        Check(
-            f"loss {direction}",
-            f"{shape.loss_ratio:.2%} ± {room:.2%}",
-            f"{lost:.2%} of {measured['sent']}",
-            abs(lost - shape.loss_ratio) <= room,
-        ),
+        Check(rate, f"{expected}, {LEAST:.0%} to {MOST:.0%}", f"{found}, {share:.1%}", held=LEAST <= share <= MOST),
+        Check(loss, f"{shape.loss_ratio:.2%} ± {room:.2%}", f"{lost_ratio:.2%} of {sent}", held=held),
     ]
 
 
@@ -125,10 +110,6 @@ def rate_text(rate: float) -> str:
         return "unlimited"
     scale, unit = next((scale, unit) for scale, unit in ((1e9, "G"), (1e6, "M"), (0, "k")) if rate >= scale)
     return f"{rate / (scale or 1e3):.4g} {unit}bit/s"
-
-
-def _words(shape: Shape) -> str:
-    return reading_text(Reading(shape.delay_s, shape.jitter_s, shape.loss_ratio, shape.bytes_per_s, shape.limit))
 
 
 def reading_text(reading: Reading) -> str:
