@@ -1,6 +1,6 @@
 """Write requirements.lock from pyproject.toml, or with `--check` say whether its pins still fit (nothing is resolved).
 
-Every package has the hashes of its files on PyPI, so pip takes these bytes and no others, and says who asked for it.
+Every package stands with the hashes of its files on PyPI, so that pip takes no other bytes, and with who asked for it.
 `--pick NAME...` prints the part that some packages need; `tierwise[EXTRA]` stands for what pyproject.toml lists.
 
 torch is left out, with its CUDA dependencies: its builds lie on several indexes and have other bytes on each. Its

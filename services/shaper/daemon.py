@@ -53,7 +53,7 @@ class Shaper:
         self.links = {name: link_between(name, config.tier, path, clock) for name, path in config.links.items()}
         self.metrics = Metrics(self.links.values())
         self._published = False
-        self._ready = config.state_dir / "ready"  # there while every link is shaped: the container's health
+        self._ready = config.state_dir / "ready"  # exists while every link is shaped: the container's health
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -105,15 +105,15 @@ class Shaper:
         for other in self.links.values():
             if other is not link and other.interface == interface:
                 raise BadSetting(f"links {other.name} and {link.name} share an interface: give each its own network")
-        if left := self.kernel.prepare(interface):
-            log.info(f"link {link.name}: offloads that cannot be turned off: {', '.join(left)}")
+        if refused := self.kernel.prepare(interface):
+            log.info(f"link {link.name}: offloads that cannot be turned off: {', '.join(refused)}")
         link.interface = interface
         self.apply(link)
         if link.applied:
             log.info(f"link {link.name}: {link.profile.name} towards {address}")
 
     def apply(self, link: Link, *, command: bool = False) -> None:
-        """Bring the kernel to the link's shape, if it is not there; a lost interface is looked for again."""
+        """Give the kernel the link's shape unless it has it; look again for an interface that is lost."""
         shape = link.shape()
         if link.interface is None or shape == link.applied:
             return
@@ -138,7 +138,7 @@ class Shaper:
         return queued_s + reading.delay_s + reading.jitter_s > STALE_S
 
     def look(self, link: Link) -> Reading | None:
-        """Read the kernel's settings and counters; a shape that somebody took away is applied again."""
+        """Read the kernel's settings and counters; apply the shape again if somebody changed it."""
         reading = self.kernel.read(link.interface) if link.interface is not None else None
         if link.applied and (reading is None or not reading.holds(link.applied)):
             log.info(f"link {link.name}: the kernel's settings were changed; applying them again")
@@ -151,8 +151,9 @@ class Shaper:
         return reading
 
     def publish(self) -> None:
-        """Write `links.json` whole: the tier reads it to say which profile is in force. If it cannot be written there
-        is none, for an old one may be wrong; the next look tries again.
+        """Write `links.json`, which tells the tier what is in force.
+
+        After a failed write there is no file, since an old one may be wrong; the next look tries again.
         """
         state = json.dumps({"links": {name: link.status() for name, link in self.links.items()}})
         draft, file = self.config.state_dir / ".links.json", self.config.state_dir / "links.json"

@@ -101,7 +101,7 @@ class Receiver:
         self.port = int(self._socket.getsockname()[1])
 
     def count(self, packets: int, silence: float, skip: float) -> dict[str, float]:
-        """Wait for `packets`, or until nothing has come for `silence` seconds: what came, and how fast (bits/s)."""
+        """Wait for `packets`, or for `silence` seconds without one. How many arrived, and how fast (bits/s)."""
         arrivals: list[tuple[float, int]] = []
         self._socket.settimeout(silence)
         try:
@@ -206,7 +206,7 @@ class _Responder(socketserver.StreamRequestHandler):
                     answer = {"in_time": send(train, (self.client_address[0], request["port"]))}
                 self.wfile.write(json.dumps(answer).encode() + b"\n")
         except (ValueError, KeyError, TypeError, OSError):
-            return  # not one of us, or gone: its connection closes
+            return  # no shaper, or one that is gone: close its connection
 
 
 class Responder(socketserver.ThreadingTCPServer):

@@ -72,10 +72,10 @@ def _cells(step: Step) -> tuple[float, float, str, str]:
 
 
 def unpack(name: str, packed: str) -> Trace:
-    """The trace that `Trace.pack` made; its last row is only where it ends.
+    """The trace in a word of `Trace.pack`, whose last row says only where the trace ends.
 
     Raises:
-        BadSetting: not such a word.
+        BadSetting: the word is no packed trace.
     """
     try:
         text = zlib.decompress(base64.b64decode(packed, validate=True)).decode()

@@ -3,8 +3,8 @@
 RTT: |median - expected| within max(1 ms, 5 %, 3 * 1.25 sd / sqrt(n)), sd of both directions' jitter. The delays are
 symmetric, so median and mean agree on a quiet host; a busy one adds outliers to the mean. Expected is the profile's,
 plus the time that the exchange's own bytes take at the link's rates. Rate: 85 to 101 % of the profile's, up to
-200 Mbit/s. Loss: what the packets lost show, within 3 standard deviations of the profile's (and half a percent).
-A probe that does not hold is made once more, and the second one counts.
+200 Mbit/s. Loss: the share of packets lost, within 3 standard deviations of the profile's (and half a percent).
+A probe that fails is made once more, and the second one counts.
 """
 
 from __future__ import annotations
