@@ -1,4 +1,4 @@
-"""The shaper without a kernel: what each end does, what commands change, what is said about it."""
+"""The shaper without a kernel: what each end does, what commands change, what the shaper answers."""
 
 import asyncio
 import json
@@ -162,8 +162,8 @@ def test_two_links_on_one_interface_are_refused(build):
 def test_set_changes_the_kernel_once_and_says_so(build):
     shaper, kernel, _ = build()
     for _ in range(2):
-        said = ask(shaper, do="set", link="end-edge", profile="lte")
-    assert (said["profile"], said["mode"], said["rate"]) == ("lte", "profile", 14e6)
+        answer = ask(shaper, do="set", link="end-edge", profile="lte")
+    assert (answer["profile"], answer["mode"], answer["rate"]) == ("lte", "profile", 14e6)
     assert kernel.applied[2] == shape_of(LTE, Direction.UP)
     assert kernel.applied[3] == shape_of(profile("5g-nsa+metro"), Direction.UP)
     assert len(kernel.flushed) == 3  # two links, one change
