@@ -4,14 +4,15 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+TORCH := $(shell grep -o 'torch==[^"]*' pyproject.toml)
 
 help:  ## print this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(STAMP): requirements.lock pyproject.toml deploy/lock.py
+$(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Tierwise needs Python 3.11 or newer; set PYTHON=") if sys.version_info < (3, 11) else 0' && { test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); }
 	$(PIP) --no-deps --require-hashes --requirement requirements.lock
-	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$$($(BIN)/python deploy/lock.py --torch)"
+	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(TORCH)
 	$(PIP) --no-deps --no-build-isolation --editable . && touch $@
 
 setup: $(STAMP)  ## create .venv from requirements.lock
@@ -54,7 +55,7 @@ check: $(STAMP)  ## check style, types, imports, lock file, dashboards
 	$(BIN)/python deploy/grafana/make_dashboards.py --check
 
 audit: $(STAMP)  ## look for known vulnerabilities of the pinned packages (needs PyPI's vulnerability service)
-	$(BIN)/python deploy/lock.py --torch | $(BIN)/pip-audit --strict --disable-pip --no-deps --progress-spinner off \
+	echo $(TORCH) | $(BIN)/pip-audit --strict --disable-pip --no-deps --progress-spinner off \
 		--requirement requirements.lock --requirement /dev/stdin
 
 lock: $(STAMP)  ## resolve pyproject.toml into requirements.lock (a minute or two)

@@ -69,7 +69,7 @@ def _running(shown: dict[str, Any]) -> Table:
     for link, ends in shown.items():
         for direction, end in ends.items():
             state = f"{end['profile']} ({end['mode']})" + (f" {end['trace']}" if end["trace"] else "")
-            kernel = reading_text(Reading(**end["kernel"])) if end["kernel"] else "not shaped"
+            kernel = reading_text(Reading.of(end["kernel"])) if end["kernel"] else "not shaped"
             counters = (
                 [str(end["counters"][key]) for key in ("sent_bytes", "drops", "backlog")] if end["counters"] else []
             )

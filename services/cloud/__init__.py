@@ -1,6 +1,6 @@
 """The cloud tier: the whole model, behind a backbone.
 
-It answers whatever reaches it; there is no tier behind it. Change its defaults here: `python -m services.cloud`,
+It answers every text that reaches it; no tier is behind it. Change its defaults here: `python -m services.cloud`,
 `make demo`, `make serve` and the container start this role.
 """
 

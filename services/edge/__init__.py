@@ -1,8 +1,8 @@
 """The edge tier: near the user, behind a mobile network.
 
-It answers what the end was unsure of with a larger model, decides again, and passes on to the cloud what it is unsure
-of, and what is meant for the cloud. Change its defaults here: `python -m services.edge`, `make demo`, `make serve` and
-the container start this role.
+A larger model answers the texts that the end was unsure of. The edge then decides again: it sends the cloud the texts
+that it is unsure of, and those that are meant for the cloud. Change its defaults here: `python -m services.edge`,
+`make demo`, `make serve` and the container start this role.
 """
 
 from shared.web.settings import Role

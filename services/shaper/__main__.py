@@ -1,6 +1,6 @@
-"""`python -m services.shaper` shapes this namespace's links until SIGTERM; with `--check` it only says if it could.
+"""`python -m services.shaper` shapes this namespace's links until SIGTERM; with `--check` it only tests if it could.
 
-Exit status 0 after SIGTERM or a passed check, 2 for a bad setting or a kernel that cannot shape, with one line why.
+Exit status: 0 after SIGTERM or a passed check; 2 for a bad setting or a kernel that cannot shape, with a line why.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ async def _run(config: Config, kernel: Kernel, lines: Lines) -> None:
 
 
 def _leave(status: int, lines: Lines) -> None:
-    """End at once: threads may be in a lookup, and files are written whole."""
+    """End at once: a thread may hang in a name lookup, and no file is ever half written."""
     lines.finish(FLUSH_S)
     os._exit(status)
 

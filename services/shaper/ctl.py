@@ -1,6 +1,6 @@
 """`python -m services.shaper.ctl '{"do":"set","link":"end-edge","profile":"lte"}'`: one command, one JSON answer.
 
-show, ready | set (profile), trace (text, packed or path; name), cut, heal, counters, probe: each with `link`.
+show; or with `link`: set (profile), trace (text, packed or path; name), cut, heal, counters, probe.
 Exit status 2 where the answer is an error.
 """
 

@@ -30,10 +30,10 @@ from services.shaper.trace import parse, unpack
 from shared.errors import BadSetting, TierwiseError
 
 log = structlog.get_logger()
-TICK = 0.05  # seconds: how often a trace is followed
-LOOK = 1.0  # seconds: how often the kernel is asked
-EXCHANGE = 5.0  # seconds between exchanges that measure the RTT
-STALE = 0.5  # seconds: packets that would wait longer by an old shape are dropped with it
+TICK_S = 0.05  # how often a trace is followed
+LOOK_S = 1.0  # how often the kernel is asked
+EXCHANGE_S = 5.0  # between exchanges that measure the RTT
+STALE_S = 0.5  # packets that would wait longer by an old shape are dropped with it
 
 
 class Shaping(Protocol):
@@ -53,7 +53,7 @@ class Shaper:
         self.links = {name: link_between(name, config.tier, path, clock) for name, path in config.links.items()}
         self.metrics = Metrics(self.links.values())
         self._published = False
-        self._ready = config.state_dir / "ready"  # there while every link is shaped: the container's health
+        self._ready = config.state_dir / "ready"  # exists while every link is shaped: the container's health
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -81,12 +81,12 @@ class Shaper:
             if link.interface is None:
                 with suppress(OSError):  # no such host yet, or no route: stay `waiting`
                     self.attach(link, await self._address(link))
-            elif loop.time() - looked >= LOOK:
+            elif loop.time() - looked >= LOOK_S:
                 looked = loop.time()
                 self.look(link)
             if link.trace and link.interface is not None:
                 self.apply(link)
-            await asyncio.sleep(TICK if link.trace else 2 * TICK)
+            await asyncio.sleep(TICK_S if link.trace else 2 * TICK_S)
 
     async def _address(self, link: Link) -> str:
         host = self.config.peers.get(link.peer, link.peer)
@@ -105,15 +105,15 @@ class Shaper:
         for other in self.links.values():
             if other is not link and other.interface == interface:
                 raise BadSetting(f"links {other.name} and {link.name} share an interface: give each its own network")
-        if left := self.kernel.prepare(interface):
-            log.info(f"link {link.name}: offloads that cannot be turned off: {', '.join(left)}")
+        if refused := self.kernel.prepare(interface):
+            log.info(f"link {link.name}: offloads that cannot be turned off: {', '.join(refused)}")
         link.interface = interface
         self.apply(link)
         if link.applied:
             log.info(f"link {link.name}: {link.profile.name} towards {address}")
 
     def apply(self, link: Link, *, command: bool = False) -> None:
-        """Bring the kernel to the link's shape, if it is not there; a lost interface is looked for again."""
+        """Give the kernel the link's shape unless it has it; look again for an interface that is lost."""
         shape = link.shape()
         if link.interface is None or shape == link.applied:
             return
@@ -134,11 +134,11 @@ class Shaper:
         reading = self.kernel.read(link.interface) if link.interface is not None else None
         if not reading or not reading.backlog:
             return False
-        queued = reading.backlog / reading.rate if reading.rate else 0.0
-        return queued + reading.delay + reading.jitter > STALE
+        queued_s = reading.backlog / reading.bytes_per_s if reading.bytes_per_s else 0.0
+        return queued_s + reading.delay_s + reading.jitter_s > STALE_S
 
     def look(self, link: Link) -> Reading | None:
-        """Read the kernel's settings and counters; a shape that somebody took away is applied again."""
+        """Read the kernel's settings and counters; apply the shape again if somebody changed it."""
         reading = self.kernel.read(link.interface) if link.interface is not None else None
         if link.applied and (reading is None or not reading.holds(link.applied)):
             log.info(f"link {link.name}: the kernel's settings were changed; applying them again")
@@ -151,8 +151,9 @@ class Shaper:
         return reading
 
     def publish(self) -> None:
-        """Write `links.json` whole: the tier reads it to say which profile is in force. If it cannot be written there
-        is none, for an old one may be wrong; the next look tries again.
+        """Write `links.json`, which tells the tier what is in force.
+
+        After a failed write there is no file, since an old one may be wrong; the next look tries again.
         """
         state = json.dumps({"links": {name: link.status() for name, link in self.links.items()}})
         draft, file = self.config.state_dir / ".links.json", self.config.state_dir / "links.json"
@@ -172,13 +173,13 @@ class Shaper:
     async def _exchange(self, link: Link) -> None:
         peer: Peer | None = None
         while True:
-            await asyncio.sleep(EXCHANGE)
+            await asyncio.sleep(EXCHANGE_S)
             rtt = math.nan
             if link.interface is not None:
                 try:
                     if peer is None:
                         address = await self._address(link)  # a peer that started again may have another
-                        peer = await asyncio.to_thread(Peer, (address, self.config.probe_port), EXCHANGE)
+                        peer = await asyncio.to_thread(Peer, (address, self.config.probe_port), EXCHANGE_S)
                     rtt = await asyncio.to_thread(peer.rtt)
                 except OSError:
                     if peer:
@@ -214,7 +215,7 @@ class Shaper:
         kind, changed = self._change(link, str(command), request)
         self.apply(link, command=True)
         if changed:
-            self.metrics.changed(link, kind)
+            self.metrics.changes.labels(link.name, kind).inc()
             self.publish()
         return link.status()
 
@@ -231,7 +232,7 @@ class Shaper:
             return "cut", link.cut()
         if command == "heal":
             return "heal", link.heal()
-        raise BadSetting(f"unknown command {command!r}: show, ready, set, trace, cut, heal, counters, probe")
+        raise BadSetting(f"unknown command {command!r}: show, set, trace, cut, heal, counters, probe")
 
     def _show(self, link: Link) -> dict[str, Any]:
         reading = self.look(link)
@@ -239,14 +240,13 @@ class Shaper:
         state = link.status() | {"peer": link.peer, "direction": link.direction.value, "held": held}
         if reading is None:
             return state | {"kernel": None, "counters": None}
-        values = vars(reading)
-        counters = {key: values[key] for key in ("sent_bytes", "sent_packets", "drops", "backlog")}
-        return state | {"kernel": {k: v for k, v in values.items() if k not in counters}, "counters": counters}
+        counters = {key: getattr(reading, key) for key in ("sent_bytes", "sent_packets", "drops", "backlog")}
+        return state | {"kernel": reading.settings(), "counters": counters}
 
     async def _probe(self, link: Link) -> dict[str, Any]:
         if link.interface is None:
             raise BadSetting(f"link {link.name} waits for {link.peer}")
-        up, down = (shape_of(link.profile, direction) for direction in Direction)
         if link.direction is Direction.DOWN:
             raise BadSetting(f"probe {link.name} from its source, {link.peer}")
+        up, down = (shape_of(link.profile, direction) for direction in Direction)
         return await asyncio.to_thread(measure, (await self._address(link), self.config.probe_port), up, down)

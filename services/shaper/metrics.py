@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from services.shaper.shape import Direction, Reading
+from services.shaper.shape import Direction, Reading, Shape
 from services.shaper.state import Link
 
 KINDS = ("profile", "trace", "cut", "heal")
@@ -18,49 +19,41 @@ class Metrics:
 
     def __init__(self, links: Iterable[Link]) -> None:
         self.registry = CollectorRegistry()
+        gauge = partial(Gauge, namespace="tierwise_link", registry=self.registry)
+        counter = partial(Counter, namespace="tierwise_link", registry=self.registry)
         both = ["link", "direction"]
-        self._settings = {
-            "rate": self._gauge("config_rate_bytes_per_second", "Configured rate; 0 is unlimited.", both),
-            "delay": self._gauge("config_delay_seconds", "Configured one-way delay.", both),
-            "jitter": self._gauge("config_jitter_seconds", "Standard deviation of the one-way delay.", both),
-            "loss": self._gauge("config_loss_ratio", "Configured share of packets lost.", both),
-        }
-        self.rtt = self._gauge("rtt_seconds", "Measured round-trip time of a small exchange.", ["link"])
-        self._sent = self._counter("sent_bytes", "Bytes of frames that this end sent.", ["link"])
-        self._drops = self._counter("drops", "Packets that this end lost, by loss or a full queue.", ["link"])
-        self._changes = self._counter("changes", "Changes of the link.", ["link", "kind"])
-        self._last: dict[str, Reading] = {}
+        self._settings = (
+            gauge("config_rate_bytes_per_second", "Configured rate; 0 is unlimited.", both),
+            gauge("config_delay_seconds", "Configured one-way delay.", both),
+            gauge("config_jitter_seconds", "Standard deviation of the one-way delay.", both),
+            gauge("config_loss_ratio", "Configured share of packets lost.", both),
+        )
+        self.rtt = gauge("rtt_seconds", "Measured round-trip time of a small exchange.", ["link"])
+        self.changes = counter("changes", "Changes of the link.", ["link", "kind"])
+        self._sent = counter("sent_bytes", "Bytes of frames that this end sent.", ["link"])
+        self._drops = counter("drops", "Packets that this end lost, by loss or a full queue.", ["link"])
+        self._last: dict[str, tuple[int, int]] = {}
         for link in links:
             self._sent.labels(link.name)
             self._drops.labels(link.name)
             for kind in KINDS:
-                self._changes.labels(link.name, kind)
+                self.changes.labels(link.name, kind)
             if link.direction is Direction.UP:  # the source measures it
                 self.rtt.labels(link.name).set(math.nan)
             self.settings(link)
 
     def settings(self, link: Link) -> None:
         """Publish what is applied."""
-        for key, gauge in self._settings.items():
-            value = getattr(link.applied, key) if link.applied else math.nan
-            if key == "rate":
-                value /= 8
+        shape = link.applied or Shape(math.nan, math.nan, math.nan, math.nan)
+        values = (shape.rate_bps / 8, shape.delay_s, shape.jitter_s, shape.loss_ratio)
+        for gauge, value in zip(self._settings, values, strict=True):
             gauge.labels(link.name, link.direction).set(value)
 
     def counted(self, link: Link, reading: Reading) -> None:
         """Publish the kernel's counters, which start again when a queue is replaced."""
-        last = self._last.get(link.name)
-        again = last is None or reading.sent_bytes < last.sent_bytes or reading.drops < last.drops
-        before = Reading(0, 0, 0, 0, 0) if again or last is None else last
-        self._sent.labels(link.name).inc(reading.sent_bytes - before.sent_bytes)
-        self._drops.labels(link.name).inc(reading.drops - before.drops)
-        self._last[link.name] = reading
-
-    def changed(self, link: Link, kind: str) -> None:
-        self._changes.labels(link.name, kind).inc()
-
-    def _gauge(self, name: str, text: str, labels: list[str]) -> Gauge:
-        return Gauge(f"tierwise_link_{name}", text, labels, registry=self.registry)
-
-    def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
-        return Counter(f"tierwise_link_{name}", text, labels, registry=self.registry)
+        sent, drops = self._last.get(link.name, (0, 0))
+        if reading.sent_bytes < sent or reading.drops < drops:
+            sent = drops = 0
+        self._sent.labels(link.name).inc(reading.sent_bytes - sent)
+        self._drops.labels(link.name).inc(reading.drops - drops)
+        self._last[link.name] = reading.sent_bytes, reading.drops

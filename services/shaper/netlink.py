@@ -1,8 +1,8 @@
 """The kernel's side: netem on an interface over rtnetlink, segmentation offloads off, settings and counters read back.
 
-Written out here (and not with pyroute2) because jitter as a standard deviation needs netem's delay distribution table,
-which pyroute2 0.9 cannot send: without one the kernel draws uniformly, and the deviation is jitter / sqrt(3).
-Constants: linux/rtnetlink.h, linux/pkt_sched.h, linux/ethtool.h. IPv4 only.
+Jitter as a standard deviation needs netem's delay distribution table: without one the kernel draws uniformly, and the
+deviation is jitter / sqrt(3). pyroute2 0.9 cannot send that table, nor call from inside a running event loop, so the
+messages are packed here. Constants: linux/rtnetlink.h, linux/pkt_sched.h, linux/ethtool.h. Leaves out IPv6.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KIND, OPTIONS, STATS2 = 1, 2, 7
 DIST, RATE, LATENCY64, JITTER64 = 2, 6, 10, 11
 ROUTE_DST, ROUTE_OIF, LOCAL = 1, 4, 2
 SIOCETHTOOL, OFFLOADS = 0x8946, {"tso": 0x1F, "gso": 0x24, "gro": 0x2C}
-_SCALE, _POINTS = 8192, 4096  # of netem's table: a standard deviation, and its length
+_SCALE, _POINTS = 8192, 4096  # in netem's table: one standard deviation, and the number of entries
 _LO = 1  # every namespace's loopback has index 1
 
 MISSING = (
@@ -46,7 +46,7 @@ class Kernel:
         self._sequence = 0
 
     def check(self) -> None:
-        """Find out whether netem is there, without changing anything: a netem without options is always refused.
+        """Ask for a netem without options, which the kernel always refuses: nothing changes, and its error says enough.
 
         Raises:
             BadSetting: no sch_netem, or not allowed to shape.
@@ -75,8 +75,8 @@ class Kernel:
         return int(struct.unpack("=I", dict(_attributes(reply[12:]))[ROUTE_OIF])[0])
 
     def prepare(self, interface: int) -> list[str]:
-        """Turn segmentation offloads off: netem would see 64 kB at once. Returns those that could not be."""
-        left = []
+        """Turn segmentation offloads off: netem would see 64 kB at once. Returns those that stay on."""
+        refused = []
         name = socket.if_indextoname(interface).encode()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
             for offload, command in OFFLOADS.items():
@@ -84,15 +84,15 @@ class Kernel:
                 try:
                     fcntl.ioctl(any_socket, SIOCETHTOOL, struct.pack("16sP16x", name, value.buffer_info()[0]))
                 except OSError:
-                    left.append(offload)
-        return left
+                    refused.append(offload)
+        return refused
 
     def apply(self, interface: int, shape: Shape, *, flush: bool = False) -> None:
         """Shape an interface, every parameter at once; `flush` drops the packets that still wait by the old shape."""
-        nanoseconds = [round(seconds * 1e9) for seconds in (shape.delay, shape.jitter)]
-        options = struct.pack("=6I", 0, shape.limit, round(shape.loss * 0xFFFFFFFF), 0, 0, 0)
-        options += _attribute(DIST, _normal(shape.delay / shape.jitter if shape.jitter else 0.0))
-        options += _attribute(RATE, struct.pack("=IiIi", shape.kernel_rate, 0, 0, 0))
+        nanoseconds = [round(seconds * 1e9) for seconds in (shape.delay_s, shape.jitter_s)]
+        options = struct.pack("=6I", 0, shape.limit, round(shape.loss_ratio * 0xFFFFFFFF), 0, 0, 0)
+        options += _attribute(DIST, _normal(shape.delay_s / shape.jitter_s if shape.jitter_s else 0.0))
+        options += _attribute(RATE, struct.pack("=IiIi", shape.bytes_per_s, 0, 0, 0))
         options += _attribute(LATENCY64, struct.pack("=q", nanoseconds[0]))
         options += _attribute(JITTER64, struct.pack("=q", nanoseconds[1]))
         handle = 0  # the queue that is there, or a new one; another handle than the present one's makes a new one

@@ -16,6 +16,7 @@ import socket
 import socketserver
 import struct
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from statistics import fmean, median, stdev
 from typing import Any
@@ -25,13 +26,13 @@ from services.shaper.shape import Shape
 HEADERS, UDP_HEADER = 14 + 20, 8  # bytes: Ethernet and IP of each frame, UDP of each datagram
 FULL = 1514  # bytes of a full frame
 FRAGMENTS = 8  # frames of a datagram where one a frame would keep the processor too busy
-BUSY = 20e6  # bits/s
+BUSY_BPS = 20e6
 FEW, MANY = 40, 4000  # datagrams and frames that count for the rate: at least, at most
 TRIES = 3  # trains, while the sender's processor is too busy to send one in time
-SLACK = 0.08  # seconds that the sender may be held up while the link stays busy
+SLACK_S = 0.08  # the sender may be held up so long: the link stays busy
 ECHO_FRAME = 14 + 20 + 32 + 15  # Ethernet, IP, TCP with timestamps, and the line
-FASTEST = 200e6  # bits/s that the test offers at most; above, the settings are read back
-LONGEST = 64_000_000  # bytes of a train
+FASTEST_BPS = 200e6  # what the test offers at most; above, the settings are read back
+LONGEST_BYTES = 64_000_000  # of a train
 _TIMESTAMP, _RCVBUFFORCE = 35, 33  # SO_TIMESTAMPNS and SO_RCVBUFFORCE, asm-generic/socket.h
 
 
@@ -48,16 +49,16 @@ class Train:
 
 def train_for(shape: Shape) -> Train | None:
     """A train that tells the rate of a link end: 1 s, or 4,000 frames if sooner; None for one too fast to fill."""
-    if not 0 < shape.rate <= FASTEST:
+    if not 0 < shape.rate_bps <= FASTEST_BPS:
         return None
-    size = min(FULL, max(150, int(shape.rate * 0.01 / 8)))
-    if shape.rate > BUSY and not shape.loss:  # one lost fragment loses them all
+    size = min(FULL, max(150, int(shape.rate_bps * 0.01 / 8)))
+    if shape.rate_bps > BUSY_BPS and not shape.loss_ratio:  # one lost fragment loses them all
         size = FULL * FRAGMENTS
-    settle = 4 * min(shape.jitter, shape.delay)
-    per_second = shape.rate / 8 / size
-    burst = int((settle + SLACK) * per_second) + 1
+    settle = 4 * min(shape.jitter_s, shape.delay_s)
+    per_second = shape.rate_bps / 8 / size
+    burst = int((settle + SLACK_S) * per_second) + 1
     counted = int(max(FEW, min(per_second, MANY * FULL / size)) + settle * per_second)
-    return Train(size, burst + counted, burst, shape.rate, settle)
+    return Train(size, burst + counted, burst, shape.rate_bps, settle)
 
 
 class Peer:
@@ -92,15 +93,15 @@ class Receiver:
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
-            self._socket.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, 2 * LONGEST)
+            self._socket.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, 2 * LONGEST_BYTES)
         except PermissionError:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2 * LONGEST)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2 * LONGEST_BYTES)
         self._socket.setsockopt(socket.SOL_SOCKET, _TIMESTAMP, 1)
         self._socket.bind(("", 0))
         self.port = int(self._socket.getsockname()[1])
 
     def count(self, packets: int, silence: float, skip: float) -> dict[str, float]:
-        """Wait for `packets`, or until nothing has come for `silence` seconds: what came, and how fast (bits/s)."""
+        """Wait for `packets`, or for `silence` seconds without one. How many arrived, and how fast (bits/s)."""
         arrivals: list[tuple[float, int]] = []
         self._socket.settimeout(silence)
         try:
@@ -134,9 +135,9 @@ def send(train: Train, target: tuple[str, int]) -> bool:
             ahead = started + (number - train.burst) * train.size * 8 / train.rate - time.perf_counter()
             if ahead > 0.001:
                 time.sleep(ahead)
-            elif ahead < -SLACK / 2 and number > train.burst:
-                started -= ahead + SLACK / 2  # catching up in one go would overfill the queue
-                in_time = in_time and ahead > -SLACK
+            elif ahead < -SLACK_S / 2 and number > train.burst:
+                started -= ahead + SLACK_S / 2  # catching up in one go would overfill the queue
+                in_time = in_time and ahead > -SLACK_S
             udp.send(payload)
     return in_time
 
@@ -147,41 +148,39 @@ def measure(address: tuple[str, int], up: Shape, down: Shape) -> dict[str, Any]:
     Raises:
         OSError: the link broke half way.
     """
-    rtt, deviation = up.delay + down.delay, (up.jitter**2 + down.jitter**2) ** 0.5
-    silence = 1 + rtt + 4 * deviation
-    patience = 3 * silence
+    rtt_s, deviation_s = up.delay_s + down.delay_s, (up.jitter_s**2 + down.jitter_s**2) ** 0.5
+    silence_s = 1 + rtt_s + 4 * deviation_s
     try:
-        peer = Peer(address, patience)
+        peer = Peer(address, 3 * silence_s)
     except (TimeoutError, ConnectionRefusedError) as error:
         return {"out": True, "why": str(error) or "timed out"}
-    try:
+    with closing(peer):
         for _ in range(3):  # warm up: slow start, neighbour tables, delayed acknowledgements
             peer.rtt()
-        rtts = [peer.rtt() for _ in range(max(20, min(40, int(3 / max(rtt, 0.001)))))]
+        rtts = [peer.rtt() for _ in range(max(20, min(40, int(3 / max(rtt_s, 0.001)))))]
         seen = {"median": median(rtts), "mean": fmean(rtts), "sd": stdev(rtts), "n": len(rtts)}
         answer: dict[str, Any] = {"rtt": seen}
-        for direction, train in (("up", train_for(up)), ("down", train_for(down))):
-            for _ in range(TRIES if train else 0):
-                assert train
-                answer[direction] = _one_train(peer, address[0], direction, train, silence)
-                if answer[direction]["in_time"]:
-                    break
+        for direction, shape in (("up", up), ("down", down)):
+            if train := train_for(shape):
+                answer[direction] = _send_train(peer, address[0], direction, train, silence_s)
         return answer
-    finally:
-        peer.close()
 
 
-def _one_train(peer: Peer, host: str, direction: str, train: Train, silence: float) -> dict[str, float]:
-    """What arrived of a train sent up, or down; and whether it was sent in time."""
-    wait: dict[str, Any] = {"packets": train.packets, "silence": silence, "skip": train.skip}
-    if direction == "up":
-        port = peer.ask({"do": "receive"})["port"]
-        in_time = send(train, (host, port))
-        counted = peer.ask({"do": "count", **wait})
-    else:
-        receiver = Receiver()
-        in_time = peer.ask({"do": "send", "port": receiver.port, "train": asdict(train)})["in_time"]
-        counted = receiver.count(**wait)
+def _send_train(peer: Peer, host: str, direction: str, train: Train, silence_s: float) -> dict[str, float]:
+    """What arrived of a train sent up, or down, and whether it was sent in time: the first that was, or the last."""
+    wait: dict[str, Any] = {"packets": train.packets, "silence": silence_s, "skip": train.skip}
+    counted, in_time = dict[str, float](), False
+    for _ in range(TRIES):
+        if direction == "up":
+            port = peer.ask({"do": "receive"})["port"]
+            in_time = send(train, (host, port))
+            counted = peer.ask({"do": "count", **wait})
+        else:
+            receiver = Receiver()
+            in_time = peer.ask({"do": "send", "port": receiver.port, "train": asdict(train)})["in_time"]
+            counted = receiver.count(**wait)
+        if in_time:
+            break
     return counted | {"sent": train.packets, "in_time": in_time}
 
 
@@ -202,12 +201,12 @@ class _Responder(socketserver.StreamRequestHandler):
                     answer = receiver.count(request["packets"], request["silence"], request["skip"])
                 elif request["do"] == "send":
                     train = Train(**request["train"])
-                    if train.size > FULL * FRAGMENTS or train.packets * train.size > LONGEST:
+                    if train.size > FULL * FRAGMENTS or train.packets * train.size > LONGEST_BYTES:
                         return
                     answer = {"in_time": send(train, (self.client_address[0], request["port"]))}
                 self.wfile.write(json.dumps(answer).encode() + b"\n")
         except (ValueError, KeyError, TypeError, OSError):
-            return  # not one of us, or gone: its connection closes
+            return  # no shaper, or one that is gone: close its connection
 
 
 class Responder(socketserver.ThreadingTCPServer):

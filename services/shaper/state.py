@@ -52,8 +52,7 @@ class Link:
 
     def set(self, name: str) -> bool:
         """Put a profile in force, ending a trace or a cut. False if it already was. Raises BadSetting."""
-        wanted = profile(name)
-        return self._change(wanted, None, is_cut=False)
+        return self._change(profile(name), None, is_cut=False)
 
     def play(self, trace: Trace) -> bool:
         """Replay a trace from its start over the profile's other numbers."""
@@ -72,7 +71,7 @@ class Link:
         shape = shape_of(self.profile, self.direction)
         if self.trace:
             shape = self.trace.at(self.clock() - self.trace_start).on(shape)
-        return replace(shape, loss=1.0) if self.is_cut else shape
+        return replace(shape, loss_ratio=1.0) if self.is_cut else shape
 
     def status(self) -> dict[str, object]:
         """What `links.json` says: rate and loss of this end, the whole RTT, jitter per direction."""
@@ -83,10 +82,10 @@ class Link:
             "mode": self.mode.value,
             "trace": trace,
             "since": self.since,
-            "rate": shape.rate,
-            "rtt": shape.delay * 2,
-            "jitter": shape.jitter,
-            "loss": shape.loss,
+            "rate": shape.rate_bps,
+            "rtt": shape.delay_s * 2,
+            "jitter": shape.jitter_s,
+            "loss": shape.loss_ratio,
         }
 
     def _change(self, profile: Profile, trace: Trace | None, *, is_cut: bool) -> bool:
@@ -103,8 +102,8 @@ def link_between(name: str, tier: str, profile_name: str, clock: Callable[[], fl
     Raises:
         BadSetting: the tier is at neither end, or there is no such profile.
     """
-    if name.startswith(f"{tier}-") and len(name) > len(tier) + 1:
-        return Link(name, name.removeprefix(f"{tier}-"), Direction.UP, profile(profile_name), clock)
-    if name.endswith(f"-{tier}") and len(name) > len(tier) + 1:
-        return Link(name, name.removesuffix(f"-{tier}"), Direction.DOWN, profile(profile_name), clock)
+    ends = {Direction.UP: name.removeprefix(f"{tier}-"), Direction.DOWN: name.removesuffix(f"-{tier}")}
+    for direction, peer in ends.items():
+        if peer not in ("", name):
+            return Link(name, peer, direction, profile(profile_name), clock)
     raise BadSetting(f"link {name!r}: expected SOURCE-TARGET, one of them {tier}")

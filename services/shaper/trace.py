@@ -21,8 +21,8 @@ from itertools import pairwise
 from services.shaper.shape import Shape
 from shared.errors import BadSetting
 
-STEP = 0.1  # seconds
-OUTAGE = 10  # steps without a packet
+STEP_S = 0.1
+OUTAGE_STEPS = 10  # without a packet
 PACKET_BITS = 1500 * 8
 
 
@@ -30,59 +30,59 @@ PACKET_BITS = 1500 * 8
 class Step:
     """From `start` (seconds): bits per second (0 is an outage), and if given RTT (seconds) and loss (ratio)."""
 
-    start: float
-    rate: float
-    rtt: float | None = None
-    loss: float | None = None
+    start_s: float
+    rate_bps: float
+    rtt_s: float | None = None
+    loss_ratio: float | None = None
 
     def on(self, base: Shape) -> Shape:
         """The shape of a link of shape `base` while this step lasts."""
-        delay = base.delay if self.rtt is None else self.rtt / 2
-        loss = base.loss if self.loss is None else self.loss
-        return replace(base, delay=delay, loss=loss if self.rate else 1.0, rate=self.rate)
+        delay_s = base.delay_s if self.rtt_s is None else self.rtt_s / 2
+        loss_ratio = base.loss_ratio if self.loss_ratio is None else self.loss_ratio
+        return replace(base, delay_s=delay_s, loss_ratio=loss_ratio if self.rate_bps else 1.0, rate_bps=self.rate_bps)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Steps from 0 to `duration` (seconds)."""
+    """Steps from 0 to `duration_s` (seconds)."""
 
     name: str
     steps: tuple[Step, ...]
-    duration: float
+    duration_s: float
 
     def at(self, seconds: float) -> Step:
         """The step in force so long after the start.
 
-        >>> Trace("t", (Step(0, 5.0), Step(2, 7.0)), duration=4).at(6.5).rate
+        >>> Trace("t", (Step(0, 5.0), Step(2, 7.0)), duration_s=4).at(6.5).rate_bps
         7.0
         """
-        return self.steps[bisect_right(self.steps, seconds % self.duration, key=lambda step: step.start) - 1]
+        return self.steps[bisect_right(self.steps, seconds % self.duration_s, key=lambda step: step.start_s) - 1]
 
     def pack(self) -> str:
         """As one short word for a command line: CSV, compressed; `unpack` reads it. Times to 1 ms, rates to 1 bit/s."""
-        end = [] if math.isinf(self.duration) else [replace(self.steps[-1], start=self.duration)]
+        end = [] if math.isinf(self.duration_s) else [replace(self.steps[-1], start_s=self.duration_s)]
         rows = [*self.steps, *end]
         lines = ["{:.3f},{:.0f},{},{}".format(*_cells(row)) for row in rows]
         return base64.b64encode(zlib.compress("\n".join(lines).encode(), 9)).decode()
 
 
 def _cells(step: Step) -> tuple[float, float, str, str]:
-    rtt = "" if step.rtt is None else f"{step.rtt * 1e3:g}"
-    return step.start, step.rate, rtt, "" if step.loss is None else f"{step.loss * 100:g}"
+    rtt = "" if step.rtt_s is None else f"{step.rtt_s * 1e3:g}"
+    return step.start_s, step.rate_bps, rtt, "" if step.loss_ratio is None else f"{step.loss_ratio * 100:g}"
 
 
 def unpack(name: str, packed: str) -> Trace:
-    """The trace that `Trace.pack` made; its last row is only where it ends.
+    """The trace in a word of `Trace.pack`, whose last row says only where the trace ends.
 
     Raises:
-        BadSetting: not such a word.
+        BadSetting: the word is no packed trace.
     """
     try:
         text = zlib.decompress(base64.b64decode(packed, validate=True)).decode()
     except (ValueError, zlib.error) as error:
         raise BadSetting(f"trace {name}: not a packed trace") from error
     steps = parse(name, text).steps
-    return Trace(name, steps[:-1], steps[-1].start) if len(steps) > 1 else Trace(name, steps, math.inf)
+    return Trace(name, steps[:-1], steps[-1].start_s) if len(steps) > 1 else Trace(name, steps, math.inf)
 
 
 def parse(name: str, text: str) -> Trace:
@@ -110,16 +110,16 @@ def _csv(name: str, lines: list[tuple[int, str]]) -> Trace:
             )
         second, rate = (_number(name, number, cell) for cell in cells[:2])
         rtt, loss = (_number(name, number, cell) if cell else None for cell in [*cells[2:], "", ""][:2])
-        if steps and second <= steps[-1].start:
+        if steps and second <= steps[-1].start_s:
             raise BadSetting(f"trace {name}, line {number}: {second:g} s does not come after the line before")
         if loss is not None and loss > 100:
             raise BadSetting(f"trace {name}, line {number}: a loss of {loss:g} % is over 100")
         steps.append(Step(second, rate, None if rtt is None else rtt / 1e3, None if loss is None else loss / 100))
     if not steps:
         raise BadSetting(f"trace {name}: no data in it")
-    first = steps[0].start
-    steps = [replace(step, start=step.start - first) for step in steps]
-    return Trace(name, tuple(steps), 2 * steps[-1].start - steps[-2].start if len(steps) > 1 else math.inf)
+    first = steps[0].start_s
+    steps = [replace(step, start_s=step.start_s - first) for step in steps]
+    return Trace(name, tuple(steps), 2 * steps[-1].start_s - steps[-2].start_s if len(steps) > 1 else math.inf)
 
 
 def _mahimahi(name: str, lines: list[tuple[int, str]]) -> Trace:
@@ -130,10 +130,10 @@ def _mahimahi(name: str, lines: list[tuple[int, str]]) -> Trace:
         times.append(int(line))
         if len(times) > 1 and times[-1] < times[-2]:
             raise BadSetting(f"trace {name}, line {number}: {line} ms comes before the line before")
-    duration = times[-1] / 1e3
-    if not duration:
+    duration_s = times[-1] / 1e3
+    if not duration_s:
         raise BadSetting(f"trace {name}: it ends at 0 ms; mahimahi's last line says how long it lasts")
-    count = max(1, round(duration / STEP))
+    count = max(1, round(duration_s / STEP_S))
     packets = [0] * count
     for time in times:
         packets[min(count - 1, time * count // times[-1])] += 1
@@ -141,12 +141,12 @@ def _mahimahi(name: str, lines: list[tuple[int, str]]) -> Trace:
     steps: list[Step] = []
     for before, after in pairwise([-1, *filled]):  # steps before+1 ... after, with packets only in the last
         start = before + 1
-        if after - start >= OUTAGE:
-            steps.append(Step(start * duration / count, 0.0))
+        if after - start >= OUTAGE_STEPS:
+            steps.append(Step(start * duration_s / count, 0.0))
             start = after
-        seconds = (after + 1 - start) * duration / count
-        steps.append(Step(start * duration / count, packets[after] * PACKET_BITS / seconds))
-    return Trace(name, tuple(steps), duration)
+        seconds = (after + 1 - start) * duration_s / count
+        steps.append(Step(start * duration_s / count, packets[after] * PACKET_BITS / seconds))
+    return Trace(name, tuple(steps), duration_s)
 
 
 def _number(name: str, line: int, cell: str) -> float:

@@ -1,6 +1,6 @@
-"""Real containers: the stack as `make up` brings it, on ports of its own. Needs Docker.
+"""Real containers: the stack as `make up` starts it, on other ports. Needs Docker.
 
-What is marked `netem` needs a kernel with `sch_netem` too; without, that is skipped, and links are simulated.
+Tests marked `netem` need a kernel with `sch_netem` too. Without one they are skipped, and links are simulated.
 """
 
 import os
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "tierwise-e2e"
 TIERS = ("end", "edge", "cloud")
 API, PROMETHEUS = 18080, 19090
-OWN = {
+ENVIRONMENT = {
     "COMPOSE_PROJECT_NAME": PROJECT,
     "TIERWISE_BIND": f"127.0.0.1:{API}",
     "TIERWISE_PROMETHEUS_PORT": str(PROMETHEUS),
@@ -29,7 +29,9 @@ OWN = {
 
 
 def sh(*command, check=True, **environment):
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **OWN, **environment})
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT, **environment}
+    )
     assert not check or done.returncode == 0, f"{command}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
     return done
 
@@ -78,16 +80,16 @@ def measured(test):
 
 
 def down():
-    """Removes the stack, if anything is left of it: asking costs a slow processor less than removing nothing."""
-    if left():
+    """Removes the stack, if anything remains of it: asking costs a slow processor less than removing nothing."""
+    if remains():
         sh("docker", "compose", "down", "--volumes", "--remove-orphans")
 
 
-def left():
-    """What there is of the stack: containers, networks, volumes."""
-    engine, own = docker.from_env(), {"label": f"com.docker.compose.project={PROJECT}"}
-    found = engine.containers.list(all=True, filters=own) + engine.networks.list(filters=own)
-    return [one.name for one in found + engine.volumes.list(filters=own)]
+def remains():
+    """The names of the stack's containers, networks and volumes that exist."""
+    engine, ours = docker.from_env(), {"label": f"com.docker.compose.project={PROJECT}"}
+    found = engine.containers.list(all=True, filters=ours) + engine.networks.list(filters=ours)
+    return [one.name for one in found + engine.volumes.list(filters=ours)]
 
 
 def container(service):
@@ -96,7 +98,7 @@ def container(service):
 
 
 def wait_until_ready(tiers, since):
-    """Until each of `tiers` has said that it is ready, after the time `since`: reading costs less than asking it."""
+    """Wait until each tier has logged since then that it is ready: reading a log costs less than a request."""
     until = time.monotonic() + 600
     for tier in tiers:
         while b'"event": "ready"' not in container(tier).logs(since=since):
@@ -112,12 +114,12 @@ def stack():
     try:
         try:
             since = time.time()
-            said = sh("deploy/up.sh", TIERWISE_LINKS=backend()).stdout
+            printed = sh("deploy/up.sh", TIERWISE_LINKS=backend()).stdout
             wait_until_ready(TIERS, since)
         except AssertionError as error:
             pytest.exit(f"the stack does not come up: {error}", returncode=1)  # every test would try it again
         with httpx.Client(base_url=f"http://127.0.0.1:{API}", timeout=60) as client:
-            yield SimpleNamespace(client=client, said=said)
+            yield SimpleNamespace(client=client, printed=printed)
     finally:
         down()
 

@@ -1,7 +1,7 @@
 """Every fault that needs a kernel or real processes, on the edge's and on the cloud's link: containers.
 
 `faults/ledger.py` says what must hold. `make faults` runs all of them, `make e2e` a few. Two links lead to the cloud:
-the end's own and the edge's. What died comes back as a tier does, importing torch: repaired is it once it is ready.
+the end's own and the edge's. A tier that died imports torch again: it counts as repaired once it is ready.
 """
 
 import asyncio

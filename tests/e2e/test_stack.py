@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from lab.live.demo import REVIEWS
-from tests.e2e.conftest import API, PROJECT, TIERS, backend, container, down, left, measured
+from tests.e2e.conftest import API, PROJECT, TIERS, backend, container, down, measured, remains
 
 LONG = [" ".join(REVIEWS[at:] + REVIEWS[:at]) for at in range(8)]
 pytestmark = pytest.mark.usefixtures("stack")
@@ -20,8 +20,8 @@ def test_every_service_is_healthy_and_the_urls_are_told(stack):
     while wrong := {name: health for name in services if (health := container(name).health) != "healthy"}:
         assert time.monotonic() < until, wrong
         time.sleep(1)
-    assert f"http://127.0.0.1:{API}/docs" in stack.said
-    assert "curl -s" in stack.said
+    assert f"http://127.0.0.1:{API}/docs" in stack.printed
+    assert "curl -s" in stack.printed
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -52,8 +52,8 @@ def test_containers_answer_what_the_same_tiers_in_one_process_answer(ask):
 
     for tier, to in (("end", ("edge", "cloud")), ("edge", ("cloud",)), ("cloud", ())):
         ideal = dict.fromkeys(to, "ideal")
-        own = Settings(tier=tier, upstreams={name: f"http://{name}" for name in to}, link_profiles=ideal)
-        apps[tier] = create_app(own, transport=Joined())
+        settings = Settings(tier=tier, upstreams={name: f"http://{name}" for name in to}, link_profiles=ideal)
+        apps[tier] = create_app(settings, transport=Joined())
 
     async def here(text, options):
         async with httpx.AsyncClient(transport=httpx.ASGITransport(apps["end"]), base_url="http://end") as client:
@@ -117,4 +117,4 @@ def test_no_two_tiers_share_an_unshaped_path():
 
 def test_down_leaves_nothing_behind():
     down()
-    assert left() == []
+    assert remains() == []

@@ -66,17 +66,17 @@ def stack():
             sh("ip", "-n", namespace, "addr", "add", f"{address}/24", "dev", device)
             sh("ip", "-n", namespace, "link", "set", device, "up")
             sh("ip", "-n", namespace, "link", "set", "lo", "up")
-            own = Path(folder) / tier
-            own.mkdir()
+            state = Path(folder) / tier
+            state.mkdir()
             settings = {
                 "TIERWISE_TIER": tier,
                 "TIERWISE_SHAPED_LINKS": "end-edge=5g-nsa",
                 "TIERWISE_PEERS": f"{other}={SIDES[other][1]}",
-                "TIERWISE_LINK_STATE_DIR": str(own),
-                "TIERWISE_SHAPER_CONTROL": str(own / "control.sock"),
+                "TIERWISE_LINK_STATE_DIR": str(state),
+                "TIERWISE_SHAPER_CONTROL": str(state / "control.sock"),
             }
             daemons[tier] = within(namespace, sys.executable, "-m", "services.shaper", env=os.environ | settings)
-            shapers[tier] = Local(own / "control.sock")
+            shapers[tier] = Local(state / "control.sock")
         for shaper in shapers.values():
             until = time.monotonic() + 30
             while not shaper.path.exists():

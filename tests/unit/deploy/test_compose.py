@@ -72,10 +72,10 @@ def test_a_limit_can_be_set_for_each_tier(services, monkeypatch):
 
 
 def test_nobody_is_an_administrator_of_the_dashboards_by_a_known_password(services):
-    said = services()["grafana"]["environment"]
-    assert said["GF_AUTH_BASIC_ENABLED"] == "false"
-    assert said["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
-    assert said["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    environment = services()["grafana"]["environment"]
+    assert environment["GF_AUTH_BASIC_ENABLED"] == "false"
+    assert environment["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
+    assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
 
 
 def test_pulled_images_can_be_had_by_their_bytes(services):
@@ -126,5 +126,5 @@ def test_a_port_that_is_opened_to_other_machines_needs_a_key(services, monkeypat
 
 def test_the_lab_s_own_tiers_are_held_to_the_same(services, monkeypatch):
     for environment, starting in (({}, True), ({"TIERWISE_BIND": "8080"}, False)):
-        own = {"TIERWISE_HOST": "0.0.0.0", **services(**environment)["lab"]["environment"]}
-        assert starts(monkeypatch, own, "end") is starting
+        settings = {"TIERWISE_HOST": "0.0.0.0", **services(**environment)["lab"]["environment"]}
+        assert starts(monkeypatch, settings, "end") is starting

@@ -49,7 +49,7 @@ WRITTEN = {
 
 @pytest.fixture
 def up(tmp_path):
-    """`make up` in a folder of its own: called with a `.env`, it gives what was said and what Docker was told."""
+    """`make up` in another folder: called with a `.env`, it gives the printed lines and what Docker was told."""
     (tmp_path / "deploy").mkdir()
     shutil.copy(ROOT / "docker-compose.yml", tmp_path)
     for path in (ROOT / "deploy").glob("*.*"):
@@ -76,17 +76,17 @@ def up(tmp_path):
 
 @pytest.mark.parametrize("content", WRITTEN.values(), ids=WRITTEN)
 def test_env_is_read_as_compose_reads_it(up, content):
-    said, told = up(content)
-    assert set(SAYS) < set(said)
-    assert not any("Dashboards" in line for line in said)
+    printed, told = up(content)
+    assert set(SAYS) < set(printed)
+    assert not any("Dashboards" in line for line in printed)
     assert told[-1] == "COMPOSE_FILE= docker compose up -d --wait --no-build end edge cloud prometheus"
     assert not any("services.shaper --check" in line for line in told)  # nothing is shaped
 
 
 def test_without_env_it_is_as_documented(up):
-    said, told = up(None)
-    assert "API         http://127.0.0.1:8080/docs" in said
-    assert "Dashboards  http://127.0.0.1:3000/dashboards" in said
+    printed, told = up(None)
+    assert "API         http://127.0.0.1:8080/docs" in printed
+    assert "Dashboards  http://127.0.0.1:3000/dashboards" in printed
     assert [line.partition("docker ")[2].split()[:2] for line in told] == [
         ["compose", "build"],
         ["run", "--rm"],
@@ -95,15 +95,15 @@ def test_without_env_it_is_as_documented(up):
 
 
 def test_the_environment_wins_over_env(up):
-    said, _ = up(PLAIN, TIERWISE_BIND="8181")
-    assert "API         http://127.0.0.1:8181/docs" in said
+    printed, _ = up(PLAIN, TIERWISE_BIND="8181")
+    assert "API         http://127.0.0.1:8181/docs" in printed
 
 
 @pytest.mark.parametrize("quote", ["", '"'])
 def test_files_that_env_names_are_kept_and_the_gpu_s_is_added(up, quote):
     named = f"COMPOSE_FILE={quote}docker-compose.yml:deploy/compose.quiet.yml{quote}\n"
-    said, told = up(named, RUNTIMES='"nvidia": {}')
-    assert "NVIDIA runtime found: tiers run on the GPU" in said
+    printed, told = up(named, RUNTIMES='"nvidia": {}')
+    assert "NVIDIA runtime found: tiers run on the GPU" in printed
     files = "docker-compose.yml:deploy/compose.quiet.yml:deploy/compose.gpu.yml"
     assert told[-1].startswith(f"COMPOSE_FILE={files} docker compose up -d --no-build ")
 

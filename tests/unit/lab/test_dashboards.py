@@ -50,7 +50,7 @@ def test_check_fails_for_other_files(monkeypatch, tmp_path, capsys):
     main.__globals__["FOLDER"] = tmp_path
     monkeypatch.setattr(sys, "argv", ["make_dashboards.py", "--check"])
     assert main() == 1
-    assert "run it" in capsys.readouterr().err
+    assert "run make_dashboards.py" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["make_dashboards.py"])
     assert main() == 0
     monkeypatch.setattr(sys, "argv", ["make_dashboards.py", "--check"])

@@ -96,7 +96,7 @@ def test_a_trace_is_read_here_and_travels_packed(engine, tmp_path):
     end, edge = Container("end-shaper"), Container("edge-shaper")
     engine(end, edge)
     links.play_trace("end-edge", up, down)
-    rates = [[step.rate for step in unpack("t", c.asked[0]["packed"]).steps] for c in (end, edge)]
+    rates = [[step.rate_bps for step in unpack("t", c.asked[0]["packed"]).steps] for c in (end, edge)]
     assert rates == [[1e6, 2e6], [3e6, 4e6]]
     up.write_text("0,fast\n")
     with pytest.raises(BadSetting, match=r"trace up\.csv, line 1"):

@@ -1,4 +1,4 @@
-"""The shaper without a kernel: what each end does, what commands change, what is said about it."""
+"""The shaper without a kernel: what each end does, what commands change, what the shaper answers."""
 
 import asyncio
 import json
@@ -49,7 +49,7 @@ class FakeKernel:
 
     def read(self, interface):
         shape = self.applied.get(interface)
-        settings = shape and (shape.delay, shape.jitter, shape.loss, shape.kernel_rate, shape.limit)
+        settings = shape and (shape.delay_s, shape.jitter_s, shape.loss_ratio, shape.bytes_per_s, shape.limit)
         return Reading(*settings, sent_bytes=1000, sent_packets=2, drops=1, backlog=self.backlog) if shape else None
 
 
@@ -94,18 +94,18 @@ def sample(shaper, name, **labels):
 
 def test_each_end_takes_half_the_rtt_and_its_own_rate():
     up, down = (shape_of(LTE, direction) for direction in Direction)
-    assert (up.delay, up.rate) == (0.0185, 14e6)
-    assert (down.delay, down.rate) == (0.0185, 35e6)
-    assert up.jitter == down.jitter == 0.015
+    assert (up.delay_s, up.rate_bps) == (0.0185, 14e6)
+    assert (down.delay_s, down.rate_bps) == (0.0185, 35e6)
+    assert up.jitter_s == down.jitter_s == 0.015
 
 
 @pytest.mark.parametrize(
     ("shape", "limit"),
     [
-        (Shape(delay=0.008, jitter=0.004, loss=0, rate=67e6), 1161),  # 67e6 x 0.208 s / 12,000 bits
-        (Shape(delay=0.75, jitter=0.5, loss=0, rate=25e3), 100),  # never fewer
-        (Shape(delay=0.001, jitter=0, loss=0, rate=1e9), 16750),
-        (Shape(delay=0.0, jitter=0, loss=0, rate=0), 16667),  # unlimited: as for 1 Gbit/s
+        (Shape(delay_s=0.008, jitter_s=0.004, loss_ratio=0, rate_bps=67e6), 1161),  # 67e6 x 0.208 s / 12,000 bits
+        (Shape(delay_s=0.75, jitter_s=0.5, loss_ratio=0, rate_bps=25e3), 100),  # never fewer
+        (Shape(delay_s=0.001, jitter_s=0, loss_ratio=0, rate_bps=1e9), 16750),
+        (Shape(delay_s=0.0, jitter_s=0, loss_ratio=0, rate_bps=0), 16667),  # unlimited: as for 1 Gbit/s
     ],
 )
 def test_the_queue_holds_the_delay_and_200_ms_of_the_rate(shape, limit):
@@ -113,8 +113,8 @@ def test_the_queue_holds_the_delay_and_200_ms_of_the_rate(shape, limit):
 
 
 def test_jitter_without_a_rate_gets_one_that_keeps_packets_in_order():
-    assert Shape(delay=0.01, jitter=0.001, loss=0, rate=0).kernel_rate == 1_250_000_000
-    assert Shape(delay=0.01, jitter=0, loss=0, rate=0).kernel_rate == 0
+    assert Shape(delay_s=0.01, jitter_s=0.001, loss_ratio=0, rate_bps=0).bytes_per_s == 1_250_000_000
+    assert Shape(delay_s=0.01, jitter_s=0, loss_ratio=0, rate_bps=0).bytes_per_s == 0
 
 
 @given(st.floats(0, 5))
@@ -162,8 +162,8 @@ def test_two_links_on_one_interface_are_refused(build):
 def test_set_changes_the_kernel_once_and_says_so(build):
     shaper, kernel, _ = build()
     for _ in range(2):
-        said = ask(shaper, do="set", link="end-edge", profile="lte")
-    assert (said["profile"], said["mode"], said["rate"]) == ("lte", "profile", 14e6)
+        answer = ask(shaper, do="set", link="end-edge", profile="lte")
+    assert (answer["profile"], answer["mode"], answer["rate"]) == ("lte", "profile", 14e6)
     assert kernel.applied[2] == shape_of(LTE, Direction.UP)
     assert kernel.applied[3] == shape_of(profile("5g-nsa+metro"), Direction.UP)
     assert len(kernel.flushed) == 3  # two links, one change
@@ -176,11 +176,11 @@ def test_heal_goes_back_to_what_was_before_the_cut(build):
     ask(shaper, do="trace", link="end-edge", text="0,1e6\n1,2e6\n", name="t.csv")
     for _ in range(2):
         assert ask(shaper, do="cut", link="end-edge")["mode"] == "cut"
-    assert kernel.applied[2].loss == 1
+    assert kernel.applied[2].loss_ratio == 1
     clock.now += 1
     for _ in range(2):
         assert ask(shaper, do="heal", link="end-edge")["mode"] == "trace"
-    assert (kernel.applied[2].loss, kernel.applied[2].rate) == (0, 2e6)
+    assert (kernel.applied[2].loss_ratio, kernel.applied[2].rate_bps) == (0, 2e6)
     assert [sample(shaper, "changes_total", link="end-edge", kind=kind) for kind in ("trace", "cut", "heal")] == [
         1,
         1,
@@ -193,7 +193,7 @@ def test_a_profile_ends_a_cut(build):
     shaper, kernel, _ = build()
     ask(shaper, do="cut", link="end-edge")
     assert ask(shaper, do="set", link="end-edge", profile="lte")["mode"] == "profile"
-    assert kernel.applied[2].loss == 0
+    assert kernel.applied[2].loss_ratio == 0
 
 
 def test_a_queue_that_would_hold_up_the_next_profile_is_dropped(build):
@@ -294,7 +294,7 @@ def test_while_the_state_file_cannot_be_written_there_is_none_and_the_links_stay
         full.setattr(Path, "write_text", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         assert ask(shaper, do="set", link="end-edge", profile="lte")["profile"] == "lte"
         shaper.look(link)
-        assert kernel.applied[link.interface].rate == 14e6
+        assert kernel.applied[link.interface].rate_bps == 14e6
         assert list(folder.glob("*")) == []  # neither an old one, nor ready
     shaper.look(link)
     assert json.loads((folder / "links.json").read_text())["links"]["end-edge"]["profile"] == "lte"
@@ -487,11 +487,13 @@ def test_a_train_fits_into_the_queue_and_fills_the_link_past_its_jitter(name):
     for direction in Direction:
         shape = shape_of(profile(name), direction)
         train = train_for(shape)
-        waiting = shape.rate * (2 * shape.delay) / 8 / train.size + train.burst  # if the first were held up longest
+        waiting = (
+            shape.rate_bps * (2 * shape.delay_s) / 8 / train.size + train.burst
+        )  # if the first were held up longest
         assert train.burst < waiting
         assert waiting * max(1, train.size / 1514) < shape.limit
-        counted = 8 * train.size * (train.packets - train.burst) / shape.rate - train.skip
-        assert counted > 0.99 or counted * shape.rate / 8 / 1514 > 3900  # seconds, frames
+        counted = 8 * train.size * (train.packets - train.burst) / shape.rate_bps - train.skip
+        assert counted > 0.99 or counted * shape.rate_bps / 8 / 1514 > 3900  # seconds, frames
 
 
 def test_a_link_too_fast_or_unlimited_gets_no_train():

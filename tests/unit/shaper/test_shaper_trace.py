@@ -11,37 +11,39 @@ from services.shaper.trace import PACKET_BITS, Step, parse, unpack
 from shared.errors import BadSetting
 from shared.links.profile import PROFILES
 
-BASE = Shape(delay=0.01, jitter=0.002, loss=0.003, rate=1e6)
+BASE = Shape(delay_s=0.01, jitter_s=0.002, loss_ratio=0.003, rate_bps=1e6)
 TRACES = PROFILES.parent / "traces"
 
 
 def test_a_csv_row_holds_until_the_next_and_the_last_as_long_as_the_one_before():
     trace = parse("t", "seconds,bits_per_second,rtt_ms,loss\n# made up\n10,8e6,40,1\n12,0\n15,4e6,,0\n")
     assert trace.steps == (Step(0, 8e6, 0.04, 0.01), Step(2, 0), Step(5, 4e6, None, 0))
-    assert trace.duration == 8
-    assert [trace.at(second).rate for second in (0, 1.99, 2, 5, 7.9, 8, 18.5)] == [8e6, 8e6, 0, 4e6, 4e6, 8e6, 0]
+    assert trace.duration_s == 8
+    assert [trace.at(second).rate_bps for second in (0, 1.99, 2, 5, 7.9, 8, 18.5)] == [8e6, 8e6, 0, 4e6, 4e6, 8e6, 0]
 
 
 def test_a_single_row_holds_for_ever():
     trace = parse("t", "0,5000000")
-    assert (trace.duration, trace.at(1e9).rate) == (math.inf, 5e6)
+    assert (trace.duration_s, trace.at(1e9).rate_bps) == (math.inf, 5e6)
 
 
 def test_a_step_changes_what_it_names_and_rate_0_is_an_outage():
-    assert Step(0, 5e6).on(BASE) == Shape(delay=0.01, jitter=0.002, loss=0.003, rate=5e6)
-    assert Step(0, 5e6, rtt=0.1, loss=0.0).on(BASE) == Shape(delay=0.05, jitter=0.002, loss=0.0, rate=5e6)
-    assert Step(0, 0.0).on(BASE).loss == 1
+    assert Step(0, 5e6).on(BASE) == Shape(delay_s=0.01, jitter_s=0.002, loss_ratio=0.003, rate_bps=5e6)
+    assert Step(0, 5e6, rtt_s=0.1, loss_ratio=0.0).on(BASE) == Shape(
+        delay_s=0.05, jitter_s=0.002, loss_ratio=0.0, rate_bps=5e6
+    )
+    assert Step(0, 0.0).on(BASE).loss_ratio == 1
 
 
 def test_mahimahi_lines_are_packets_of_1500_bytes():
     trace = parse("t.up", "\n".join(str(ms) for ms in range(10, 1001, 10)))  # one packet every 10 ms: 1.2 Mbit/s
-    assert trace.duration == 1
-    assert {round(step.rate) for step in trace.steps[:-1]} <= {1_080_000, 1_200_000}
+    assert trace.duration_s == 1
+    assert {round(step.rate_bps) for step in trace.steps[:-1]} <= {1_080_000, 1_200_000}
 
 
 def test_a_slow_mahimahi_trace_is_slow_and_only_a_second_of_silence_is_an_outage():
     trace = parse("t.up", "200\n400\n600\n3000\n")  # a packet every 200 ms, then 2.4 s of nothing
-    assert [(round(step.start, 1), round(step.rate)) for step in trace.steps] == [
+    assert [(round(step.start_s, 1), round(step.rate_bps)) for step in trace.steps] == [
         (0.0, 40_000),
         (0.3, 60_000),
         (0.5, 60_000),
@@ -53,11 +55,11 @@ def test_a_slow_mahimahi_trace_is_slow_and_only_a_second_of_silence_is_an_outage
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=300).filter(any))
 def test_a_mahimahi_trace_keeps_its_packets_and_its_length(times):
     trace = parse("t", "\n".join(map(str, sorted(times))))
-    ends = [step.start for step in trace.steps[1:]] + [trace.duration]
-    bits = sum(step.rate * (end - step.start) for step, end in zip(trace.steps, ends, strict=True))
+    ends = [step.start_s for step in trace.steps[1:]] + [trace.duration_s]
+    bits = sum(step.rate_bps * (end - step.start_s) for step, end in zip(trace.steps, ends, strict=True))
     assert bits == pytest.approx(len(times) * PACKET_BITS)
-    assert trace.duration == max(times) / 1e3
-    assert trace.steps[0].start == 0
+    assert trace.duration_s == max(times) / 1e3
+    assert trace.steps[0].start_s == 0
 
 
 @given(
@@ -71,9 +73,11 @@ def test_packing_loses_nothing(rows, seconds):
         at += step
     trace = parse("t", "\n".join(lines))
     again = unpack("t", trace.pack())
-    assert again.duration == pytest.approx(trace.duration)
-    assert [(step.start, step.rate) for step in again.steps] == [(step.start, step.rate) for step in trace.steps]
-    assert again.steps[-1].rtt == pytest.approx(trace.steps[-1].rtt)
+    assert again.duration_s == pytest.approx(trace.duration_s)
+    assert [(step.start_s, step.rate_bps) for step in again.steps] == [
+        (step.start_s, step.rate_bps) for step in trace.steps
+    ]
+    assert again.steps[-1].rtt_s == pytest.approx(trace.steps[-1].rtt_s)
     assert again.at(seconds) in again.steps
 
 
@@ -113,6 +117,6 @@ def test_our_traces_are_what_their_generator_writes_and_driving_has_its_outage(t
     for name in ("walking", "driving", "handover"):
         text = (TRACES / f"{name}.csv").read_text()
         assert text == make.HEADER + getattr(make, name)()
-        assert parse(name, text).duration == {"walking": 120, "driving": 180, "handover": 60}[name]
+        assert parse(name, text).duration_s == {"walking": 120, "driving": 180, "handover": 60}[name]
     driving = parse("driving", (TRACES / "driving.csv").read_text())
-    assert [second for second in range(180) if not driving.at(second).rate] == list(range(80, 100))
+    assert [second for second in range(180) if not driving.at(second).rate_bps] == list(range(80, 100))
