@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lab.docs.tables import RESULTS, read
+from lab.docs.measured import RESULTS, read
 from lab.live import bench_report
 from lab.papers import figures
 from lab.picture import BLUE, GREEN, GREY, ORANGE, intervals, note, picture
