@@ -6,9 +6,10 @@ import time
 import httpx
 import pytest
 
-from lab.live import dashboards, links
+from lab.live import links
 from lab.live.demo import REVIEWS
 from shared.links.profile import profile
+from tests import dashboards
 from tests.e2e.conftest import API, PROMETHEUS, TIERS, container, measured
 
 KINDS = ("ideal", "offline", "5g-nsa", "5g-mmwave", "lte-weak", "3g")  # `make netns` verifies every one
