@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from lab.console import aside
+from lab.console import aside, sheet
 from lab.data.rows import start_of
 from lab.live.client import PROBE, NoAnswer, TextRefused, classify, connect
 from lab.policies import parse_policy
@@ -45,7 +44,7 @@ async def ask(url: str, asked: Sequence[Asked], policy: str | None, console: Con
     if not asked:
         raise NoAnswer("nothing to classify: give a text, --file, or lines on standard input")
     options: dict[str, Any] = {} if policy is None else {"policy": parse_policy(policy)}
-    table = Table("label", "confidence", "path (exit/layers)", "batch ms", "text", show_edge=False, pad_edge=False)
+    table = sheet(None, "label", "confidence", "path (exit/layers)", "batch ms", "text")
     refused = 0
     try:
         async with connect(url, timeout=120) as client:

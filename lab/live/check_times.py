@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lab.console import aside
+from lab.console import aside, sheet
 from lab.data.examples import Example, check_labels, digest
 from lab.data.readable import LeftOut, readable, readers_of
 from lab.live import bench, cells
@@ -213,16 +213,13 @@ def _compared(name: str, rounds: list[dict[str, Parts]]) -> dict[str, Any]:
 
 def table(said: dict[str, Any]) -> Table:
     """One row per policy."""
-    out = Table(
-        title=f"{said['n']} texts, {said['rounds']} rounds; {said['hardware']['cpu']}, {said['hardware']['cores']:g} "
-        f"core(s); links {said['links']} ({said['backend']})",
-        title_justify="left",
-        show_edge=False,
-        pad_edge=False,
+    hardware = said["hardware"]
+    title = (
+        f"{said['n']} texts, {said['rounds']} rounds; {hardware['cpu']}, {hardware['cores']:g} core(s); "
+        f"links {said['links']} ({said['backend']})"
     )
-    for column in ("policy", "live mean ms", "modelled", "off [95 %]", "compute: live", "modelled", "link: live"):
-        out.add_column(column, justify="left" if column == "policy" else "right", overflow="fold")
-    out.add_column("modelled", justify="right")
+    parts = ("compute: live", "modelled", "link: live", "modelled")
+    out = sheet(title, "policy", "live mean ms", "modelled", "off [95 %]", *parts, words=("policy",))
     for name, own in said["policies"].items():
         live, modelled = own["live_ms"], own["modelled_ms"]
         pairs = [f"{side[part]:.0f}" for part in ("compute", "link") for side in (live, modelled)]

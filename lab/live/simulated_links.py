@@ -17,7 +17,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from lab.console import progress
+from lab.console import progress, sheet
 from lab.live import links
 from lab.live.bench_report import cpu
 from lab.live.client import classify, connect, key_of
@@ -120,10 +120,9 @@ def _figures(ms: np.ndarray) -> dict[str, float]:
 
 
 def _table(report: dict[str, Any]) -> Table:
-    table = Table(title=f"{report['link']}, n = {report['n']} a cell, one at a time", title_justify="left")
     sides = [f"{side} {key}" for side in ("netem", "simulated") for key in ("p50 ms", "mean", "p95")]
-    for column in ("profile", *sides, "p50 differs by [95 %]"):
-        table.add_column(column, justify="left" if column == "profile" else "right")
+    title = f"{report['link']}, n = {report['n']} a cell, one at a time"
+    table = sheet(title, "profile", *sides, "p50 differs by [95 %]", words=("profile",))
     for row in report["profiles"]:
         low, high = row["difference_ci95"]
         table.add_row(
