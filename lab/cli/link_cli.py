@@ -9,22 +9,18 @@ from typing import Annotated, Any
 import typer
 import yaml
 from rich.table import Table
+from typer import Argument, Option
 
-from lab.console import screen
+from lab.cli import options
+from lab.console import screen, sheet
 
 app = typer.Typer(help="Look at, change and measure the links of running containers.", no_args_is_help=True)
 console = screen()
 
-LinkName = Annotated[str, typer.Argument(metavar="LINK", help="SOURCE-TARGET, e.g. end-edge.")]
-Project = Annotated[
-    str | None, typer.Option(envvar="COMPOSE_PROJECT_NAME", help="Compose project, if several are running.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-OneEnd = Annotated[bool, typer.Option("--one-end", help="The other end runs on another machine: change this one only.")]
-
-
-def _table(title: str, *columns: str) -> Table:
-    return Table(*columns, title=title, title_justify="left", show_edge=False, pad_edge=False)
+LinkName = Annotated[str, Argument(metavar="LINK", help="SOURCE-TARGET, e.g. end-edge.")]
+Project = Annotated[str | None, Option(envvar="COMPOSE_PROJECT_NAME", help="Compose project, if several are running.")]
+AsJson = Annotated[bool, Option("--json", help="Print JSON.")]
+OneEnd = Annotated[bool, Option("--one-end", help="The other end runs on another machine: change this one only.")]
 
 
 @app.command("list")
@@ -43,7 +39,7 @@ def list_(project: Project = None, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps({"profiles": profiles, "links": running}))
         return
-    table = _table("Profiles", "profile", "rate up", "rate down", "RTT ms", "jitter ms", "loss %", "source")
+    table = sheet("Profiles", "profile", "rate up", "rate down", "RTT ms", "jitter ms", "loss %", "source")
     for name, raw in profiles.items():
         rates = [rate_text(rate) for rate in (profile(name).rate_up_bps, profile(name).rate_down_bps)]
         table.add_row(name, *rates, *(f"{raw[key]:g}" for key in ("rtt", "jitter", "loss")), raw["source"])
@@ -65,7 +61,7 @@ def _running(shown: dict[str, Any]) -> Table:
     from services.shaper.verify import reading_text
 
     columns = ("link", "direction", "sent by", "in force", "kernel", "sent bytes", "drops", "waiting bytes")
-    table = _table("Running links", *columns)
+    table = sheet("Running links", *columns)
     for link, ends in shown.items():
         for direction, end in ends.items():
             state = f"{end['profile']} ({end['mode']})" + (f" {end['trace']}" if end["trace"] else "")
@@ -80,7 +76,7 @@ def _running(shown: dict[str, Any]) -> Table:
 @app.command("set")
 def set_(
     link: LinkName,
-    profile: Annotated[str, typer.Argument(help="A profile, or a path over several: 5g-nsa+metro.")],
+    profile: Annotated[str, Argument(help="A profile, or a path over several: 5g-nsa+metro.")],
     project: Project = None,
     one_end: OneEnd = False,
 ) -> None:
@@ -93,8 +89,8 @@ def set_(
 @app.command()
 def trace(
     link: LinkName,
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="CSV or mahimahi (deploy/netem/traces).")],
-    down: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Another file towards SOURCE.")] = None,
+    file: Annotated[Path, Argument(exists=True, dir_okay=False, help="CSV or mahimahi (deploy/netem/traces).")],
+    down: Annotated[Path | None, Option(exists=True, dir_okay=False, help="Another file towards SOURCE.")] = None,
     project: Project = None,
     one_end: OneEnd = False,
 ) -> None:
@@ -122,7 +118,7 @@ def heal(link: LinkName, project: Project = None, one_end: OneEnd = False) -> No
 
 @app.command()
 def verify(
-    link: Annotated[str | None, typer.Argument(metavar="[LINK]", help="All links unless given.")] = None,
+    link: Annotated[str | None, Argument(metavar="[LINK]", help="All links unless given.")] = None,
     project: Project = None,
     as_json: AsJson = False,
 ) -> None:
@@ -133,7 +129,7 @@ def verify(
     if as_json:
         print(json.dumps([report.as_dict() for report in reports]))
     else:
-        table = _table("Links against their profiles", "link", "profile", "check", "expected", "measured", "holds")
+        table = sheet("Links against their profiles", "link", "profile", "check", "expected", "measured", "holds")
         for report in reports:
             for check in report.checks:
                 mark = "yes" if check.held else "[bold red]NO[/]"
@@ -145,9 +141,9 @@ def verify(
 
 @app.command()
 def compare(
-    url: Annotated[str, typer.Option(help="The first tier.")] = "http://127.0.0.1:8080",
-    n: Annotated[int, typer.Option(min=5, help="Requests per profile and side.")] = 40,
-    out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("links.json"),
+    url: options.Url = "http://127.0.0.1:8080",
+    n: Annotated[int, Option(min=5, help="Requests per profile and side.")] = 40,
+    out: Annotated[Path, Option(help="Where the figures go.")] = Path("links.json"),
     project: Project = None,
 ) -> None:
     """Simulated links against netem, profile by profile, on running containers."""

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+from typer import Argument, Option
 
-from lab.cli.arguments import BundleName, Data, ExcludeSplit, Seed, Split, address, output
+from lab.cli import options
 from lab.console import screen
+from lab.outputs import sole_writer
 
 app = typer.Typer()
 console = screen()
 
-Links = Annotated[str, typer.Option(help="ACCESS/BACKBONE or ACCESS,BACKBONE: profiles of deploy/netem/profiles.yaml.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Modelled threads of all tiers but the first.")]
+Threads = Annotated[int | None, Option(min=1, help="Threads of all tiers but the first.")]
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 
 
@@ -23,37 +23,28 @@ RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 def replay(
     data: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A .parquet or .csv with text (or text_a,text_b), label, split; a folder of them; hub:NAME. Repeat. "
-            "[default: data]",
-        ),
+        Option(help=f"{options.TEXTS}; a folder of them; hub:NAME. Repeat.", show_default="data"),
     ] = None,
     bundle: Annotated[
-        str | None, typer.Option(help="NAME,NAME...; without it, every bundle that was calibrated on these data.")
+        str | None, Option(help="NAME,NAME...; without it, every bundle that was calibrated on these data.")
     ] = None,
-    policy: Annotated[
-        list[str] | None, typer.Option(help="NAME, NAME:key=value,... or FILE.json; repeat. `all`: every one.")
-    ] = None,
-    n: Annotated[int, typer.Option(min=1, help="Texts, after any are left out.")] = 200,
-    split: Annotated[
-        str | None,
-        typer.Option(help="Rows whose `split` column says this; `all`: every row. [default: test, else dev]"),
-    ] = None,
-    exclude_split: ExcludeSplit = None,
-    links: Links = "5g-nsa/metro",
+    policy: Annotated[list[str] | None, options.policies("all")] = None,
+    n: options.FirstTexts = 200,
+    split: Annotated[str | None, Option(help="As in `bench`.", show_default="test, else dev")] = None,
+    exclude_split: options.ExcludeSplit = None,
+    links: options.LinkPair = "5g-nsa/metro",
     measured: Annotated[
         list[Path] | None,
-        typer.Option(exists=True, help="Live times to show beside: a bench's .json, a tier's ledger (.jsonl); repeat."),
+        Option(exists=True, help="Live times to show beside: a bench's .json, a tier's ledger (.jsonl); repeat."),
     ] = None,
-    profile: Annotated[bool, typer.Option("--profile", help="Measure this machine anew, not once for all.")] = False,
+    profile: Annotated[bool, Option("--profile", help="Measure this machine anew, not once for all.")] = False,
     threads: Threads = None,
-    out: Annotated[
-        Path, typer.Option(help="Writes OUT.json, OUT.parquet and OUT-BUNDLE.png, over earlier ones.", callback=output)
-    ] = Path("replay"),
-    seed: Seed = 0,
+    out: Annotated[Path, options.writes("OUT.json, OUT.parquet and OUT-BUNDLE.png, over earlier ones")] = Path(
+        "replay"
+    ),
+    seed: options.Seed = 0,
 ) -> None:
     """Compare policies without live tiers: each text is run once, kept on disk, and every policy replayed exactly."""
-    from lab.outputs import sole_writer
     from lab.replay.compare import Plan, choose, compare
     from lab.replay.report import write
 
@@ -76,21 +67,20 @@ def replay(
 def tables(
     table: Annotated[
         list[str] | None,
-        typer.Argument(help="hu-1, hu-parts, hu-pruned, dimee-1, dimee-costs, dimee-pools; else all."),
+        Argument(help="hu-1, hu-parts, hu-pruned, dimee-1, dimee-costs, dimee-pools; else all."),
     ] = None,
     data: Annotated[
-        Path | None,
-        typer.Option(exists=True, file_okay=False, help="Folder with imdb.parquet, cola.parquet, ..."),
+        Path | None, Option(exists=True, file_okay=False, help="Folder with imdb.parquet, cola.parquet, ...")
     ] = None,
-    n: Annotated[int, typer.Option(min=20, help="Texts of each data set, of each split.")] = 600,
-    quick: Annotated[bool, typer.Option("--quick", help="30 texts of each: does it run, not what is true.")] = False,
+    n: Annotated[int, Option(min=20, help="Texts of each data set, of each split.")] = 600,
+    quick: Annotated[bool, Option("--quick", help="30 texts of each: does it run, not what is true.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of report.json and figures. [default: this repository's; tables-quick]"),
+        Option(help="Folder of report.json and figures.", show_default="this repository's; tables-quick"),
     ] = None,
-    links: Links = "5g-nsa/metro",
+    links: options.LinkPair = "5g-nsa/metro",
     threads: Threads = None,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
 ) -> None:
     """The papers' tables again, with intervals and figures, beside their own numbers; texts are recorded once."""
     from lab.papers.make import Job, run
@@ -103,32 +93,25 @@ def tables(
 
 @app.command("check-times")
 def check_times(
-    data: Data,
-    n: Annotated[int, typer.Option(min=1, help="Texts, after any are left out.")] = 100,
-    rounds: Annotated[int, typer.Option(min=1, help="Benches; the machine is profiled before and after each.")] = 5,
-    policy: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME, NAME:key=value,... or FILE.json; repeat. [default: collaborative, TIER-only]"),
-    ] = None,
-    split: Split = "test",
-    exclude_split: ExcludeSplit = None,
-    links: Links = "5g-nsa/metro",
+    data: options.Data,
+    n: options.FirstTexts = 100,
+    rounds: Annotated[int, Option(min=1, help="Benches; the machine is profiled before and after each.")] = 5,
+    policy: Annotated[list[str] | None, options.policies("collaborative, TIER-only")] = None,
+    split: options.Split = "test",
+    exclude_split: options.ExcludeSplit = None,
+    links: options.LinkPair = "5g-nsa/metro",
     url: Annotated[
         str | None,
-        typer.Option(
-            help="First tier of running containers, whose links are then shaped; else tiers start here.",
-            callback=address,
-        ),
+        Option(help="Running containers, to be shaped; else tiers start here.", callback=options.address),
     ] = None,
-    bundle: BundleName = "collaborative",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of all tiers but the first.")] = None,
-    out: Annotated[Path, typer.Option(help="Writes OUT.json.", callback=output)] = Path("check-times"),
-    seed: Seed = 0,
+    bundle: options.BundleName = "collaborative",
+    threads: Threads = None,
+    out: Annotated[Path, options.writes("OUT.json")] = Path("check-times"),
+    seed: options.Seed = 0,
 ) -> None:
     """How far modelled times (of `replay`, `tables`, `plan`) are from live ones on this machine."""
     from lab.data.examples import load_without
     from lab.live import check_times as job
-    from lab.outputs import sole_writer
     from shared.model.bundle import load_bundle
 
     own = load_bundle(bundle)
@@ -149,32 +132,32 @@ def check_times(
 @app.command()
 def plan(
     data: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="A .parquet or .csv with train and test. Needed.")
+        Path | None, Option(exists=True, dir_okay=False, help="A .parquet or .csv with train and test. Needed.")
     ] = None,
-    accuracy: Annotated[float | None, typer.Option(min=0, max=1, help="Least accuracy, as a lower bound.")] = None,
-    p95_ms: Annotated[float | None, typer.Option(min=0, help="Greatest 95th percentile of time, as a bound.")] = None,
+    accuracy: Annotated[float | None, Option(min=0, max=1, help="Least accuracy, as a lower bound.")] = None,
+    p95_ms: Annotated[
+        float | None, Option(min=0, help="Greatest 95th percentile of time, as a bound.", callback=options.finite)
+    ] = None,
     max_bytes: Annotated[
-        float | None, typer.Option("--bytes", min=0, help="Most bytes of bodies a request, up and down, as a bound.")
+        float | None,
+        Option("--bytes", min=0, help="Most bytes of bodies, up and down, as a bound.", callback=options.finite),
     ] = None,
-    objective: Annotated[str, typer.Option(help="With --accuracy: the time that is least, mean or p95.")] = "mean",
-    bundle: BundleName = "collaborative",
-    n: Annotated[int, typer.Option(min=40, help="Validation texts.")] = 600,
+    objective: Annotated[Literal["mean", "p95"], Option(help="With --accuracy: the time that is least.")] = "mean",
+    bundle: options.BundleName = "collaborative",
+    n: Annotated[int, Option(min=40, help="Validation texts.")] = 600,
     judged_on_n: Annotated[
-        int | None, typer.Option("--unseen", min=1, help="Unseen texts to judge the plan on; default: as many.")
+        int | None, Option("--unseen", min=1, help="Unseen texts to judge the plan on; default: as many.")
     ] = None,
     pruning: Annotated[
-        list[float] | None, typer.Option(min=0, max=10, help="Pruning coefficients to try besides 0 (slow); repeat.")
+        list[float] | None, Option(min=0, max=10, help="Pruning coefficients to try besides 0 (slow); repeat.")
     ] = None,
-    links: Links = "5g-nsa/metro",
+    links: options.LinkPair = "5g-nsa/metro",
     threads: Threads = None,
-    out: Annotated[Path, typer.Option(help="Writes OUT.json, OUT.png and OUT.policy.json.", callback=output)] = Path(
-        "plan"
-    ),
-    seed: Seed = 0,
+    out: Annotated[Path, options.writes("OUT.json, OUT.png and OUT.policy.json")] = Path("plan"),
+    seed: options.Seed = 0,
 ) -> None:
     """Find the fastest setting that keeps an accuracy, or the most accurate within --p95-ms or --bytes, on validation
     data; check it on unseen texts. Status 1: none."""
-    from lab.outputs import sole_writer
     from lab.papers.trial import Conditions, unseen, validation
     from lab.replay.plan import Targets, grid
     from lab.replay.plan import plan as search
@@ -184,10 +167,8 @@ def plan(
 
     if data is None or (accuracy, p95_ms, max_bytes) == (None, None, None):
         raise typer.BadParameter("needs --data FILE and a target: --accuracy, --p95-ms or --bytes")
-    if not all(math.isfinite(limit) for limit in (p95_ms or 0, max_bytes or 0)):
-        raise typer.BadParameter("--p95-ms and --bytes are finite")
-    if objective not in ("mean", "p95") or (objective == "p95" and accuracy is None):
-        raise typer.BadParameter("--objective is mean or p95, of the time that is least with --accuracy")
+    if objective == "p95" and accuracy is None:
+        raise typer.BadParameter("--objective goes with --accuracy: it is the time that is least")
     conditions = Conditions(Recorders(console), links, threads, seed)
     own, targets = load_bundle(bundle), Targets(accuracy, p95_ms, max_bytes, objective)
     try:

@@ -184,6 +184,16 @@ def running(layout: Layout, console: Console, *, show_logs: bool = False) -> Ite
             _stop(stack)
 
 
+@contextmanager
+def reached(url: str | None, layout: Layout, console: Console) -> Iterator[str]:
+    """Where tiers answer: at `url`, or without one those of `layout`, started here."""
+    if url:
+        yield url
+    else:
+        with running(layout, console) as stack:
+            yield stack.url
+
+
 def _modules() -> str:
     """Where the tiers find our code first: where this process found it."""
     return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
