@@ -14,10 +14,10 @@ from rich.console import Console
 
 from lab.console import busy
 from lab.data.examples import digest
-from lab.live import links
 from lab.live.bench import Plan
 from lab.live.bench import run as measure
 from lab.live.bench_report import table, write
+from lab.live.links import running_links
 from lab.outputs import sole_writer
 from shared.errors import BadSetting
 from shared.links.profile import profile
@@ -63,6 +63,7 @@ def _is_of(report: dict[str, Any], plan: Plan) -> bool:
 
 def shape(access: str, backbone: str) -> None:
     """Give the links of the running containers these profiles, at once."""
+    links = running_links()
     for link, name in (("end-edge", access), ("edge-cloud", backbone), ("end-cloud", f"{access}+{backbone}")):
         links.set_profile(link, name)
 
@@ -74,7 +75,7 @@ def verified(console: Console) -> list[dict[str, object]]:
         BadSetting: one does not hold what its profile says.
     """
     with busy(console, "verifying the links"):
-        reports = links.verify()
+        reports = running_links().verify()
     failed = [f"{r.link}: {r.reason}" for r in reports if not r.ok]
     if failed:
         raise BadSetting(f"the links do not hold what their profiles say: {'; '.join(failed)}")

@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lab.console import progress, sheet
-from lab.live import links
 from lab.live.bench_report import cpu
 from lab.live.client import classify, connect, key_of
 from lab.live.demo import REVIEWS
+from lab.live.links import address, running_links
 from lab.outputs import write_json
 from lab.stats import difference_of_medians
 from shared.contracts import InferRequest, TextPair
@@ -39,7 +39,8 @@ def run(url: str, n: int, out: Path, project: str | None, console: Console) -> N
         BadSetting: no containers are running, their links are not shaped, or the edge does not answer.
     """
     names = [name for name, raw in yaml.safe_load(PROFILES.read_text()).items() if raw["loss"] < 100]
-    shown = links.show(project).get(LINK)
+    links = running_links(project)
+    shown = links.show().get(LINK)
     if not shown:
         raise BadSetting(f"{LINK} is not shaped by netem: start the stack without TIERWISE_LINKS=simulated or none")
     before = next(iter(shown.values()))["profile"]
@@ -47,16 +48,15 @@ def run(url: str, n: int, out: Path, project: str | None, console: Console) -> N
     try:
         with progress(console) as bar:
             for name in bar.track(names, description="profiles"):
-                links.set_profile(LINK, name, project=project)
+                links.set_profile(LINK, name)
                 real = asyncio.run(_netem(url, n))
-                links.set_profile(LINK, "ideal", project=project)
+                links.set_profile(LINK, "ideal")
                 time.sleep(0.2)
-                played = asyncio.run(
-                    _simulated(f"http://{links.address('edge', LINK, project=project)}:{EDGE_PORT}", name, n)
-                )
+                edge = f"http://{address('edge', LINK, project=project)}:{EDGE_PORT}"
+                played = asyncio.run(_simulated(edge, name, n))
                 rows.append(_row(name, np.array(real), np.array(played)))
     finally:
-        links.set_profile(LINK, before, project=project)
+        links.set_profile(LINK, before)
     report = {"n": n, "link": LINK, "cpu": cpu(), "profiles": rows}
     write_json(out, report)
     console.print(_table(report))
