@@ -60,10 +60,13 @@ def _csv(name: str, raw: bytes, wanted: Sequence[str], enough: Callable[[Sequenc
     text = _decoded(name, raw)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a text may be a whole book
     headers = {separator: _header(text, separator) for separator in _SEPARATORS}
-    separator = next((own for own in _SEPARATORS if enough(headers[own])), ",")
+    separator = next((one for one in _SEPARATORS if enough(headers[one])), None)
+    if separator is None:
+        columns = max(headers.values(), key=len)
+        if not any(columns):
+            raise BadSetting(f"{name}: cannot be read: it is empty")
+        return Rows(columns, [], {})  # they will not do: what the rows hold says nothing
     columns = headers[separator]
-    if not any(columns):
-        raise BadSetting(f"{name}: cannot be read: it is empty")
     at = _positions(name, columns, wanted)
     places: list[str] = []
     values: dict[str, list[Any]] = {column: [] for column in at}
