@@ -221,6 +221,9 @@ def train(
     from lab.fit.train import train as job
 
     examples, validation = divide(_training_rows(data, split), hold_out)
+    if missing := sorted(set(range(classes)) - {example.label for example in examples[:n]}):
+        labels = ", ".join(map(str, missing))
+        aside().print(f"--classes {classes}, but no training text has label {labels}", style="yellow")
     recipe = Recipe(
         base=base,
         layers=layers,
