@@ -17,7 +17,6 @@ from lab.outputs import sole_writer
 
 if TYPE_CHECKING:
     from lab.data.examples import Example
-    from lab.live.stack import Layout
 
 app = typer.Typer(
     help="Text classification across network tiers: early exits, calibrated offloading, pruning, ensemble.",
@@ -29,17 +28,10 @@ app.add_typer(links, name="link", help="The links of running containers: show, s
 app.add_typer(recorded)
 console = screen()
 
-TrainSplit = Annotated[
-    str | None, Option(help="Rows whose `split` column says this.", show_default="train; without the column, all")
-]
+TrainSplit = Annotated[str | None, Option(help="Rows of this split.", show_default="train; without the column, all")]
 HoldOut = Annotated[int, Option(min=1, help="Validation is this many rows, the last of the split.")]
-Port = Annotated[
-    int | None, Option(min=1, max=65000, help="The first tier's port; the others follow.", show_default="8080")
-]
-Access = Annotated[
-    str | None,
-    Option("--link", help="Profile of the first tier's links (deploy/netem/profiles.yaml).", show_default="5g-nsa"),
-]
+Port = Annotated[int | None, Option(min=1, max=65000, help="First port; the others follow.", show_default="8080")]
+Access = Annotated[str | None, Option("--link", help="Profile of the first tier's links.", show_default="5g-nsa")]
 Backbone = Annotated[str | None, Option(help="Profile of the links between deeper tiers.", show_default="metro")]
 Threads = Annotated[int, Option(min=1, max=256, help="Compute threads.")]
 
@@ -52,12 +44,6 @@ def _training_rows(data: str, split: str | None) -> list[Example]:
     if split is None and used == ALL:
         aside().print(f"{data} has no split column: every row is used; measure on other texts", style="yellow")
     return examples
-
-
-def _layout(bundle: str, port: int | None, access: str | None, backbone: str | None) -> Layout:
-    from lab.live.stack import Layout
-
-    return Layout(bundle=bundle, port=port, access=access, backbone=backbone)
 
 
 def _version(asked: bool) -> None:
@@ -82,11 +68,13 @@ def demo(
     bundle: options.BundleName = "collaborative", port: Port = None, access: Access = None, backbone: Backbone = None
 ) -> None:
     """Start the tiers, classify a dozen reviews, print what each answer cost, stop."""
-    from lab.live import demo as job
-    from lab.live.stack import running
+    import asyncio
 
-    with running(_layout(bundle, port, access, backbone), console) as stack:
-        job.main(stack.url, console)
+    from lab.live import demo as job
+    from lab.live.stack import Layout, running
+
+    with running(Layout(bundle, port, access=access, backbone=backbone), console) as stack:
+        asyncio.run(job.run(stack.url, console))
 
 
 @app.command()
@@ -96,9 +84,9 @@ def serve(
     """Keep the tiers up until Ctrl-C or SIGTERM, then stop them cleanly."""
     import time
 
-    from lab.live.stack import running
+    from lab.live.stack import Layout, running
 
-    with running(_layout(bundle, port, access, backbone), console, show_logs=True) as stack:
+    with running(Layout(bundle, port, access=access, backbone=backbone), console, show_logs=True) as stack:
         console.print(f"ready: {stack.url}/docs   (Ctrl-C stops)")
         try:
             while True:
@@ -147,24 +135,16 @@ def bench(
     exclude_split: options.ExcludeSplit = None,
     access: Access = None,
     backbone: Backbone = None,
-    url: Annotated[
-        str | None, Option(help="Running tiers; without it they are started here.", callback=options.address)
-    ] = None,
+    url: Annotated[str | None, Option(help="Running tiers; else they start here.", callback=options.address)] = None,
     cell: Annotated[
-        list[str] | None,
-        Option(help="Running containers, shaped and verified: ACCESS/BACKBONE; repeat. Resumable."),
+        list[str] | None, Option(help="Running containers, links ACCESS/BACKBONE, verified; resumable; repeat.")
     ] = None,
-    rate: Annotated[
-        float,
-        Option(min=0, help="Open loop: arrivals per second, Poisson. 0: closed loop.", callback=options.finite),
-    ] = 0,
+    rate: Annotated[float, Option(min=0, help="Open loop: Poisson arrivals per second.", callback=options.finite)] = 0,
     concurrency: Annotated[int, Option(min=1, help="Closed loop: requests under way at once.")] = 1,
-    out: Annotated[
-        Path, options.writes("OUT.json, OUT.png, OUT.parquet, over earlier ones; OUT.jsonl until done")
-    ] = Path("bench"),
-    bundle: Annotated[
-        str | None, Option(help="A bundle in deploy/models, or a folder.", show_default="collaborative")
-    ] = None,
+    out: Annotated[Path, options.writes("OUT.json, .png, .parquet over earlier ones, .jsonl meanwhile")] = Path(
+        "bench"
+    ),
+    bundle: Annotated[str | None, Option(help=options.BUNDLE, show_default="collaborative")] = None,
     port: Port = None,
     seed: options.Seed = 0,
 ) -> None:
@@ -173,7 +153,7 @@ def bench(
     from lab.live import bench as job
     from lab.live import cells
     from lab.live.bench_report import write
-    from lab.live.stack import reached
+    from lab.live.stack import Layout, reached
 
     if (url or cell) and (access or backbone or bundle or port):
         raise typer.BadParameter("tiers that run already keep their links, bundle and port")
@@ -185,7 +165,8 @@ def bench(
         return
     ledger = None if rate else out.with_name(f"{out.name}.jsonl")
     with sole_writer(out):
-        with reached(url, _layout(bundle or "collaborative", port, access, backbone), console) as tiers:
+        layout = Layout(bundle or "collaborative", port, access=access, backbone=backbone)
+        with reached(url, layout, console) as tiers:
             done = job.run(plan, tiers, console, ledger)
         write(plan, done, out, console)
         if ledger:
@@ -277,9 +258,8 @@ def calibrate(
     job = Job(bundle, validation[:n], **links, threads=threads, console=console)
     if only_others:
         job.others(within=within)
-    else:
-        if not job.run(within=within, offload_share=offload_share, pruning=pruning):
-            raise typer.Exit(1)
+    elif not job.run(within=within, offload_share=offload_share, pruning=pruning):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -51,13 +51,14 @@ def output(path: Path) -> Path:
 
 
 POLICY = "NAME, NAME:key=value,... or FILE.json"
+BUNDLE = "A bundle in deploy/models, or a folder."
 TEXTS = "A .parquet or .csv with text (or text_a,text_b), label, split"
 
 Data = Annotated[str, Option(help=f"{TEXTS}; or hub:NAME.")]
 Split = Annotated[str, Option(help="Rows whose `split` column says this; `all`: every row.")]
 ExcludeSplit = Annotated[str | None, Option(help="Leave out texts that also occur in this split.")]
 FirstTexts = Annotated[int, Option(min=1, help="Texts, after any are left out.")]
-BundleName = Annotated[str, Option(help="A bundle in deploy/models, or a folder.")]
+BundleName = Annotated[str, Option(help=BUNDLE)]
 LinkPair = Annotated[str, Option(help="ACCESS/BACKBONE or ACCESS,BACKBONE: profiles of deploy/netem/profiles.yaml.")]
 Url = Annotated[str, Option(help="The first tier.", callback=address)]
 Seed = Annotated[int, Option(min=0, max=2**63 - 1, help="Seed of every random choice.")]

@@ -25,9 +25,7 @@ def replay(
         list[str] | None,
         Option(help=f"{options.TEXTS}; a folder of them; hub:NAME. Repeat.", show_default="data"),
     ] = None,
-    bundle: Annotated[
-        str | None, Option(help="NAME,NAME...; without it, every bundle that was calibrated on these data.")
-    ] = None,
+    bundle: Annotated[str | None, Option(help="NAME,NAME...", show_default="those calibrated on these data")] = None,
     policy: Annotated[list[str] | None, options.policies("all")] = None,
     n: options.FirstTexts = 200,
     split: Annotated[str | None, Option(help="As in `bench`.", show_default="test, else dev")] = None,
@@ -69,15 +67,10 @@ def tables(
         list[str] | None,
         Argument(help="hu-1, hu-parts, hu-pruned, dimee-1, dimee-costs, dimee-pools; else all."),
     ] = None,
-    data: Annotated[
-        Path | None, Option(exists=True, file_okay=False, help="Folder with imdb.parquet, cola.parquet, ...")
-    ] = None,
+    data: Annotated[Path | None, Option(exists=True, file_okay=False, help="Folder with imdb.parquet, ...")] = None,
     n: Annotated[int, Option(min=20, help="Texts of each data set, of each split.")] = 600,
     quick: Annotated[bool, Option("--quick", help="30 texts of each: does it run, not what is true.")] = False,
-    out: Annotated[
-        Path | None,
-        Option(help="Folder of report.json and figures.", show_default="this repository's; tables-quick"),
-    ] = None,
+    out: Annotated[Path | None, Option(help="Folder to write.", show_default="docs/results; tables-quick")] = None,
     links: options.LinkPair = "5g-nsa/metro",
     threads: Threads = None,
     seed: options.Seed = 0,
@@ -100,10 +93,7 @@ def check_times(
     split: options.Split = "test",
     exclude_split: options.ExcludeSplit = None,
     links: options.LinkPair = "5g-nsa/metro",
-    url: Annotated[
-        str | None,
-        Option(help="Running containers, to be shaped; else tiers start here.", callback=options.address),
-    ] = None,
+    url: Annotated[str | None, Option(help="Containers to shape. Else tiers start.", callback=options.address)] = None,
     bundle: options.BundleName = "collaborative",
     threads: Threads = None,
     out: Annotated[Path, options.writes("OUT.json")] = Path("check-times"),
@@ -131,26 +121,19 @@ def check_times(
 
 @app.command()
 def plan(
-    data: Annotated[
-        Path | None, Option(exists=True, dir_okay=False, help="A .parquet or .csv with train and test. Needed.")
-    ] = None,
+    data: Annotated[Path | None, Option(exists=True, dir_okay=False, help="As in `bench`: train and test.")] = None,
     accuracy: Annotated[float | None, Option(min=0, max=1, help="Least accuracy, as a lower bound.")] = None,
     p95_ms: Annotated[
         float | None, Option(min=0, help="Greatest 95th percentile of time, as a bound.", callback=options.finite)
     ] = None,
     max_bytes: Annotated[
-        float | None,
-        Option("--bytes", min=0, help="Most bytes of bodies, up and down, as a bound.", callback=options.finite),
+        float | None, Option("--bytes", min=0, help="Most bytes of bodies, as a bound.", callback=options.finite)
     ] = None,
     objective: Annotated[Literal["mean", "p95"], Option(help="With --accuracy: the time that is least.")] = "mean",
     bundle: options.BundleName = "collaborative",
     n: Annotated[int, Option(min=40, help="Validation texts.")] = 600,
-    judged_on_n: Annotated[
-        int | None, Option("--unseen", min=1, help="Unseen texts to judge the plan on; default: as many.")
-    ] = None,
-    pruning: Annotated[
-        list[float] | None, Option(min=0, max=10, help="Pruning coefficients to try besides 0 (slow); repeat.")
-    ] = None,
+    judged_on_n: Annotated[int | None, Option("--unseen", min=1, help="Texts to judge on.", show_default="n")] = None,
+    pruning: Annotated[list[float] | None, Option(min=0, max=10, help="Coefficients besides 0 (slow); repeat.")] = None,
     links: options.LinkPair = "5g-nsa/metro",
     threads: Threads = None,
     out: Annotated[Path, options.writes("OUT.json, OUT.png and OUT.policy.json")] = Path("plan"),

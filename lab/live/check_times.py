@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from lab.data.readable import LeftOut, readable, readers_of
 from lab.live import bench, cells
 from lab.live.bench_report import cpu
 from lab.live.client import connect, info_of
-from lab.live.stack import Layout, free_ports, running
+from lab.live.stack import Layout, free_ports, reached
 from lab.outputs import write_json
 from lab.policies import parse_policy, shown
 from lab.replay.compare import access_and_backbone, links_of, threads_of
@@ -136,34 +137,31 @@ def _modelled(check: Check, replay: Replay, runs: dict[str, Run], console: Conso
 
 def _http(check: Check, console: Console) -> Http:
     """What HTTP adds on these tiers, their links unshaped for as long."""
-    if check.url is not None:
-        cells.shape("ideal", "ideal")
-        return http_now(check.url, check.bundle)
-    with running(_layout(check, "ideal", "ideal"), console) as stack:
-        return http_now(stack.url, check.bundle)
+    with _tiers(check, "ideal", "ideal", console) as url:
+        return http_now(url, check.bundle)
 
 
 def _live(check: Check, console: Console) -> tuple[dict[str, Parts], list[dict[str, object]]]:
     """What every policy took, and what the containers' links measured afterwards (simulated ones: nothing)."""
-    held: list[dict[str, object]] = []
     plan = bench.Plan(check.examples, check.policies, seed=check.seed)
-    access, backbone = access_and_backbone(check.links)
-    if check.url is not None:
-        cells.shape(access, backbone)
-        samples = bench.run(plan, check.url, console).samples
-        held = cells.verified(console)
-    else:
-        with running(_layout(check, access, backbone), console) as stack:
-            samples = bench.run(plan, stack.url, console).samples
+    with _tiers(check, *access_and_backbone(check.links), console) as url:
+        samples = bench.run(plan, url, console).samples
+    held = cells.verified(console) if check.url else []
     if whys := {sample.result.degraded for sample in samples} - {None}:
         raise BadSetting(f"an answer lacked a tier ({', '.join(sorted(map(str, whys)))}): its time is not comparable")
     return {name: _of([sample for sample in samples if sample.policy == name]) for name in check.policies}, held
 
 
-def _layout(check: Check, access: str, backbone: str) -> Layout:
+@contextmanager
+def _tiers(check: Check, access: str, backbone: str, console: Console) -> Iterator[str]:
+    """Where tiers answer over these links: running containers, or processes started for as long."""
+    if check.url:
+        cells.shape(access, backbone)
     threads = threads_of(check.bundle, check.threads)
     ports = free_ports(len(threads))
-    return Layout(str(check.bundle.folder), ports, access=access, backbone=backbone, threads=threads)
+    layout = Layout(str(check.bundle.folder), ports, access=access, backbone=backbone, threads=threads)
+    with reached(check.url, layout, console) as url:
+        yield url
 
 
 def _of(samples: list[bench.Sample]) -> Parts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import Counter
 from pathlib import Path
@@ -66,8 +65,3 @@ def _summary(timed: list[Timed]) -> str:
     used = sorted({f"{link.source}-{link.target} {link.profile} ({link.backend})" for link in links})
     answered = ", ".join(f"{count} at the {tier}" for tier, count in shares.items())
     return f"Answered: {answered}. Links: {', '.join(used) or 'none used'}."
-
-
-def main(url: str, console: Console) -> None:
-    """Run the demo against the tier at `url`."""
-    asyncio.run(run(url, console))

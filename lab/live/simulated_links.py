@@ -23,7 +23,7 @@ from lab.live.client import classify, connect, key_of
 from lab.live.demo import REVIEWS
 from lab.live.links import address, running_links
 from lab.outputs import write_json
-from lab.stats import difference_of_medians
+from lab.stats import difference_of_medians, spread_of
 from shared.contracts import InferRequest, TextPair
 from shared.errors import BadSetting
 from shared.links.profile import PROFILES, Backend
@@ -107,16 +107,11 @@ def _row(name: str, real: np.ndarray, played: np.ndarray) -> dict[str, Any]:
     median = float(np.median(real))
     return {
         "profile": name,
-        "netem_ms": _figures(real),
-        "simulated_ms": _figures(played),
+        "netem_ms": spread_of(real) | {"n": len(real)},
+        "simulated_ms": spread_of(played) | {"n": len(played)},
         "difference": float(np.median(played)) / median - 1,
         "difference_ci95": [low / median, high / median],
     }
-
-
-def _figures(ms: np.ndarray) -> dict[str, float]:
-    p50, p95 = np.percentile(ms, [50, 95])
-    return {"p50": float(p50), "mean": float(ms.mean()), "p95": float(p95), "n": len(ms)}
 
 
 def _table(report: dict[str, Any]) -> Table:
