@@ -37,7 +37,7 @@ Threads = Annotated[int, Option(min=1, max=256, help="Compute threads.")]
 
 
 def _training_rows(data: str, split: str | None) -> list[Example]:
-    """Rows to train or calibrate on; that a file names no split is said."""
+    """Rows to train or calibrate on; warns where a file names no split."""
     from lab.data.examples import ALL, training_rows
 
     examples, used = training_rows(data, split)
@@ -282,9 +282,7 @@ def evaluate(
 
 
 @app.command("print-config")
-def print_config(
-    tier: Annotated[str, Argument(help="Which tier's settings.")] = "end",
-) -> None:
+def print_config(tier: Annotated[str, Argument(help="Which tier's settings.")] = "end") -> None:
     """Every setting of a tier: variable, value, where it comes from, what it means."""
     from lab.cli.config import table
 

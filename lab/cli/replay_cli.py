@@ -22,8 +22,7 @@ RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 @app.command()
 def replay(
     data: Annotated[
-        list[str] | None,
-        Option(help=f"{options.TEXTS}; a folder of them; hub:NAME. Repeat.", show_default="data"),
+        list[str] | None, Option(help=f"{options.TEXTS}; a folder of them; hub:NAME. Repeat.", show_default="data")
     ] = None,
     bundle: Annotated[str | None, Option(help="NAME,NAME...", show_default="those calibrated on these data")] = None,
     policy: Annotated[list[str] | None, options.policies("all")] = None,
@@ -63,11 +62,10 @@ def replay(
 
 @app.command()
 def tables(
+    data: Annotated[Path, Option(exists=True, file_okay=False, help="Folder with imdb.parquet, cola.parquet, ...")],
     table: Annotated[
-        list[str] | None,
-        Argument(help="hu-1, hu-parts, hu-pruned, dimee-1, dimee-costs, dimee-pools; else all."),
+        list[str] | None, Argument(help="hu-1, hu-parts, hu-pruned, dimee-1, dimee-costs, dimee-pools; else all.")
     ] = None,
-    data: Annotated[Path | None, Option(exists=True, file_okay=False, help="Folder with imdb.parquet, ...")] = None,
     n: Annotated[int, Option(min=20, help="Texts of each data set, of each split.")] = 600,
     quick: Annotated[bool, Option("--quick", help="30 texts of each: does it run, not what is true.")] = False,
     out: Annotated[Path | None, Option(help="Folder to write.", show_default="docs/results; tables-quick")] = None,
@@ -78,8 +76,6 @@ def tables(
     """The papers' tables again, with intervals and figures, beside their own numbers; texts are recorded once."""
     from lab.papers.make import Job, run
 
-    if data is None:
-        raise typer.BadParameter("name the folder of the labelled texts: --data FOLDER")
     out = out or (Path("tables-quick") if quick else RESULTS)  # what does it run must not replace what is true
     run(Job(data, table or [], out, n=30 if quick else n, links=links, threads=threads, seed=seed), console)
 
@@ -93,7 +89,7 @@ def check_times(
     split: options.Split = "test",
     exclude_split: options.ExcludeSplit = None,
     links: options.LinkPair = "5g-nsa/metro",
-    url: Annotated[str | None, Option(help="Containers to shape. Else tiers start.", callback=options.address)] = None,
+    url: Annotated[str | None, Option(help="Containers that run; else tiers start.", callback=options.address)] = None,
     bundle: options.BundleName = "collaborative",
     threads: Threads = None,
     out: Annotated[Path, options.writes("OUT.json")] = Path("check-times"),
@@ -104,11 +100,11 @@ def check_times(
     from lab.live import check_times as job
     from shared.model.bundle import load_bundle
 
-    own = load_bundle(bundle)
+    loaded = load_bundle(bundle)
     check = job.Check(
         load_without(data, split, exclude_split)[:n],
-        own,
-        policy or ["collaborative", *(f"{tier}-only" for tier in own.order)],
+        loaded,
+        policy or ["collaborative", *(f"{tier}-only" for tier in loaded.order)],
         links=links,
         rounds=rounds,
         threads=threads,
@@ -121,7 +117,7 @@ def check_times(
 
 @app.command()
 def plan(
-    data: Annotated[Path | None, Option(exists=True, dir_okay=False, help="As in `bench`: train and test.")] = None,
+    data: Annotated[Path, Option(exists=True, dir_okay=False, help="A .parquet or .csv with train and test.")],
     accuracy: Annotated[float | None, Option(min=0, max=1, help="Least accuracy, as a lower bound.")] = None,
     p95_ms: Annotated[
         float | None, Option(min=0, help="Greatest 95th percentile of time, as a bound.", callback=options.finite)
@@ -148,19 +144,22 @@ def plan(
     from lab.replay.recorder import Recorders
     from shared.model.bundle import load_bundle
 
-    if data is None or (accuracy, p95_ms, max_bytes) == (None, None, None):
-        raise typer.BadParameter("needs --data FILE and a target: --accuracy, --p95-ms or --bytes")
+    if (accuracy, p95_ms, max_bytes) == (None, None, None):
+        raise typer.BadParameter("needs a target: --accuracy, --p95-ms or --bytes")
     if objective == "p95" and accuracy is None:
         raise typer.BadParameter("--objective goes with --accuracy: it is the time that is least")
     conditions = Conditions(Recorders(console), links, threads, seed)
-    own, targets = load_bundle(bundle), Targets(accuracy, p95_ms, max_bytes, objective)
+    loaded, targets = load_bundle(bundle), Targets(accuracy, p95_ms, max_bytes, objective)
     try:
-        chosen_on, judged_on = validation(own, data, n, conditions), unseen(own, data, judged_on_n or n, conditions)
+        chosen_on, judged_on = (
+            validation(loaded, data, n, conditions),
+            unseen(loaded, data, judged_on_n or n, conditions),
+        )
         found = search(chosen_on, grid(chosen_on, (0.0, *(pruning or ()))), targets)
-        said = report(found, targets, chosen_on, judged_on)
+        figures = report(found, targets, chosen_on, judged_on)
     finally:
         conditions.recorders.save()
     with sole_writer(out):
-        write(said, out, console)
-    if not said["feasible"]:
+        write(figures, out, console)
+    if not figures["feasible"]:
         raise typer.Exit(1)

@@ -113,10 +113,10 @@ def _records(name: str, text: str, separator: str) -> Iterator[tuple[int, list[s
         try:
             record = next(reader, None)
         except csv.Error as error:
-            own = next(itertools.islice(io.StringIO(text, newline=""), line - 1, None), "")
+            row = next(itertools.islice(io.StringIO(text, newline=""), line - 1, None), "")
             raise BadSetting(
                 f"{name}, line {line}: cannot be read: {error} (is a quote not closed, or not doubled?); "
-                f"the row starts with {start_of(own)}"
+                f"the row starts with {start_of(row)}"
             ) from error
         if record is None:
             return

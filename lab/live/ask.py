@@ -28,7 +28,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answered:
-    """What a tier said to a text: a result and the request's milliseconds, or why it refused."""
+    """What a tier answers to a text: a result and the request's milliseconds, or why it refused."""
 
     result: Result | None
     ms: float = 0.0
@@ -95,12 +95,12 @@ def _batches(asked: Sequence[Asked]) -> Iterator[list[int]]:
     rows: list[int] = []
     size = 0
     for at, one in enumerate(asked):
-        own = len(one.text.encode(errors="replace"))
-        if rows and (len(rows) == _TEXTS or size + own > _BYTES):
+        length = len(one.text.encode(errors="replace"))
+        if rows and (len(rows) == _TEXTS or size + length > _BYTES):
             yield rows
             rows, size = [], 0
         rows.append(at)
-        size += own
+        size += length
     yield rows
 
 

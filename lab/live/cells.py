@@ -35,23 +35,23 @@ def run(plan: Plan, cells: list[str], url: str, out: Path, console: Console) -> 
             raise BadSetting(f"cell {cell!r}: expected ACCESS/BACKBONE, such as lte/regional")
         profile(f"{access}+{backbone}")
     for access, _, backbone in pairs:
-        own = out.with_name(f"{out.name}-{access}-{backbone}")
-        done = own.with_name(f"{own.name}.json")
+        under = out.with_name(f"{out.name}-{access}-{backbone}")
+        done = under.with_name(f"{under.name}.json")
         if done.exists() and _is_of(was := json.loads(done.read_text()), plan):
             console.print(f"{done}: already measured")
             console.print(table(was))
             continue
-        ledger = own.with_name(f"{own.name}.jsonl")
+        ledger = under.with_name(f"{under.name}.jsonl")
         shape(access, backbone)
         before = verified(console)
-        with sole_writer(own):
+        with sole_writer(under):
             measured = measure(plan, url, console, ledger)
             try:
                 after = verified(console)
             except BadSetting:
                 ledger.unlink()
                 raise
-            write(plan, measured, own, console, links_verified={"before": before, "after": after})
+            write(plan, measured, under, console, links_verified={"before": before, "after": after})
             ledger.unlink()
 
 

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from lab.live.client import Timed, classify, connect
-from shared.contracts import Hop
 
 REVIEWS = Path(__file__).with_name("reviews.txt").read_text().splitlines()
 
@@ -38,6 +37,7 @@ def _table(timed: list[Timed]) -> Table:
     for text, item in zip(REVIEWS, timed, strict=True):
         result = item.answer.results[0]
         hops = result.hops
+        links = [hop.link for hop in hops if hop.link]
         sent = [hop.words_kept for hop in hops[:-1]]
         table.add_row(
             text,
@@ -45,17 +45,13 @@ def _table(timed: list[Timed]) -> Table:
             f"{result.confidence:.3f}",
             " > ".join(f"{hop.tier} {hop.exit_layer}/{hop.layers}" for hop in hops),
             f"{'>'.join(map(str, sent))}/{result.words_in}" if sent else f"-/{result.words_in}",
-            str(sum(_bytes(hop) for hop in hops)) if len(hops) > 1 else "-",
+            str(sum(link.request_bytes + link.response_bytes for link in links)) if links else "-",
             "+".join(f"{hop.timings_ms['infer']:.0f}" for hop in hops),
-            "+".join(f"{hop.link.ms:.0f}" for hop in hops if hop.link) or "-",
+            "+".join(f"{link.ms:.0f}" for link in links) or "-",
             f"{item.seconds * 1e3:.0f}",
-            ",".join(sorted({hop.link.backend for hop in hops if hop.link})) or "-",
+            ",".join(sorted({link.backend for link in links})) or "-",
         )
     return table
-
-
-def _bytes(hop: Hop) -> int:
-    return hop.link.request_bytes + hop.link.response_bytes if hop.link else 0
 
 
 def _summary(timed: list[Timed]) -> str:

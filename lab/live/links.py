@@ -144,10 +144,6 @@ class Links:
         """Back to what was before the cut."""
         return self.change(link, {"do": "heal"}, one_end=one_end)
 
-    def counters(self, link: str) -> Ends:
-        """What the kernel counted since the queue was made, by direction: sent_bytes, sent_packets, drops, backlog."""
-        return self.change(link, {"do": "counters"})
-
     def verify(self, links: Sequence[str] | None = None) -> list[Report]:
         """Measure links one after another (all of them unless named); nothing else should use them meanwhile.
 

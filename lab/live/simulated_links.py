@@ -76,26 +76,15 @@ async def _netem(url: str, n: int) -> list[float]:
 
 async def _simulated(url: str, name: str, n: int) -> list[float]:
     """The same calls from here, over a simulated link."""
+    key = key_of("TIERWISE_KEY_FILE")
     upstream = Upstream(
-        source="end",
-        target="edge",
-        url=url,
-        backend=Backend.SIMULATED,
-        profile_name=name,
-        timeout_s=60,
-        key=key_of("TIERWISE_KEY_FILE"),
+        source="end", target="edge", url=url, backend=Backend.SIMULATED, profile_name=name, timeout_s=60, key=key
     )
     seen = []
     for at in range(n + 3):
-        text = TextPair(text=REVIEWS[at % 12])
+        call, texts = f"compare-{at}", [TextPair(text=REVIEWS[at % 12])]
         request = InferRequest(
-            request_id=f"compare-{at}",
-            call=f"compare-{at}",
-            seed=f"compare-{at}",
-            indices=[0],
-            texts=[text],
-            policy={"name": "edge-only"},
-            target="edge",
+            request_id=call, call=call, seed=call, indices=[0], texts=texts, policy={"name": "edge-only"}, target="edge"
         )
         seen.append((await upstream.infer(request, {})).link_s * 1e3)
     await upstream.close()

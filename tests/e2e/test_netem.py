@@ -95,11 +95,11 @@ def test_a_cut_link_degrades_in_time_and_heals(ask, nsa):
 def test_link_bytes_are_the_interfaces_bytes_less_headers(ask, nsa):
     ask(LONG, policy="edge-only")
     time.sleep(2)  # counters are read once a second
-    before, counted = running_links().counters("end-edge"), _counted("end-edge")
+    before, counted = running_links().change("end-edge", {"do": "counters"}), _counted("end-edge")
     for _ in range(10):
         assert ask(LONG, policy="edge-only")["results"][0]["degraded"] is None
     time.sleep(2)
-    after = running_links().counters("end-edge")
+    after = running_links().change("end-edge", {"do": "counters"})
     body = {way: value - counted[way] for way, value in _counted("end-edge").items()}
     for way in ("up", "down"):
         wire = after[way]["sent_bytes"] - before[way]["sent_bytes"]
