@@ -254,8 +254,8 @@ def calibrate(
     from lab.live.stack import ACCESS, BACKBONE
 
     _, validation = divide(_training_rows(data, split), hold_out)
-    links = {"access": access or ACCESS, "backbone": backbone or BACKBONE}
-    job = Job(bundle, validation[:n], **links, threads=threads, console=console)
+    path = {"access": access or ACCESS, "backbone": backbone or BACKBONE}
+    job = Job(bundle, validation[:n], **path, threads=threads, console=console)
     if only_others:
         job.others(within=within)
     elif not job.run(within=within, offload_share=offload_share, pruning=pruning):

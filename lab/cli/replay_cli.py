@@ -47,15 +47,9 @@ def replay(
 
     if data is None and not Path("data").is_dir():
         raise typer.BadParameter("name the labelled texts to replay with --data, or put them into a folder `data`")
-    plan = Plan(
-        sets=choose(data or ["data"], bundle.split(",") if bundle else None, split, exclude_split, n),
-        policies=policy or ["all"],
-        links=links,
-        seed=seed,
-        threads=threads,
-        measured=tuple(measured or ()),
-        profile_anew=profile,
-    )
+    sets = choose(data or ["data"], bundle.split(",") if bundle else None, split, exclude_split, n)
+    policies, live = policy or ["all"], tuple(measured or ())
+    plan = Plan(sets, policies, links=links, seed=seed, threads=threads, measured=live, profile_anew=profile)
     with sole_writer(out):
         write(*compare(plan, console), out, console)
 
@@ -101,16 +95,9 @@ def check_times(
     from shared.model.bundle import load_bundle
 
     loaded = load_bundle(bundle)
-    check = job.Check(
-        load_without(data, split, exclude_split)[:n],
-        loaded,
-        policy or ["collaborative", *(f"{tier}-only" for tier in loaded.order)],
-        links=links,
-        rounds=rounds,
-        threads=threads,
-        seed=seed,
-        url=url,
-    )
+    texts = load_without(data, split, exclude_split)[:n]
+    policies = policy or ["collaborative", *(f"{tier}-only" for tier in loaded.order)]
+    check = job.Check(texts, loaded, policies, links=links, rounds=rounds, threads=threads, seed=seed, url=url)
     with sole_writer(out):
         job.run(check, out, console)
 

@@ -26,9 +26,8 @@ def draw(out: Path) -> None:
     """Every picture, into a folder."""
     bench_report.draw(read(RESULTS / "bench.json"), out / "bench.png", CLAIMS["bench"])
     plan_report.draw(read(RESULTS / "plan.json"), out / "plan.png", CLAIMS["plan"])
-    replay_report.draw(
-        read(RESULTS / "replay.json"), "collaborative", out / "replay-collaborative.png", CLAIMS["replay"]
-    )
+    replay = read(RESULTS / "replay.json")
+    replay_report.draw(replay, "collaborative", out / "replay-collaborative.png", CLAIMS["replay"])
     figures.draw(read(RESULTS / "report.json")["tables"], out, CLAIMS)
     cells(out / "netem.png", CLAIMS["netem"])
 
