@@ -7,6 +7,7 @@ not reach the terminal. So a console here takes no markup at all; colour comes f
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.status import Status
+from rich.table import Table
 from rich.text import Text
 
 WIDTH = 170  # tables need room in a file or a pipe too
@@ -78,3 +80,12 @@ def progress(console: Console, **options: Any) -> Progress:
 def busy(console: Console, what: str) -> Status:
     """A spinner while something goes on."""
     return console.status(Text(visible(what)))
+
+
+def sheet(title: str | None, *columns: str, words: Collection[str] | None = None) -> Table:
+    """A table without a frame. Columns of `words` (all, if none are named) stand to the left, numbers to the right."""
+    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    for column in columns:
+        left = words is None or column in words
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    return table

@@ -8,9 +8,9 @@ from enum import Enum
 from typing import Literal, NamedTuple, get_args, get_origin
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
+from lab.console import sheet
 from lab.live.stack import role_of
 from shared.model.bundle import load_bundle
 from shared.policies import build, named
@@ -60,7 +60,7 @@ def _source(variable: str) -> str:
 
 def table(tier: str) -> Group:
     """`rows` for a screen, and a line on a `.env` that is not read."""
-    out = Table(*Row._fields, show_edge=False, pad_edge=False)
+    out = sheet(None, *Row._fields)
     for row in rows(tier):
         out.add_row(row.variable, Text(row.value), row.source, Text(row.meaning))
     unread = unread_env_file()

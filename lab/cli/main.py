@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
-from lab.cli.arguments import BundleName, Data, ExcludeSplit, Seed, Split, address, finite, output
+from lab.cli import options
 from lab.cli.link_cli import app as links
 from lab.cli.replay_cli import app as recorded
 from lab.console import aside, screen
+from lab.outputs import sole_writer
 
 if TYPE_CHECKING:
     from lab.data.examples import Example
-    from lab.live.stack import Layout
 
 app = typer.Typer(
     help="Text classification across network tiers: early exits, calibrated offloading, pruning, ensemble.",
@@ -27,40 +28,22 @@ app.add_typer(links, name="link", help="The links of running containers: show, s
 app.add_typer(recorded)
 console = screen()
 
-TrainSplit = Annotated[
-    str | None, typer.Option(help="Rows whose `split` column says this. [default: train; without the column, all]")
-]
-HoldOut = Annotated[int, typer.Option(min=1, help="Validation is this many rows, the last of the split.")]
-Port = Annotated[
-    int | None, typer.Option(min=1, max=65000, help="The first tier's port; the others follow. [default: 8080]")
-]
-Access = Annotated[
-    str | None,
-    typer.Option("--link", help="Profile of the first tier's links (deploy/netem/profiles.yaml). [default: 5g-nsa]"),
-]
-Backbone = Annotated[str | None, typer.Option(help="Profile of the links between deeper tiers. [default: metro]")]
-Threads = Annotated[int, typer.Option(min=1, max=256, help="Compute threads.")]
-
-
-def _given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+TrainSplit = Annotated[str | None, Option(help="Rows of this split.", show_default="train; without the column, all")]
+HoldOut = Annotated[int, Option(min=1, help="Validation is this many rows, the last of the split.")]
+Port = Annotated[int | None, Option(min=1, max=65000, help="First port; the others follow.", show_default="8080")]
+Access = Annotated[str | None, Option("--link", help="Profile of the first tier's links.", show_default="5g-nsa")]
+Backbone = Annotated[str | None, Option(help="Profile of the links between deeper tiers.", show_default="metro")]
+Threads = Annotated[int, Option(min=1, max=256, help="Compute threads.")]
 
 
 def _training_rows(data: str, split: str | None) -> list[Example]:
-    """Rows to train or calibrate on; that a file names no split is said."""
+    """Rows to train or calibrate on; warns where a file names no split."""
     from lab.data.examples import ALL, training_rows
 
     examples, used = training_rows(data, split)
     if split is None and used == ALL:
         aside().print(f"{data} has no split column: every row is used; measure on other texts", style="yellow")
     return examples
-
-
-def _layout(bundle: str, port: int | None, access: str | None, backbone: str | None) -> Layout:
-    from lab.live.stack import Layout
-
-    return Layout(bundle=bundle, port=port, access=access, backbone=backbone)
 
 
 def _version(asked: bool) -> None:
@@ -74,7 +57,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+        bool, Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
     pass
@@ -82,26 +65,28 @@ def _options(
 
 @app.command()
 def demo(
-    bundle: BundleName = "collaborative", port: Port = None, access: Access = None, backbone: Backbone = None
+    bundle: options.BundleName = "collaborative", port: Port = None, access: Access = None, backbone: Backbone = None
 ) -> None:
     """Start the tiers, classify a dozen reviews, print what each answer cost, stop."""
-    from lab.live import demo as job
-    from lab.live.stack import running
+    import asyncio
 
-    with running(_layout(bundle, port, access, backbone), console) as stack:
-        job.main(stack.url, console)
+    from lab.live import demo as job
+    from lab.live.stack import Layout, running
+
+    with running(Layout(bundle, port, access=access, backbone=backbone), console) as stack:
+        asyncio.run(job.run(stack.url, console))
 
 
 @app.command()
 def serve(
-    bundle: BundleName = "collaborative", port: Port = None, access: Access = None, backbone: Backbone = None
+    bundle: options.BundleName = "collaborative", port: Port = None, access: Access = None, backbone: Backbone = None
 ) -> None:
     """Keep the tiers up until Ctrl-C or SIGTERM, then stop them cleanly."""
     import time
 
-    from lab.live.stack import running
+    from lab.live.stack import Layout, running
 
-    with running(_layout(bundle, port, access, backbone), console, show_logs=True) as stack:
+    with running(Layout(bundle, port, access=access, backbone=backbone), console, show_logs=True) as stack:
         console.print(f"ready: {stack.url}/docs   (Ctrl-C stops)")
         try:
             while True:
@@ -113,13 +98,11 @@ def serve(
 
 @app.command()
 def classify(
-    text: Annotated[
-        str | None, typer.Argument(help="A text; without it, lines of --file or of standard input.")
-    ] = None,
-    file: Annotated[Path | None, typer.Option(help="A file with one text a line.")] = None,
-    url: Annotated[str, typer.Option(help="The first tier.", callback=address)] = "http://127.0.0.1:8080",
-    policy: Annotated[str | None, typer.Option(help="NAME, NAME:key=value,... or FILE.json.")] = None,
-    json_lines: Annotated[bool, typer.Option("--json", help="Print each result as one JSON line.")] = False,
+    text: Annotated[str | None, Argument(help="A text.", show_default="lines of --file or standard input")] = None,
+    file: Annotated[Path | None, Option(help="A file with one text a line.")] = None,
+    url: options.Url = "http://127.0.0.1:8080",
+    policy: Annotated[str | None, Option(help=f"{options.POLICY}.")] = None,
+    json_lines: Annotated[bool, Option("--json", help="Print each result as one JSON line.")] = False,
 ) -> None:
     """Ask running tiers (see `serve`) what they think of some texts. Status 1: some lines were refused."""
     import asyncio
@@ -145,64 +128,46 @@ def classify(
 
 @app.command()
 def bench(
-    context: typer.Context,
-    data: Data,
-    n: Annotated[int, typer.Option(min=1, help="Texts, after any are left out.")] = 200,
-    policy: Annotated[
-        list[str] | None, typer.Option(help="NAME, NAME:key=value,... or FILE.json; repeat to compare.")
-    ] = None,
-    split: Split = "test",
-    exclude_split: ExcludeSplit = None,
+    data: options.Data,
+    n: options.FirstTexts = 200,
+    policy: Annotated[list[str] | None, options.policies("collaborative, tabi, TIER-only, random")] = None,
+    split: options.Split = "test",
+    exclude_split: options.ExcludeSplit = None,
     access: Access = None,
     backbone: Backbone = None,
-    url: Annotated[
-        str | None, typer.Option(help="Running tiers; without it they are started here.", callback=address)
-    ] = None,
+    url: Annotated[str | None, Option(help="Running tiers; else they start here.", callback=options.address)] = None,
     cell: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Running containers, with these links: ACCESS/BACKBONE; repeat. Each is verified, resumable."
-        ),
+        list[str] | None, Option(help="Running containers, links ACCESS/BACKBONE, verified; resumable; repeat.")
     ] = None,
-    rate: Annotated[
-        float, typer.Option(min=0, help="Open loop: arrivals per second, Poisson. 0: closed loop.", callback=finite)
-    ] = 0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Closed loop: requests under way at once.")] = 1,
-    out: Annotated[
-        Path,
-        typer.Option(
-            help="Writes OUT.json, OUT.png and OUT.parquet, over earlier ones; OUT.jsonl until done.", callback=output
-        ),
-    ] = Path("bench"),
-    bundle: BundleName = "collaborative",
+    rate: Annotated[float, Option(min=0, help="Open loop: Poisson arrivals per second.", callback=options.finite)] = 0,
+    concurrency: Annotated[int, Option(min=1, help="Closed loop: requests under way at once.")] = 1,
+    out: Annotated[Path, options.writes("OUT.json, .png, .parquet over earlier ones, .jsonl meanwhile")] = Path(
+        "bench"
+    ),
+    bundle: Annotated[str | None, Option(help=options.BUNDLE, show_default="collaborative")] = None,
     port: Port = None,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
 ) -> None:
     """Compare policies on live tiers over HTTP: accuracy, latency, path, bytes; interleaved and paired."""
     from lab.data.examples import load_without
     from lab.live import bench as job
+    from lab.live import cells
     from lab.live.bench_report import write
-    from lab.live.stack import running
-    from lab.outputs import sole_writer
+    from lab.live.stack import Layout, reached
 
-    named = [name for name in ("access", "backbone", "bundle", "port") if _given(context, name)]
-    if (url or cell) and named:
-        raise typer.BadParameter("tiers that run already keep their links, bundle and port", param_hint=named)
+    if (url or cell) and (access or backbone or bundle or port):
+        raise typer.BadParameter("tiers that run already keep their links, bundle and port")
     policies = policy or ["collaborative", "tabi", "end-only", "edge-only", "cloud-only", "random"]
-    examples = load_without(data, split, exclude_split)
-    plan = job.Plan(examples[:n], policies, rate=rate, concurrency=concurrency, seed=seed, split=split)
-    ledger = None if rate else out.with_name(f"{out.name}.jsonl")
+    examples = load_without(data, split, exclude_split)[:n]
+    plan = job.Plan(examples, policies, rate=rate, concurrency=concurrency, seed=seed, split=split)
     if cell:
-        from lab.live import cells
-
         cells.run(plan, cell, url or "http://127.0.0.1:8080", out, console)
         return
+    ledger = None if rate else out.with_name(f"{out.name}.jsonl")
     with sole_writer(out):
-        if url:
-            done = job.run(plan, url, console, ledger)
-        else:
-            with running(_layout(bundle, port, access, backbone), console) as stack:
-                done = job.run(plan, stack.url, console, ledger)
+        layout = Layout(bundle or "collaborative", port, access=access, backbone=backbone)
+        with reached(url, layout, console) as tiers:
+            done = job.run(plan, tiers, console, ledger)
         write(plan, done, out, console)
         if ledger:
             ledger.unlink()
@@ -210,34 +175,36 @@ def bench(
 
 @app.command()
 def train(
-    data: Data,
-    out: Annotated[Path, typer.Option(help="Folder of the trained network, e.g. deploy/models/BUNDLE/NAME.")],
-    base: Annotated[str, typer.Option(help="A BERT, RoBERTa or MPNet encoder: pinned, on the hub, or a folder.")],
-    layers: Annotated[int, typer.Option(min=1, help="Layers to use; each gets an exit.")],
-    classes: Annotated[int, typer.Option(min=2, help="Labels 0 to this less 1.")] = 2,
-    n: Annotated[int | None, typer.Option(min=1, help="Use only the first rows.")] = None,
+    data: options.Data,
+    out: Annotated[Path, Option(help="Folder of the classifier, e.g. deploy/models/BUNDLE/NAME.")],
+    base: Annotated[str, Option(help="A BERT, RoBERTa or MPNet encoder: pinned, on the hub, or a folder.")],
+    layers: Annotated[int, Option(min=1, help="Layers to use; each gets an exit.")],
+    classes: Annotated[int, Option(min=2, help="Labels 0 to this less 1.")] = 2,
+    n: Annotated[int | None, Option(min=1, help="Use only the first rows.")] = None,
     split: TrainSplit = None,
     hold_out: HoldOut = 2500,
-    max_tokens: Annotated[int, typer.Option(min=8, help="Read this many tokens, head and tail.")] = 160,
-    epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the data.")] = 1.0,
-    batch: Annotated[int, typer.Option(min=1, help="Texts in a step.")] = 16,
-    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapters.")] = 16,
-    adapter_lr: Annotated[float, typer.Option(help="Peak learning rate of the adapters.")] = 3e-4,
-    tier_end: Annotated[list[int] | None, typer.Option(help="A layer at which a tier ends: weighs 3 times.")] = None,
-    distill: Annotated[float, typer.Option(min=0, help="Weight of learning from the deepest exit.")] = 0.0,
-    pruned_share: Annotated[float, typer.Option(min=0, max=1, help="Share of texts pruned first (upper tiers).")] = 0.0,
-    bf16: Annotated[bool, typer.Option(help="Matrix products in bf16.")] = True,
+    max_tokens: Annotated[int, Option(min=8, help="Read this many tokens, head and tail.")] = 160,
+    epochs: Annotated[float, Option(min=0.01, help="Passes over the data.")] = 1.0,
+    batch: Annotated[int, Option(min=1, help="Texts in a step.")] = 16,
+    rank: Annotated[int, Option(min=1, help="Rank of the adapters.")] = 16,
+    adapter_lr: Annotated[float, Option(help="Peak learning rate of the adapters.")] = 3e-4,
+    tier_end: Annotated[list[int] | None, Option(help="A layer at which a tier ends: weighs 3 times.")] = None,
+    distill: Annotated[float, Option(min=0, help="Weight of learning from the deepest exit.")] = 0.0,
+    pruned_share: Annotated[float, Option(min=0, max=1, help="Share of texts pruned first (upper tiers).")] = 0.0,
+    bf16: Annotated[bool, Option(help="Matrix products in bf16.")] = True,
     threads: Threads = 2,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
 ) -> None:
-    """Train every exit of one network; a killed run resumes when called again."""
+    """Train a classifier with an exit at every layer; a killed run resumes when called again."""
     from lab.data.examples import hold_out as divide
     from lab.fit.checks import check_out
     from lab.fit.train import Recipe
     from lab.fit.train import train as job
-    from lab.outputs import sole_writer
 
     examples, validation = divide(_training_rows(data, split), hold_out)
+    if missing := sorted(set(range(classes)) - {example.label for example in examples[:n]}):
+        labels = ", ".join(map(str, missing))
+        aside().print(f"--classes {classes}, but no training text has label {labels}", style="yellow")
     recipe = Recipe(
         base=base,
         layers=layers,
@@ -260,23 +227,21 @@ def train(
 
 @app.command()
 def calibrate(
-    data: Data,
-    bundle: BundleName = "collaborative",
+    data: options.Data,
+    bundle: options.BundleName = "collaborative",
     split: TrainSplit = None,
     hold_out: HoldOut = 2500,
-    n: Annotated[int | None, typer.Option(min=50, help="Use only the first validation rows.")] = None,
+    n: Annotated[int | None, Option(min=50, help="Use only the first validation rows.")] = None,
     offload_share: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Choose the first threshold for this share sent on.", callback=finite),
+        Option(min=0, max=1, help="Choose the first threshold for this share sent on.", callback=options.finite),
     ] = None,
     within: Annotated[
-        float, typer.Option(min=0, max=1, help="Accuracy that may be lost against cloud-only.", callback=finite)
+        float, Option(min=0, max=1, help="Accuracy that may be lost against cloud-only.", callback=options.finite)
     ] = 0.005,
-    pruning: Annotated[
-        bool, typer.Option(help="Choose a pruning coefficient (slow); without it, pruning is off.")
-    ] = True,
+    pruning: Annotated[bool, Option(help="Choose a pruning coefficient (slow); without it, pruning is off.")] = True,
     only_others: Annotated[
-        bool, typer.Option(help="Keep the card; choose only what policies other than collaborative and tabi need.")
+        bool, Option(help="Keep the card; choose only what policies other than collaborative and tabi need.")
     ] = False,
     access: Access = None,
     backbone: Backbone = None,
@@ -289,25 +254,24 @@ def calibrate(
     from lab.live.stack import ACCESS, BACKBONE
 
     _, validation = divide(_training_rows(data, split), hold_out)
-    links = {"access": access or ACCESS, "backbone": backbone or BACKBONE}
-    job = Job(bundle, validation[:n], **links, threads=threads, console=console)
+    path = {"access": access or ACCESS, "backbone": backbone or BACKBONE}
+    job = Job(bundle, validation[:n], **path, threads=threads, console=console)
     if only_others:
         job.others(within=within)
-    else:
-        if not job.run(within=within, offload_share=offload_share, pruning=pruning):
-            raise typer.Exit(1)
+    elif not job.run(within=within, offload_share=offload_share, pruning=pruning):
+        raise typer.Exit(1)
 
 
 @app.command()
 def evaluate(
-    data: Data,
-    bundle: BundleName = "collaborative",
-    split: Split = "test",
-    exclude_split: ExcludeSplit = None,
-    n: Annotated[int | None, typer.Option(min=1, help="Use the first rows only, before texts are left out.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=8, help="Read this many tokens, not the bundle's.")] = None,
+    data: options.Data,
+    bundle: options.BundleName = "collaborative",
+    split: options.Split = "test",
+    exclude_split: options.ExcludeSplit = None,
+    n: Annotated[int | None, Option(min=1, help="Use the first rows only, before texts are left out.")] = None,
+    max_tokens: Annotated[int | None, Option(min=8, help="Read this many tokens, not the bundle's.")] = None,
     threads: Threads = 2,
-    save: Annotated[bool, typer.Option(help="Write the figures into the model card.")] = False,
+    save: Annotated[bool, Option(help="Write the figures into the model card.")] = False,
 ) -> None:
     """Accuracy and calibration of every exit of every tier on unseen texts, whole and without early exit."""
     from lab.data.examples import load_without
@@ -318,9 +282,7 @@ def evaluate(
 
 
 @app.command("print-config")
-def print_config(
-    tier: Annotated[str, typer.Argument(help="Which tier's settings.")] = "end",
-) -> None:
+def print_config(tier: Annotated[str, Argument(help="Which tier's settings.")] = "end") -> None:
     """Every setting of a tier: variable, value, where it comes from, what it means."""
     from lab.cli.config import table
 

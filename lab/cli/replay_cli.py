@@ -2,179 +2,128 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+from typer import Argument, Option
 
-from lab.cli.arguments import BundleName, Data, ExcludeSplit, Seed, Split, address, output
+from lab.cli import options
 from lab.console import screen
+from lab.outputs import sole_writer
 
 app = typer.Typer()
 console = screen()
 
-Links = Annotated[str, typer.Option(help="ACCESS/BACKBONE or ACCESS,BACKBONE: profiles of deploy/netem/profiles.yaml.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Modelled threads of all tiers but the first.")]
+Threads = Annotated[int | None, Option(min=1, help="Threads of all tiers but the first.")]
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 
 
 @app.command()
 def replay(
     data: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A .parquet or .csv with text (or text_a,text_b), label, split; a folder of them; hub:NAME. Repeat. "
-            "[default: data]",
-        ),
+        list[str] | None, Option(help=f"{options.TEXTS}; a folder of them; hub:NAME. Repeat.", show_default="data")
     ] = None,
-    bundle: Annotated[
-        str | None, typer.Option(help="NAME,NAME...; without it, every bundle that was calibrated on these data.")
-    ] = None,
-    policy: Annotated[
-        list[str] | None, typer.Option(help="NAME, NAME:key=value,... or FILE.json; repeat. `all`: every one.")
-    ] = None,
-    n: Annotated[int, typer.Option(min=1, help="Texts, after any are left out.")] = 200,
-    split: Annotated[
-        str | None,
-        typer.Option(help="Rows whose `split` column says this; `all`: every row. [default: test, else dev]"),
-    ] = None,
-    exclude_split: ExcludeSplit = None,
-    links: Links = "5g-nsa/metro",
+    bundle: Annotated[str | None, Option(help="NAME,NAME...", show_default="those calibrated on these data")] = None,
+    policy: Annotated[list[str] | None, options.policies("all")] = None,
+    n: options.FirstTexts = 200,
+    split: Annotated[str | None, Option(help="As in `bench`.", show_default="test, else dev")] = None,
+    exclude_split: options.ExcludeSplit = None,
+    links: options.LinkPair = "5g-nsa/metro",
     measured: Annotated[
         list[Path] | None,
-        typer.Option(exists=True, help="Live times to show beside: a bench's .json, a tier's ledger (.jsonl); repeat."),
+        Option(exists=True, help="Live times to show beside: a bench's .json, a tier's ledger (.jsonl); repeat."),
     ] = None,
-    profile: Annotated[bool, typer.Option("--profile", help="Measure this machine anew, not once for all.")] = False,
+    profile: Annotated[bool, Option("--profile", help="Measure this machine anew, not once for all.")] = False,
     threads: Threads = None,
-    out: Annotated[
-        Path, typer.Option(help="Writes OUT.json, OUT.parquet and OUT-BUNDLE.png, over earlier ones.", callback=output)
-    ] = Path("replay"),
-    seed: Seed = 0,
+    out: Annotated[Path, options.writes("OUT.json, OUT.parquet and OUT-BUNDLE.png, over earlier ones")] = Path(
+        "replay"
+    ),
+    seed: options.Seed = 0,
 ) -> None:
     """Compare policies without live tiers: each text is run once, kept on disk, and every policy replayed exactly."""
-    from lab.outputs import sole_writer
     from lab.replay.compare import Plan, choose, compare
     from lab.replay.report import write
 
     if data is None and not Path("data").is_dir():
         raise typer.BadParameter("name the labelled texts to replay with --data, or put them into a folder `data`")
-    plan = Plan(
-        sets=choose(data or ["data"], bundle.split(",") if bundle else None, split, exclude_split, n),
-        policies=policy or ["all"],
-        links=links,
-        seed=seed,
-        threads=threads,
-        measured=tuple(measured or ()),
-        profile_anew=profile,
-    )
+    sets = choose(data or ["data"], bundle.split(",") if bundle else None, split, exclude_split, n)
+    policies, live = policy or ["all"], tuple(measured or ())
+    plan = Plan(sets, policies, links=links, seed=seed, threads=threads, measured=live, profile_anew=profile)
     with sole_writer(out):
         write(*compare(plan, console), out, console)
 
 
 @app.command()
 def tables(
+    data: Annotated[Path, Option(exists=True, file_okay=False, help="Folder with imdb.parquet, cola.parquet, ...")],
     table: Annotated[
-        list[str] | None,
-        typer.Argument(help="hu-1, hu-parts, hu-pruned, dimee-1, dimee-costs, dimee-pools; else all."),
+        list[str] | None, Argument(help="hu-1, hu-parts, hu-pruned, dimee-1, dimee-costs, dimee-pools; else all.")
     ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(exists=True, file_okay=False, help="Folder with imdb.parquet, cola.parquet, ..."),
-    ] = None,
-    n: Annotated[int, typer.Option(min=20, help="Texts of each data set, of each split.")] = 600,
-    quick: Annotated[bool, typer.Option("--quick", help="30 texts of each: does it run, not what is true.")] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of report.json and figures. [default: this repository's; tables-quick]"),
-    ] = None,
-    links: Links = "5g-nsa/metro",
+    n: Annotated[int, Option(min=20, help="Texts of each data set, of each split.")] = 600,
+    quick: Annotated[bool, Option("--quick", help="30 texts of each: does it run, not what is true.")] = False,
+    out: Annotated[Path | None, Option(help="Folder to write.", show_default="docs/results; tables-quick")] = None,
+    links: options.LinkPair = "5g-nsa/metro",
     threads: Threads = None,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
 ) -> None:
     """The papers' tables again, with intervals and figures, beside their own numbers; texts are recorded once."""
     from lab.papers.make import Job, run
 
-    if data is None:
-        raise typer.BadParameter("name the folder of the labelled texts: --data FOLDER")
     out = out or (Path("tables-quick") if quick else RESULTS)  # what does it run must not replace what is true
     run(Job(data, table or [], out, n=30 if quick else n, links=links, threads=threads, seed=seed), console)
 
 
 @app.command("check-times")
 def check_times(
-    data: Data,
-    n: Annotated[int, typer.Option(min=1, help="Texts, after any are left out.")] = 100,
-    rounds: Annotated[int, typer.Option(min=1, help="Benches; the machine is profiled before and after each.")] = 5,
-    policy: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME, NAME:key=value,... or FILE.json; repeat. [default: collaborative, TIER-only]"),
-    ] = None,
-    split: Split = "test",
-    exclude_split: ExcludeSplit = None,
-    links: Links = "5g-nsa/metro",
-    url: Annotated[
-        str | None,
-        typer.Option(
-            help="First tier of running containers, whose links are then shaped; else tiers start here.",
-            callback=address,
-        ),
-    ] = None,
-    bundle: BundleName = "collaborative",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of all tiers but the first.")] = None,
-    out: Annotated[Path, typer.Option(help="Writes OUT.json.", callback=output)] = Path("check-times"),
-    seed: Seed = 0,
+    data: options.Data,
+    n: options.FirstTexts = 100,
+    rounds: Annotated[int, Option(min=1, help="Benches; the machine is profiled before and after each.")] = 5,
+    policy: Annotated[list[str] | None, options.policies("collaborative, TIER-only")] = None,
+    split: options.Split = "test",
+    exclude_split: options.ExcludeSplit = None,
+    links: options.LinkPair = "5g-nsa/metro",
+    url: Annotated[str | None, Option(help="Containers that run; else tiers start.", callback=options.address)] = None,
+    bundle: options.BundleName = "collaborative",
+    threads: Threads = None,
+    out: Annotated[Path, options.writes("OUT.json")] = Path("check-times"),
+    seed: options.Seed = 0,
 ) -> None:
     """How far modelled times (of `replay`, `tables`, `plan`) are from live ones on this machine."""
     from lab.data.examples import load_without
     from lab.live import check_times as job
-    from lab.outputs import sole_writer
     from shared.model.bundle import load_bundle
 
-    own = load_bundle(bundle)
-    check = job.Check(
-        load_without(data, split, exclude_split)[:n],
-        own,
-        policy or ["collaborative", *(f"{tier}-only" for tier in own.order)],
-        links=links,
-        rounds=rounds,
-        threads=threads,
-        seed=seed,
-        url=url,
-    )
+    loaded = load_bundle(bundle)
+    texts = load_without(data, split, exclude_split)[:n]
+    policies = policy or ["collaborative", *(f"{tier}-only" for tier in loaded.order)]
+    check = job.Check(texts, loaded, policies, links=links, rounds=rounds, threads=threads, seed=seed, url=url)
     with sole_writer(out):
         job.run(check, out, console)
 
 
 @app.command()
 def plan(
-    data: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="A .parquet or .csv with train and test. Needed.")
+    data: Annotated[Path, Option(exists=True, dir_okay=False, help="A .parquet or .csv with train and test.")],
+    accuracy: Annotated[float | None, Option(min=0, max=1, help="Least accuracy, as a lower bound.")] = None,
+    p95_ms: Annotated[
+        float | None, Option(min=0, help="Greatest 95th percentile of time, as a bound.", callback=options.finite)
     ] = None,
-    accuracy: Annotated[float | None, typer.Option(min=0, max=1, help="Least accuracy, as a lower bound.")] = None,
-    p95_ms: Annotated[float | None, typer.Option(min=0, help="Greatest 95th percentile of time, as a bound.")] = None,
     max_bytes: Annotated[
-        float | None, typer.Option("--bytes", min=0, help="Most bytes of bodies a request, up and down, as a bound.")
+        float | None, Option("--bytes", min=0, help="Most bytes of bodies, as a bound.", callback=options.finite)
     ] = None,
-    objective: Annotated[str, typer.Option(help="With --accuracy: the time that is least, mean or p95.")] = "mean",
-    bundle: BundleName = "collaborative",
-    n: Annotated[int, typer.Option(min=40, help="Validation texts.")] = 600,
-    judged_on_n: Annotated[
-        int | None, typer.Option("--unseen", min=1, help="Unseen texts to judge the plan on; default: as many.")
-    ] = None,
-    pruning: Annotated[
-        list[float] | None, typer.Option(min=0, max=10, help="Pruning coefficients to try besides 0 (slow); repeat.")
-    ] = None,
-    links: Links = "5g-nsa/metro",
+    objective: Annotated[Literal["mean", "p95"], Option(help="With --accuracy: the time that is least.")] = "mean",
+    bundle: options.BundleName = "collaborative",
+    n: Annotated[int, Option(min=40, help="Validation texts.")] = 600,
+    judged_on_n: Annotated[int | None, Option("--unseen", min=1, help="Texts to judge on.", show_default="n")] = None,
+    pruning: Annotated[list[float] | None, Option(min=0, max=10, help="Coefficients besides 0 (slow); repeat.")] = None,
+    links: options.LinkPair = "5g-nsa/metro",
     threads: Threads = None,
-    out: Annotated[Path, typer.Option(help="Writes OUT.json, OUT.png and OUT.policy.json.", callback=output)] = Path(
-        "plan"
-    ),
-    seed: Seed = 0,
+    out: Annotated[Path, options.writes("OUT.json, OUT.png and OUT.policy.json")] = Path("plan"),
+    seed: options.Seed = 0,
 ) -> None:
     """Find the fastest setting that keeps an accuracy, or the most accurate within --p95-ms or --bytes, on validation
     data; check it on unseen texts. Status 1: none."""
-    from lab.outputs import sole_writer
     from lab.papers.trial import Conditions, unseen, validation
     from lab.replay.plan import Targets, grid
     from lab.replay.plan import plan as search
@@ -182,21 +131,22 @@ def plan(
     from lab.replay.recorder import Recorders
     from shared.model.bundle import load_bundle
 
-    if data is None or (accuracy, p95_ms, max_bytes) == (None, None, None):
-        raise typer.BadParameter("needs --data FILE and a target: --accuracy, --p95-ms or --bytes")
-    if not all(math.isfinite(limit) for limit in (p95_ms or 0, max_bytes or 0)):
-        raise typer.BadParameter("--p95-ms and --bytes are finite")
-    if objective not in ("mean", "p95") or (objective == "p95" and accuracy is None):
-        raise typer.BadParameter("--objective is mean or p95, of the time that is least with --accuracy")
+    if (accuracy, p95_ms, max_bytes) == (None, None, None):
+        raise typer.BadParameter("needs a target: --accuracy, --p95-ms or --bytes")
+    if objective == "p95" and accuracy is None:
+        raise typer.BadParameter("--objective goes with --accuracy: it is the time that is least")
     conditions = Conditions(Recorders(console), links, threads, seed)
-    own, targets = load_bundle(bundle), Targets(accuracy, p95_ms, max_bytes, objective)
+    loaded, targets = load_bundle(bundle), Targets(accuracy, p95_ms, max_bytes, objective)
     try:
-        chosen_on, judged_on = validation(own, data, n, conditions), unseen(own, data, judged_on_n or n, conditions)
+        chosen_on, judged_on = (
+            validation(loaded, data, n, conditions),
+            unseen(loaded, data, judged_on_n or n, conditions),
+        )
         found = search(chosen_on, grid(chosen_on, (0.0, *(pruning or ()))), targets)
-        said = report(found, targets, chosen_on, judged_on)
+        figures = report(found, targets, chosen_on, judged_on)
     finally:
         conditions.recorders.save()
     with sole_writer(out):
-        write(said, out, console)
-    if not said["feasible"]:
+        write(figures, out, console)
+    if not figures["feasible"]:
         raise typer.Exit(1)

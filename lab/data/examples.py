@@ -80,7 +80,7 @@ def load(source: str, split: str = ALL, *, filesystem: Filesystem | None = None)
         else:
             named = [_stripped(value) for value in rows.values["split"]]
         known |= set(named)
-        out += [_example(rows, at) for at, own in enumerate(named) if split in (ALL, own)]
+        out += [_example(rows, at) for at, name in enumerate(named) if split in (ALL, name)]
     if not known:
         raise BadSetting(f"{source}: no rows")
     if not out:
@@ -141,37 +141,37 @@ def _example(rows: Rows, at: int) -> Example:
     pair = _text(rows.values["text_b"][at], place, "text_b") if "text_b" in rows.values else ""
     label = _label(rows.values["label"][at])
     if label is None:
-        said = start_of(rows.values["label"][at])
+        cell = start_of(rows.values["label"][at])
         raise BadSetting(
-            f"{place}: labels must be integers from 0, in the order of the bundle's, not {said}; "
+            f"{place}: labels must be integers from 0, in the order of the bundle's, not {cell}; "
             f"the text starts with {start_of(text)}"
         )
     return Example(text, pair if pair.strip() else None, label, place)
 
 
-def _text(said: Any, place: str, column: str) -> str:
-    if said is None:
+def _text(cell: Any, place: str, column: str) -> str:
+    if cell is None:
         return ""
-    if not isinstance(said, str):
-        raise BadSetting(f"{place}: {column} must be text, not {start_of(said)}")
-    return said
+    if not isinstance(cell, str):
+        raise BadSetting(f"{place}: {column} must be text, not {start_of(cell)}")
+    return cell
 
 
-def _label(said: Any) -> int | None:
+def _label(cell: Any) -> int | None:
     """The label that a cell says; null where it says none.
 
-    >>> [_label(said) for said in ("1", 1.0, True, "1.5", -1, float("inf"), "", "good")]
+    >>> [_label(cell) for cell in ("1", 1.0, True, "1.5", -1, float("inf"), "", "good")]
     [1, 1, 1, None, None, None, None, None]
     """
-    words = str(said).strip()
+    words = str(cell).strip()
     if (named := _WORDS.get(words.lower())) is not None:
         return named
     whole = _INTEGER.fullmatch(words)
     return int(whole[1]) if whole else None
 
 
-def _stripped(said: Any) -> str:
-    return "" if said is None else str(said).strip()
+def _stripped(cell: Any) -> str:
+    return "" if cell is None else str(cell).strip()
 
 
 def check_labels(examples: Sequence[Example], labels: Sequence[str], whose: str) -> None:

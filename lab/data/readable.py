@@ -79,7 +79,7 @@ def too_long(example: Example, limit: float) -> str | None:
 
 def left_out_of(examples: Sequence[Example], read: Sequence[bool] | np.ndarray) -> LeftOut:
     """What a replay left out, which has tried every tokenizer."""
-    unread = (example for example, own in zip(examples, read, strict=True) if not own)
+    unread = (example for example, was_read in zip(examples, read, strict=True) if not was_read)
     return LeftOut([(example, no_text(example) or "no word that the tokenizer knows") for example in unread])
 
 
@@ -105,16 +105,10 @@ def readable(examples: Iterable[Example], readers: Sequence[Reader]) -> tuple[li
     kept: list[Example] = []
     refused: list[tuple[Example, str]] = []
     for example in examples:
-        if why := _why_not(example, readers):
+        if why := no_text(example) or next(filter(None, (reader.why_not(example) for reader in readers)), None):
             refused.append((example, why))
         else:
             kept.append(example)
     if refused and not kept:
         raise BadSetting(f"none of the {len(refused)} texts can be read; the first is {refused[0][0]}: {refused[0][1]}")
     return kept, LeftOut(refused)
-
-
-def _why_not(example: Example, readers: Sequence[Reader]) -> str | None:
-    if why := no_text(example):
-        return why
-    return next((why for reader in readers if (why := reader.why_not(example))), None)

@@ -60,10 +60,13 @@ def _csv(name: str, raw: bytes, wanted: Sequence[str], enough: Callable[[Sequenc
     text = _decoded(name, raw)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a text may be a whole book
     headers = {separator: _header(text, separator) for separator in _SEPARATORS}
-    separator = next((own for own in _SEPARATORS if enough(headers[own])), ",")
+    separator = next((one for one in _SEPARATORS if enough(headers[one])), None)
+    if separator is None:
+        columns = max(headers.values(), key=len)
+        if not any(columns):
+            raise BadSetting(f"{name}: cannot be read: it is empty")
+        return Rows(columns, [], {})  # they will not do: what the rows hold says nothing
     columns = headers[separator]
-    if not any(columns):
-        raise BadSetting(f"{name}: cannot be read: it is empty")
     at = _positions(name, columns, wanted)
     places: list[str] = []
     values: dict[str, list[Any]] = {column: [] for column in at}
@@ -110,10 +113,10 @@ def _records(name: str, text: str, separator: str) -> Iterator[tuple[int, list[s
         try:
             record = next(reader, None)
         except csv.Error as error:
-            own = next(itertools.islice(io.StringIO(text, newline=""), line - 1, None), "")
+            row = next(itertools.islice(io.StringIO(text, newline=""), line - 1, None), "")
             raise BadSetting(
                 f"{name}, line {line}: cannot be read: {error} (is a quote not closed, or not doubled?); "
-                f"the row starts with {start_of(own)}"
+                f"the row starts with {start_of(row)}"
             ) from error
         if record is None:
             return

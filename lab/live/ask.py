@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from lab.console import aside
+from lab.console import aside, sheet
 from lab.data.rows import start_of
 from lab.live.client import PROBE, NoAnswer, TextRefused, classify, connect
 from lab.policies import parse_policy
@@ -29,7 +28,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answered:
-    """What a tier said to a text: a result and the request's milliseconds, or why it refused."""
+    """What a tier answers to a text: a result and the request's milliseconds, or why it refused."""
 
     result: Result | None
     ms: float = 0.0
@@ -45,7 +44,7 @@ async def ask(url: str, asked: Sequence[Asked], policy: str | None, console: Con
     if not asked:
         raise NoAnswer("nothing to classify: give a text, --file, or lines on standard input")
     options: dict[str, Any] = {} if policy is None else {"policy": parse_policy(policy)}
-    table = Table("label", "confidence", "path (exit/layers)", "batch ms", "text", show_edge=False, pad_edge=False)
+    table = sheet(None, "label", "confidence", "path (exit/layers)", "batch ms", "text")
     refused = 0
     try:
         async with connect(url, timeout=120) as client:
@@ -96,12 +95,12 @@ def _batches(asked: Sequence[Asked]) -> Iterator[list[int]]:
     rows: list[int] = []
     size = 0
     for at, one in enumerate(asked):
-        own = len(one.text.encode(errors="replace"))
-        if rows and (len(rows) == _TEXTS or size + own > _BYTES):
+        length = len(one.text.encode(errors="replace"))
+        if rows and (len(rows) == _TEXTS or size + length > _BYTES):
             yield rows
             rows, size = [], 0
         rows.append(at)
-        size += own
+        size += length
     yield rows
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from lab.console import sheet
 from lab.data.examples import digest
 from lab.live.bench import Done, Plan, Sample
 from lab.outputs import REPLACED, write_json
@@ -132,16 +133,13 @@ def table(report: dict[str, Any]) -> Table:
     """One row per policy."""
     hardware = report["hardware"]
     links = sorted({link for figures in report["policies"].values() for link in figures["links"]})
-    out = Table(
-        title=f"{answered(report)} texts, {report['loop']}; {hardware['cpu']}, {hardware['cores']} cores, "
-        f"{hardware['device']}; links: {', '.join(links) or 'none used'}",
-        title_justify="left",
-        show_edge=False,
-        pad_edge=False,
+    title = (
+        f"{answered(report)} texts, {report['loop']}; {hardware['cpu']}, {hardware['cores']} cores, "
+        f"{hardware['device']}; links: {', '.join(links) or 'none used'}"
     )
     columns = ("policy", "accuracy [95 %]", "vs first, points [95 %]", "mean ms", "p50", "p95", "p99")
-    for column in (*columns, "ran at", "words kept", "bytes up", "infer ms", "link ms", "degraded"):
-        out.add_column(column, justify="left" if column in ("policy", "ran at") else "right")
+    more = ("ran at", "words kept", "bytes up", "infer ms", "link ms", "degraded")
+    out = sheet(title, *columns, *more, words=("policy", "ran at"))
     for policy, f in report["policies"].items():
         low, high = f["accuracy_ci95"]
         gain, gain_low, gain_high = (100 * value for value in f["accuracy_minus_first"])

@@ -14,10 +14,10 @@ from rich.console import Console
 
 from lab.console import busy
 from lab.data.examples import digest
-from lab.live import links
 from lab.live.bench import Plan
 from lab.live.bench import run as measure
 from lab.live.bench_report import table, write
+from lab.live.links import running_links
 from lab.outputs import sole_writer
 from shared.errors import BadSetting
 from shared.links.profile import profile
@@ -35,23 +35,23 @@ def run(plan: Plan, cells: list[str], url: str, out: Path, console: Console) -> 
             raise BadSetting(f"cell {cell!r}: expected ACCESS/BACKBONE, such as lte/regional")
         profile(f"{access}+{backbone}")
     for access, _, backbone in pairs:
-        own = out.with_name(f"{out.name}-{access}-{backbone}")
-        done = own.with_name(f"{own.name}.json")
+        under = out.with_name(f"{out.name}-{access}-{backbone}")
+        done = under.with_name(f"{under.name}.json")
         if done.exists() and _is_of(was := json.loads(done.read_text()), plan):
             console.print(f"{done}: already measured")
             console.print(table(was))
             continue
-        ledger = own.with_name(f"{own.name}.jsonl")
+        ledger = under.with_name(f"{under.name}.jsonl")
         shape(access, backbone)
         before = verified(console)
-        with sole_writer(own):
+        with sole_writer(under):
             measured = measure(plan, url, console, ledger)
             try:
                 after = verified(console)
             except BadSetting:
                 ledger.unlink()
                 raise
-            write(plan, measured, own, console, links_verified={"before": before, "after": after})
+            write(plan, measured, under, console, links_verified={"before": before, "after": after})
             ledger.unlink()
 
 
@@ -63,6 +63,7 @@ def _is_of(report: dict[str, Any], plan: Plan) -> bool:
 
 def shape(access: str, backbone: str) -> None:
     """Give the links of the running containers these profiles, at once."""
+    links = running_links()
     for link, name in (("end-edge", access), ("edge-cloud", backbone), ("end-cloud", f"{access}+{backbone}")):
         links.set_profile(link, name)
 
@@ -74,7 +75,7 @@ def verified(console: Console) -> list[dict[str, object]]:
         BadSetting: one does not hold what its profile says.
     """
     with busy(console, "verifying the links"):
-        reports = links.verify()
+        reports = running_links().verify()
     failed = [f"{r.link}: {r.reason}" for r in reports if not r.ok]
     if failed:
         raise BadSetting(f"the links do not hold what their profiles say: {'; '.join(failed)}")

@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lab.console import aside
+from lab.console import aside, sheet
 from lab.data.examples import Example, check_labels, digest
 from lab.data.readable import LeftOut, readable, readers_of
 from lab.live import bench, cells
 from lab.live.bench_report import cpu
 from lab.live.client import connect, info_of
-from lab.live.stack import Layout, free_ports, running
+from lab.live.stack import Layout, free_ports, reached
 from lab.outputs import write_json
 from lab.policies import parse_policy, shown
 from lab.replay.compare import access_and_backbone, links_of, threads_of
@@ -86,9 +87,9 @@ def run(check: Check, out: Path, console: Console) -> None:
         rounds.append({name: {"live": live[name], "modelled": _mean(before[name], after[name])} for name in runs})
         held.append(links)
         before = after
-        said = report(check, rounds) | {"links_verified": held}
-        write_json(written, said)
-    console.print(table(said))
+        figures = report(check, rounds) | {"links_verified": held}
+        write_json(written, figures)
+    console.print(table(figures))
     console.print(f"written: {written}")
 
 
@@ -119,7 +120,7 @@ def _replayed(check: Check, console: Console) -> tuple[Replay, dict[str, Run]]:
         runs = {name: replay.run(replay.policy(parse_policy(name))) for name in check.policies}
     finally:
         recorders.save()
-    if alone := [name for name, own in runs.items() if own.replay_only]:
+    if alone := [name for name, run in runs.items() if run.replay_only]:
         raise BadSetting(f"{', '.join(alone)}: with bundle {check.bundle.name} in replay only")
     return replay, runs
 
@@ -131,39 +132,36 @@ def _modelled(check: Check, replay: Replay, runs: dict[str, Run], console: Conso
     tables = {key: table_now(source, key[1], console, rounds=PROFILE_ROUNDS) for key, source in stations.items()}
     links = links_of(check.bundle, check.links)
     times = Times(replay, threads, links, console, tables=tables, http=_http(check, console))
-    return {name: _parts(own.seconds, own.infer, own.link) for name, run in runs.items() for own in [times.of(run)]}
+    return {name: _parts(took.seconds, took.infer, took.link) for name, run in runs.items() for took in [times.of(run)]}
 
 
 def _http(check: Check, console: Console) -> Http:
     """What HTTP adds on these tiers, their links unshaped for as long."""
-    if check.url is not None:
-        cells.shape("ideal", "ideal")
-        return http_now(check.url, check.bundle)
-    with running(_layout(check, "ideal", "ideal"), console) as stack:
-        return http_now(stack.url, check.bundle)
+    with _tiers(check, "ideal", "ideal", console) as url:
+        return http_now(url, check.bundle)
 
 
 def _live(check: Check, console: Console) -> tuple[dict[str, Parts], list[dict[str, object]]]:
     """What every policy took, and what the containers' links measured afterwards (simulated ones: nothing)."""
-    held: list[dict[str, object]] = []
     plan = bench.Plan(check.examples, check.policies, seed=check.seed)
-    access, backbone = access_and_backbone(check.links)
-    if check.url is not None:
-        cells.shape(access, backbone)
-        samples = bench.run(plan, check.url, console).samples
-        held = cells.verified(console)
-    else:
-        with running(_layout(check, access, backbone), console) as stack:
-            samples = bench.run(plan, stack.url, console).samples
+    with _tiers(check, *access_and_backbone(check.links), console) as url:
+        samples = bench.run(plan, url, console).samples
+    held = cells.verified(console) if check.url else []
     if whys := {sample.result.degraded for sample in samples} - {None}:
         raise BadSetting(f"an answer lacked a tier ({', '.join(sorted(map(str, whys)))}): its time is not comparable")
     return {name: _of([sample for sample in samples if sample.policy == name]) for name in check.policies}, held
 
 
-def _layout(check: Check, access: str, backbone: str) -> Layout:
+@contextmanager
+def _tiers(check: Check, access: str, backbone: str, console: Console) -> Iterator[str]:
+    """Where tiers answer over these links: running containers, or processes started for as long."""
+    if check.url:
+        cells.shape(access, backbone)
     threads = threads_of(check.bundle, check.threads)
     ports = free_ports(len(threads))
-    return Layout(str(check.bundle.folder), ports, access=access, backbone=backbone, threads=threads)
+    layout = Layout(str(check.bundle.folder), ports, access=access, backbone=backbone, threads=threads)
+    with reached(check.url, layout, console) as url:
+        yield url
 
 
 def _of(samples: list[bench.Sample]) -> Parts:
@@ -173,13 +171,13 @@ def _of(samples: list[bench.Sample]) -> Parts:
 
 
 def _parts(total: np.ndarray, compute: np.ndarray, link: np.ndarray) -> Parts:
-    own = {"total": total, "compute": compute, "link": link}
-    means = {name: 1e3 * float(seconds.mean()) for name, seconds in own.items()}
+    waits = {"total": total, "compute": compute, "link": link}
+    means = {name: 1e3 * float(seconds.mean()) for name, seconds in waits.items()}
     return means | {"rest": means["total"] - means["compute"] - means["link"]}
 
 
 def _mean(*parts: Parts) -> Parts:
-    return {key: float(np.mean([own[key] for own in parts])) for key in parts[0]}
+    return {key: float(np.mean([part[key] for part in parts])) for key in parts[0]}
 
 
 def report(check: Check, rounds: Sequence[dict[str, dict[str, Parts]]]) -> dict[str, Any]:
@@ -196,41 +194,38 @@ def report(check: Check, rounds: Sequence[dict[str, dict[str, Parts]]]) -> dict[
         "bundle": check.bundle.name,
         "card_sha256": check.bundle.digest,
         "data_sha256": digest(check.asked or check.examples),
-        "policies": {name: _compared(name, [own[name] for own in rounds]) for name in check.policies},
+        "policies": {name: _compared(name, [of_round[name] for of_round in rounds]) for name in check.policies},
     }
 
 
 def _compared(name: str, rounds: list[dict[str, Parts]]) -> dict[str, Any]:
-    logs = [math.log(own["modelled"]["total"] / own["live"]["total"]) for own in rounds]
+    logs = [math.log(of_round["modelled"]["total"] / of_round["live"]["total"]) for of_round in rounds]
     return {
         "asked": parse_policy(name),
-        "live_ms": _mean(*(own["live"] for own in rounds)),
-        "modelled_ms": _mean(*(own["modelled"] for own in rounds)),
+        "live_ms": _mean(*(of_round["live"] for of_round in rounds)),
+        "modelled_ms": _mean(*(of_round["modelled"] for of_round in rounds)),
         "off_by": [math.expm1(bound) for bound in mean_interval(logs)],
         "by_round": rounds,
     }
 
 
-def table(said: dict[str, Any]) -> Table:
+def table(figures: dict[str, Any]) -> Table:
     """One row per policy."""
-    out = Table(
-        title=f"{said['n']} texts, {said['rounds']} rounds; {said['hardware']['cpu']}, {said['hardware']['cores']:g} "
-        f"core(s); links {said['links']} ({said['backend']})",
-        title_justify="left",
-        show_edge=False,
-        pad_edge=False,
+    hardware = figures["hardware"]
+    title = (
+        f"{figures['n']} texts, {figures['rounds']} rounds; {hardware['cpu']}, {hardware['cores']:g} core(s); "
+        f"links {figures['links']} ({figures['backend']})"
     )
-    for column in ("policy", "live mean ms", "modelled", "off [95 %]", "compute: live", "modelled", "link: live"):
-        out.add_column(column, justify="left" if column == "policy" else "right", overflow="fold")
-    out.add_column("modelled", justify="right")
-    for name, own in said["policies"].items():
-        live, modelled = own["live_ms"], own["modelled_ms"]
+    parts = ("compute: live", "modelled", "link: live", "modelled")
+    out = sheet(title, "policy", "live mean ms", "modelled", "off [95 %]", *parts, words=("policy",))
+    for name, row in figures["policies"].items():
+        live, modelled = row["live_ms"], row["modelled_ms"]
         pairs = [f"{side[part]:.0f}" for part in ("compute", "link") for side in (live, modelled)]
-        out.add_row(shown(name), f"{live['total']:.0f}", f"{modelled['total']:.0f}", off(own), *pairs)
+        out.add_row(shown(name), f"{live['total']:.0f}", f"{modelled['total']:.0f}", off(row), *pairs)
     return out
 
 
-def off(own: dict[str, Any]) -> str:
+def off(row: dict[str, Any]) -> str:
     """How far the model is off, with its interval where there is more than one round."""
-    middle, low, high = own["off_by"]
+    middle, low, high = row["off_by"]
     return f"{middle:+.1%}" + ("" if low == high else f" [{low:+.1%}, {high:+.1%}]")

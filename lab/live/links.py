@@ -125,6 +125,25 @@ class Links:
             answers = at_once.map(lambda end: end[0].ask(end[1] | {"link": link}), ends.values())
             return dict(zip(ends, answers, strict=True))
 
+    def set_profile(self, link: str, name: str, *, one_end: bool = False) -> Ends:
+        """Put a profile in force at both ends; ends a trace or a cut. Raises BadSetting, as all of these do."""
+        profile(name)
+        return self.change(link, {"do": "set", "profile": name}, one_end=one_end)
+
+    def play_trace(self, link: str, up: Path, down: Path | None = None, *, one_end: bool = False) -> Ends:
+        """Replay one file in both directions, or one in each, over the profile in force."""
+        packed = {path: parse(path.name, path.read_text("utf-8", "replace")).pack() for path in (up, down or up)}
+        asked = [{"do": "trace", "name": path.name, "packed": packed[path]} for path in (up, down or up)]
+        return self.change(link, *asked, one_end=one_end)
+
+    def cut(self, link: str, *, one_end: bool = False) -> Ends:
+        """Lose every packet, both ways."""
+        return self.change(link, {"do": "cut"}, one_end=one_end)
+
+    def heal(self, link: str, *, one_end: bool = False) -> Ends:
+        """Back to what was before the cut."""
+        return self.change(link, {"do": "heal"}, one_end=one_end)
+
     def verify(self, links: Sequence[str] | None = None) -> list[Report]:
         """Measure links one after another (all of them unless named); nothing else should use them meanwhile.
 
@@ -155,36 +174,9 @@ class Links:
         return Report(link, path.name, mode, tuple(checks), measured)
 
 
-def set_profile(link: str, name: str, *, project: str | None = None, one_end: bool = False) -> Ends:
-    """Put a profile in force at both ends; ends a trace or a cut. Raises BadSetting, as all of these do."""
-    profile(name)
-    return Links(running_shapers(project)).change(link, {"do": "set", "profile": name}, one_end=one_end)
-
-
-def play_trace(
-    link: str, up: Path, down: Path | None = None, *, project: str | None = None, one_end: bool = False
-) -> Ends:
-    """Replay one file in both directions, or one in each, over the profile in force."""
-    asked = []
-    for path in (up, down or up):
-        packed = parse(path.name, path.read_text("utf-8", "replace")).pack()
-        asked.append({"do": "trace", "name": path.name, "packed": packed})
-    return Links(running_shapers(project)).change(link, *asked, one_end=one_end)
-
-
-def cut(link: str, *, project: str | None = None, one_end: bool = False) -> Ends:
-    """Lose every packet, both ways."""
-    return Links(running_shapers(project)).change(link, {"do": "cut"}, one_end=one_end)
-
-
-def heal(link: str, *, project: str | None = None, one_end: bool = False) -> Ends:
-    """Back to what was before the cut."""
-    return Links(running_shapers(project)).change(link, {"do": "heal"}, one_end=one_end)
-
-
-def counters(link: str, *, project: str | None = None) -> Ends:
-    """What the kernel counted since the queue was made, by direction: sent_bytes, sent_packets, drops, backlog."""
-    return Links(running_shapers(project)).change(link, {"do": "counters"})
+def running_links(project: str | None = None) -> Links:
+    """The links of the running stack. Raises BadSetting, as `running_shapers`."""
+    return Links(running_shapers(project))
 
 
 def address(tier: str, link: str, *, project: str | None = None) -> str:
@@ -195,13 +187,3 @@ def address(tier: str, link: str, *, project: str | None = None) -> str:
         if name == link or name.endswith(f"_{link}"):
             return str(network["IPAddress"])
     raise BadSetting(f"the {tier} tier has no address on a network {link}")
-
-
-def show(project: str | None = None) -> dict[str, Ends]:
-    """Every running link, by direction."""
-    return Links(running_shapers(project)).show()
-
-
-def verify(links: Sequence[str] | None = None, *, project: str | None = None) -> list[Report]:
-    """Measure the links of the running stack (all of them unless named) against their profiles."""
-    return Links(running_shapers(project)).verify(links)

@@ -17,13 +17,13 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from lab.console import progress
-from lab.live import links
+from lab.console import progress, sheet
 from lab.live.bench_report import cpu
 from lab.live.client import classify, connect, key_of
 from lab.live.demo import REVIEWS
+from lab.live.links import address, running_links
 from lab.outputs import write_json
-from lab.stats import difference_of_medians
+from lab.stats import difference_of_medians, spread_of
 from shared.contracts import InferRequest, TextPair
 from shared.errors import BadSetting
 from shared.links.profile import PROFILES, Backend
@@ -39,7 +39,8 @@ def run(url: str, n: int, out: Path, project: str | None, console: Console) -> N
         BadSetting: no containers are running, their links are not shaped, or the edge does not answer.
     """
     names = [name for name, raw in yaml.safe_load(PROFILES.read_text()).items() if raw["loss"] < 100]
-    shown = links.show(project).get(LINK)
+    links = running_links(project)
+    shown = links.show().get(LINK)
     if not shown:
         raise BadSetting(f"{LINK} is not shaped by netem: start the stack without TIERWISE_LINKS=simulated or none")
     before = next(iter(shown.values()))["profile"]
@@ -47,16 +48,15 @@ def run(url: str, n: int, out: Path, project: str | None, console: Console) -> N
     try:
         with progress(console) as bar:
             for name in bar.track(names, description="profiles"):
-                links.set_profile(LINK, name, project=project)
+                links.set_profile(LINK, name)
                 real = asyncio.run(_netem(url, n))
-                links.set_profile(LINK, "ideal", project=project)
+                links.set_profile(LINK, "ideal")
                 time.sleep(0.2)
-                played = asyncio.run(
-                    _simulated(f"http://{links.address('edge', LINK, project=project)}:{EDGE_PORT}", name, n)
-                )
+                edge = f"http://{address('edge', LINK, project=project)}:{EDGE_PORT}"
+                played = asyncio.run(_simulated(edge, name, n))
                 rows.append(_row(name, np.array(real), np.array(played)))
     finally:
-        links.set_profile(LINK, before, project=project)
+        links.set_profile(LINK, before)
     report = {"n": n, "link": LINK, "cpu": cpu(), "profiles": rows}
     write_json(out, report)
     console.print(_table(report))
@@ -76,26 +76,15 @@ async def _netem(url: str, n: int) -> list[float]:
 
 async def _simulated(url: str, name: str, n: int) -> list[float]:
     """The same calls from here, over a simulated link."""
+    key = key_of("TIERWISE_KEY_FILE")
     upstream = Upstream(
-        source="end",
-        target="edge",
-        url=url,
-        backend=Backend.SIMULATED,
-        profile_name=name,
-        timeout_s=60,
-        key=key_of("TIERWISE_KEY_FILE"),
+        source="end", target="edge", url=url, backend=Backend.SIMULATED, profile_name=name, timeout_s=60, key=key
     )
     seen = []
     for at in range(n + 3):
-        text = TextPair(text=REVIEWS[at % 12])
+        call, texts = f"compare-{at}", [TextPair(text=REVIEWS[at % 12])]
         request = InferRequest(
-            request_id=f"compare-{at}",
-            call=f"compare-{at}",
-            seed=f"compare-{at}",
-            indices=[0],
-            texts=[text],
-            policy={"name": "edge-only"},
-            target="edge",
+            request_id=call, call=call, seed=call, indices=[0], texts=texts, policy={"name": "edge-only"}, target="edge"
         )
         seen.append((await upstream.infer(request, {})).link_s * 1e3)
     await upstream.close()
@@ -107,23 +96,17 @@ def _row(name: str, real: np.ndarray, played: np.ndarray) -> dict[str, Any]:
     median = float(np.median(real))
     return {
         "profile": name,
-        "netem_ms": _figures(real),
-        "simulated_ms": _figures(played),
+        "netem_ms": spread_of(real) | {"n": len(real)},
+        "simulated_ms": spread_of(played) | {"n": len(played)},
         "difference": float(np.median(played)) / median - 1,
         "difference_ci95": [low / median, high / median],
     }
 
 
-def _figures(ms: np.ndarray) -> dict[str, float]:
-    p50, p95 = np.percentile(ms, [50, 95])
-    return {"p50": float(p50), "mean": float(ms.mean()), "p95": float(p95), "n": len(ms)}
-
-
 def _table(report: dict[str, Any]) -> Table:
-    table = Table(title=f"{report['link']}, n = {report['n']} a cell, one at a time", title_justify="left")
     sides = [f"{side} {key}" for side in ("netem", "simulated") for key in ("p50 ms", "mean", "p95")]
-    for column in ("profile", *sides, "p50 differs by [95 %]"):
-        table.add_column(column, justify="left" if column == "profile" else "right")
+    title = f"{report['link']}, n = {report['n']} a cell, one at a time"
+    table = sheet(title, "profile", *sides, "p50 differs by [95 %]", words=("profile",))
     for row in report["profiles"]:
         low, high = row["difference_ci95"]
         table.add_row(

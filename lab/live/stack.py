@@ -33,14 +33,14 @@ ROOT = Path(__file__).resolve().parents[2]
 MEMORY_PER_TIER = 1.2e9  # bytes; a tier with MPNet needs about 1 GB
 START_S = 120.0
 _PER_TIER = {f"TIERWISE_{name}" for name in ("TIER", "BUNDLE", "PORT", "UPSTREAMS", "LINK_PROFILES", "LINKS")}
-ACCESS, BACKBONE = "5g-nsa", "metro"  # where only the other one is given, or a tier has no role of its own
+ACCESS, BACKBONE = "5g-nsa", "metro"  # where only the other one is given, or a tier has no role in services/
 
 
 def service_of(tier: str) -> str:
     """The module that serves a tier: its own in `services/`, or the one for tiers of any name."""
-    own = f"services.{tier}"
-    known = tier.isidentifier() and find_spec(own) and find_spec(f"{own}.__main__")
-    return own if known else "shared.web.service"
+    service = f"services.{tier}"
+    known = tier.isidentifier() and find_spec(service) and find_spec(f"{service}.__main__")
+    return service if known else "shared.web.service"
 
 
 def role_of(tier: str, index: int = 0) -> Role:
@@ -56,7 +56,6 @@ class Layout:
 
     bundle: str = "collaborative"
     port: int | None = None  # the first tier's; the others follow
-    backend: Backend = Backend.SIMULATED
     access: str | None = None  # profile of the first tier's links; its link to a deeper tier adds the backbone
     backbone: str | None = None
     threads: Mapping[str, int] = field(default_factory=dict)
@@ -72,7 +71,7 @@ class Layout:
         usual = {
             "TIERWISE_TIER": tier,
             "TIERWISE_BUNDLE": self.bundle,
-            "TIERWISE_LINKS": self.backend.value,
+            "TIERWISE_LINKS": Backend.SIMULATED.value,
             "TIERWISE_PORT": str(ports[index]),
         }
         if tier in self.threads:
@@ -184,6 +183,16 @@ def running(layout: Layout, console: Console, *, show_logs: bool = False) -> Ite
             _stop(stack)
 
 
+@contextmanager
+def reached(url: str | None, layout: Layout, console: Console) -> Iterator[str]:
+    """Where tiers answer: at `url`, or without one those of `layout`, started here."""
+    if url:
+        yield url
+    else:
+        with running(layout, console) as stack:
+            yield stack.url
+
+
 def _modules() -> str:
     """Where the tiers find our code first: where this process found it."""
     return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
@@ -206,7 +215,7 @@ def _check(layout: Layout, bundle: Bundle) -> None:
     for model in bundle.tiers.values():
         meta = bundle.folder / model.network / "network.json"
         if not meta.is_file():
-            raise BadSetting(f"{meta} is missing: train the network first (`tierwise train --help`)")
+            raise BadSetting(f"{meta} is missing: train the classifier first (`tierwise train --help`)")
         base_folder(json.loads(meta.read_text())["base"])
 
 

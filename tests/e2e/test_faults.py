@@ -12,7 +12,7 @@ from threading import Thread
 import docker
 import pytest
 
-from lab.live import links
+from lab.live.links import running_links
 from tests.e2e.conftest import API, PROJECT, ROOT, container, wait_until_ready
 from tests.faults.ledger import story
 
@@ -37,7 +37,7 @@ def each(do, *options):
 def ask_shapers(up, down=None):
     def change(where):
         for link in LINKS[where]:
-            links.Links(links.running_shapers()).change(link, up, down)
+            running_links().change(link, up, down)
 
     return change
 
@@ -89,7 +89,7 @@ def revive(where):
 
 def well(where):
     for link in LINKS[where]:
-        links.set_profile(link, WELL[link])
+        running_links().set_profile(link, WELL[link])
 
 
 FAULTS = {  # name -> cause, repair, the reasons that may be given, whether something must be degraded

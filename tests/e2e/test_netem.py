@@ -6,9 +6,10 @@ import time
 import httpx
 import pytest
 
-from lab.live import dashboards, links
 from lab.live.demo import REVIEWS
+from lab.live.links import running_links
 from shared.links.profile import profile
+from tests import dashboards
 from tests.e2e.conftest import API, PROMETHEUS, TIERS, container, measured
 
 KINDS = ("ideal", "offline", "5g-nsa", "5g-mmwave", "lte-weak", "3g")  # `make netns` verifies every one
@@ -19,7 +20,7 @@ pytestmark = [pytest.mark.netem, pytest.mark.usefixtures("stack")]
 @pytest.fixture(scope="module", autouse=True)
 def default_afterwards(stack):
     yield
-    links.set_profile("end-edge", "5g-nsa")
+    running_links().set_profile("end-edge", "5g-nsa")
 
 
 def link_ms(answer):
@@ -30,7 +31,7 @@ def link_ms(answer):
 @pytest.fixture
 def nsa():
     """The default on the link that these tests change, whatever the one before left."""
-    links.set_profile("end-edge", "5g-nsa")
+    running_links().set_profile("end-edge", "5g-nsa")
 
 
 def test_the_cascade_goes_through_all_three_on_shaped_links(ask, nsa):
@@ -43,8 +44,8 @@ def test_the_cascade_goes_through_all_three_on_shaped_links(ask, nsa):
 @pytest.mark.parametrize("name", KINDS)
 @measured
 def test_a_profile_is_what_it_claims(name):
-    links.set_profile("end-edge", name)
-    report = links.verify(["end-edge"])[0]
+    running_links().set_profile("end-edge", name)
+    report = running_links().verify(["end-edge"])[0]
     assert report.ok, report
 
 
@@ -52,7 +53,7 @@ def test_a_profile_is_what_it_claims(name):
 def test_a_live_change_shows_in_the_measured_link_time(ask, nsa):
     medians = {}
     for name in ("5g-nsa", "3g"):
-        links.set_profile("end-edge", name)  # in force when it returns
+        running_links().set_profile("end-edge", name)  # in force when it returns
         answers = [ask(REVIEWS[0], policy="edge-only") for _ in range(23)][3:]  # TCP takes the first for lost packets
         assert {a["results"][0]["hops"][0]["link"]["profile"] for a in answers} == {name}
         medians[name] = statistics.median(map(link_ms, answers))
@@ -67,7 +68,7 @@ def test_a_trace_is_followed(ask, nsa, tmp_path):
     trace = tmp_path / "steps.csv"
     rows = ("0,20000000,20,0", "4,20000000,220,0", "8,20000000,20,0")  # two levels of RTT, 4 s each
     trace.write_text("\n".join(("seconds,bits_per_second,rtt_ms,loss", *rows)))
-    links.play_trace("end-edge", trace)
+    running_links().play_trace("end-edge", trace)
     seen, until = [], time.monotonic() + 24
     while time.monotonic() < until:
         seen.append(link_ms(ask(REVIEWS[0], policy="edge-only")))
@@ -77,14 +78,14 @@ def test_a_trace_is_followed(ask, nsa, tmp_path):
 
 
 def test_a_cut_link_degrades_in_time_and_heals(ask, nsa):
-    links.cut("end-edge")
+    running_links().cut("end-edge")
     for _ in range(3):
         answer = ask(REVIEWS[7], policy={"name": "collaborative", "offload_threshold": 1.0}, deadline_ms=1500)
         result = answer["results"][0]
         assert result["degraded"] in ("deadline", "upstream_timeout", "upstream_unavailable")
         assert result["tier"] == "end"
         assert answer["wall_ms"] < 2500  # the deadline and a second: a busy host wakes late, a lost deadline takes many
-    links.heal("end-edge")
+    running_links().heal("end-edge")
     until = time.monotonic() + 10
     while ask(REVIEWS[0], policy="edge-only", deadline_ms=1500)["results"][0]["degraded"]:
         assert time.monotonic() < until, "no recovery within 10 s"
@@ -94,11 +95,11 @@ def test_a_cut_link_degrades_in_time_and_heals(ask, nsa):
 def test_link_bytes_are_the_interfaces_bytes_less_headers(ask, nsa):
     ask(LONG, policy="edge-only")
     time.sleep(2)  # counters are read once a second
-    before, counted = links.counters("end-edge"), _counted("end-edge")
+    before, counted = running_links().change("end-edge", {"do": "counters"}), _counted("end-edge")
     for _ in range(10):
         assert ask(LONG, policy="edge-only")["results"][0]["degraded"] is None
     time.sleep(2)
-    after = links.counters("end-edge")
+    after = running_links().change("end-edge", {"do": "counters"})
     body = {way: value - counted[way] for way, value in _counted("end-edge").items()}
     for way in ("up", "down"):
         wire = after[way]["sent_bytes"] - before[way]["sent_bytes"]
@@ -125,8 +126,8 @@ def test_every_query_of_every_dashboard_returns_data(ask, nsa):
 
 
 def test_a_tier_restarts_without_losing_its_links(nsa):
-    links.set_profile("end-edge", "lte")
+    running_links().set_profile("end-edge", "lte")
     container("edge").restart()  # its shaper holds the links
-    report = links.verify(["end-edge"])[0]
+    report = running_links().verify(["end-edge"])[0]
     assert report.profile == "lte"
     assert [check.held for check in report.checks if check.name.startswith(("settings", "both"))] == [True] * 3, report

@@ -15,8 +15,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_serv
 from rich.console import Console
 
 from lab.live.client import classify
-from lab.live.dashboards import FOLDER, check
 from lab.live.stack import Layout, free_ports, running
+from tests.dashboards import FOLDER, check
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")), reason="prometheus and promtool are not on the PATH"

@@ -174,9 +174,11 @@ def test_training_that_cannot_be_is_told_before_the_first_step(
 
 def test_what_fits_is_trained(command, base_on_disk, rows, tmp_path):
     data = written(tmp_path / "data.csv", rows(40), split=None)
-    done, said = command(*training(data, base_on_disk("bert", 3), "--tier-end", 1, "--tier-end", 2))
+    asked = training(data, base_on_disk("bert", 3), "--tier-end", 1, "--tier-end", 2, "--classes", 3)
+    done, said = command(*asked)
     assert done.exit_code == 0, said
     assert "has no split column: every row is used; measure on other texts" in said
+    assert "--classes 3, but no training text has label 2" in said
     assert any(
         tensor.any() for key, tensor in load_file(tmp_path / "net" / "adapters.safetensors").items() if ".B" in key
     )

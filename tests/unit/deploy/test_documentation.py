@@ -15,7 +15,7 @@ import pytest
 import typer
 
 from lab.cli.main import app
-from lab.docs import tables
+from lab.docs import markdown
 from lab.docs.tables import ROOT, filled, pages
 from shared import __version__
 from shared.contracts import ClassifyResponse, DegradedReason, Hop, Options, Result
@@ -219,7 +219,7 @@ def test_a_good_reference_is_not_flagged(token):
 
 
 def test_the_examples_of_the_table_maker_hold():
-    assert doctest.testmod(tables) == (0, 2)
+    assert doctest.testmod(markdown) == (0, 2)
 
 
 def test_the_answer_that_is_shown_is_one_and_every_field_of_it_is_explained():

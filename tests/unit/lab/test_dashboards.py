@@ -9,8 +9,8 @@ from threading import Thread
 
 import pytest
 
-from lab.live.dashboards import FOLDER, NoPrometheus, check, filled, queries
 from shared.telemetry import Telemetry
+from tests.dashboards import FOLDER, NoPrometheus, check, filled, queries
 
 GENERATOR = FOLDER.parent / "make_dashboards.py"
 DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in FOLDER.glob("*.json")}

@@ -90,6 +90,7 @@ def test_what_spreadsheets_save_is_read(tmp_path, content):
     [
         ("text,label,label\na,1,1\n", "column 'label' is there twice"),
         ("text,text,label\na,b,1\n", "column 'text' is there twice"),
+        ('body;label\n"a, b";1\n', "needs columns text .*it has 'body', 'label'"),
         ("a fine film,1\n", "needs columns text .*it has 'a fine film', '1'"),
         ('text,label\na,1\n"b\nc,0\n', "line 3: cannot be read: .*quote.*starts with '\"b"),
         ('text,label\na,1\n"b" c,0\n', "line 3: cannot be read: .*quote"),

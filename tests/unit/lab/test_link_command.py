@@ -70,19 +70,19 @@ def test_shapers_are_found_by_their_service(engine):
 def test_a_stack_that_is_not_there_is_one_clear_line(engine, containers, complaint):
     engine(*containers)
     with pytest.raises(BadSetting, match=complaint):
-        links.show()
+        links.running_links().show()
 
 
 def test_no_engine_is_one_clear_line(engine):
     engine(broken=True)
     with pytest.raises(BadSetting, match="no Docker Engine answers"):
-        links.verify()
+        links.running_links().verify()
 
 
 def test_both_ends_are_asked(engine):
     end, edge, cloud = (Container(f"{tier}-shaper") for tier in ("end", "edge", "cloud"))
     engine(end, edge, cloud)
-    links.set_profile("end-edge", "lte")
+    links.running_links().set_profile("end-edge", "lte")
     asked = [{"do": "set", "profile": "lte", "link": "end-edge"}]
     assert (end.asked, edge.asked, cloud.asked) == (asked, asked, [])
 
@@ -95,12 +95,12 @@ def test_a_trace_is_read_here_and_travels_packed(engine, tmp_path):
     down.write_text("0,3e6\n1,4e6\n")
     end, edge = Container("end-shaper"), Container("edge-shaper")
     engine(end, edge)
-    links.play_trace("end-edge", up, down)
+    links.running_links().play_trace("end-edge", up, down)
     rates = [[step.rate_bps for step in unpack("t", c.asked[0]["packed"]).steps] for c in (end, edge)]
     assert rates == [[1e6, 2e6], [3e6, 4e6]]
     up.write_text("0,fast\n")
     with pytest.raises(BadSetting, match=r"trace up\.csv, line 1"):
-        links.play_trace("end-edge", up)
+        links.running_links().play_trace("end-edge", up)
 
 
 @pytest.mark.parametrize(
@@ -115,9 +115,11 @@ def test_a_shaper_that_refuses_is_quoted(container, complaint):
         links.ContainerShaper("end", container).ask({"do": "ready"})
 
 
-def test_an_unknown_profile_is_refused_before_anything_is_asked():
+def test_an_unknown_profile_is_refused_before_anything_is_asked(engine):
+    engine(end := Container("end-shaper"), edge := Container("edge-shaper"))
     with pytest.raises(BadSetting, match="choose from"):
-        links.set_profile("end-edge", "6g")
+        links.running_links().set_profile("end-edge", "6g")
+    assert end.asked == edge.asked == []
 
 
 def report(held):
@@ -127,7 +129,8 @@ def report(held):
 @pytest.mark.parametrize("held", [True, False])
 @pytest.mark.parametrize("as_json", [True, False])
 def test_verify_fails_loudly(monkeypatch, held, as_json):
-    monkeypatch.setattr(links, "verify", lambda chosen, project: [report(held)])
+    verify = SimpleNamespace(verify=lambda chosen: [report(held)])
+    monkeypatch.setattr(link_cli, "running_links", lambda project: verify)
     result = CliRunner().invoke(link_cli.app, ["verify", "end-edge"] + ["--json"] * as_json)
     assert result.exit_code == (0 if held else 1)
     if as_json:
@@ -169,7 +172,7 @@ def test_a_change_says_what_is_in_force_at_each_end(engine, tmp_path, command):
 def test_a_stack_without_shape_is_neither_verified_nor_compared(engine, tmp_path):
     engine(*(Container(f"{tier}-shaper", answer=b'{"links": {}}') for tier in ("end", "edge")))
     with pytest.raises(BadSetting, match="no link is shaped"):
-        links.verify()
+        links.running_links().verify()
     with pytest.raises(BadSetting, match="end-edge is not shaped by netem"):
         compare.run("http://127.0.0.1:1", 5, tmp_path / "out.json", None, Console(quiet=True))
     assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 from lab.docs import pictures
-from lab.docs.tables import RESULTS, read
+from lab.docs.measured import RESULTS, read
 from lab.live import bench_report
 from lab.papers import figures
 from lab.picture import LABEL, Dot, intervals, picture, scatter

@@ -5,15 +5,10 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-
-Data = Annotated[str, typer.Option(help="A .parquet or .csv with text (or text_a,text_b), label, split; or hub:NAME.")]
-Split = Annotated[str, typer.Option(help="Rows whose `split` column says this; `all`: every row.")]
-ExcludeSplit = Annotated[str | None, typer.Option(help="Leave out texts that also occur in this split.")]
-BundleName = Annotated[str, typer.Option(help="A bundle in deploy/models, or a folder.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every random choice.")]
+from typer import Option
 
 
 def address(value: str | None) -> str | None:
@@ -53,3 +48,27 @@ def output(path: Path) -> Path:
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise typer.BadParameter(f"{path}: {folder} is no folder that can be written")
     return path
+
+
+POLICY = "NAME, NAME:key=value,... or FILE.json"
+BUNDLE = "A bundle in deploy/models, or a folder."
+TEXTS = "A .parquet or .csv with text (or text_a,text_b), label, split"
+
+Data = Annotated[str, Option(help=f"{TEXTS}; or hub:NAME.")]
+Split = Annotated[str, Option(help="Rows whose `split` column says this; `all`: every row.")]
+ExcludeSplit = Annotated[str | None, Option(help="Leave out texts that also occur in this split.")]
+FirstTexts = Annotated[int, Option(min=1, help="Texts, after any are left out.")]
+BundleName = Annotated[str, Option(help=BUNDLE)]
+LinkPair = Annotated[str, Option(help="ACCESS/BACKBONE or ACCESS,BACKBONE: profiles of deploy/netem/profiles.yaml.")]
+Url = Annotated[str, Option(help="The first tier.", callback=address)]
+Seed = Annotated[int, Option(min=0, max=2**63 - 1, help="Seed of every random choice.")]
+
+
+def policies(default: str) -> Any:
+    """The option of policies to compare; `default`: what stands for none."""
+    return Option(help=f"{POLICY}; repeat to compare.", show_default=default)
+
+
+def writes(files: str) -> Any:
+    """The option of the name that a command's files have."""
+    return Option(help=f"Writes {files}.", callback=output)

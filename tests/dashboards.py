@@ -15,7 +15,7 @@ import httpx
 from shared.errors import TierwiseError
 from shared.links.clients import Client
 
-FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "grafana" / "dashboards"
+FOLDER = Path(__file__).resolve().parents[1] / "deploy" / "grafana" / "dashboards"
 STEP_S = 5
 CHOSEN = {  # what Grafana would fill in: all tiers, policies and links, the last quarter of an hour
     "tier": ".*",
