@@ -20,7 +20,7 @@ by the rejection. A class inherits what it does not say.
       QueueFull               429  queue-full          Too busy                  queue_full
       CallerLeft              499  caller-left         The caller left           abandoned
       Draining                503  draining            Shutting down             draining
-      ConnectionsFull         503  connections-full    Shutting down
+      ConnectionsFull         503  connections-full    Too many connections
       DeadlinePassed          504  deadline-passed     Deadline passed           deadline
       BadSetting              500  internal            Failed inside
         WrongWeights          500  internal            Failed inside
@@ -158,7 +158,7 @@ class Draining(TierwiseError):
 class ConnectionsFull(TierwiseError):
     """The tier answers as many connections as it can."""
 
-    status, kind, title = 503, "connections-full", Draining.title
+    status, kind, title = 503, "connections-full", "Too many connections"
     hangs_up, retry_after_s = True, 1.0
 
 
