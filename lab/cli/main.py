@@ -191,7 +191,7 @@ def bench(
     policies = policy or ["collaborative", "tabi", "end-only", "edge-only", "cloud-only", "random"]
     examples = load_without(data, split, exclude_split)
     plan = job.Plan(examples[:n], policies, rate=rate, concurrency=concurrency, seed=seed, split=split)
-    ledger = None if rate else out.with_name(f"{out.name}.jsonl")
+    journal = None if rate else out.with_name(f"{out.name}.jsonl")
     if cell:
         from lab.live import cells
 
@@ -199,13 +199,13 @@ def bench(
         return
     with sole_writer(out):
         if url:
-            done = job.run(plan, url, console, ledger)
+            done = job.run(plan, url, console, journal)
         else:
             with running(_layout(bundle, port, access, backbone), console) as stack:
-                done = job.run(plan, stack.url, console, ledger)
+                done = job.run(plan, stack.url, console, journal)
         write(plan, done, out, console)
-        if ledger:
-            ledger.unlink()
+        if journal:
+            journal.unlink()
 
 
 @app.command()
