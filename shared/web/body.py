@@ -83,8 +83,9 @@ async def read(request: Request, limit: int, timeout_s: float, place: Place) -> 
     except TimeoutError as error:
         raise SlowBody(f"the body took over {timeout_s:g} s") from error
     except ClientDisconnect as error:
-        left = Refused("the caller left before the body was read")
-        raise request.scope.get("state", {}).get("cut", left) from error  # the server knows what was wrong with it
+        raise Refused("the caller left before the body was read") from error
+    if cut := request.scope.get("state", {}).get("cut"):  # by the server, which knows what was wrong with it
+        raise cut
     return bytes(body)
 
 

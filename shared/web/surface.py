@@ -240,8 +240,6 @@ class Surface:
                 outcome, policy, status = done.outcome, done.policy, 200
                 span.facts.update(done.facts)
                 headers["server-timing"] = done.timing
-                if self.app.state.draining:
-                    headers["connection"] = "close"
                 content = done.answer.model_dump_json(by_alias=True).ljust(done.least_bytes)
                 return Response(content, 200, headers, "application/json")
             except asyncio.CancelledError:
