@@ -28,7 +28,7 @@ from shared.pipeline.tier import Tier
 from shared.pipeline.worker import Worker
 from shared.policies import named, names
 from shared.telemetry import Telemetry
-from shared.web.guard import read_keys
+from shared.web.guard import Keys, read_keys
 from shared.web.ledger import Ledger
 from shared.web.settings import Settings
 from shared.web.surface import Surface
@@ -54,7 +54,46 @@ def create_app(
     bundle = load_bundle(settings.bundle)
     settings.check(bundle.order)
     model = classifier or _load(settings, bundle)
-    telemetry = Telemetry(
+    keys = read_keys(settings.door_key_file, settings.key_file)
+    telemetry = _telemetry(settings, bundle)
+    telemetry.info.labels(settings.tier, __version__, bundle.name, model.encoder.device.type).set(1)
+    tier = Tier(
+        name=settings.tier,
+        bundle=bundle,
+        worker=_worker(settings, model, clock),
+        upstreams=_upstreams(settings, keys, telemetry, transport),
+        telemetry=telemetry,
+    )
+    front = Front(
+        tier, default_policy=named(settings.policy), state_dir=settings.state_dir, deadline_ms=settings.deadline_ms
+    )
+    ledger = _ledger(settings, telemetry)
+    traces = traces or exporting(settings.otlp_endpoint, settings.tier)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        log.info("loaded", tier=settings.tier, bundle=bundle.name, card=bundle.digest[:12])
+        yield
+        app.state.draining = True
+        for upstream in tier.upstreams.values():
+            await upstream.close()
+        tier.worker.close()
+        await front.states.close()
+        if ledger is not None:
+            ledger.close()
+        traces.close(SPANS_S)
+        # The loop would wait for its threads: one may hang in a name lookup.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+
+    app = FastAPI(title=f"Tierwise {settings.tier}", version=__version__, lifespan=lifespan, redirect_slashes=False)
+    app.state.draining = False
+    app.state.tier, app.state.front, app.state.ledger = tier, front, ledger
+    Surface(app, settings, keys, model, front, ledger, traces).add_routes()
+    return app
+
+
+def _telemetry(settings: Settings, bundle: Bundle) -> Telemetry:
+    return Telemetry(
         tier=settings.tier,
         tiers=bundle.order,
         policies=names(bundle.order),
@@ -62,7 +101,10 @@ def create_app(
         labels=bundle.labels,
         upstreams=list(settings.upstreams),
     )
-    worker = Worker(
+
+
+def _worker(settings: Settings, model: Classifier, clock: Callable[[], float]) -> Worker:
+    return Worker(
         model,
         threads=settings.threads,
         limit=settings.queue_limit,
@@ -71,8 +113,13 @@ def create_app(
         batch_wait_s=settings.batch_wait_ms / 1e3,
         clock=clock,
     )
-    shaped, keys = _shaped_links(settings), read_keys(settings.door_key_file, settings.key_file)
-    upstreams = [
+
+
+def _upstreams(
+    settings: Settings, keys: Keys, telemetry: Telemetry, transport: httpx.AsyncBaseTransport | None
+) -> list[Upstream]:
+    shaped = _shaped_links(settings)
+    return [
         Upstream(
             source=settings.tier,
             target=target,
@@ -88,44 +135,6 @@ def create_app(
         )
         for target, url in settings.upstreams.items()
     ]
-    tier = Tier(
-        name=settings.tier,
-        bundle=bundle,
-        worker=worker,
-        upstreams=upstreams,
-        telemetry=telemetry,
-    )
-    front = Front(
-        tier,
-        default_policy=named(settings.policy),
-        state_dir=settings.state_dir,
-        deadline_ms=settings.deadline_ms,
-    )
-    telemetry.info.labels(settings.tier, __version__, bundle.name, model.encoder.device.type).set(1)
-
-    ledger = _ledger(settings, telemetry)
-    traces = traces or exporting(settings.otlp_endpoint, settings.tier)
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        log.info("loaded", tier=settings.tier, bundle=bundle.name, card=bundle.digest[:12])
-        yield
-        app.state.draining = True
-        for upstream in upstreams:
-            await upstream.close()
-        worker.close()
-        await front.states.close()
-        if ledger is not None:
-            ledger.close()
-        traces.close(SPANS_S)
-        # The loop would wait for its threads: one may hang in a name lookup.
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
-
-    app = FastAPI(title=f"Tierwise {settings.tier}", version=__version__, lifespan=lifespan, redirect_slashes=False)
-    app.state.draining = False
-    app.state.tier, app.state.front, app.state.ledger = tier, front, ledger
-    Surface(app, settings, bundle, model, front, ledger, traces).add_routes()
-    return app
 
 
 def _ledger(settings: Settings, telemetry: Telemetry) -> Ledger | None:

@@ -1,66 +1,20 @@
-"""Who may ask, and whether somebody still waits: limits on heads, bearer keys from secret files, callers who leave; and
-the edge where an exception that nobody expected becomes an answer."""
+"""Who may ask, and whether somebody still waits: bearer keys from secret files, and callers who leave."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastapi import Request, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from fastapi import Request
 
-from shared.errors import BadSetting, CallerLeft, HeadersTooLarge, Refused, Unauthorized
+from shared.errors import BadSetting, CallerLeft, Unauthorized
 
 T = TypeVar("T")
 LEAST_KEY = 16  # characters
-HEAD_BYTES = 16_384  # of a request's line and headers
-
-
-class Edge:
-    """The outermost edge of the app: refuses bad heads, and turns what broke into an answer.
-
-    A head is bad if its line and headers are too long, or if it states its length in two ways, which may hide a second
-    request (RFC 9112, 6.1).
-    """
-
-    def __init__(self, app: ASGIApp, answer: Callable[[Request, BaseException], Response]) -> None:
-        self._app, self._answer = app, answer
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started = False
-
-        async def watched(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        problem: BaseException | None = _wrong(scope)
-        if problem is None:
-            try:
-                await self._app(scope, receive, watched)
-            except (Exception, SystemExit, KeyboardInterrupt) as error:
-                if started:  # half an answer: the server hangs up
-                    raise
-                problem = error
-        if problem is not None:
-            await self._answer(Request(scope), problem)(scope, receive, send)
-
-
-def _wrong(scope: Scope) -> Refused | None:
-    size = len(scope.get("raw_path", b"")) + len(scope["query_string"])
-    size += sum(len(name) + len(value) + 4 for name, value in scope["headers"])
-    if size > HEAD_BYTES:
-        return HeadersTooLarge(f"the request's line and headers are over {HEAD_BYTES} bytes")
-    if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
-        return Refused("both content-length and transfer-encoding: send one")
-    return None
 
 
 def read_key(path: Path | None) -> str | None:

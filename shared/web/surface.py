@@ -49,13 +49,12 @@ from shared.errors import (
     UnsupportedMedia,
 )
 from shared.failures import account
-from shared.model.bundle import Bundle
 from shared.model.classifier import Classifier
 from shared.pipeline.front import Front
 from shared.policies import name_of, spec_of
 from shared.telemetry import NO_POLICY
 from shared.web.body import Shelf, parse, read, validate
-from shared.web.guard import Edge, authorize, read_keys, while_waited_for
+from shared.web.guard import Keys, authorize, while_waited_for
 from shared.web.ledger import Ledger
 from shared.web.machine import cpus
 from shared.web.openapi import complete, keyed, problems
@@ -103,16 +102,15 @@ class Surface:
         self,
         app: FastAPI,
         settings: Settings,
-        bundle: Bundle,
+        keys: Keys,
         classifier: Classifier,
         front: Front,
         ledger: Ledger | None,
         traces: Traces,
     ) -> None:
-        self.app, self.settings, self.bundle, self.classifier, self.front = app, settings, bundle, classifier, front
+        self.app, self.settings, self.keys, self.classifier, self.front = app, settings, keys, classifier, front
         self.ledger, self.traces = ledger, traces
-        self.keys = read_keys(settings.door_key_file, settings.key_file)
-        self.tier, self.telemetry = front.tier, front.tier.telemetry
+        self.tier, self.bundle, self.telemetry = front.tier, front.tier.bundle, front.tier.telemetry
         self.shelf = Shelf(_BODIES * settings.max_body_bytes)
 
     def add_routes(self) -> None:
@@ -138,8 +136,8 @@ class Surface:
         add("/info", self.info, methods=["GET"], responses=head)
         add("/metrics", self.metrics, methods=["GET"], responses=head, response_class=PlainTextResponse)
         complete(self.app)
-        self.app.add_exception_handler(HTTPException, self.on_http_error)
-        self.app.add_middleware(Edge, answer=self.on_failure)
+        for error in (HTTPException, Exception):
+            self.app.add_exception_handler(error, self.on_error)
 
     async def classify(self, request: Request) -> Response:
         return await self._answer(request, self.keys.door, self._classify, at_door=self.tier.worker.admit)
@@ -316,16 +314,17 @@ class Surface:
             self.telemetry.rejected.labels(self.tier.name, error.rejection).inc()
         return document(error, request_id, headers or {})
 
-    async def on_http_error(self, request: Request, error: Exception) -> Response:
-        """What Starlette raises where no route fits."""
-        assert isinstance(error, HTTPException)
+    async def on_error(self, request: Request, error: Exception) -> Response:
+        """What Starlette raises where no route fits, and what broke outside of `_answer`."""
+        if not isinstance(error, HTTPException):
+            return self._problem(error, _request_id(request), {"connection": "close"})
         raised = {error.status: error for error in (NoSuchPath, MethodNotAllowed)}.get(error.status_code, Refused)
         detail = f"{request.method} {request.url.path[:200]}: {error.detail}; see /docs"
         return self._problem(raised(detail), _request_id(request), error.headers)
 
-    def on_failure(self, request: Request, error: BaseException) -> Response:
-        """What the server's edge refuses, and what broke outside of `_answer`."""
-        return self._problem(error, _request_id(request), {"connection": "close"})
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)
 
 
 def _request_id(request: Request) -> str:
