@@ -67,28 +67,20 @@ async def while_waited_for(request: Request, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         CallerLeft: nobody waits for the answer.
     """
-    doing = asyncio.ensure_future(_without_exit(work))
-    leaving = asyncio.ensure_future(_left(request))
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        waiting.reschedule(0)  # it is over now
+
     try:
-        await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if doing.done():
-            return doing.result()
-        doing.cancel()
-        await asyncio.wait({doing})
-        raise CallerLeft("the caller left before it was answered")
-    finally:
-        doing.cancel()
-        leaving.cancel()
-
-
-async def _without_exit(work: Coroutine[Any, Any, T]) -> T:
-    """asyncio ends the whole server where a task raises one of these, which a user's policy may do."""
-    try:
-        return await work
-    except (SystemExit, KeyboardInterrupt) as error:
-        raise RuntimeError(f"{type(error).__name__}: {error}") from error
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        async with asyncio.timeout(None) as waiting:
+            watching = asyncio.create_task(watch())
+            try:
+                return await work
+            finally:
+                watching.cancel()
+    except TimeoutError as error:
+        if waiting.expired():
+            raise CallerLeft("the caller left before it was answered") from error
+        raise
