@@ -225,14 +225,14 @@ class Surface:
         with (
             self.traces.span(request.url.path, request.headers) as span,
             bound_contextvars(request_id=request_id, trace_id=span.trace_id),
-            self.shelf.place() as place,
+            self.shelf.place() as grow,
         ):
             headers = {"x-request-id": request_id, "traceparent": span.traceparent}
             try:
                 if self.app.state.draining:
                     raise Draining("this tier is shutting down")
                 authorize(request, key)
-                body = await read(request, self.settings.max_body_bytes, self.settings.body_timeout_ms / 1e3, place)
+                body = await read(request, self.settings.max_body_bytes, self.settings.body_timeout_ms / 1e3, grow)
                 at_door()
                 done = await while_waited_for(request, work(body, request_id, dict(headers)))
                 outcome, policy, status = done.outcome, done.policy, 200
