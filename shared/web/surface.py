@@ -28,25 +28,23 @@ from shared.contracts import (
     AnswerTiming,
     ClassifyRequest,
     ClassifyResponse,
-    Hop,
+    InferredRow,
     InferRequest,
     InferResponse,
+    Result,
 )
 from shared.errors import (
     BadInput,
-    DeadlinePassed,
+    CallerLeft,
     Draining,
     Failed,
     HeadersTooLarge,
     MethodNotAllowed,
     NoSuchPath,
-    QueueFull,
     Refused,
-    SlowBody,
     TierwiseError,
     TooLarge,
-    Unauthorized,
-    UnsupportedMedia,
+    tree,
 )
 from shared.failures import account
 from shared.model.classifier import Classifier
@@ -64,10 +62,8 @@ from shared.web.tracing import Traces
 
 log = structlog.get_logger()
 _BODIES = 32  # full-sized ones that may be in memory at a time
-_ERRORS = (  # of a request with a body
-    *(Refused, Unauthorized, SlowBody, TooLarge, UnsupportedMedia, BadInput),
-    *(QueueFull, HeadersTooLarge, Failed, Draining, DeadlinePassed),
-)
+_ERRORS = [error for error in tree() if error.rejection and error is not CallerLeft]  # of a request with a body
+_LIMITS = {"max_inputs", "max_body_bytes", "queue_limit", "queue_wait_ms", "upstream_timeout_ms"}  # that /info tells
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -86,12 +82,12 @@ class _Done:
         return "degraded" if self.facts["degraded"] else "ok" if self.facts["texts"] else "probe"
 
 
-def _facts(rows: Sequence[tuple[str | None, Sequence[Hop]]]) -> dict[str, Any]:
+def _facts(rows: Sequence[Result] | Sequence[InferredRow]) -> dict[str, Any]:
     """How many texts, the tiers that ran for any of them, and the reasons of what was degraded."""
     return {
         "texts": len(rows),
-        "tiers": list(dict.fromkeys(hop.tier for _, hops in rows for hop in hops)),
-        "degraded": sorted({reason for reason, _ in rows if reason}),
+        "tiers": list(dict.fromkeys(hop.tier for row in rows for hop in row.hops)),
+        "degraded": sorted({row.degraded for row in rows if row.degraded}),
     }
 
 
@@ -127,7 +123,7 @@ class Surface:
                 endpoint,
                 methods=["POST"],
                 response_model=gives,
-                responses=problems(*_ERRORS),
+                responses=problems(*_ERRORS, Failed),
                 openapi_extra={"requestBody": body, **keyed(key is not None)},
             )
         head = problems(Refused, HeadersTooLarge)
@@ -169,13 +165,7 @@ class Surface:
             "max_tokens": model.max_tokens,
             "policy": spec_of(policy),
             "learned": self.front.states.described(),
-            "limits": {
-                "max_inputs": self.settings.max_inputs,
-                "max_body_bytes": self.settings.max_body_bytes,
-                "queue_limit": self.settings.queue_limit,
-                "queue_wait_ms": self.settings.queue_wait_ms,
-                "upstream_timeout_ms": self.settings.upstream_timeout_ms,
-            },
+            "limits": self.settings.model_dump(include=_LIMITS),
             "keys": {"door": self.keys.door is not None, "tier": self.keys.tier is not None},
             "links": [
                 {
@@ -255,7 +245,7 @@ class Surface:
                 inflight.dec()
                 self.telemetry.request(outcome, policy, seconds)
                 span.facts.update(tier=self.tier.name, policy=policy, outcome=outcome, status=status)
-                log.info("request", path=request.url.path, ms=round(seconds * 1e3, 3), **span.facts)
+                log.info("request", path=request.url.path, ms=_ms(seconds), **span.facts)
                 span.facts["request_id"] = request_id
 
     async def _classify(self, body: bytes, request_id: str, headers: Mapping[str, str]) -> _Done:
@@ -265,22 +255,16 @@ class Surface:
             self._check_count(inputs)
         request = validate(ClassifyRequest, parsed)
         answered = await self.front.classify(request, request_id, headers)
-        results = answered.results
-        total = (time.perf_counter() - started) * 1e3
-        timings: dict[AnswerTiming, float] = {"ensemble": round(answered.ensemble_s * 1e3, 3), "total": round(total, 3)}
-        answer = ClassifyResponse(
-            id=request_id,
-            model=self.bundle.card_name,
-            results=results,
-            timings_ms=timings,
-        )
+        results, total_s = answered.results, time.perf_counter() - started
+        timings: dict[AnswerTiming, float] = {"ensemble": _ms(answered.ensemble_s), "total": _ms(total_s)}
+        answer = ClassifyResponse(id=request_id, model=self.bundle.card_name, results=results, timings_ms=timings)
         if self.ledger is not None:
             self.ledger.add(request, answer, spec_of(answered.policy))
         stages = [*results[0].hops[0].timings_ms.items(), *timings.items()]
         timing = ", ".join(f"{stage};dur={ms}" for stage, ms in dict(stages).items())
         spec = request.options.policy or name_of(self.front.default_policy)
         policy = spec if isinstance(spec, str) else spec["name"]
-        return _Done(answer, policy, timing, _facts([(result.degraded, result.hops) for result in results]))
+        return _Done(answer, policy, timing, _facts(results))
 
     async def _infer(self, body: bytes, request_id: str, headers: Mapping[str, str]) -> _Done:
         started = time.perf_counter()
@@ -293,11 +277,10 @@ class Surface:
         if len(request.indices) != len(request.texts):
             raise BadInput("expected one index per text")
         rows = await self.tier.infer(request, headers)
-        total = round((time.perf_counter() - started) * 1e3, 3)
+        total = _ms(time.perf_counter() - started)
         policy = request.policy["name"] if rows else NO_POLICY
-        facts = _facts([(row.degraded, row.hops) for row in rows])
         answer = InferResponse(call=request.call, rows=rows, total_ms=total)
-        return _Done(answer, policy, f"total;dur={total}", facts, least_bytes=0 if rows else len(body))
+        return _Done(answer, policy, f"total;dur={total}", _facts(rows), least_bytes=0 if rows else len(body))
 
     def _check_count(self, inputs: list[Any]) -> None:
         if not inputs:
