@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def plain(message: str) -> str:
-    """What a validator of ours said, without what pydantic puts before it."""
+    """A validator's message without pydantic's prefix."""
     return message.removeprefix("Value error, ")
 
 
@@ -49,13 +49,13 @@ class TierwiseError(Exception):
     kind: ClassVar[str] = "internal"
     title: ClassVar[str] = "Failed inside"
     rejection: ClassVar[str | None] = None  # label of `rejected_total`; null: not counted there
-    hangs_up: ClassVar[bool] = False  # what is left of the body is not read, so the connection ends
+    hangs_up: ClassVar[bool] = False  # the rest of the body is not read, so the connection ends
     retry_after_s: float | None = None  # when another try is worth it
     errors: Sequence[Mapping[str, str]] = ()  # every problem of a body, each with its place
 
 
 class Refused(TierwiseError):
-    """What came is no request that a tier takes; the pipeline never sees it."""
+    """The tier does not take this request; the pipeline never sees it."""
 
     status, kind, title = 400, "bad-request", "Bad request"
     rejection: ClassVar[str | None] = "bad_request"

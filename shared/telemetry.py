@@ -96,7 +96,7 @@ class Telemetry:
         return metric
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        """What is counted elsewhere: log lines, by a thread that must not wait for a lock of a metric."""
+        """Log lines: a thread counts them that must not wait for a metric's lock."""
         text = "Log lines written, lost, or left out because they repeat another."
         lines = CounterMetricFamily("tierwise_log_lines", text, labels=["tier", "outcome"])
         for outcome, count in self.log_lines().items():

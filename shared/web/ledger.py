@@ -8,8 +8,8 @@ of every hop, the path, words, bytes and times. Of the text it holds the sha256 
      "timings_ms"}                                            hops are those of the answer (shared/contracts.py)
 
 One thread appends the lines of a request in one write, under a lock, so that several tiers may share a file. Lines that
-cannot be written whole are cut off again, logged and counted as lost; no request notices. A line that a killed writer
-left torn is cut off before the next one. The file may be renamed or deleted at any time (logrotate, `copytruncate` or
+cannot be written whole are cut off again, logged and counted as lost; no request notices. The torn line of a killed
+writer is cut off before the next one. The file may be renamed or deleted at any time (logrotate, `copytruncate` or
 not): the next line makes a new one. Left out: fsync.
 """
 
@@ -120,7 +120,7 @@ class AppendOnly:
             raise
 
     def _mend(self) -> bytes:
-        """Cut off the line that a killed writer left torn at the end; what has to come before the next one."""
+        """Cut off the torn line of a killed writer; tell which bytes have to come before the next line."""
         size = os.fstat(self._file).st_size
         if not size or os.pread(self._file, 1, size - 1) == b"\n":
             return b""

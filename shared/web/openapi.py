@@ -26,10 +26,10 @@ def keyed(asked: bool) -> dict[str, Any]:
 
 def complete(app: FastAPI) -> None:
     """Add to the document what the routes refer to."""
-    made = app.openapi
+    generated = app.openapi
 
     def document() -> dict[str, Any]:
-        components = (described := made()).setdefault("components", {})
+        components = (described := generated()).setdefault("components", {})
         components.setdefault("schemas", {})["Problem"] = Problem.model_json_schema()
         components["securitySchemes"] = {_KEY: {"type": "http", "scheme": "bearer"}}
         return described

@@ -202,7 +202,7 @@ def key_path(setting: str, named: str | Path | None) -> Path | None:
 
 
 def unread_env_file() -> str | None:
-    """One line where a `.env` here names settings that are not set: Compose alone reads that file; null where not."""
+    """A warning if a `.env` here names settings that are not set: Compose alone reads that file. Else null."""
     try:
         text = Path(".env").read_text(errors="replace") if Path(".env").is_file() else ""
     except OSError:

@@ -32,7 +32,7 @@ def _parent(headers: Mapping[str, str]) -> re.Match[str] | None:
 
 @dataclass(frozen=True)
 class Span:
-    """This tier's part in a trace; `facts` end up on the exported span."""
+    """This tier's part in a trace; its `facts` are attributes of the exported span."""
 
     trace_id: str
     span_id: str
@@ -51,7 +51,7 @@ class Traces:
         self._tracer, self._provider = tracer, provider
 
     def close(self, timeout_s: float) -> None:
-        """Export what waits, for so long at most: by itself it would wait 30 s for a collector that does not answer."""
+        """Export the last spans, for `timeout_s` at most: alone, it waits 30 s for a collector that is down."""
         if self._provider is not None:
             last = Background("spans", limit=1)
             last.put(self._provider.shutdown)
@@ -69,8 +69,8 @@ class Traces:
 
         context = TraceContextTextMapPropagator().extract({"traceparent": parent.group()} if parent else {})
         with self._tracer.start_as_current_span(name, context=context) as exported:
-            own = exported.get_span_context()
-            span = Span(f"{own.trace_id:032x}", f"{own.span_id:016x}", f"{int(own.trace_flags):02x}")
+            ids = exported.get_span_context()
+            span = Span(f"{ids.trace_id:032x}", f"{ids.span_id:016x}", f"{int(ids.trace_flags):02x}")
             try:
                 yield span
             finally:
