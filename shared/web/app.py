@@ -57,13 +57,8 @@ def create_app(
     keys = read_keys(settings.door_key_file, settings.key_file)
     telemetry = _telemetry(settings, bundle)
     telemetry.info.labels(settings.tier, __version__, bundle.name, model.encoder.device.type).set(1)
-    tier = Tier(
-        name=settings.tier,
-        bundle=bundle,
-        worker=_worker(settings, model, clock),
-        upstreams=_upstreams(settings, keys, telemetry, transport),
-        telemetry=telemetry,
-    )
+    worker, upstreams = _worker(settings, model, clock), _upstreams(settings, keys, telemetry, transport)
+    tier = Tier(name=settings.tier, bundle=bundle, worker=worker, upstreams=upstreams, telemetry=telemetry)
     front = Front(
         tier, default_policy=named(settings.policy), state_dir=settings.state_dir, deadline_ms=settings.deadline_ms
     )
@@ -75,9 +70,9 @@ def create_app(
         log.info("loaded", tier=settings.tier, bundle=bundle.name, card=bundle.digest[:12])
         yield
         app.state.draining = True
-        for upstream in tier.upstreams.values():
+        for upstream in upstreams:
             await upstream.close()
-        tier.worker.close()
+        worker.close()
         await front.states.close()
         if ledger is not None:
             ledger.close()

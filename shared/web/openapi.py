@@ -11,17 +11,13 @@ from shared.errors import TierwiseError
 from shared.web.problems import PROBLEM_TYPE
 
 _KEY = "key"
+KEYED: list[dict[str, Any]] = [{_KEY: []}]  # the `security` of a route that asks for a key
 
 
 def problems(*errors: type[TierwiseError]) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that may answer with these errors."""
     content = {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {error.status: {"description": error.title, "content": content} for error in errors}
-
-
-def keyed(asked: bool) -> dict[str, Any]:
-    """The `openapi_extra` of a route that asks for a key, or does not."""
-    return {"security": [{_KEY: []}]} if asked else {}
 
 
 def complete(app: FastAPI) -> None:

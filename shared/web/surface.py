@@ -55,7 +55,7 @@ from shared.web.body import Shelf, parse, read, validate
 from shared.web.guard import Keys, authorize, while_waited_for
 from shared.web.ledger import Ledger
 from shared.web.machine import cpus
-from shared.web.openapi import complete, keyed, problems
+from shared.web.openapi import KEYED, complete, problems
 from shared.web.problems import document
 from shared.web.settings import Settings
 from shared.web.tracing import Traces
@@ -118,14 +118,9 @@ class Surface:
             here = f"#/paths/{path.replace('/', '~1')}/post/requestBody/content/application~1json/schema"
             schema = takes.model_json_schema(ref_template=here + "/$defs/{model}")
             body = {"content": {"application/json": {"schema": schema}}, "required": True}
-            add(
-                path,
-                endpoint,
-                methods=["POST"],
-                response_model=gives,
-                responses=problems(*_ERRORS, Failed),
-                openapi_extra={"requestBody": body, **keyed(key is not None)},
-            )
+            extra = {"requestBody": body, **({"security": KEYED} if key else {})}
+            responses = problems(*_ERRORS, Failed)
+            add(path, endpoint, methods=["POST"], response_model=gives, responses=responses, openapi_extra=extra)
         head = problems(Refused, HeadersTooLarge)
         add("/livez", self.livez, methods=["GET"], responses=head)
         add("/readyz", self.readyz, methods=["GET"], responses=head | problems(Draining))

@@ -19,15 +19,10 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Tracer
 
+# The caller's span: version 00 has 55 characters; later ones may say more behind the flags (W3C Trace Context, 3.2.4).
 _PARENT = re.compile(
-    r"(?!ff)(?P<version>[0-9a-f]{2})-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-(?P<flags>[0-9a-f]{2})(?P<more>-.*)?"
+    r"(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-(?P<flags>[0-9a-f]{2})(-.*)?"
 )
-
-
-def _parent(headers: Mapping[str, str]) -> re.Match[str] | None:
-    """The caller's span; a version after 00 may say more behind the flags (W3C Trace Context, 3.2.4)."""
-    found = _PARENT.fullmatch(headers.get("traceparent", ""))
-    return None if found is None or (found["more"] and found["version"] == "00") else found
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ class Traces:
     @contextmanager
     def span(self, name: str, headers: Mapping[str, str]) -> Iterator[Span]:
         """A span in the trace that the headers name, or in a new one."""
-        parent = _parent(headers)
+        parent = _PARENT.fullmatch(headers.get("traceparent", ""))
         if self._tracer is None:
             trace, flags = (parent["trace"], parent["flags"]) if parent else (secrets.token_hex(16), "00")
             yield Span(trace, secrets.token_hex(8), flags)
