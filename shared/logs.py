@@ -92,9 +92,7 @@ class Repeats:
     """Lets the same message through `LIMIT` times in `WINDOW_S` seconds, then logs how many it dropped."""
 
     def __init__(
-        self,
-        clock: Callable[[], float] = time.monotonic,
-        count: Callable[[Outcome], None] = lambda outcome: None,
+        self, clock: Callable[[], float] = time.monotonic, count: Callable[[Outcome], None] = lambda outcome: None
     ) -> None:
         self._clock, self._count, self._lock = clock, count, threading.RLock()
         self._ends, self._seen = clock() + WINDOW_S, dict[tuple[str, str, str], int]()
