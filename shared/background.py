@@ -1,4 +1,4 @@
-"""Work that something outside may slow down, hold or fail: done beside the requests, by a thread that nobody waits for.
+"""A thread beside the requests, for work that something outside may slow down, block or fail.
 
 The log, the ledger, the learned states and the spans are written this way. `put` never blocks and never raises; once
 as many jobs wait as may wait, it refuses. `close` waits for a bounded time and then lets go: a daemon thread that hangs

@@ -71,6 +71,11 @@ class ClassifyRequest(Message):
     )
     options: Options = Options()
 
+    def pairs(self) -> list[TextPair]:
+        """Every input as a pair, in order."""
+        inputs = self.inputs if isinstance(self.inputs, list) else [self.inputs]
+        return [TextPair(text=item) if isinstance(item, str) else item for item in inputs]
+
 
 class LinkUse(Message):
     """The link that led to a hop. `from` is a Python keyword, hence the alias."""

@@ -20,7 +20,7 @@ by the rejection. A class inherits what it does not say.
       QueueFull               429  queue-full          Too busy                  queue_full
       CallerLeft              499  caller-left         The caller left           abandoned
       Draining                503  draining            Shutting down             draining
-      ConnectionsFull         503  connections-full    Shutting down
+      ConnectionsFull         503  connections-full    Too many connections
       DeadlinePassed          504  deadline-passed     Deadline passed           deadline
       BadSetting              500  internal            Failed inside
         WrongWeights          500  internal            Failed inside
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def plain(message: str) -> str:
-    """What a validator of ours said, without what pydantic puts before it."""
+    """A validator's message without pydantic's prefix."""
     return message.removeprefix("Value error, ")
 
 
@@ -49,13 +49,13 @@ class TierwiseError(Exception):
     kind: ClassVar[str] = "internal"
     title: ClassVar[str] = "Failed inside"
     rejection: ClassVar[str | None] = None  # label of `rejected_total`; null: not counted there
-    hangs_up: ClassVar[bool] = False  # what is left of the body is not read, so the connection ends
+    hangs_up: ClassVar[bool] = False  # the rest of the body is not read, so the connection ends
     retry_after_s: float | None = None  # when another try is worth it
     errors: Sequence[Mapping[str, str]] = ()  # every problem of a body, each with its place
 
 
 class Refused(TierwiseError):
-    """What came is no request that a tier takes; the pipeline never sees it."""
+    """The tier does not take this request; the pipeline never sees it."""
 
     status, kind, title = 400, "bad-request", "Bad request"
     rejection: ClassVar[str | None] = "bad_request"
@@ -158,7 +158,7 @@ class Draining(TierwiseError):
 class ConnectionsFull(TierwiseError):
     """The tier answers as many connections as it can."""
 
-    status, kind, title = 503, "connections-full", Draining.title
+    status, kind, title = 503, "connections-full", "Too many connections"
     hangs_up, retry_after_s = True, 1.0
 
 

@@ -1,4 +1,4 @@
-"""An exception that nobody expected, a bug of ours or of a user's policy, put into words for the log.
+"""Unexpected exceptions, bugs of ours or of a user's policy, in words for the log.
 
 None of it goes to a caller: paths and messages may say more than they should.
 """
@@ -18,7 +18,7 @@ _MOST_LINES, _MOST_CHARACTERS = 60, 500
 def in_short(error: BaseException) -> str:
     """Its type, message and place on one line: `ZeroDivisionError: division by zero (short.py, line 7)`."""
     file, _, line = place(error).rpartition(":")
-    return f"{_said(error)} ({Path(file).name}, line {line})" if file else _said(error)
+    return f"{_message(error)} ({Path(file).name}, line {line})" if file else _message(error)
 
 
 def place(error: BaseException) -> str:
@@ -26,15 +26,15 @@ def place(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename.startswith(_OURS) or not frame.filename.startswith(_LIBRARIES)]
-    return f"{own[-1].filename}:{own[-1].lineno}" if own else ""
+    ours = [frame for frame in frames if frame.filename.startswith(_OURS) or not frame.filename.startswith(_LIBRARIES)]
+    return f"{ours[-1].filename}:{ours[-1].lineno}" if ours else ""
 
 
 def account(error: BaseException) -> dict[str, Any]:
     """What a log line says about it; the traceback is a list of lines, which can be read in JSON."""
     lines = [line for part in traceback.format_exception(error) for line in part.rstrip().splitlines()]
-    return {"error": _said(error), "at": place(error), "traceback": lines[-_MOST_LINES:]}
+    return {"error": _message(error), "at": place(error), "traceback": lines[-_MOST_LINES:]}
 
 
-def _said(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     return " ".join(traceback.format_exception_only(error)[-1].split())[:_MOST_CHARACTERS]

@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line on standard error, from everything that a process of ours says; never a request's text.
+"""Logs: whatever a process says is one JSON object a line on standard error; never a request's text.
 
     structlog, logging, warnings, uncaught exceptions, what a library prints  ->  Repeats  ->  JSON  ->  Lines  ->  fd 2
 
@@ -89,12 +89,10 @@ class Lines(io.TextIOBase):
 
 
 class Repeats:
-    """Lets the same message through `LIMIT` times in `WINDOW_S` seconds, then says how many it left out."""
+    """Lets the same message through `LIMIT` times in `WINDOW_S` seconds, then logs how many it dropped."""
 
     def __init__(
-        self,
-        clock: Callable[[], float] = time.monotonic,
-        count: Callable[[Outcome], None] = lambda outcome: None,
+        self, clock: Callable[[], float] = time.monotonic, count: Callable[[Outcome], None] = lambda outcome: None
     ) -> None:
         self._clock, self._count, self._lock = clock, count, threading.RLock()
         self._ends, self._seen = clock() + WINDOW_S, dict[tuple[str, str, str], int]()
@@ -112,7 +110,7 @@ class Repeats:
         return times <= LIMIT
 
     def roll(self, *, now: bool = False) -> None:
-        """If the window has passed (or `now`), begin another, and say what was left out of this one."""
+        """If the window has passed (or `now`), begin another, and log how many messages this one dropped."""
         with self._lock:
             if not now and self._clock() < self._ends:
                 return
@@ -166,7 +164,7 @@ class _Logger:
 
 
 def configure_logs(level: str, out: TextIO | Lines, repeats: Repeats | None = None) -> None:
-    """What structlog and logging are told goes to `out`, a JSON object a line; of others, warnings and worse."""
+    """Send what is logged to `out`, a JSON object a line; of libraries, warnings and worse."""
     repeats, least = repeats or Repeats(), logging.getLevelNamesMapping()[level.upper()]
     common: list[Processor] = [
         structlog.contextvars.merge_contextvars,  # request_id, trace_id
@@ -192,7 +190,7 @@ def configure_logs(level: str, out: TextIO | Lines, repeats: Repeats | None = No
 
 
 def take_over(level: str, lines: Lines) -> Repeats:
-    """Have everything that this process says end up in `lines`; what is printed too."""
+    """Send everything that this process logs or prints to `lines`."""
     repeats = Repeats(count=lines.count)
     configure_logs(level, lines, repeats)
     logging.captureWarnings(capture=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import get_args
+from functools import partial
+from itertools import product
+from typing import TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily
@@ -14,15 +16,20 @@ from shared.contracts import STAGES, DegradedReason, Stage
 from shared.errors import tree
 from shared.logs import OUTCOMES
 
-BUCKETS = tuple(round(0.0005 * (30 / 0.0005) ** (i / 21), 6) for i in range(22))  # 22, geometric, 0.5 ms to 30 s
+SECONDS = tuple(round(0.0005 * (30 / 0.0005) ** (i / 21), 6) for i in range(22))  # 22, geometric, 0.5 ms to 30 s
 RATIOS = tuple(i / 20 for i in range(21))  # 0 is a bucket of its own: a chance of 0 is common
 OFFLOAD_REASONS = ("policy", "confidence", "curve")
 NO_POLICY = "none"  # requests that were refused or failed, whatever policy they asked for
 REJECTIONS = tuple(dict.fromkeys(error.rejection for error in tree() if error.rejection))
+M = TypeVar("M", Counter, Gauge, Histogram)
 
 
 class Telemetry:
-    """The metrics of one tier. Closed-label counters start at zero explicitly, else their panels are empty."""
+    """The metrics of one tier: each stands here once, with its labels.
+
+    A label has a closed set of values, and every combination starts at zero: a panel shows nothing where there is no
+    series.
+    """
 
     def __init__(
         self,
@@ -40,65 +47,56 @@ class Telemetry:
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        self.requests = self._histogram("request_duration_seconds", "Time of a request.", "outcome", "policy")
-        self.stages = self._histogram("stage_duration_seconds", "Time of a stage of a request.", "stage")
-        self.exits = self._counter("exits", "Texts that left at a layer.", "tier", "layer")
-        self.offloads = self._counter("offloads", "Texts sent to another tier.", "from", "to", "reason", "policy")
-        self.link_bytes = self._counter("link_bytes", "Body bytes over a link.", "link", "direction")
-        self.words = self._counter("words", "Words that came in, and that were kept when sent on.", "tier", "kind")
-        self.answers = self._counter("answers", "Answers by label.", "tier", "label")
-        self.answered = self._counter(
-            "answered", "Answers by the tier that ran last, counted where they were asked for.", "tier", "by", "policy"
-        )
-        self.degraded = self._counter("degraded", "Answers with less than planned.", "tier", "reason")
-        self.card_skew = self._counter("card_skew", "Answers by a tier with another model card.", "tier", "by")
-        self.rejected = self._counter("rejected", "Requests refused.", "tier", "reason")
-        self.ledger_lines = self._counter("ledger_lines", "Decisions kept on record, or lost.", "tier", "outcome")
-        self.retries = self._counter("retries", "Calls to an upstream that were made a second time.", "link")
-        self.breaker_open = Gauge(
-            "tierwise_breaker_open", "1 while an upstream is not asked.", ["link"], registry=self.registry
-        )
-        self.confidence = self._ratio("confidence", "Calibrated confidence of this tier's own answers.")
-        self.offload_probability = self._ratio("offload_probability", "Chance of sending a text on, once inferred.")
-        self.queue_depth = self._gauge("queue_depth", "Requests waiting for the model.")
-        self.inflight = self._gauge("inflight", "Requests being answered.")
-        self.info = Gauge(
-            "tierwise_build_info", "Always 1.", ["tier", "version", "bundle", "device"], registry=self.registry
-        )
-        for metric in (self.confidence, self.offload_probability, self.queue_depth, self.inflight):
-            metric.labels(tier)
-        for policy in policies:
-            for outcome in ("ok", "degraded"):
-                self.requests.labels(tier, outcome, policy)
-            for by in tiers:
-                self.answered.labels(tier, by, policy)
+        self._values: dict[str, Sequence[str]] = {  # of labels that several metrics have
+            "tier": [tier],
+            "from": [tier],
+            "to": upstreams,
+            "by": tiers,
+            "link": [f"{tier}-{upstream}" for upstream in upstreams],
+            "policy": policies,
+            "reason": OFFLOAD_REASONS,
+            "outcome": ("ok", "degraded"),
+        }
+        counter, gauge = partial(self._metric, Counter), partial(self._metric, Gauge)
+        seconds = partial(self._metric, partial(Histogram, buckets=SECONDS))
+        ratio = partial(self._metric, partial(Histogram, buckets=RATIOS))
+
+        self.requests = seconds("request_duration_seconds", "Time of a request.", "tier", "outcome", "policy")
         for outcome in ("rejected", "error", "probe"):
             self.requests.labels(tier, outcome, NO_POLICY)
-        for stage in STAGES:
-            self.stages.labels(tier, stage)
-        for layer in range(1, layers + 1):
-            self.exits.labels(tier, str(layer))
-        for upstream in upstreams:
-            self.retries.labels(f"{tier}-{upstream}")
-            self.breaker_open.labels(f"{tier}-{upstream}")
-            for reason in OFFLOAD_REASONS:
-                for policy in policies:
-                    self.offloads.labels(tier, upstream, reason, policy)
-            for direction in ("up", "down"):
-                self.link_bytes.labels(f"{tier}-{upstream}", direction)
-        for counter, values in (
-            (self.words, ("in", "kept")),
-            (self.card_skew, tiers),
-            (self.answers, labels),
-            (self.degraded, get_args(DegradedReason)),
-            (self.rejected, REJECTIONS),
-            (self.ledger_lines, ("kept", "lost")),
-        ):
-            for value in values:
-                counter.labels(tier, value)
+        self.stages = seconds("stage_duration_seconds", "Time of a stage of a request.", "tier", stage=STAGES)
+        self.exits = counter("exits", "Texts that left at a layer.", "tier", layer=[str(n + 1) for n in range(layers)])
+        self.offloads = counter("offloads", "Texts sent to another tier.", "from", "to", "reason", "policy")
+        self.link_bytes = counter("link_bytes", "Body bytes over a link.", "link", direction=("up", "down"))
+        self.words = counter(
+            "words", "Words that came in, and that were kept when sent on.", "tier", kind=("in", "kept")
+        )
+        self.answers = counter("answers", "Answers by label.", "tier", label=labels)
+        text = "Answers by the tier that ran last, counted where they were asked for."
+        self.answered = counter("answered", text, "tier", "by", "policy")
+        self.degraded = counter("degraded", "Answers with less than planned.", "tier", reason=get_args(DegradedReason))
+        self.card_skew = counter("card_skew", "Answers by a tier with another model card.", "tier", "by")
+        self.rejected = counter("rejected", "Requests refused.", "tier", reason=REJECTIONS)
+        text = "Decisions kept on record, or lost."
+        self.ledger_lines = counter("ledger_lines", text, "tier", outcome=("kept", "lost"))
+        self.retries = counter("retries", "Calls to an upstream that were made a second time.", "link")
+        self.breaker_open = gauge("breaker_open", "1 while an upstream is not asked.", "link")
+        self.confidence = ratio("confidence", "Calibrated confidence of this tier's own answers.", "tier")
+        self.offload_probability = ratio("offload_probability", "Chance of sending a text on, once inferred.", "tier")
+        self.queue_depth = gauge("queue_depth", "Requests waiting for the model.", "tier")
+        self.inflight = gauge("inflight", "Requests being answered.", "tier")
+        self.info = gauge("build_info", "Always 1.", "tier", version=(), bundle=(), device=())
+
+    def _metric(self, kind: Callable[..., M], name: str, text: str, /, *labels: str, **values: Sequence[str]) -> M:
+        """A metric from zero; `values` are those of further labels, or of labels that mean something else here."""
+        closed = {label: self._values[label] for label in labels} | values
+        metric = kind(f"tierwise_{name}", text, list(closed), registry=self.registry)
+        for combination in product(*closed.values()):
+            metric.labels(*combination)
+        return metric
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        """What is counted elsewhere: log lines, by a thread that must not wait for a lock of a metric."""
+        """Log lines: a thread counts them that must not wait for a metric's lock."""
         text = "Log lines written, lost, or left out because they repeat another."
         lines = CounterMetricFamily("tierwise_log_lines", text, labels=["tier", "outcome"])
         for outcome, count in self.log_lines().items():
@@ -112,15 +110,3 @@ class Telemetry:
         """Count a request; a policy that this tier does not offer is never a label."""
         known = policy if policy in self.policies else NO_POLICY
         self.requests.labels(self.tier, outcome, known).observe(seconds)
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"tierwise_{name}", text, labels, registry=self.registry)
-
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"tierwise_{name}", text, ["tier"], registry=self.registry)
-
-    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
-        return Histogram(f"tierwise_{name}", text, ["tier", *labels], buckets=BUCKETS, registry=self.registry)
-
-    def _ratio(self, name: str, text: str) -> Histogram:
-        return Histogram(f"tierwise_{name}", text, ["tier"], buckets=RATIOS, registry=self.registry)

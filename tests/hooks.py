@@ -5,14 +5,14 @@ A machine's proxies are taken out of the environment: the tests' own clients ask
 
 import os
 
-from tests.faults import ledger
+from tests.faults import stream
 
 for _name in [name for name in os.environ if name.lower().endswith("_proxy")]:
     del os.environ[_name]
 
 
 def pytest_terminal_summary(terminalreporter):
-    if ledger.TABLE:
+    if stream.TABLE:
         terminalreporter.section("faults", sep="-")
-        for line in (ledger.HEAD, *ledger.TABLE):
+        for line in (stream.HEAD, *stream.TABLE):
             terminalreporter.write_line(line)

@@ -163,14 +163,14 @@ def bench(
     if cell:
         cells.run(plan, cell, url or "http://127.0.0.1:8080", out, console)
         return
-    ledger = None if rate else out.with_name(f"{out.name}.jsonl")
+    journal = None if rate else out.with_name(f"{out.name}.jsonl")
     with sole_writer(out):
         layout = Layout(bundle or "collaborative", port, access=access, backbone=backbone)
         with reached(url, layout, console) as tiers:
-            done = job.run(plan, tiers, console, ledger)
+            done = job.run(plan, tiers, console, journal)
         write(plan, done, out, console)
-        if ledger:
-            ledger.unlink()
+        if journal:
+            journal.unlink()
 
 
 @app.command()

@@ -70,24 +70,24 @@ class Done:
 
 
 class _Kept:
-    """What a run has so far; with a ledger it is on disk too."""
+    """What a run has so far; with a journal it is on disk too."""
 
-    def __init__(self, plan: Plan, info: dict[str, Any], ledger: TextIO | None) -> None:
-        self.plan, self.labels, self.ledger = plan, info["labels"], ledger
+    def __init__(self, plan: Plan, info: dict[str, Any], journal: TextIO | None) -> None:
+        self.plan, self.labels, self.journal = plan, info["labels"], journal
         self.samples: list[Sample] = []
         limit = info.get("limits", {}).get("max_body_bytes", math.inf)
         whys = ((row, no_text(text) or too_long(text, limit)) for row, text in enumerate(plan.examples))
         self.refused = {row: why for row, why in whys if why}
 
     def note(self, line: dict[str, Any]) -> None:
-        """A line of the ledger that is new."""
+        """A line of the journal that is new."""
         self.take(line)
-        if self.ledger is not None:
-            self.ledger.write(json.dumps(line) + "\n")
-            self.ledger.flush()
+        if self.journal is not None:
+            self.journal.write(json.dumps(line) + "\n")
+            self.journal.flush()
 
     def take(self, line: dict[str, Any]) -> None:
-        """A line of the ledger."""
+        """A line of the journal."""
         if "refused" in line:
             self.refused[line["row"]] = line["refused"]
         else:
@@ -99,27 +99,27 @@ class _Kept:
         return Done(info, [sample for sample in self.samples if sample.row not in self.refused], left_out)
 
 
-def run(plan: Plan, url: str, console: Console, ledger: Path | None = None) -> Done:
+def run(plan: Plan, url: str, console: Console, journal: Path | None = None) -> Done:
     """Drive the tiers at `url`, every text under every policy.
 
-    With a `ledger` every sample is kept as it comes, and a closed-loop run that was killed goes on where it stopped.
+    With a `journal` every sample is kept as it comes, and a closed-loop run that was killed goes on where it stopped.
 
     Raises:
         NoAnswer: a policy that was refused, or a request that failed: a bench with holes is no bench.
-        BadSetting: the ledger is of another run, the texts have labels that the tiers do not have, or none is answered.
+        BadSetting: the journal is of another run, the tiers lack labels that the texts have, or none is answered.
     """
-    return asyncio.run(_run(plan, url, console, ledger))
+    return asyncio.run(_run(plan, url, console, journal))
 
 
-async def _run(plan: Plan, url: str, console: Console, ledger: Path | None) -> Done:
+async def _run(plan: Plan, url: str, console: Console, journal: Path | None) -> Done:
     limits = httpx.Limits(max_connections=256, max_keepalive_connections=256, keepalive_expiry=60)
     async with connect(url, timeout=120, limits=limits) as client:
         info = await info_of(client)
         check_labels(plan.examples, info["labels"], f"bundle {info['bundle']} at {url}")
         for policy in plan.policies:
             await classify(client, PROBE, {"policy": parse_policy(policy)})
-        known = [] if ledger is None else _resume(plan, ledger, info)
-        with nullcontext() if ledger is None else ledger.open("a") as file:
+        known = [] if journal is None else _resume(plan, journal, info)
+        with nullcontext() if journal is None else journal.open("a") as file:
             kept = _Kept(plan, info, file)
             for line in known:
                 kept.take(line)
@@ -131,20 +131,20 @@ async def _run(plan: Plan, url: str, console: Console, ledger: Path | None) -> D
     return done
 
 
-def _resume(plan: Plan, ledger: Path, info: dict[str, Any]) -> list[dict[str, Any]]:
+def _resume(plan: Plan, journal: Path, info: dict[str, Any]) -> list[dict[str, Any]]:
     """The lines that a killed run left; the first line names the run, so that two are never mixed."""
     links = [[link["to"], link["backend"], link["profile"]] for link in info["links"]]
     run = {"data": digest(plan.examples), "policies": plan.policies, "loop": plan.loop, "seed": plan.seed}
     header = json.dumps({**run, "card": info["card_sha256"], "links": links})
-    ledger.parent.mkdir(parents=True, exist_ok=True)
-    if not ledger.exists() or not ledger.read_text():
-        ledger.write_text(header + "\n")
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    if not journal.exists() or not journal.read_text():
+        journal.write_text(header + "\n")
         return []
-    first, *lines = ledger.read_text().splitlines(keepends=True)
+    first, *lines = journal.read_text().splitlines(keepends=True)
     if first.strip() != header or plan.rate:
-        raise BadSetting(f"{ledger} is of another run, or of an open loop: delete it, or choose another --out")
+        raise BadSetting(f"{journal} is of another run, or of an open loop: delete it, or choose another --out")
     whole = [line for line in lines if line.endswith("\n")]  # the last one may have been cut
-    ledger.write_text(first + "".join(whole))
+    journal.write_text(first + "".join(whole))
     return [json.loads(line) for line in whole]
 
 
@@ -177,7 +177,7 @@ async def _measure(plan: Plan, client: AsyncClient, kept: _Kept, console: Consol
 
 
 async def _asked(plan: Plan, client: AsyncClient, row: int, policy: str, planned: float) -> dict[str, Any]:
-    """One request, as a line of the ledger."""
+    """One request, as a line of the journal."""
     example = plan.examples[row]
     inputs = example.text if example.pair is None else {"text": example.text, "text_pair": example.pair}
     try:

@@ -41,18 +41,18 @@ def run(plan: Plan, cells: list[str], url: str, out: Path, console: Console) -> 
             console.print(f"{done}: already measured")
             console.print(table(was))
             continue
-        ledger = under.with_name(f"{under.name}.jsonl")
+        journal = under.with_name(f"{under.name}.jsonl")
         shape(access, backbone)
         before = verified(console)
         with sole_writer(under):
-            measured = measure(plan, url, console, ledger)
+            measured = measure(plan, url, console, journal)
             try:
                 after = verified(console)
             except BadSetting:
-                ledger.unlink()
+                journal.unlink()
                 raise
             write(plan, measured, under, console, links_verified={"before": before, "after": after})
-            ledger.unlink()
+            journal.unlink()
 
 
 def _is_of(report: dict[str, Any], plan: Plan) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from shared.contracts import ClassifyRequest, Hop, InferRequest, Result, TextPair
+from shared.contracts import ClassifyRequest, Hop, InferRequest, Result
 from shared.errors import UnreadableText
 from shared.model.ensemble import combine
 from shared.pipeline.hops import rounded
@@ -98,14 +98,13 @@ class Front:
 
     def _inner(self, request: ClassifyRequest, request_id: str, policy: Policy) -> InferRequest:
         """A client's request in the form that tiers send each other."""
-        inputs = request.inputs if isinstance(request.inputs, list) else [request.inputs]
-        options = request.options
+        options, texts = request.options, request.pairs()
         return InferRequest(
             request_id=request_id,
             call=request_id,
             seed=request_id if options.seed is None else str(options.seed),
-            indices=list(range(len(inputs))),
-            texts=[TextPair(text=item) if isinstance(item, str) else item for item in inputs],
+            indices=list(range(len(texts))),
+            texts=texts,
             policy=spec_of(policy),
             max_tier=options.max_tier,
             deadline_ms=self._deadline_ms if options.deadline_ms is None else options.deadline_ms,

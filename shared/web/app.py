@@ -28,7 +28,7 @@ from shared.pipeline.tier import Tier
 from shared.pipeline.worker import Worker
 from shared.policies import named, names
 from shared.telemetry import Telemetry
-from shared.web.guard import read_keys
+from shared.web.guard import Keys, read_keys
 from shared.web.ledger import Ledger
 from shared.web.settings import Settings
 from shared.web.surface import Surface
@@ -54,55 +54,14 @@ def create_app(
     bundle = load_bundle(settings.bundle)
     settings.check(bundle.order)
     model = classifier or _load(settings, bundle)
-    telemetry = Telemetry(
-        tier=settings.tier,
-        tiers=bundle.order,
-        policies=names(bundle.order),
-        layers=bundle.tiers[settings.tier].layers,
-        labels=bundle.labels,
-        upstreams=list(settings.upstreams),
-    )
-    worker = Worker(
-        model,
-        threads=settings.threads,
-        limit=settings.queue_limit,
-        wait_s=settings.queue_wait_ms / 1e3,
-        batch_texts=settings.batch_texts,
-        batch_wait_s=settings.batch_wait_ms / 1e3,
-        clock=clock,
-    )
-    shaped, keys = _shaped_links(settings), read_keys(settings.door_key_file, settings.key_file)
-    upstreams = [
-        Upstream(
-            source=settings.tier,
-            target=target,
-            url=url,
-            backend=settings.links,
-            profile_name=settings.link_profiles[target],
-            timeout_s=settings.upstream_timeout_ms / 1e3,
-            shaped=shaped,
-            transport=transport,
-            key=keys.tier,
-            probe_s=settings.probe_ms / 1e3,
-            count_retry=telemetry.retries.labels(f"{settings.tier}-{target}").inc,
-        )
-        for target, url in settings.upstreams.items()
-    ]
-    tier = Tier(
-        name=settings.tier,
-        bundle=bundle,
-        worker=worker,
-        upstreams=upstreams,
-        telemetry=telemetry,
-    )
-    front = Front(
-        tier,
-        default_policy=named(settings.policy),
-        state_dir=settings.state_dir,
-        deadline_ms=settings.deadline_ms,
-    )
+    keys = read_keys(settings.door_key_file, settings.key_file)
+    telemetry = _telemetry(settings, bundle)
     telemetry.info.labels(settings.tier, __version__, bundle.name, model.encoder.device.type).set(1)
-
+    worker, upstreams = _worker(settings, model, clock), _upstreams(settings, keys, telemetry, transport)
+    tier = Tier(name=settings.tier, bundle=bundle, worker=worker, upstreams=upstreams, telemetry=telemetry)
+    front = Front(
+        tier, default_policy=named(settings.policy), state_dir=settings.state_dir, deadline_ms=settings.deadline_ms
+    )
     ledger = _ledger(settings, telemetry)
     traces = traces or exporting(settings.otlp_endpoint, settings.tier)
 
@@ -124,8 +83,53 @@ def create_app(
     app = FastAPI(title=f"Tierwise {settings.tier}", version=__version__, lifespan=lifespan, redirect_slashes=False)
     app.state.draining = False
     app.state.tier, app.state.front, app.state.ledger = tier, front, ledger
-    Surface(app, settings, bundle, model, front, ledger, traces).add_routes()
+    Surface(app, settings, keys, model, front, ledger, traces).add_routes()
     return app
+
+
+def _telemetry(settings: Settings, bundle: Bundle) -> Telemetry:
+    return Telemetry(
+        tier=settings.tier,
+        tiers=bundle.order,
+        policies=names(bundle.order),
+        layers=bundle.tiers[settings.tier].layers,
+        labels=bundle.labels,
+        upstreams=list(settings.upstreams),
+    )
+
+
+def _worker(settings: Settings, model: Classifier, clock: Callable[[], float]) -> Worker:
+    return Worker(
+        model,
+        threads=settings.threads,
+        limit=settings.queue_limit,
+        wait_s=settings.queue_wait_ms / 1e3,
+        batch_texts=settings.batch_texts,
+        batch_wait_s=settings.batch_wait_ms / 1e3,
+        clock=clock,
+    )
+
+
+def _upstreams(
+    settings: Settings, keys: Keys, telemetry: Telemetry, transport: httpx.AsyncBaseTransport | None
+) -> list[Upstream]:
+    shaped = _shaped_links(settings)
+    return [
+        Upstream(
+            source=settings.tier,
+            target=target,
+            url=url,
+            backend=settings.links,
+            profile_name=settings.link_profiles[target],
+            timeout_s=settings.upstream_timeout_ms / 1e3,
+            shaped=shaped,
+            transport=transport,
+            key=keys.tier,
+            probe_s=settings.probe_ms / 1e3,
+            count_retry=telemetry.retries.labels(f"{settings.tier}-{target}").inc,
+        )
+        for target, url in settings.upstreams.items()
+    ]
 
 
 def _ledger(settings: Settings, telemetry: Telemetry) -> Ledger | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -29,39 +29,29 @@ class Shelf:
         self._most, self._taken = most, 0
 
     @contextmanager
-    def place(self) -> Iterator[Place]:
-        """A request's room, free again when the request ends."""
-        place = Place(self)
+    def place(self) -> Iterator[Callable[[int], None]]:
+        """Room for one request's body, free again when the request ends: call it with the bytes so far.
+
+        Raises:
+            QueueFull: by that call, where the bodies of others leave too little.
+        """
+        taken = 0
+
+        def grow(size: int) -> None:
+            nonlocal taken
+            more = max(0, size - _SHORT) - taken
+            if self._taken + more > self._most:
+                raise QueueFull("the bodies of other requests fill this tier's memory: try again soon")
+            self._taken += more
+            taken += more
+
         try:
-            yield place
+            yield grow
         finally:
-            self._taken -= place.taken
-
-    def take(self, size: int) -> None:
-        """Raises:
-        QueueFull: others' bodies fill it.
-        """
-        if self._taken + size > self._most:
-            raise QueueFull("the bodies of other requests fill this tier's memory: try again soon")
-        self._taken += size
+            self._taken -= taken
 
 
-class Place:
-    """What one request takes of a shelf."""
-
-    def __init__(self, shelf: Shelf) -> None:
-        self._shelf, self.taken = shelf, 0
-
-    def grow(self, size: int) -> None:
-        """Raises:
-        QueueFull: there is no more room.
-        """
-        more = max(0, size - _SHORT) - self.taken
-        self._shelf.take(more)
-        self.taken += more
-
-
-async def read(request: Request, limit: int, timeout_s: float, place: Place) -> bytes:
+async def read(request: Request, limit: int, timeout_s: float, grow: Callable[[int], None]) -> bytes:
     """The body, refused by its type first, and by its size or slowness before it is read to the end."""
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media != "application/json":
@@ -79,12 +69,13 @@ async def read(request: Request, limit: int, timeout_s: float, place: Place) -> 
                 body += chunk
                 if len(body) > limit:
                     raise too_large
-                place.grow(len(body))
+                grow(len(body))
     except TimeoutError as error:
         raise SlowBody(f"the body took over {timeout_s:g} s") from error
     except ClientDisconnect as error:
-        left = Refused("the caller left before the body was read")
-        raise request.scope.get("state", {}).get("cut", left) from error  # the server knows what was wrong with it
+        raise Refused("the caller left before the body was read") from error
+    if cut := request.scope.get("state", {}).get("cut"):  # by the server, which knows what was wrong with it
+        raise cut
     return bytes(body)
 
 

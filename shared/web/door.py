@@ -1,4 +1,4 @@
-"""The door of a tier's server: it lets in as many connections as there are file descriptors for, and never more.
+"""The door of a tier's server: it accepts as many connections as there are file descriptors, and never more.
 
 asyncio accepts until descriptors run out, and then logs a traceback for each of the hundreds it tries at once. Here a
 full house makes room: of the connections that wait for their caller (idle, or with half a request), the one that has
@@ -21,21 +21,23 @@ from typing import Protocol
 import structlog
 
 from shared.errors import ConnectionsFull
-from shared.web.problems import PROBLEM_TYPE, problem
+from shared.web.problems import as_bytes, document
 
 log = structlog.get_logger()
 BACKLOG = 2048
 _MOST_FILES, _MOST = 65_536, 8_192  # more connections would take more memory than a tier has use for
 _AT_ONCE = 8  # accepted before others have their turn; their descriptors are not counted yet
-_PAUSE_S, _SAY_S = 0.05, 10.0
+_PAUSE_S, _WARN_S = 0.05, 10.0
 _SPENT = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_FULL = ConnectionsFull("every connection of this tier is being answered: try again soon")
+_TURNED_AWAY = as_bytes(document(_FULL, "none", {}))
 
 
 class Guest(Protocol):
     """A connection, as far as the door knows it."""
 
     def make_room(self) -> None:
-        """Close at once: another needs the place."""
+        """Close at once: another connection needs the place."""
 
 
 def most_connections() -> int:
@@ -70,9 +72,9 @@ class Door:
         self._entering: set[asyncio.Task[object]] = set()
         self._sockets: list[socket.socket] = []
         self._turned_away = self._closed = 0
-        self._said = -_SAY_S
+        self._warned_s = -_WARN_S
 
-    # -- what connections say ----------------------------------------------------------------------------------------
+    # -- whose turn it is --------------------------------------------------------------------------------------------
 
     def waits(self, guest: Guest) -> None:
         """From now on it is the caller's turn."""
@@ -80,10 +82,10 @@ class Door:
         self._waiting.move_to_end(guest)
 
     def works(self, guest: Guest) -> None:
-        """From now on it is ours: it is not closed to make room."""
+        """From now on it is the tier's: it is not closed to make room."""
         self._waiting.pop(guest, None)
 
-    def left(self, guest: Guest) -> None:
+    def leaves(self, guest: Guest) -> None:
         self._inside -= 1
         self._waiting.pop(guest, None)
 
@@ -96,7 +98,7 @@ class Door:
             asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
     async def close(self) -> None:
-        """Let in whoever knocked already, then nobody else."""
+        """Accept the connections that wait already, then no more."""
         for listener in self._sockets:
             asyncio.get_running_loop().remove_reader(listener)
             while self._accept(listener):
@@ -107,7 +109,7 @@ class Door:
             await asyncio.wait(self._entering)
 
     def _accept(self, listener: socket.socket) -> bool:
-        """Let some in; whether there may be more."""
+        """Accept some; tell whether more may wait."""
         for _ in range(_AT_ONCE):
             try:
                 connection, _ = listener.accept()
@@ -144,35 +146,25 @@ class Door:
         guest, _ = self._waiting.popitem(last=False)
         guest.make_room()
         self._closed += 1
-        self._say()
+        self._warn()
         return True
 
     def _turn_away(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            connection.send(_FULL)
+            connection.send(_TURNED_AWAY)
         connection.close()
         self._turned_away += 1
-        self._say()
+        self._warn()
 
     def _rest(self, listener: socket.socket) -> None:
-        """Descriptors are spent, by others than connections: try again soon, not in a loop."""
+        """Descriptors ran out elsewhere: try again soon, not in a loop."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(listener)
         loop.call_later(
             _PAUSE_S, lambda: listener in self._sockets and loop.add_reader(listener, self._accept, listener)
         )
 
-    def _say(self) -> None:
-        if (now := time.monotonic()) - self._said >= _SAY_S:
+    def _warn(self) -> None:
+        if (now := time.monotonic()) - self._warned_s >= _WARN_S:
             log.warning("connections_full", most=self._most, closed=self._closed, turned_away=self._turned_away)
-            self._said, self._closed, self._turned_away = now, 0, 0
-
-
-def _full() -> bytes:
-    full = ConnectionsFull("every connection of this tier is being answered: try again soon")
-    body = problem(full, "none").model_dump_json().encode()
-    head = f"HTTP/1.1 503 Service Unavailable\r\ncontent-type: {PROBLEM_TYPE}\r\ncontent-length: {len(body)}\r\n"
-    return head.encode() + b"retry-after: 1\r\nconnection: close\r\n\r\n" + body
-
-
-_FULL = _full()
+            self._warned_s, self._closed, self._turned_away = now, 0, 0

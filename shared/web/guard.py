@@ -1,66 +1,20 @@
-"""Who may ask, and whether somebody still waits: limits on heads, bearer keys from secret files, callers who leave; and
-the edge where an exception that nobody expected becomes an answer."""
+"""Who may ask, and whether somebody still waits: bearer keys from secret files, and callers who leave."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastapi import Request, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from fastapi import Request
 
-from shared.errors import BadSetting, CallerLeft, HeadersTooLarge, Refused, Unauthorized
+from shared.errors import BadSetting, CallerLeft, Unauthorized
 
 T = TypeVar("T")
 LEAST_KEY = 16  # characters
-HEAD_BYTES = 16_384  # of a request's line and headers
-
-
-class Edge:
-    """The outermost edge of the app: refuses bad heads, and turns what broke into an answer.
-
-    A head is bad if its line and headers are too long, or if it states its length in two ways, which may hide a second
-    request (RFC 9112, 6.1).
-    """
-
-    def __init__(self, app: ASGIApp, answer: Callable[[Request, BaseException], Response]) -> None:
-        self._app, self._answer = app, answer
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started = False
-
-        async def watched(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        problem: BaseException | None = _wrong(scope)
-        if problem is None:
-            try:
-                await self._app(scope, receive, watched)
-            except (Exception, SystemExit, KeyboardInterrupt) as error:
-                if started:  # half an answer: the server hangs up
-                    raise
-                problem = error
-        if problem is not None:
-            await self._answer(Request(scope), problem)(scope, receive, send)
-
-
-def _wrong(scope: Scope) -> Refused | None:
-    size = len(scope.get("raw_path", b"")) + len(scope["query_string"])
-    size += sum(len(name) + len(value) + 4 for name, value in scope["headers"])
-    if size > HEAD_BYTES:
-        return HeadersTooLarge(f"the request's line and headers are over {HEAD_BYTES} bytes")
-    if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
-        return Refused("both content-length and transfer-encoding: send one")
-    return None
 
 
 def read_key(path: Path | None) -> str | None:
@@ -113,28 +67,20 @@ async def while_waited_for(request: Request, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         CallerLeft: nobody waits for the answer.
     """
-    doing = asyncio.ensure_future(_without_exit(work))
-    leaving = asyncio.ensure_future(_left(request))
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        waiting.reschedule(0)  # it is over now
+
     try:
-        await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if doing.done():
-            return doing.result()
-        doing.cancel()
-        await asyncio.wait({doing})
-        raise CallerLeft("the caller left before it was answered")
-    finally:
-        doing.cancel()
-        leaving.cancel()
-
-
-async def _without_exit(work: Coroutine[Any, Any, T]) -> T:
-    """asyncio ends the whole server where a task raises one of these, which a user's policy may do."""
-    try:
-        return await work
-    except (SystemExit, KeyboardInterrupt) as error:
-        raise RuntimeError(f"{type(error).__name__}: {error}") from error
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        async with asyncio.timeout(None) as waiting:
+            watching = asyncio.create_task(watch())
+            try:
+                return await work
+            finally:
+                watching.cancel()
+    except TimeoutError as error:
+        if waiting.expired():
+            raise CallerLeft("the caller left before it was answered") from error
+        raise

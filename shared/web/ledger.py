@@ -8,8 +8,8 @@ of every hop, the path, words, bytes and times. Of the text it holds the sha256 
      "timings_ms"}                                            hops are those of the answer (shared/contracts.py)
 
 One thread appends the lines of a request in one write, under a lock, so that several tiers may share a file. Lines that
-cannot be written whole are cut off again, logged and counted as lost; no request notices. A line that a killed writer
-left torn is cut off before the next one. The file may be renamed or deleted at any time (logrotate, `copytruncate` or
+cannot be written whole are cut off again, logged and counted as lost; no request notices. The torn line of a killed
+writer is cut off before the next one. The file may be renamed or deleted at any time (logrotate, `copytruncate` or
 not): the next line makes a new one. Left out: fsync.
 """
 
@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from typing import Any, Literal
 import structlog
 
 from shared.background import Background
-from shared.contracts import ClassifyRequest, ClassifyResponse, TextPair
+from shared.contracts import ClassifyRequest, ClassifyResponse
 from shared.errors import BadSetting
 
 log = structlog.get_logger()
@@ -37,7 +37,7 @@ Outcome = Literal["kept", "lost"]
 BACKLOG = 64_000_000  # characters of texts that may wait for a slow disk; further ones are lost
 CLOSE_S = 3.0  # for what waits when the tier stops
 _TEXT = 2_000  # characters that an answer counts as, beside its text
-_BLOCK, _LONGEST = 1 << 16, 1 << 26  # bytes: read at once; of a line of ours
+_LONGEST = 1 << 26  # bytes of a line of ours
 
 
 def text_sha256(text: str, pair: str | None = None) -> str:
@@ -62,9 +62,6 @@ class AppendOnly:
     def __init__(self, path: Path) -> None:
         self._path, self._file = path, -1
         self._follow()
-        with self._locked(fcntl.LOCK_NB) as held:  # whoever has it, and hangs, does not hold the start
-            if held:
-                self._mend()
 
     def append(self, data: bytes) -> None:
         """Append whole lines, or nothing.
@@ -102,20 +99,15 @@ class AppendOnly:
         self._file = file
 
     @contextmanager
-    def _locked(self, how: int = 0) -> Iterator[bool]:
+    def _locked(self) -> Iterator[None]:
         """Keeps the other writers out; a file system without locks lets them in."""
+        with suppress(OSError):
+            fcntl.flock(self._file, fcntl.LOCK_EX)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | how)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError:
-            yield True
-            return
-        try:
-            yield True
+            yield
         finally:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
+            with suppress(OSError):
+                fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def _write(self, data: bytes) -> None:
         written = 0
@@ -128,26 +120,16 @@ class AppendOnly:
             raise
 
     def _mend(self) -> bytes:
-        """Cut off the line that a killed writer left torn at the end; what has to come before the next one."""
+        """Cut off the torn line of a killed writer; tell which bytes have to come before the next line."""
         size = os.fstat(self._file).st_size
         if not size or os.pread(self._file, 1, size - 1) == b"\n":
             return b""
-        start = self._last_line(size)
-        tail = os.pread(self._file, size - start, start)
-        if not tail.strip(b"\0") or (tail.startswith(b"{") and _entry(tail) is None):
-            os.ftruncate(self._file, start)
+        end = os.pread(self._file, _LONGEST, max(0, size - _LONGEST))
+        last = end.rpartition(b"\n")[2]
+        if not last.strip(b"\0") or (last.startswith(b"{") and _entry(last) is None):
+            os.ftruncate(self._file, size - len(last))
             return b""
         return b"\n"  # whole but for its end, or nothing of ours
-
-    def _last_line(self, size: int) -> int:
-        """Where the last line begins; where to stop looking, if it is too long for one of ours."""
-        start = size
-        while start > max(0, size - _LONGEST):
-            before = max(0, start - _BLOCK)
-            if (found := os.pread(self._file, start - before, before).rfind(b"\n")) >= 0:
-                return before + found + 1
-            start = before
-        return start
 
 
 def _entry(line: bytes | str) -> dict[str, Any] | None:
@@ -177,7 +159,7 @@ class Ledger:
 
     def add(self, request: ClassifyRequest, answer: ClassifyResponse, policy: Mapping[str, Any]) -> None:
         """Put an answered request on record; returns at once."""
-        size = _TEXT * len(answer.results) + _size(request)
+        size = sum(_TEXT + len(pair.text) + len(pair.text_pair or "") for pair in request.pairs())
         if not self._thread.put(partial(self._write, datetime.now(UTC), request, answer, policy), size=size):
             self._lose(len(answer.results), "the disk is too slow")
             return
@@ -198,11 +180,8 @@ class Ledger:
     def _lines(
         self, now: datetime, request: ClassifyRequest, answer: ClassifyResponse, policy: Mapping[str, Any]
     ) -> Iterator[dict[str, Any]]:
-        inputs = request.inputs if isinstance(request.inputs, list) else [request.inputs]
         options = request.options
-        for item, result in zip(inputs, answer.results, strict=True):
-            text = TextPair(text=item) if isinstance(item, str) else item
-            said = result.model_dump(mode="json", exclude={"index", "tier", "hops"})
+        for text, result in zip(request.pairs(), answer.results, strict=True):
             yield {
                 "time": now.isoformat(timespec="milliseconds"),
                 "id": answer.id,
@@ -215,7 +194,7 @@ class Ledger:
                 "policy": dict(policy),
                 "max_tier": options.max_tier,
                 "deadline_ms": options.deadline_ms,
-                **said,
+                **result.model_dump(mode="json", exclude={"index", "tier", "hops"}),
                 "answered_by": result.tier,
                 "hops": [hop.model_dump(mode="json", exclude={"exits", "words"}) for hop in result.hops],
                 "timings_ms": answer.timings_ms,
@@ -231,11 +210,6 @@ class Ledger:
             self._file.close()
         else:
             self._lose(self._put - self._done, "the disk is too slow, and the tier stops")
-
-
-def _size(request: ClassifyRequest) -> int:
-    inputs = request.inputs if isinstance(request.inputs, list) else [request.inputs]
-    return sum(len(i) if isinstance(i, str) else len(i.text) + len(i.text_pair or "") for i in inputs)
 
 
 def entries(path: Path) -> Iterator[dict[str, Any]]:

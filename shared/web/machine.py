@@ -11,10 +11,10 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def check_working_directory() -> None:
-    """What we import may end the process where it is gone (torch's MKL does).
+    """Libraries may end the process where the working directory is gone (torch's MKL does).
 
     Raises:
-        BadSetting: it was deleted.
+        BadSetting: the working directory was deleted.
     """
     try:
         os.getcwd()

@@ -11,6 +11,7 @@ from shared.errors import TierwiseError
 from shared.web.problems import PROBLEM_TYPE
 
 _KEY = "key"
+KEYED: list[dict[str, Any]] = [{_KEY: []}]  # the `security` of a route that asks for a key
 
 
 def problems(*errors: type[TierwiseError]) -> dict[int | str, dict[str, Any]]:
@@ -19,17 +20,12 @@ def problems(*errors: type[TierwiseError]) -> dict[int | str, dict[str, Any]]:
     return {error.status: {"description": error.title, "content": content} for error in errors}
 
 
-def keyed(asked: bool) -> dict[str, Any]:
-    """The `openapi_extra` of a route that asks for a key, or does not."""
-    return {"security": [{_KEY: []}]} if asked else {}
-
-
 def complete(app: FastAPI) -> None:
     """Add to the document what the routes refer to."""
-    made = app.openapi
+    generated = app.openapi
 
     def document() -> dict[str, Any]:
-        components = (described := made()).setdefault("components", {})
+        components = (described := generated()).setdefault("components", {})
         components.setdefault("schemas", {})["Problem"] = Problem.model_json_schema()
         components["securitySchemes"] = {_KEY: {"type": "http", "scheme": "bearer"}}
         return described

@@ -1,4 +1,4 @@
-"""A child process that ends with the one that started it, whatever ended that one: SIGKILL, SIGQUIT, memory.
+"""A child process that ends with its parent, however the parent ends: SIGKILL, SIGQUIT, memory.
 
 The child's standard input is a pipe whose other end only the parent holds: the kernel closes it with the parent. Works
 wherever there are pipes (PR_SET_PDEATHSIG is Linux's, and fires when the parent's *thread* ends).

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 
 from fastapi import Response
 
@@ -11,23 +12,20 @@ from shared.contracts import Problem
 from shared.errors import TierwiseError, Unauthorized
 
 PROBLEM_TYPE = "application/problem+json"
-
-
-def problem(error: TierwiseError, request_id: str) -> Problem:
-    """What a caller is told of an error."""
-    detail = str(error).encode(errors="backslashreplace").decode()  # it may quote a lone surrogate
-    return Problem(
-        type=f"urn:tierwise:{error.kind}",
-        title=error.title,
-        status=error.status,
-        detail=_shortened(detail),
-        request_id=request_id,
-        errors=[dict(each) for each in error.errors],
-    )
+_LONGEST = 500  # characters of a detail
 
 
 def document(error: TierwiseError, request_id: str, headers: Mapping[str, str]) -> Response:
-    """The response that carries the problem."""
+    """The response that tells a caller of an error."""
+    detail = str(error).encode(errors="backslashreplace").decode()  # it may quote a lone surrogate
+    problem = Problem(
+        type=f"urn:tierwise:{error.kind}",
+        title=error.title,
+        status=error.status,
+        detail=detail if len(detail) <= _LONGEST else f"{detail[:_LONGEST]}...",  # it may quote what was sent
+        request_id=request_id,
+        errors=[dict(each) for each in error.errors],
+    )
     out = {**headers, "x-request-id": request_id}
     if error.retry_after_s is not None:
         out["retry-after"] = str(math.ceil(max(1.0, error.retry_after_s)))
@@ -35,10 +33,11 @@ def document(error: TierwiseError, request_id: str, headers: Mapping[str, str]) 
         out["www-authenticate"] = "Bearer"
     if error.hangs_up:
         out["connection"] = "close"
-    content = problem(error, request_id).model_dump_json()
-    return Response(content, error.status, out, media_type=PROBLEM_TYPE)
+    return Response(problem.model_dump_json(), error.status, out, media_type=PROBLEM_TYPE)
 
 
-def _shortened(text: str, limit: int = 500) -> str:
-    """What a caller sent may be quoted, not sent back whole."""
-    return text if len(text) <= limit else f"{text[:limit]}..."
+def as_bytes(answer: Response, headers: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
+    """A response with further headers as it travels, for a connection whose request reaches no app."""
+    status = f"HTTP/1.1 {answer.status_code} {HTTPStatus(answer.status_code).phrase}\r\n"
+    lines = [b"%b: %b\r\n" % header for header in (*headers, *answer.raw_headers)]
+    return b"".join([status.encode(), *lines, b"\r\n", bytes(answer.body)])

@@ -1,4 +1,4 @@
-"""The HTTP server of a tier: uvicorn behind a door of our own, and a drain that loses nothing.
+"""The HTTP server of a tier: uvicorn behind a door (`door.py`), and a drain that loses nothing.
 
 SIGTERM: the tier says `not ready` and refuses new requests with 503 for as long as accepted ones run, and half a
 second at least, so that whoever sends to it notices; only then the socket closes. Every answer says `connection:
@@ -23,10 +23,9 @@ from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
 
 from shared.web.door import BACKLOG, Door, most_connections
-from shared.web.http11 import Http11, Terms
+from shared.web.http11 import Http11
 
 log = structlog.get_logger()
-HEAD_S = 10.0
 NOTICE_S = 0.5
 
 
@@ -48,14 +47,13 @@ class Server(uvicorn.Server):
             )
         )
         self._app, self._drain_s, self._since = app, drain_s, math.inf
-        self.servers: list[asyncio.base_events.Server] = []  # uvicorn's own, which are not used
+        self.servers: list[asyncio.base_events.Server] = []  # uvicorn's, not used
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.lifespan.startup()
         if self.lifespan.should_exit:
             sys.exit(STARTUP_FAILURE)
         self._door = Door(self._connection, most_connections())
-        self._terms = Terms(self._door, lambda: self._app.state.draining, HEAD_S)
         try:
             self._door.open(sockets or await _bind(self.config.host, self.config.port))
         except OSError as error:
@@ -68,7 +66,7 @@ class Server(uvicorn.Server):
         log.info("ready", host=self.config.host, port=self.config.port)
 
     def _connection(self) -> Http11:
-        return Http11(self.config, self.server_state, self.lifespan.state, self._terms)
+        return Http11(self.config, self.server_state, self.lifespan.state, self._door, lambda: self._app.state.draining)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The signal is not raised again afterwards, as uvicorn would: a clean stop is exit status 0."""
@@ -91,17 +89,15 @@ class Server(uvicorn.Server):
         return waited >= NOTICE_S and not self.server_state.tasks
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the door; whoever came through it last is given the time to ask, and is answered."""
+        """Close the door. The last callers that came through it get time to ask, and an answer."""
         self._app.state.draining = True
         await self._door.close()
         until = time.monotonic() + (0.0 if self.force_exit else min(NOTICE_S, self._drain_s))
-        while time.monotonic() < until and any(self._owed(c) for c in self.server_state.connections):
+        while time.monotonic() < until and any(
+            isinstance(connection, Http11) and connection.fresh for connection in self.server_state.connections
+        ):
             await asyncio.sleep(0.01)
         await super().shutdown()
-
-    @staticmethod
-    def _owed(connection: object) -> bool:
-        return isinstance(connection, Http11) and connection.fresh
 
 
 async def _bind(host: str, port: int) -> list[socket.socket]:

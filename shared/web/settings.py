@@ -20,21 +20,13 @@ from shared.links.profile import Backend, profile
 
 PREFIX = "TIERWISE_"
 # Read elsewhere (shared/model/weights.py, the containers' files), so not unknown here.
-_CONTAINERS = (
-    "BIND",
-    "BUILD",
-    "DASHBOARDS",
-    "HEALTH_INTERVAL",
-    "TIER_KEY",
-    "DOOR_KEY",
-    "PROMETHEUS_PORT",
-    "GRAFANA_PORT",
-    "PROMETHEUS_MEMORY",
-    "GRAFANA_MEMORY",
-    "LAB_MEMORY",
-    "GPU_MEMORY",
-)
-_OTHER = {f"{PREFIX}{name}" for name in ("CACHE_DIR", *_CONTAINERS)}
+_OTHER = {
+    f"{PREFIX}{name}"
+    for name in (
+        *("CACHE_DIR", "BIND", "BUILD", "DASHBOARDS", "HEALTH_INTERVAL", "TIER_KEY", "DOOR_KEY", "PROMETHEUS_PORT"),
+        *("GRAFANA_PORT", "PROMETHEUS_MEMORY", "GRAFANA_MEMORY", "LAB_MEMORY", "GPU_MEMORY"),
+    )
+}
 _OF_A_TIER = re.compile(rf"{PREFIX}[A-Z]+_(BIND|CPUS|CPUSET|MEMORY|THREADS|UPSTREAMS|EDGE|CLOUD)")  # for Compose
 _PASSWORD = re.compile(r"://.*@", re.DOTALL)
 
@@ -55,87 +47,68 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
-    tier: Annotated[str, Field(description="which tier of the bundle this is")]
-    bundle: Annotated[
-        str, Field(description="bundle: a name in deploy/models, or a folder (./NAME, where both are called so)")
-    ] = "collaborative"
-    policy: Annotated[str, Field(description="policy when a request names none: its name, or a file .json")] = (
-        "collaborative"
+    tier: str = Field(description="which tier of the bundle this is")
+    bundle: str = Field(
+        "collaborative", description="bundle: a name in deploy/models, or a folder (./NAME, where both are called so)"
     )
-    calibration: Annotated[
-        Literal["per_exit", "per_model"], Field(description="one temperature per exit, or the paper's one per model")
-    ] = "per_exit"
-    host: Annotated[str, Field(min_length=1, description="address to listen on")] = "127.0.0.1"
-    port: Annotated[int, Field(ge=1, le=65535, description="port to listen on")] = 8080
-    published: Annotated[
-        str | None,
-        Field(description="in a container: the machine's ADDRESS:PORT that leads to the port; empty: not published"),
-    ] = None
-    allow_open: Annotated[
-        bool, Field(description="start without a key where other machines reach the port: anybody there may ask")
-    ] = False
-    upstreams: Annotated[
-        dict[str, str], NoDecode, Field(description="tiers to offload to, nearest first: TIER=URL,...")
-    ] = {}
-    links: Annotated[Backend, Field(description="who enforces the link profiles")] = Backend.SIMULATED
-    link_profiles: Annotated[
-        dict[str, str], NoDecode, Field(description="profile of the link to each upstream: TIER=PROFILE,...")
-    ] = {}
-    link_state_dir: Annotated[Path, Field(description="with netem: where the shaper says what is in force")] = Path(
-        "/run/tierwise"
+    policy: str = Field("collaborative", description="policy when a request names none: its name, or a file .json")
+    calibration: Literal["per_exit", "per_model"] = Field(
+        "per_exit", description="one temperature per exit, or the paper's one per model"
     )
-    upstream_timeout_ms: Annotated[
-        float, Field(gt=0, le=600_000, description="limit of one call to an upstream (ms)")
-    ] = 10_000.0
-    probe_ms: Annotated[
-        float,
-        Field(gt=0, le=600_000, description="pause before a failed upstream is probed, up to 4 times this (ms)"),
-    ] = 2_000.0
-    deadline_ms: Annotated[
-        float | None,
-        Field(gt=0, le=600_000, description="deadline of requests that name none (ms)"),
-    ] = None
-    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="where the model runs")] = "auto"
-    threads: Annotated[int, Field(ge=1, le=512, description="compute threads of the model")] = 1
-    max_inputs: Annotated[int, Field(ge=1, description="inputs in one request")] = 32
-    max_body_bytes: Annotated[int, Field(ge=1024, description="size of a request's body (bytes)")] = 2_000_000
-    body_timeout_ms: Annotated[float, Field(gt=0, le=600_000, description="limit of reading a request's body (ms)")] = (
-        30_000.0
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
+    port: int = Field(8080, ge=1, le=65535, description="port to listen on")
+    published: str | None = Field(
+        None, description="in a container: the machine's ADDRESS:PORT that leads to the port; empty: not published"
     )
-    key_file: Annotated[
-        Path | None,
-        Field(description="secret file: the bearer key that tiers show each other; none: the door's"),
-    ] = None
-    door_key_file: Annotated[
-        Path | None,
-        Field(description="secret file: the bearer key that /v1/classify asks for; none: the tiers'"),
-    ] = None
-    otlp_endpoint: Annotated[
-        str | None, Field(description="URL that OpenTelemetry spans are sent to (extra `otel`); none: not sent")
-    ] = None
-    queue_limit: Annotated[int, Field(ge=1, description="requests that may wait for the model")] = 64
-    queue_wait_ms: Annotated[
-        float,
-        Field(gt=0, le=600_000, description="requests are refused while those that wait need longer than this (ms)"),
-    ] = 100.0
-    batch_texts: Annotated[int, Field(ge=1, description="texts of waiting requests that may join; 1: none")] = 1
-    batch_wait_ms: Annotated[
-        float,
-        Field(ge=0, le=10_000, description="how long a request that had to queue waits for others to join (ms)"),
-    ] = 0.0
-    drain_s: Annotated[float, Field(ge=0, le=3600, description="time to finish accepted requests on shutdown (s)")] = (
-        20.0
+    allow_open: bool = Field(
+        False, description="start without a key where other machines reach the port: anybody there may ask"
     )
-    state_dir: Annotated[
-        Path | None, Field(description="where policies that learn keep what they learned; none: lost on restart")
-    ] = None
-    ledger: Annotated[
-        Path | None, Field(description="file that every decision is appended to, a JSON line per text; none: not kept")
-    ] = None
-    ledger_texts: Annotated[bool, Field(description="put the texts into the ledger too, not their sha256 alone")] = (
-        False
+    upstreams: Annotated[dict[str, str], NoDecode] = Field(
+        {}, description="tiers to offload to, nearest first: TIER=URL,..."
     )
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="least level logged")] = "info"
+    links: Backend = Field(Backend.SIMULATED, description="who enforces the link profiles")
+    link_profiles: Annotated[dict[str, str], NoDecode] = Field(
+        {}, description="profile of the link to each upstream: TIER=PROFILE,..."
+    )
+    link_state_dir: Path = Field(
+        Path("/run/tierwise"), description="with netem: where the shaper says what is in force"
+    )
+    upstream_timeout_ms: float = Field(10_000.0, gt=0, le=600_000, description="limit of one call to an upstream (ms)")
+    probe_ms: float = Field(
+        2_000.0, gt=0, le=600_000, description="pause before a failed upstream is probed, up to 4 times this (ms)"
+    )
+    deadline_ms: float | None = Field(None, gt=0, le=600_000, description="deadline of requests that name none (ms)")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
+    threads: int = Field(1, ge=1, le=512, description="compute threads of the model")
+    max_inputs: int = Field(32, ge=1, description="inputs in one request")
+    max_body_bytes: int = Field(2_000_000, ge=1024, description="size of a request's body (bytes)")
+    body_timeout_ms: float = Field(30_000.0, gt=0, le=600_000, description="limit of reading a request's body (ms)")
+    key_file: Path | None = Field(
+        None, description="secret file: the bearer key that tiers show each other; none: the door's"
+    )
+    door_key_file: Path | None = Field(
+        None, description="secret file: the bearer key that /v1/classify asks for; none: the tiers'"
+    )
+    otlp_endpoint: str | None = Field(
+        None, description="URL that OpenTelemetry spans are sent to (extra `otel`); none: not sent"
+    )
+    queue_limit: int = Field(64, ge=1, description="requests that may wait for the model")
+    queue_wait_ms: float = Field(
+        100.0, gt=0, le=600_000, description="requests are refused while those that wait need longer than this (ms)"
+    )
+    batch_texts: int = Field(1, ge=1, description="texts of waiting requests that may join; 1: none")
+    batch_wait_ms: float = Field(
+        0.0, ge=0, le=10_000, description="how long a request that had to queue waits for others to join (ms)"
+    )
+    drain_s: float = Field(20.0, ge=0, le=3600, description="time to finish accepted requests on shutdown (s)")
+    state_dir: Path | None = Field(
+        None, description="where policies that learn keep what they learned; none: lost on restart"
+    )
+    ledger: Path | None = Field(
+        None, description="file that every decision is appended to, a JSON line per text; none: not kept"
+    )
+    ledger_texts: bool = Field(False, description="put the texts into the ledger too, not their sha256 alone")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
 
     @field_validator("upstreams", "link_profiles", mode="before")
     @classmethod
@@ -229,7 +202,7 @@ def key_path(setting: str, named: str | Path | None) -> Path | None:
 
 
 def unread_env_file() -> str | None:
-    """One line where a `.env` here names settings that are not set: Compose alone reads that file; null where not."""
+    """A warning if a `.env` here names settings that are not set: Compose alone reads that file. Else null."""
     try:
         text = Path(".env").read_text(errors="replace") if Path(".env").is_file() else ""
     except OSError:

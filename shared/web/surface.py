@@ -28,47 +28,42 @@ from shared.contracts import (
     AnswerTiming,
     ClassifyRequest,
     ClassifyResponse,
-    Hop,
+    InferredRow,
     InferRequest,
     InferResponse,
+    Result,
 )
 from shared.errors import (
     BadInput,
-    DeadlinePassed,
+    CallerLeft,
     Draining,
     Failed,
     HeadersTooLarge,
     MethodNotAllowed,
     NoSuchPath,
-    QueueFull,
     Refused,
-    SlowBody,
     TierwiseError,
     TooLarge,
-    Unauthorized,
-    UnsupportedMedia,
+    tree,
 )
 from shared.failures import account
-from shared.model.bundle import Bundle
 from shared.model.classifier import Classifier
 from shared.pipeline.front import Front
 from shared.policies import name_of, spec_of
 from shared.telemetry import NO_POLICY
 from shared.web.body import Shelf, parse, read, validate
-from shared.web.guard import Edge, authorize, read_keys, while_waited_for
+from shared.web.guard import Keys, authorize, while_waited_for
 from shared.web.ledger import Ledger
 from shared.web.machine import cpus
-from shared.web.openapi import complete, keyed, problems
+from shared.web.openapi import KEYED, complete, problems
 from shared.web.problems import document
 from shared.web.settings import Settings
 from shared.web.tracing import Traces
 
 log = structlog.get_logger()
 _BODIES = 32  # full-sized ones that may be in memory at a time
-_ERRORS = (  # of a request with a body
-    *(Refused, Unauthorized, SlowBody, TooLarge, UnsupportedMedia, BadInput),
-    *(QueueFull, HeadersTooLarge, Failed, Draining, DeadlinePassed),
-)
+_ERRORS = [error for error in tree() if error.rejection and error is not CallerLeft]  # of a request with a body
+_LIMITS = {"max_inputs", "max_body_bytes", "queue_limit", "queue_wait_ms", "upstream_timeout_ms"}  # that /info tells
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -87,12 +82,12 @@ class _Done:
         return "degraded" if self.facts["degraded"] else "ok" if self.facts["texts"] else "probe"
 
 
-def _facts(rows: Sequence[tuple[str | None, Sequence[Hop]]]) -> dict[str, Any]:
+def _facts(rows: Sequence[Result] | Sequence[InferredRow]) -> dict[str, Any]:
     """How many texts, the tiers that ran for any of them, and the reasons of what was degraded."""
     return {
         "texts": len(rows),
-        "tiers": list(dict.fromkeys(hop.tier for _, hops in rows for hop in hops)),
-        "degraded": sorted({reason for reason, _ in rows if reason}),
+        "tiers": list(dict.fromkeys(hop.tier for row in rows for hop in row.hops)),
+        "degraded": sorted({row.degraded for row in rows if row.degraded}),
     }
 
 
@@ -103,16 +98,15 @@ class Surface:
         self,
         app: FastAPI,
         settings: Settings,
-        bundle: Bundle,
+        keys: Keys,
         classifier: Classifier,
         front: Front,
         ledger: Ledger | None,
         traces: Traces,
     ) -> None:
-        self.app, self.settings, self.bundle, self.classifier, self.front = app, settings, bundle, classifier, front
+        self.app, self.settings, self.keys, self.classifier, self.front = app, settings, keys, classifier, front
         self.ledger, self.traces = ledger, traces
-        self.keys = read_keys(settings.door_key_file, settings.key_file)
-        self.tier, self.telemetry = front.tier, front.tier.telemetry
+        self.tier, self.bundle, self.telemetry = front.tier, front.tier.bundle, front.tier.telemetry
         self.shelf = Shelf(_BODIES * settings.max_body_bytes)
 
     def add_routes(self) -> None:
@@ -124,22 +118,17 @@ class Surface:
             here = f"#/paths/{path.replace('/', '~1')}/post/requestBody/content/application~1json/schema"
             schema = takes.model_json_schema(ref_template=here + "/$defs/{model}")
             body = {"content": {"application/json": {"schema": schema}}, "required": True}
-            add(
-                path,
-                endpoint,
-                methods=["POST"],
-                response_model=gives,
-                responses=problems(*_ERRORS),
-                openapi_extra={"requestBody": body, **keyed(key is not None)},
-            )
+            extra = {"requestBody": body, **({"security": KEYED} if key else {})}
+            responses = problems(*_ERRORS, Failed)
+            add(path, endpoint, methods=["POST"], response_model=gives, responses=responses, openapi_extra=extra)
         head = problems(Refused, HeadersTooLarge)
         add("/livez", self.livez, methods=["GET"], responses=head)
         add("/readyz", self.readyz, methods=["GET"], responses=head | problems(Draining))
         add("/info", self.info, methods=["GET"], responses=head)
         add("/metrics", self.metrics, methods=["GET"], responses=head, response_class=PlainTextResponse)
         complete(self.app)
-        self.app.add_exception_handler(HTTPException, self.on_http_error)
-        self.app.add_middleware(Edge, answer=self.on_failure)
+        for error in (HTTPException, Exception):
+            self.app.add_exception_handler(error, self.on_error)
 
     async def classify(self, request: Request) -> Response:
         return await self._answer(request, self.keys.door, self._classify, at_door=self.tier.worker.admit)
@@ -171,13 +160,7 @@ class Surface:
             "max_tokens": model.max_tokens,
             "policy": spec_of(policy),
             "learned": self.front.states.described(),
-            "limits": {
-                "max_inputs": self.settings.max_inputs,
-                "max_body_bytes": self.settings.max_body_bytes,
-                "queue_limit": self.settings.queue_limit,
-                "queue_wait_ms": self.settings.queue_wait_ms,
-                "upstream_timeout_ms": self.settings.upstream_timeout_ms,
-            },
+            "limits": self.settings.model_dump(include=_LIMITS),
             "keys": {"door": self.keys.door is not None, "tier": self.keys.tier is not None},
             "links": [
                 {
@@ -227,21 +210,19 @@ class Surface:
         with (
             self.traces.span(request.url.path, request.headers) as span,
             bound_contextvars(request_id=request_id, trace_id=span.trace_id),
-            self.shelf.place() as place,
+            self.shelf.place() as grow,
         ):
             headers = {"x-request-id": request_id, "traceparent": span.traceparent}
             try:
                 if self.app.state.draining:
                     raise Draining("this tier is shutting down")
                 authorize(request, key)
-                body = await read(request, self.settings.max_body_bytes, self.settings.body_timeout_ms / 1e3, place)
+                body = await read(request, self.settings.max_body_bytes, self.settings.body_timeout_ms / 1e3, grow)
                 at_door()
                 done = await while_waited_for(request, work(body, request_id, dict(headers)))
                 outcome, policy, status = done.outcome, done.policy, 200
                 span.facts.update(done.facts)
                 headers["server-timing"] = done.timing
-                if self.app.state.draining:
-                    headers["connection"] = "close"
                 content = done.answer.model_dump_json(by_alias=True).ljust(done.least_bytes)
                 return Response(content, 200, headers, "application/json")
             except asyncio.CancelledError:
@@ -259,7 +240,7 @@ class Surface:
                 inflight.dec()
                 self.telemetry.request(outcome, policy, seconds)
                 span.facts.update(tier=self.tier.name, policy=policy, outcome=outcome, status=status)
-                log.info("request", path=request.url.path, ms=round(seconds * 1e3, 3), **span.facts)
+                log.info("request", path=request.url.path, ms=_ms(seconds), **span.facts)
                 span.facts["request_id"] = request_id
 
     async def _classify(self, body: bytes, request_id: str, headers: Mapping[str, str]) -> _Done:
@@ -269,22 +250,16 @@ class Surface:
             self._check_count(inputs)
         request = validate(ClassifyRequest, parsed)
         answered = await self.front.classify(request, request_id, headers)
-        results = answered.results
-        total = (time.perf_counter() - started) * 1e3
-        timings: dict[AnswerTiming, float] = {"ensemble": round(answered.ensemble_s * 1e3, 3), "total": round(total, 3)}
-        answer = ClassifyResponse(
-            id=request_id,
-            model=self.bundle.card_name,
-            results=results,
-            timings_ms=timings,
-        )
+        results, total_s = answered.results, time.perf_counter() - started
+        timings: dict[AnswerTiming, float] = {"ensemble": _ms(answered.ensemble_s), "total": _ms(total_s)}
+        answer = ClassifyResponse(id=request_id, model=self.bundle.card_name, results=results, timings_ms=timings)
         if self.ledger is not None:
             self.ledger.add(request, answer, spec_of(answered.policy))
         stages = [*results[0].hops[0].timings_ms.items(), *timings.items()]
         timing = ", ".join(f"{stage};dur={ms}" for stage, ms in dict(stages).items())
         spec = request.options.policy or name_of(self.front.default_policy)
         policy = spec if isinstance(spec, str) else spec["name"]
-        return _Done(answer, policy, timing, _facts([(result.degraded, result.hops) for result in results]))
+        return _Done(answer, policy, timing, _facts(results))
 
     async def _infer(self, body: bytes, request_id: str, headers: Mapping[str, str]) -> _Done:
         started = time.perf_counter()
@@ -297,11 +272,10 @@ class Surface:
         if len(request.indices) != len(request.texts):
             raise BadInput("expected one index per text")
         rows = await self.tier.infer(request, headers)
-        total = round((time.perf_counter() - started) * 1e3, 3)
+        total = _ms(time.perf_counter() - started)
         policy = request.policy["name"] if rows else NO_POLICY
-        facts = _facts([(row.degraded, row.hops) for row in rows])
         answer = InferResponse(call=request.call, rows=rows, total_ms=total)
-        return _Done(answer, policy, f"total;dur={total}", facts, least_bytes=0 if rows else len(body))
+        return _Done(answer, policy, f"total;dur={total}", _facts(rows), least_bytes=0 if rows else len(body))
 
     def _check_count(self, inputs: list[Any]) -> None:
         if not inputs:
@@ -318,16 +292,17 @@ class Surface:
             self.telemetry.rejected.labels(self.tier.name, error.rejection).inc()
         return document(error, request_id, headers or {})
 
-    async def on_http_error(self, request: Request, error: Exception) -> Response:
-        """What Starlette raises where no route fits."""
-        assert isinstance(error, HTTPException)
+    async def on_error(self, request: Request, error: Exception) -> Response:
+        """What Starlette raises where no route fits, and what broke outside of `_answer`."""
+        if not isinstance(error, HTTPException):
+            return self._problem(error, _request_id(request), {"connection": "close"})
         raised = {error.status: error for error in (NoSuchPath, MethodNotAllowed)}.get(error.status_code, Refused)
         detail = f"{request.method} {request.url.path[:200]}: {error.detail}; see /docs"
         return self._problem(raised(detail), _request_id(request), error.headers)
 
-    def on_failure(self, request: Request, error: BaseException) -> Response:
-        """What the server's edge refuses, and what broke outside of `_answer`."""
-        return self._problem(error, _request_id(request), {"connection": "close"})
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)
 
 
 def _request_id(request: Request) -> str:

@@ -1,6 +1,6 @@
 """Every fault that needs a kernel or real processes, on the edge's and on the cloud's link: containers.
 
-`faults/ledger.py` says what must hold. `make faults` runs all of them, `make e2e` a few. Two links lead to the cloud:
+`faults/stream.py` says what must hold. `make faults` runs all of them, `make e2e` a few. Two links lead to the cloud:
 the end's own and the edge's. A tier that died imports torch again: it counts as repaired once it is ready.
 """
 
@@ -14,7 +14,7 @@ import pytest
 
 from lab.live.links import running_links
 from tests.e2e.conftest import API, PROJECT, ROOT, container, wait_until_ready
-from tests.faults.ledger import story
+from tests.faults.stream import story
 
 ALL = os.environ.get("TIERWISE_TEST_FAULTS") == "all"
 ON = {"edge": ["edge"], "cloud": ["cloud"], "both": ["edge", "cloud"]}

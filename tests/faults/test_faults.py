@@ -1,6 +1,6 @@
 """Every fault on the edge link and on the cloud link of three tiers in one process: real sockets, tiny random models.
 
-`ledger.py` says what must hold. `make faults` runs all of them with the real pauses between probes, `pytest
+`stream.py` says what must hold. `make faults` runs all of them with the real pauses between probes, `pytest
 tests/faults` a few with short ones; `e2e/test_faults.py` is the half that needs a kernel and containers.
 """
 
@@ -17,7 +17,7 @@ from shared.web.app import create_app
 from shared.web.server import Server
 from shared.web.settings import Settings
 from tests.faults.faulty import FAULTS, Faulty
-from tests.faults.ledger import ALWAYS, story
+from tests.faults.stream import ALWAYS, story
 
 ALL = os.environ.get("TIERWISE_TEST_FAULTS") == "all"
 MIXED = ["answers twice", "answers twice, late", "asks twice", "the answer before", "rows in another order"]

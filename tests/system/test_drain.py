@@ -19,7 +19,7 @@ SIGNALS = [signal.SIGTERM, *([signal.SIGINT] if os.environ.get("TIERWISE_TEST_SI
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("TIERWISE_")}
 
 
-async def load(url, ledger, stop):
+async def load(url, outcomes, stop):
     """Users who ask one thing after the other on warm connections, until refused; every outcome is kept."""
     async with httpx.AsyncClient(base_url=url, timeout=10) as client:
 
@@ -28,9 +28,9 @@ async def load(url, ledger, stop):
                 try:
                     answer = await client.post("/v1/classify", json={"inputs": "a fine film"})
                 except httpx.HTTPError:
-                    ledger.append("no answer")
+                    outcomes.append("no answer")
                     return
-                ledger.append(answer.status_code)
+                outcomes.append(answer.status_code)
                 if answer.status_code == 503:
                     assert answer.headers["connection"] == "close"
                     await asyncio.sleep(0.02)
@@ -42,15 +42,15 @@ def test_stops_under_load_lose_no_accepted_request(listening):
     answered = 0
     for _ in range(STOPS):
         url, server, thread = listening()
-        ledger = []
+        outcomes = []
 
-        async def story(url=url, server=server, thread=thread, ledger=ledger):
+        async def story(url=url, server=server, thread=thread, outcomes=outcomes):
             stop = asyncio.Event()
-            users = asyncio.create_task(load(url, ledger, stop))
+            users = asyncio.create_task(load(url, outcomes, stop))
             async with asyncio.timeout(30):
-                while len(ledger) < 24:  # all are at work
+                while len(outcomes) < 24:  # all are at work
                     await asyncio.sleep(0.01)
-            assert set(ledger) == {200}
+            assert set(outcomes) == {200}
             server.drain()
             await asyncio.to_thread(thread.join, 20)
             stop.set()
@@ -63,10 +63,10 @@ def test_stops_under_load_lose_no_accepted_request(listening):
                 if sample.name == "tierwise_request_duration_seconds_count":
                     outcome = sample.labels["outcome"]
                     seen[outcome] = seen.get(outcome, 0) + sample.value
-        assert (seen["ok"], seen["rejected"], seen["error"]) == (ledger.count(200), ledger.count(503), 0)
-        assert ledger.count(503) > 0
-        assert set(ledger) <= {200, 503, "no answer"}  # by the kernel's queue of a socket that closes
-        answered += ledger.count(200)
+        assert (seen["ok"], seen["rejected"], seen["error"]) == (outcomes.count(200), outcomes.count(503), 0)
+        assert outcomes.count(503) > 0
+        assert set(outcomes) <= {200, 503, "no answer"}  # by the kernel's queue of a socket that closes
+        answered += outcomes.count(200)
     assert answered > 10 * STOPS
 
 

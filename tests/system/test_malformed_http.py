@@ -238,9 +238,11 @@ def test_malformed_http_is_refused_and_the_tier_lives_on(tier):
     [
         (post(host=b""), 400, "bad-request"),
         (post(b"content-length: two", length=False), 400, "bad-request"),
-        (b"GET / HTTP/1.1\r\nhost: tier\r\nx: " + b"a" * 70_000 + b"\r\n\r\n", 431, "headers-too-large"),
+        (post(b"content-length: 4", b"transfer-encoding: chunked", length=False), 400, "bad-request"),
+        (b"GET / HTTP/1.1\r\nhost: tier\r\nx: " + b"a" * 17_000 + b"\r\n\r\n", 431, "headers-too-large"),
+        (b"GET /" + b"a" * 17_000 + b" HTTP/1.1\r\nhost: tier\r\n\r\n", 431, "headers-too-large"),
     ],
-    ids=["no host", "no length", "a long header"],
+    ids=["no host", "no length", "two lengths", "a long header", "a long target"],
 )
 def test_what_is_not_http_gets_a_problem_document_too(tier, sent, status, kind):
     head, _, content = said(tier, sent).partition(b"\r\n\r\n")
@@ -250,10 +252,12 @@ def test_what_is_not_http_gets_a_problem_document_too(tier, sent, status, kind):
     assert (problem["status"], problem["type"]) == (status, f"urn:tierwise:{kind}")
 
 
-def test_headers_without_an_end_are_hung_up_on(listening, monkeypatch):
-    import shared.web.server
+def test_a_long_header_within_the_limit_is_read(tier):
+    assert said(tier, post(b"x-much: " + b"a" * 15_000)).startswith(b"HTTP/1.1 200 ")
 
-    monkeypatch.setattr(shared.web.server, "HEAD_S", 0.3)
+
+def test_headers_without_an_end_are_hung_up_on(listening, monkeypatch):
+    monkeypatch.setattr("shared.web.http11.HEAD_S", 0.3)
     url = httpx.URL(listening()[0])
     for start in (b"", b"POST /v1/classify HTTP/1.1\r\nhost: tier\r\nx: "):
         with socket.create_connection((url.host, url.port), timeout=5) as connection:

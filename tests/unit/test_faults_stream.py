@@ -1,9 +1,9 @@
-"""The ledger of the fault suites finds every kind of miss."""
+"""The stream of the fault suites finds every kind of miss."""
 
 import pytest
 
-from tests.faults import ledger
-from tests.faults.ledger import Case, Entry
+from tests.faults import stream
+from tests.faults.stream import Case, Entry
 
 FULL = ["end", "edge"]
 
@@ -15,7 +15,7 @@ def case(*, over_ms=10.0, back_s=1.0, **entry):
 
 @pytest.fixture(autouse=True)
 def no_table(monkeypatch):
-    monkeypatch.setattr(ledger, "TABLE", [])
+    monkeypatch.setattr(stream, "TABLE", [])
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def no_table(monkeypatch):
 )
 def test_what_the_promise_allows_passes(seen, must):
     case(**seen).check("fault", "edge", ["upstream_timeout"], must=must)
-    assert len(ledger.TABLE) == 1
+    assert len(stream.TABLE) == 1
 
 
 @pytest.mark.parametrize(

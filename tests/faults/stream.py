@@ -1,4 +1,4 @@
-"""A fixed stream of requests while something is broken, its ledger, and what must hold of it: for both halves.
+"""A fixed stream of requests while something is broken, and what must hold of it: for both halves.
 
 Of every request: answered exactly once, 200, in time, flagged if and only if a tier that its policy asks for is missing
 or was cut short, with a reason that fits the fault; after the repair, full service within 10 s. In time: 50 ms after
@@ -24,7 +24,7 @@ HEAD = f"{'fault':33}{'on':7}{'n':>4}{'degraded':>10}{'ms over':>9}{'host late':
 
 @dataclass
 class Entry:
-    """One request of the ledger."""
+    """One request of the stream."""
 
     request_id: str
     full: list
@@ -46,19 +46,19 @@ class Entry:
 class Case:
     """What a fault did to the stream."""
 
-    ledger: list
+    requests: list
     over_ms: float  # the latest answer, after its deadline
     late_ms: float  # the latest wake-up of this client
     back_s: float
 
     def check(self, fault, where, reasons, *, must=True):
         """`reasons` may be given; `must`: something has to be degraded, or nothing may be (None: as it happens)."""
-        given = sorted({entry.degraded for entry in self.ledger if entry.degraded})
-        degraded = sum(entry.degraded is not None for entry in self.ledger)
-        counts = f"{len(self.ledger):4}{degraded:10}{self.over_ms:9.0f}{self.late_ms:11.0f}{self.back_s:14.1f}"
+        given = sorted({entry.degraded for entry in self.requests if entry.degraded})
+        degraded = sum(entry.degraded is not None for entry in self.requests)
+        counts = f"{len(self.requests):4}{degraded:10}{self.over_ms:9.0f}{self.late_ms:11.0f}{self.back_s:14.1f}"
         TABLE.append(f"{fault:33}{where:7}{counts}  {', '.join(given)}")
-        passed = [entry for entry in self.ledger if entry.status == 504]  # refused in time, but no answer
-        wrong = [e for e in self.ledger if e not in passed and ((e.status, e.answers) != (200, 1) or not e.rightly)]
+        passed = [entry for entry in self.requests if entry.status == 504]  # refused in time, but no answer
+        wrong = [e for e in self.requests if e not in passed and ((e.status, e.answers) != (200, 1) or not e.rightly)]
         assert wrong == [], wrong
         # a reason that fits, or that of a tier that gave up waiting for the one that met the fault
         assert set(given) <= {*reasons, "breaker_open", "deadline"}
@@ -86,12 +86,12 @@ async def story(url, cause, repair, *, deadline_ms, users, each, pace_s=0.0, las
             if loop.time() > began + lasts_s:
                 break
             entry = Entry(f"{number}-{n}", STREAM[(number + n) % len(STREAM)][1])
-            ledger.append(entry)
+            requests.append(entry)
             soon = asyncio.create_task(asyncio.sleep(pace_s))
             await _ask(client, entry, STREAM[(number + n) % len(STREAM)][0], deadline_ms)
             await soon
 
-    ledger = []
+    requests = []
     async with AsyncClient(url, timeout=30) as client:
         assert await _recovery(client, deadline_ms, START_S) < START_S, "not well at the start"
         began, watching = loop.time(), asyncio.create_task(watch())
@@ -103,8 +103,8 @@ async def story(url, cause, repair, *, deadline_ms, users, each, pace_s=0.0, las
         finally:
             watching.cancel()
             await asyncio.to_thread(repair)
-        over = max(entry.ms for entry in ledger) - deadline_ms
-        return Case(ledger, over, 1e3 * worst, await _recovery(client, deadline_ms))
+        over = max(entry.ms for entry in requests) - deadline_ms
+        return Case(requests, over, 1e3 * worst, await _recovery(client, deadline_ms))
 
 
 async def _ask(client, entry, policy, deadline_ms):
