@@ -175,11 +175,11 @@ def plan(
     """Find the fastest setting that keeps an accuracy, or the most accurate within --p95-ms or --bytes, on validation
     data; check it on unseen texts. Status 1: none."""
     from lab.outputs import sole_writer
-    from lab.papers.trial import Conditions, unseen, validation
     from lab.replay.plan import Targets, grid
     from lab.replay.plan import plan as search
     from lab.replay.plan_report import report, write
     from lab.replay.recorder import Recorders
+    from lab.replay.trial import Conditions, unseen, validation
     from shared.model.bundle import load_bundle
 
     if data is None or (accuracy, p95_ms, max_bytes) == (None, None, None):

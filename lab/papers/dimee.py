@@ -17,8 +17,8 @@ import torch
 
 from lab.fit.operating import last_within
 from lab.fit.pools import bins
-from lab.papers.trial import Outcomes, Spec, Trial
 from lab.replay.costs import references
+from lab.replay.trial import Outcomes, Spec, Trial
 from lab.stats import accuracy_of, judged
 from shared.errors import UnknownPolicy
 

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from lab.fit.pools import Costs, Exited, best_alpha, exited_by_alpha, pools_of
-from lab.papers.trial import Outcomes, Trial
 from lab.replay.costs import unit_costs
 from lab.replay.recorder import Kernel
+from lab.replay.trial import Outcomes, Trial
 from lab.stats import score
 from shared.model.pools import Signature
 

@@ -25,8 +25,8 @@ from lab.outputs import write_json
 from lab.papers import dimee, hu, pruned
 from lab.papers.dimee_prices import variation
 from lab.papers.figures import draw
-from lab.papers.trial import Conditions, Trial, tuning, unseen, validation
 from lab.replay.recorder import Recorders
+from lab.replay.trial import Conditions, Trial, tuning, unseen, validation
 from shared.errors import BadSetting
 from shared.model.bundle import MODELS, Bundle, load_bundle
 

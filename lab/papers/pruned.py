@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from lab.papers.trial import Trial
 from lab.replay.recorder import Kernel, source_of
 from lab.replay.station import Numbers
+from lab.replay.trial import Trial
 from lab.stats import accuracy_of, mcnemar, paired_difference, paired_shares
 from shared.model.bundle import Bundle
 from shared.model.pruning import Pruning
