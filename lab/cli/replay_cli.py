@@ -54,22 +54,17 @@ def replay(
 ) -> None:
     """Compare policies without live tiers: each text is run once, kept on disk, and every policy replayed exactly."""
     from lab.outputs import sole_writer
-    from lab.replay.compare import Plan, choose, compare
+    from lab.replay.compare import choose, compare
+    from lab.replay.recorder import Recorders
     from lab.replay.report import write
+    from lab.replay.trial import Conditions
 
     if data is None and not Path("data").is_dir():
         raise typer.BadParameter("name the labelled texts to replay with --data, or put them into a folder `data`")
-    plan = Plan(
-        sets=choose(data or ["data"], bundle.split(",") if bundle else None, split, exclude_split, n),
-        policies=policy or ["all"],
-        links=links,
-        seed=seed,
-        threads=threads,
-        measured=tuple(measured or ()),
-        profile_anew=profile,
-    )
+    sets = choose(data or ["data"], bundle.split(",") if bundle else None, split, exclude_split, n)
+    conditions = Conditions(Recorders(console), links, threads, seed, anew=profile)
     with sole_writer(out):
-        write(*compare(plan, console), out, console)
+        write(*compare(sets, policy or ["all"], conditions, measured or ()), out, console)
 
 
 @app.command()
@@ -93,12 +88,14 @@ def tables(
     seed: Seed = 0,
 ) -> None:
     """The papers' tables again, with intervals and figures, beside their own numbers; texts are recorded once."""
-    from lab.papers.make import Job, run
+    from lab.papers.make import run
+    from lab.replay.recorder import Recorders
+    from lab.replay.trial import Conditions
 
     if data is None:
         raise typer.BadParameter("name the folder of the labelled texts: --data FOLDER")
     out = out or (Path("tables-quick") if quick else RESULTS)  # what does it run must not replace what is true
-    run(Job(data, table or [], out, n=30 if quick else n, links=links, threads=threads, seed=seed), console)
+    run(data, table or [], out, 30 if quick else n, Conditions(Recorders(console), links, threads, seed))
 
 
 @app.command("check-times")
