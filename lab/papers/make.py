@@ -21,7 +21,6 @@ from lab.console import progress
 from lab.live.bench_report import cpu
 from lab.outputs import write_json
 from lab.papers import dimee, hu, pruned
-from lab.papers.dimee_prices import variation
 from lab.papers.figures import draw
 from lab.replay.trial import Conditions, Trial, tuning, unseen, validation
 from shared.errors import BadSetting
@@ -81,7 +80,7 @@ def _parts(bundle: str) -> dict[str, tuple[Callable[..., dict[str, Any]], Maker 
         }
     return {
         "dimee-1": (lambda t: {**dimee.table_1(t), "devices": dimee.devices(t)}, None),
-        "dimee-costs": (lambda chosen_on, t: {"cost_variation": variation(chosen_on, t)}, _as_calibrated),
+        "dimee-costs": (lambda chosen_on, t: {"cost_variation": dimee.variation(chosen_on, t)}, _as_calibrated),
         "dimee-pools": (dimee.pools, None),
     }
 
