@@ -6,9 +6,10 @@ not reach the terminal. So a console here takes no markup at all; colour comes f
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Iterator
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -24,7 +25,11 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
+Item = TypeVar("Item")
 WIDTH = 170  # tables need room in a file or a pipe too
+
+# control characters less tab and line feed, halves of surrogate pairs, marks that turn the direction of what follows
+HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
 def visible(text: str) -> str:
@@ -33,16 +38,7 @@ def visible(text: str) -> str:
     >>> visible("a\\x1b[2Jb")
     'a\\\\x1b[2Jb'
     """
-    if text.isprintable():
-        return text
-    return "".join(_shown(character) for character in text)
-
-
-def _shown(character: str) -> str:
-    code = ord(character)
-    hidden = (code < 32 and character not in "\n\t") or 127 <= code < 160 or 0xD800 <= code < 0xE000
-    turns = 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069  # the direction of all that follows
-    return ascii(character)[1:-1] if hidden or turns else character
+    return HIDDEN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class PlainConsole(Console):
@@ -75,6 +71,13 @@ def progress(console: Console, **options: Any) -> Progress:
     """A progress bar whose names are shown as they are."""
     columns = (_Name(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, **options)
+
+
+def tracked(items: Collection[Item], console: Console, name: str, *, least: int = 2) -> Iterator[Item]:
+    """Items one after the other, with a bar that goes away; none for fewer than `least`, or where nobody looks."""
+    quiet = len(items) < least or not console.is_terminal
+    with progress(console, transient=True, disable=quiet) as bar:
+        yield from bar.track(items, description=name)
 
 
 def busy(console: Console, what: str) -> Status:

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,28 +34,19 @@ def sole_writer(out: Path) -> Iterator[None]:
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     path = out.with_name(f".{out.name}.lock")
-    descriptor = _locked(path)
-    if descriptor is None:
-        raise BadSetting(f"{out}: another run is writing there: wait for it, or choose another --out")
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _locked(path: Path) -> int | None:
-    """The descriptor of the locked file, or None where another holds it."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            return None
-        try:
+            raise BadSetting(f"{out}: another run is writing there: wait for it, or choose another --out") from None
+        with suppress(FileNotFoundError):
             if os.fstat(descriptor).st_ino == path.stat().st_ino:
-                return descriptor
-        except FileNotFoundError:
-            pass
+                break
         os.close(descriptor)  # its last holder removed this file between our two steps
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)

@@ -21,7 +21,7 @@ import numpy as np
 from lab.stats import front
 
 Axes = Any  # matplotlib has no types
-Row = list[float]  # a value; or one with the ends of its interval; or nothing
+Estimate = list[float]  # a value; or one with the ends of its interval; or nothing
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6B6B6B"
 LABEL = "label"  # marks what `place` moves
 INTERVALS = "bars: 95 % intervals; blue: the Pareto line"
@@ -77,7 +77,7 @@ def note(*parts: str | None) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def percent(values: Sequence[float]) -> Row:
+def percent(values: Sequence[float]) -> Estimate:
     """Shares in %."""
     return [100 * value for value in values]
 
@@ -100,7 +100,7 @@ def scatter(axes: Axes, dots: Sequence[Dot]) -> None:
 
 def intervals(
     axes: Axes,
-    rows: Mapping[str, Row],
+    rows: Mapping[str, Estimate],
     *,
     name: str = "",
     colour: str = BLUE,
@@ -137,8 +137,8 @@ def interval(
 def label(axes: Axes, text: str, x: float, y: float, colour: str = "black") -> None:
     """Words beside a point; `place` finds where."""
     text = textwrap.fill(text, 40, break_on_hyphens=False)  # a policy's name may hold every parameter
-    own = axes.annotate(text, (x, y), (9, 0), textcoords="offset points", color=colour, fontsize=9.5, gid=LABEL)
-    own.set_in_layout(False)
+    words = axes.annotate(text, (x, y), (9, 0), textcoords="offset points", color=colour, fontsize=9.5, gid=LABEL)
+    words.set_in_layout(False)
 
 
 # -- where labels go --------------------------------------------------------------------------------------------------
@@ -152,59 +152,44 @@ OFFSETS = [
 ]
 
 
-@dataclass(frozen=True)
-class _Room:
-    """What a label must not cover, in pixels: the labels so far, the dots and lines, and what lies beyond the panel."""
-
-    panel: np.ndarray  # [[left, bottom], [right, top]], as every box here
-    drawn: np.ndarray  # points [N, 2]
-    labels: list[np.ndarray]
-
-    def cost(self, box: np.ndarray) -> float:
-        low, high = box
-        overprinted = sum(
-            np.prod(np.clip(np.minimum(high, b[1]) - np.maximum(low, b[0]), 0, None)) for b in self.labels
-        )
-        beyond = np.clip([self.panel[0] - low, high - self.panel[1]], 0, None).sum()
-        covered = ((self.drawn > low) & (self.drawn < high)).all(1).sum()
-        return float(1000 * overprinted + 300 * beyond + 3 * covered)
-
-
 def place(figure: Any) -> None:
     """Move every label to the place around its point that covers least; of places that are alike, the nearest."""
     figure.draw_without_rendering()  # the layout settles first
     for axes in figure.axes:
         drawn = np.vstack([np.empty((0, 2)), *(_inked(line) for line in axes.lines)])
-        room = _Room(axes.get_window_extent().get_points(), drawn, [])
-        for own in [text for text in axes.texts if text.get_gid() == LABEL]:
-            _settle(own, room, figure.dpi / 72)
+        taken: list[Axes] = []
+        for words in [text for text in axes.texts if text.get_gid() == LABEL]:
+            taken.append(_settle(words, drawn, taken))
 
 
-def _settle(own: Any, room: _Room, unit: float) -> None:
-    """Place one label. A white rim parts it from a line that it must cross; a thin line leads to a far point."""
+def _settle(words: Any, drawn: np.ndarray, taken: list[Any]) -> Any:
+    """Place a label, and return its box. A white rim parts it from a line, a thin line leads to a far point."""
     from matplotlib.patheffects import withStroke
+    from matplotlib.transforms import Bbox
 
-    size, point = own.get_window_extent().size, own.axes.transData.transform(own.xy)
-    boxes = [_box(point + np.array(offset) * unit, offset, size) for offset in OFFSETS]
-    at = min(range(len(OFFSETS)), key=lambda at: room.cost(boxes[at]) + math.hypot(*OFFSETS[at]))
-    offset = OFFSETS[at]
-    room.labels.append(boxes[at])
-    own.set_position(offset)
-    own.set(ha=_align(offset[0], "right", "left"), va=_align(offset[1], "top", "bottom"))
-    own.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+    def cost(offset: tuple[float, float]) -> float:
+        """Pixels of other labels that it would cover, pixels beyond the panel, points of dots and lines, distance."""
+        box, panel = _box(words, offset), words.axes.get_window_extent()
+        shared = [Bbox.intersection(box, other) for other in taken]
+        overprinted = sum(both.width * both.height for both in shared if both)
+        beyond = np.clip([panel.min - box.min, box.max - panel.max], 0, None).sum()
+        return 1000 * overprinted + 300 * beyond + 3 * box.count_contains(drawn) + math.hypot(*offset)
+
+    offset = min(OFFSETS, key=cost)
+    words.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
     if math.hypot(*offset) > NEAR:
-        lead = {"arrowstyle": "-", "color": own.get_color(), "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4}
-        own.axes.annotate("", own.xy, offset, textcoords="offset points", arrowprops=lead).set_in_layout(False)
+        lead = {"arrowstyle": "-", "color": words.get_color(), "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4}
+        words.axes.annotate("", words.xy, offset, textcoords="offset points", arrowprops=lead).set_in_layout(False)
+    return _box(words, offset)
 
 
-def _align(way: float, below: str, above: str) -> str:
-    return "center" if abs(way) < 1 else below if way < 0 else above
-
-
-def _box(anchor: np.ndarray, offset: tuple[float, float], size: np.ndarray) -> np.ndarray:
-    """A label's box with a margin, from the corner or side that `_align` puts on the anchor."""
-    low = anchor - size * [0.5 if abs(way) < 1 else float(way < 0) for way in offset]
-    return np.array([low - [5, 2], low + size + [5, 2]])
+def _box(words: Any, offset: tuple[float, float]) -> Any:
+    """Move a label this far from its point, and return its box with a margin."""
+    across, up = offset
+    words.set_position(offset)
+    words.set_horizontalalignment("center" if abs(across) < 1 else "right" if across < 0 else "left")
+    words.set_verticalalignment("center" if abs(up) < 1 else "top" if up < 0 else "bottom")
+    return words.get_window_extent().padded(5, 2)
 
 
 def _inked(line: Any) -> np.ndarray:

@@ -42,16 +42,17 @@ def replay(
     seed: options.Seed = 0,
 ) -> None:
     """Compare policies without live tiers: each text is run once, kept on disk, and every policy replayed exactly."""
-    from lab.replay.compare import Plan, choose, compare
+    from lab.replay.compare import choose, compare
+    from lab.replay.recorder import Recorders
     from lab.replay.report import write
+    from lab.replay.trial import Conditions
 
     if data is None and not Path("data").is_dir():
         raise typer.BadParameter("name the labelled texts to replay with --data, or put them into a folder `data`")
     sets = choose(data or ["data"], bundle.split(",") if bundle else None, split, exclude_split, n)
-    policies, live = policy or ["all"], tuple(measured or ())
-    plan = Plan(sets, policies, links=links, seed=seed, threads=threads, measured=live, profile_anew=profile)
+    conditions = Conditions(Recorders(console), links, threads, seed, anew=profile)
     with sole_writer(out):
-        write(*compare(plan, console), out, console)
+        write(*compare(sets, policy or ["all"], conditions, measured or ()), out, console)
 
 
 @app.command()
@@ -68,10 +69,12 @@ def tables(
     seed: options.Seed = 0,
 ) -> None:
     """The papers' tables again, with intervals and figures, beside their own numbers; texts are recorded once."""
-    from lab.papers.make import Job, run
+    from lab.papers.make import run
+    from lab.replay.recorder import Recorders
+    from lab.replay.trial import Conditions
 
     out = out or (Path("tables-quick") if quick else RESULTS)  # what does it run must not replace what is true
-    run(Job(data, table or [], out, n=30 if quick else n, links=links, threads=threads, seed=seed), console)
+    run(data, table or [], out, 30 if quick else n, Conditions(Recorders(console), links, threads, seed))
 
 
 @app.command("check-times")
@@ -124,11 +127,11 @@ def plan(
 ) -> None:
     """Find the fastest setting that keeps an accuracy, or the most accurate within --p95-ms or --bytes, on validation
     data; check it on unseen texts. Status 1: none."""
-    from lab.papers.trial import Conditions, unseen, validation
     from lab.replay.plan import Targets, grid
     from lab.replay.plan import plan as search
     from lab.replay.plan_report import report, write
     from lab.replay.recorder import Recorders
+    from lab.replay.trial import Conditions, unseen, validation
     from shared.model.bundle import load_bundle
 
     if (accuracy, p95_ms, max_bytes) == (None, None, None):

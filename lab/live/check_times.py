@@ -32,11 +32,11 @@ from lab.live.client import connect, info_of
 from lab.live.stack import Layout, free_ports, reached
 from lab.outputs import write_json
 from lab.policies import parse_policy, shown
-from lab.replay.compare import access_and_backbone, links_of, threads_of
 from lab.replay.profile import Http, http_now, table_now
 from lab.replay.recorder import Recorders
 from lab.replay.run import Run
 from lab.replay.times import Times
+from lab.replay.trial import access_and_backbone, links_of, threads_of
 from lab.replay.walk import Replay
 from lab.stats import mean_interval
 from shared.errors import BadSetting

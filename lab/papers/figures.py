@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.papers.published import published
-from lab.picture import BLUE, GREY, ORANGE, Axes, Row, interval, intervals, label, note, percent, picture
+from lab.picture import BLUE, GREY, ORANGE, Axes, Estimate, interval, intervals, label, note, percent, picture
 from lab.stats import wilson
 
 Parts = dict[str, Any]  # data set -> what was made of it: JSON
@@ -27,7 +27,7 @@ def _made(parts: Parts) -> str:
     every = [part["made"] for part in parts.values()]
     sizes = sorted({made["n"] for made in every})
     return note(
-        f"{', '.join(parts)}, n = {' to '.join(f'{n:,}' for n in {sizes[0]: 0, sizes[-1]: 0})}",
+        f"{', '.join(parts)}, n = {' to '.join(f'{n:,}' for n in dict.fromkeys((sizes[0], sizes[-1])))}",
         ", ".join(dict.fromkeys(made["hardware"] for made in every)),
         f"links {', '.join(dict.fromkeys(made['links'] for made in every))}",
         "times and costs modelled",
@@ -65,13 +65,8 @@ def _hu_points(axes: list[Axes], parts: Parts) -> None:
     ]
     axes[0].plot([x for x, *_ in line], [y for _, y, _ in line], "o-", ms=5, color=GREY)
     for x, y, threshold in line:
-        label(
-            axes[0],
-            f"{threshold:g}" if threshold < line[-1][2] else f"no early exit, threshold {threshold:g}",
-            x,
-            y,
-            GREY,
-        )
+        name = "" if threshold < line[-1][2] else "no early exit, threshold "
+        label(axes[0], f"{name}{threshold:g}", x, y, GREY)
     for row in points["rows"]:
         mine = row["rule"] == "ours"
         colour, x, y = BLUE if mine else ORANGE, row["modelled_ms"]["mean"], 100 * row["accuracy"]
@@ -122,8 +117,7 @@ def _score(data: str, part: dict[str, Any]) -> tuple[str, str]:
 def _dimee_1(axes: list[Axes], parts: Parts) -> None:
     """DIMEE-F's cost and score against the whole model on the device, beside the paper's."""
     paper = published("dimee-1")["rows"]
-    ours: tuple[dict[str, Row], dict[str, Row]] = ({}, {})
-    theirs: tuple[dict[str, Row], dict[str, Row]] = ({}, {})
+    ours, theirs = [dict[str, Estimate](), dict[str, Estimate]()], [dict[str, Estimate](), dict[str, Estimate]()]
     for data, part in parts.items():
         (row, metric), found = _score(data, part), part["rows"]["dimee-f"]
         ours[0][row] = [-100 * found["unit_cost"]["against_whole_model_on_device"]]
@@ -131,8 +125,8 @@ def _dimee_1(axes: list[Axes], parts: Parts) -> None:
         score, cost = paper["dimee-f"].get(data, (None, None))
         theirs[0][row] = [] if cost is None else [-cost]
         theirs[1][row] = [] if score is None else [score - paper["whole model"][data][0]]
-    for one, own, printed in zip(axes, ours, theirs, strict=True):
-        intervals(one, own, name="ours", shift=-0.1)
+    for one, measured, printed in zip(axes, ours, theirs, strict=True):
+        intervals(one, measured, name="ours", shift=-0.1)
         intervals(one, printed, name="the paper", colour=ORANGE, shift=0.1)
     if "qnli" in parts:  # as `published.yaml` says
         row, _ = _score("qnli", parts["qnli"])

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from lab.fit.operating import last_within, sent_share, threshold_for
-from lab.papers.trial import Trial
+from lab.fit.operating import sent_share, threshold_for
+from lab.replay.trial import Trial
 from lab.stats import Z_ONE_SIDED, unseen_share
 from shared.model.bundle import Bundle
 from shared.policies import spec_of
@@ -42,8 +42,8 @@ def table_1(trial: Trial) -> dict[str, Any]:
     """The twelve rows, each beside theta = 0 at its threshold."""
     rows = []
     for threshold, theta in itertools.product(THRESHOLDS, THETAS):
-        own = {**PAPER, "offload_threshold": threshold}
-        rows.append(trial.row({**own, "theta": theta}, {**own, "theta": 0.0}))
+        base = {**PAPER, "offload_threshold": threshold}
+        rows.append(trial.row({**base, "theta": theta}, {**base, "theta": 0.0}))
     return {"rows": rows, "cloud_only": trial.row(f"{trial.replay.order[-1]}-only")}
 
 
@@ -59,7 +59,7 @@ def points(chosen_on: Trial, judged_on: Trial) -> dict[str, Any]:
         base = {**OURS, "offload_threshold": threshold, "theta": 0.0}
         spec = surest(chosen_on, base, settings(chosen_on.replay.order, base))
         before = chosen_on.paired(chosen_on.of(spec), chosen_on.of(base))
-        slow = at_equal_time(judged_on, spec, base)
+        slow = judged_on.within(base, "ms", float(judged_on.of(spec).ms.mean()), digits=4)
         rows.append(
             {
                 "rule": rule,
@@ -75,16 +75,6 @@ def points(chosen_on: Trial, judged_on: Trial) -> dict[str, Any]:
     return {"rows": rows, "without_exit": without, **limits, "chosen_on": chosen_on.described()}
 
 
-def at_equal_time(trial: Trial, spec: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    """The base at the threshold whose mean time is nearest below the setting's: time grows with it."""
-
-    def within(threshold: float) -> bool:
-        return float(trial.of({**base, "offload_threshold": threshold}).ms.mean()) <= wanted
-
-    wanted = float(trial.of(spec).ms.mean())
-    return {**base, "offload_threshold": round(last_within(within), 4)}
-
-
 def surest(trial: Trial, base: dict[str, Any], settings: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The setting that keeps both limits against the base by the most standard errors: of the two, the lesser counts.
 
@@ -92,14 +82,12 @@ def surest(trial: Trial, base: dict[str, Any], settings: Iterable[dict[str, Any]
     """
 
     def margin(spec: dict[str, Any]) -> float:
-        own = trial.of(spec)
-        spared, lost = (1 - MUST_SAVE) * before.ms - own.ms, before.right.astype(float) - own.right
+        outcomes = trial.of(spec)
+        spared, lost = (1 - MUST_SAVE) * before.ms - outcomes.ms, before.right.astype(float) - outcomes.right
         return min(spared.mean() / _error(spared), (MAY_LOSE - lost.mean()) / max(_error(lost), floor))
 
     before = trial.of(base)
-    floor = (
-        unseen_share(len(before.right), 0.05) / Z_ONE_SIDED
-    )  # where no answer differs, so many texts still leave doubt
+    floor = unseen_share(len(before.right), 0.05) / Z_ONE_SIDED  # so many texts leave doubt where no answer differs
     return max(settings, key=margin)
 
 
@@ -130,16 +118,13 @@ def own_rule(order: tuple[str, ...], base: dict[str, Any]) -> Iterator[dict[str,
             }
 
 
-RULES: dict[str, Callable[[tuple[str, ...], dict[str, Any]], Iterator[dict[str, Any]]]] = {
-    "eq. 13-14 alone": paper_rule,
-    "ours": own_rule,
-}
+RULES = {"eq. 13-14 alone": paper_rule, "ours": own_rule}
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------
 
 
-def parts(chosen_on: Trial, judged_on: Trial, *, coefficients: tuple[float, ...] = COEFFICIENTS) -> dict[str, Any]:
+def parts(chosen_on: Trial, judged_on: Trial) -> dict[str, Any]:
     """Every change of one part, paired with the card's own operating point."""
     base = spec_of(judged_on.replay.policy("collaborative"))
     changes: dict[str, dict[str, Any]] = {
@@ -151,13 +136,12 @@ def parts(chosen_on: Trial, judged_on: Trial, *, coefficients: tuple[float, ...]
         "hard cut, as many sent": {**base, "curve": "step", **as_many_sent(chosen_on, base, Curve.STEP)},
         "straight line, as many sent": {**base, "curve": "linear", **as_many_sent(chosen_on, base, Curve.LINEAR)},
         **{f"ensemble: {way}": {**base, "weighting": way} for way in ("accuracy", "fitted", "last")},
-        **{f"pruning at {value}": {**base, "pruning_coefficient": value} for value in coefficients},
+        **{f"pruning at {value}": {**base, "pruning_coefficient": value} for value in COEFFICIENTS},
     }
     rows = {name: judged_on.row(spec, base) for name, spec in changes.items() if spec != base}
     for name, bundle in _otherwise_calibrated(judged_on.bundle):
-        other = Trial(bundle, list(judged_on.replay.examples), judged_on.conditions, split=judged_on.split)
-        row = other.row(base)
-        rows[name] = {**row, "paired": other.paired(other.of(base), judged_on.of(base))}
+        other = judged_on.with_bundle(bundle)
+        rows[name] = {**other.row(base), "paired": other.paired(other.of(base), judged_on.of(base))}
     return {"base": judged_on.row(base), "rows": rows}
 
 

@@ -12,137 +12,96 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from lab.console import progress
 from lab.live.bench_report import cpu
 from lab.outputs import write_json
 from lab.papers import dimee, hu, pruned
-from lab.papers.dimee_prices import variation
 from lab.papers.figures import draw
-from lab.papers.trial import Conditions, Trial, tuning, unseen, validation
-from lab.replay.recorder import Recorders
+from lab.replay.trial import Conditions, Trial, tuning, unseen, validation
 from shared.errors import BadSetting
 from shared.model.bundle import MODELS, Bundle, load_bundle
 
-Step = Callable[[], dict[str, Any]]
-Make = Callable[[Bundle, Path, int, Conditions], Trial]
+Maker = Callable[[Bundle, Path, int, Conditions], Trial]
+NAMES = ("hu-1", "hu-parts", "hu-pruned", "dimee-1", "dimee-costs", "dimee-pools")
 
 
-@dataclass(frozen=True)
-class Job:
-    """What to make. `data` holds NAME.parquet for each bundle split-NAME, and imdb.parquet for `collaborative`."""
+def run(data: Path, tables: list[str], out: Path, n: int, conditions: Conditions) -> int:
+    """Make the tables that were asked for (none: all), and the report over all that were ever made.
 
-    data: Path
-    tables: list[str]
-    out: Path
-    n: int = 600
-    links: str = "5g-nsa/metro"
-    threads: int | None = None
-    seed: int = 0
-
-
-NAMES = {
-    "hu-1": "Zhang et al., Table I, and operating points that must beat it",
-    "hu-parts": "what pruning, the S curve, calibration, early exit and the ensemble each contribute",
-    "hu-pruned": "networks trained with pruned texts and without, on pruned texts",
-    "dimee-1": "DIMEE, Table I, its rivals at equal cost, and each device alone",
-    "dimee-costs": "DIMEE as each unit cost changes",
-    "dimee-pools": "the pools: how well an embedding tells them",
-}
-
-
-def run(job: Job, console: Console) -> int:
-    """Make the tables that were asked for, and the report over all that were ever made; the texts that had to be run.
+    `data` holds NAME.parquet for each bundle split-NAME, and imdb.parquet for `collaborative`. Returns how many texts
+    had to be run.
 
     Raises:
         BadSetting: a table that does not exist, or data that are not there.
     """
-    unknown = [name for name in job.tables if name not in NAMES]
+    unknown = [name for name in tables if name not in NAMES]
     if unknown:
         raise BadSetting(f"no table {unknown[0]!r}: choose among {', '.join(NAMES)}")
-    recorders = Recorders(console)
-    conditions = Conditions(recorders, job.links, job.threads, job.seed)
-    steps = [step for step in _steps(job, conditions) if step[0] in (job.tables or NAMES)]
+
+    @cache
+    def trial(make: Maker, bundle: str) -> Trial:
+        return make(load_bundle(bundle), sources[bundle], n, conditions)
+
+    sources, recorders = _sources(data), conditions.recorders
+    steps = [(name, bundle) for bundle in sources for name in _parts(bundle) if name in (tables or NAMES)]
     if not steps:
-        raise BadSetting(f"{job.data}: {', '.join(job.tables)} needs imdb.parquet")
+        raise BadSetting(f"{data}: {', '.join(tables)} needs imdb.parquet")
     try:
-        with progress(console, transient=True) as bar:
-            for name, part, step in bar.track(steps, description="tables"):
-                bar.console.print(f"{name} {part}")
-                _keep(job.out, name, part, step())
+        with progress(recorders.console, transient=True) as bar:
+            for name, bundle in bar.track(steps, description="tables"):
+                bar.console.print(f"{name} {sources[bundle].stem}")
+                part, chosen_on = _parts(bundle)[name]
+                trials = [trial(make, bundle) for make in (chosen_on, unseen) if make]
+                _keep(out, name, sources[bundle].stem, {"made": trials[-1].described(), **part(*trials)})
                 recorders.save()
     finally:
         recorders.save()
-    report = json.loads((job.out / "report.json").read_text())
-    draw(report["tables"], job.out)
-    write_points(report["tables"], job.out)
-    console.print(f"written: {job.out / 'report.json'} and pictures beside it; {recorders.ran} texts were run")
+    report = json.loads((out / "report.json").read_text())
+    draw(report["tables"], out)
+    for made in report["tables"].get("hu-1", {}).values():
+        for spec in [row["spec"] for row in made["points"]["rows"] if row["rule"] == "ours"]:
+            write_json(out / f"point-{spec['offload_threshold']:g}.policy.json", spec)
+    recorders.console.print(f"written: {out / 'report.json'} and pictures beside it; {recorders.ran} texts were run")
     return recorders.ran
 
 
-def _steps(job: Job, conditions: Conditions) -> Iterator[tuple[str, str, Step]]:
-    """Every table with the part of it (a data set) that one step makes. Trials are made once, when first needed."""
-    imdb = job.data / "imdb.parquet"
-    known: dict[tuple[str, str], Trial] = {}
-
-    def trial(make: Make, bundle: Bundle, data: Path) -> Trial:
-        key = (make.__name__, bundle.name)
-        if key not in known:
-            known[key] = make(bundle, data, job.n, conditions)
-        return known[key]
-
-    def calibration(bundle: Bundle, data: Path, n: int, conditions: Conditions) -> Trial:
-        """As many held-out texts as the card's pools were made of, unless the table is a quick one."""
-        return validation(bundle, data, 5 * n // 2, conditions)
-
-    def made(bundle: Bundle, data: Path, part: Callable[..., dict[str, Any]], *chosen_on: Make) -> dict[str, Any]:
-        judged_on = trial(unseen, bundle, data)
-        return {"made": judged_on.described(), **part(*(trial(make, bundle, data) for make in chosen_on), judged_on)}
-
-    if imdb.is_file():
-        whole = load_bundle("collaborative")
-        yield (
-            "hu-1",
-            "imdb",
-            lambda: made(whole, imdb, lambda v, t: {"table": hu.table_1(t), "points": hu.points(v, t)}, tuning),
-        )
-        yield "hu-parts", "imdb", lambda: made(whole, imdb, hu.parts, validation)
-        yield "hu-pruned", "imdb", lambda: made(whole, imdb, pruned.trained)
-    for bundle, data in split_bundles(job.data):
-        for name, part, *chosen_on in (
-            ("dimee-1", lambda t: {**dimee.table_1(t), "devices": dimee.devices(t)}),
-            ("dimee-costs", lambda v, t: {"cost_variation": variation(v, t)}, calibration),
-            ("dimee-pools", dimee.pools),
-        ):
-            yield name, data.stem, lambda b=bundle, d=data, p=part, c=chosen_on: made(b, d, p, *c)  # type: ignore[misc]
+def _parts(bundle: str) -> dict[str, tuple[Callable[..., dict[str, Any]], Maker | None]]:
+    """The tables that a bundle has a part in: what makes the part, and the trial that it chooses on, if any."""
+    if bundle == "collaborative":
+        return {
+            "hu-1": (lambda chosen_on, t: {"table": hu.table_1(t), "points": hu.points(chosen_on, t)}, tuning),
+            "hu-parts": (hu.parts, validation),
+            "hu-pruned": (pruned.trained, None),
+        }
+    return {
+        "dimee-1": (lambda t: {**dimee.table_1(t), "devices": dimee.devices(t)}, None),
+        "dimee-costs": (lambda chosen_on, t: {"cost_variation": dimee.variation(chosen_on, t)}, _as_calibrated),
+        "dimee-pools": (dimee.pools, None),
+    }
 
 
-def split_bundles(data: Path) -> list[tuple[Bundle, Path]]:
-    """The committed `split-NAME` bundles whose NAME.parquet is in the folder.
+def _as_calibrated(bundle: Bundle, data: Path, n: int, conditions: Conditions) -> Trial:
+    """As many held-out texts as the card's pools were made of, unless the table is a quick one."""
+    return validation(bundle, data, 5 * n // 2, conditions)
+
+
+def _sources(data: Path) -> dict[str, Path]:
+    """The labelled texts of `collaborative` and of every committed bundle `split-NAME`, where the folder has them.
 
     Raises:
-        BadSetting: there is none.
+        BadSetting: it has those of no `split-NAME`.
     """
     names = sorted(path.parent.name for path in MODELS.glob("split-*/bundle.json"))
     files = {name: data / f"{name.removeprefix('split-')}.parquet" for name in names}
-    found = [(load_bundle(name), path) for name, path in files.items() if path.is_file()]
-    if not found:
+    if not any(path.is_file() for path in files.values()):
         raise BadSetting(f"{data}: none of {', '.join(path.name for path in files.values())}")
-    return found
-
-
-def write_points(tables: dict[str, Any], out: Path) -> None:
-    """Our operating points, one policy file each."""
-    for made in tables.get("hu-1", {}).values():
-        for row in made["points"]["rows"]:
-            if row["rule"] == "ours":
-                write_json(out / f"point-{row['spec']['offload_threshold']:g}.policy.json", row["spec"])
+    files = {"collaborative": data / "imdb.parquet", **files}
+    return {name: path for name, path in files.items() if path.is_file()}
 
 
 def _keep(out: Path, name: str, part: str, made: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,71 +13,50 @@ from shared.model.ensemble import Ensemble, Weighting
 from shared.policies import Clues, Outcome, Policy, Visit, Where
 
 
-def answer(out: Run, policy: Policy, stations: Sequence[Station], ensemble: Ensemble, rows: np.ndarray) -> None:
-    """The ensemble over the tiers that ran, and what the last of them says alone."""
+def answer(out: Run, policy: Policy, ensemble: Ensemble, rows: np.ndarray) -> None:
+    """The ensemble over the tiers that ran, all texts that took the same path at once."""
     ran = out.ran[:, rows]
-    said = np.zeros((len(stations), len(rows), out.probabilities.shape[1]))
-    for at, station in enumerate(stations):
-        for counted in (False, True):
-            own = ran[at] & (out.counted[at, rows] == counted)
-            if own.any():
-                numbers, layer = out.numbers[at, rows[own]], out.exit_layer[at, rows[own]]
-                table = station.table(numbers, Kernel.COUNTED if counted else Kernel.PLAIN)
-                said[at, own] = table.rounded[numbers, layer - 1]
-    for path in {tuple(column) for column in ran.T.tolist() if any(column)}:
-        own = np.flatnonzero((ran == np.array(path)[:, None]).all(0))
-        visited = [at for at, did in enumerate(path) if did]
-        tiers = [out.tiers[at] for at in visited]
-        for group, weights in _weights(ensemble, policy, tiers, out.confidence[:, rows[own]][visited]):
-            these = own[group]
-            mixed = np.zeros((len(these), said.shape[2]))
-            for weight, at in zip(weights, visited, strict=True):  # in the order of `combine`
-                mixed = mixed + weight * said[at, these]
-            out.probabilities[rows[these]] = mixed
-            out.label[rows[these]] = [_label(row) for row in mixed] if len(these) < 4 else _labels(mixed)
-            out.last_label[rows[these]] = said[visited[-1], these].argmax(-1)
+    for path in np.unique(ran, axis=1).T:
+        visited = np.flatnonzero(path)
+        if not len(visited):
+            continue
+        group = rows[(ran == path[:, None]).all(0)]
+        hops = out.hops[visited][:, group]
+        weights = _weights(ensemble, policy.weighting_for(), [out.tiers[at] for at in visited], hops.max(-1))
+        mixed = np.zeros(hops.shape[1:])
+        for weight, hop in zip(weights, hops, strict=True):  # in the order of `combine`
+            mixed = mixed + weight[:, None] * hop
+        out.probabilities[group], out.label[group] = mixed, _labels(mixed)
 
 
-def _weights(
-    ensemble: Ensemble, policy: Policy, tiers: list[str], confidence: np.ndarray
-) -> Iterator[tuple[np.ndarray, list[float]]]:
-    """The ensemble's weights on one path, by groups of its texts."""
-    weighting = policy.weighting_for()
-    if weighting is not Weighting.SUREST:
-        yield np.arange(confidence.shape[1]), ensemble.weights(tiers, weighting)
-        return
-    every = [tuple(ensemble.weights(tiers, weighting, column)) for column in confidence.T.tolist()]
-    for weights in set(every):
-        yield np.flatnonzero([own == weights for own in every]), list(weights)
+def _weights(ensemble: Ensemble, weighting: Weighting, tiers: list[str], confidence: np.ndarray) -> np.ndarray:
+    """The ensemble's weights on one path, [tiers, n] or [tiers, 1]."""
+    if weighting is Weighting.SUREST:
+        return np.transpose([ensemble.weights(tiers, weighting, column) for column in confidence.T.tolist()])
+    return np.array(ensemble.weights(tiers, weighting))[:, None]
+
+
+def _labels(mixed: np.ndarray) -> np.ndarray:
+    """The label of each answer, as the tier finds it: the first of the greatest, after rounding.
+
+    numpy rounds a little differently from Python, so close calls are made one by one.
+    """
+    best, top = mixed.argmax(-1), np.sort(mixed, -1)
+    for row in np.flatnonzero(top[:, -1] - top[:, -2] < 1e-5).tolist():
+        rounded = [round(value, 6) for value in mixed[row].tolist()]
+        best[row] = rounded.index(max(rounded))
+    return best
 
 
 def outcome(out: Run, policy: Policy, stations: Sequence[Station], clues: Clues, row: int) -> Outcome:
     """What a policy that learns is told about a text, as `shared/pipeline/front.py` tells it."""
     visits = []
-    for at, station in enumerate(stations):
-        layer = int(out.exit_layer[at, row])
-        if not layer:
-            continue
-        confidence = float(out.confidence[at, row])
-        own = (confidence,)
+    for at in np.flatnonzero(out.ran[:, row]).tolist():
+        station, layer, confidence = stations[at], int(out.exit_layer[at, row]), float(out.hops[at, row].max())
+        confidences = (confidence,)
         if at == 0 and policy.exit_rule(Where(station.name, (), {})) is not None:
             kernel = Kernel.COUNTED if out.counted[at, row] else Kernel.PLAIN
-            number = out.numbers[at, row]
-            own = tuple(station.table(np.array([number]), kernel).rounded[number, :layer].max(-1).tolist())
-        visits.append(Visit(station.name, layer, confidence, own))
+            rounded = station.table(out.numbers[[at], row], kernel).rounded[out.numbers[at, row], :layer]
+            confidences = tuple(rounded.max(-1).tolist())
+        visits.append(Visit(station.name, layer, confidence, confidences))
     return Outcome(clues, tuple(visits))
-
-
-def _label(mixed: Iterable[float]) -> int:
-    """The label of one answer, as the tier finds it: the first of the greatest, after rounding."""
-    rounded = [round(float(value), 6) for value in mixed]
-    return rounded.index(max(rounded))
-
-
-def _labels(mixed: np.ndarray) -> np.ndarray:
-    """`_label` of many [n, C]; numpy rounds a little differently, so close calls are made one by one."""
-    best = mixed.argmax(-1)
-    top = np.sort(mixed, -1)
-    for row in np.flatnonzero(top[:, -1] - top[:, -2] < 1e-5).tolist():
-        best[row] = _label(mixed[row])
-    return best

@@ -43,9 +43,9 @@ class Shelf(Generic[T]):
         missing = [key for key in keys if key not in self.items]
         for path in {self._files[key] for key in missing if key in self._files}:
             with _opened(path) as file:
-                own = json.loads(file.metadata()["keys"])
+                names = json.loads(file.metadata()["keys"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-            self.items.update(zip(own, self._unpack(tensors), strict=True))
+            self.items.update(zip(names, self._unpack(tensors), strict=True))
         return list(dict.fromkeys(key for key in missing if key not in self.items))
 
     def put(self, key: str, item: T) -> None:

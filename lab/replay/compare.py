@@ -9,25 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from lab.console import aside, busy
+from lab.console import busy
 from lab.data.examples import Example, check_labels, digest, files, load_without, training_rows, unseen
-from lab.data.readable import left_out_of
 from lab.live.bench_report import cpu
 from lab.policies import parse_policy
 from lab.records import Record
 from lab.replay.measured import live_ms
-from lab.replay.recorder import Recorders
 from lab.replay.report import figures, records_of
-from lab.replay.run import NONE
-from lab.replay.times import Times
-from lab.replay.walk import Replay
+from lab.replay.trial import Conditions, Trial, deeper_threads, held_out
 from shared.errors import BadSetting, UnknownPolicy
-from shared.links.profile import Profile, profile
 from shared.model.bundle import MODELS, Bundle, load_bundle
 from shared.policies import build, names, spec_of
-from shared.web.machine import cpus
 
 
 @dataclass(frozen=True)
@@ -40,52 +32,44 @@ class Texts:
     bundles: list[Bundle]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What to replay. `policies`: as on the command line, or `all`. `links`: ACCESS/BACKBONE."""
-
-    sets: list[Texts]
-    policies: list[str]
-    links: str = "5g-nsa/metro"
-    seed: int = 0
-    threads: int | None = None  # of the deeper tiers; the first has 1
-    measured: tuple[Path, ...] = ()
-    profile_anew: bool = False
-
-
-def compare(plan: Plan, console: Console) -> tuple[dict[str, Any], list[Record]]:
+def compare(
+    sets: Sequence[Texts], policies: Sequence[str], conditions: Conditions, measured: Sequence[Path] = ()
+) -> tuple[dict[str, Any], list[Record]]:
     """The report over every bundle and policy, and a record of every text under each.
+
+    `policies`: as on the command line, or `all`. `measured`: files of live times to show beside the modelled ones.
 
     Raises:
         BadSetting: labels that a bundle does not have, links or files that do not exist, times measured elsewhere.
         UnknownPolicy: a policy or parameter that no bundle has.
     """
-    _check(plan)
-    started, recorders, records = time.perf_counter(), Recorders(console), list[Record]()
+    _check(sets, policies)
+    started, recorders, records = time.perf_counter(), conditions.recorders, list[Record]()
     report: dict[str, Any] = {
-        "seed": plan.seed,
-        "links": plan.links,
-        "threads": {"first_tier": 1, "deeper_tiers": deeper_threads(plan.threads)},
+        "seed": conditions.seed,
+        "links": conditions.links,
+        "threads": {"first_tier": 1, "deeper_tiers": deeper_threads(conditions.threads)},
         "hardware": {"cpu": cpu(), "cores": os.cpu_count(), "device": "cpu"},
         "notes": [],
         "bundles": {},
     }
     try:
-        for texts in plan.sets:
+        for texts in sets:
             for bundle in texts.bundles:
-                own, notes = _bundle(plan, texts, bundle, recorders, console, records)
-                report["bundles"][bundle.name] = own
-                report["notes"] += [note for note in notes if note not in report["notes"]]
+                check_labels(texts.examples, bundle.labels, f"bundle {bundle.name}")
+                trial = Trial(bundle, texts.examples, conditions, split=texts.split)
+                report["bundles"][bundle.name] = _bundle(trial, texts, policies, measured, records)
+                report["notes"] += [note for note in trial.times.notes if note not in report["notes"]]
     finally:
         recorders.save()
     report |= {"texts_run": recorders.ran, "took_s": time.perf_counter() - started}
     return report, records
 
 
-def _check(plan: Plan) -> None:
+def _check(sets: Sequence[Texts], policies: Sequence[str]) -> None:
     """Every policy must fit some bundle: known before hours of recording, not after."""
-    bundles = [bundle for texts in plan.sets for bundle in texts.bundles]
-    for name in [] if plan.policies == ["all"] else plan.policies:
+    bundles = [bundle for texts in sets for bundle in texts.bundles]
+    for name in [] if policies == ["all"] else policies:
         spec, refused = parse_policy(name), list[UnknownPolicy]()
         for bundle in bundles:
             try:
@@ -97,15 +81,11 @@ def _check(plan: Plan) -> None:
 
 
 def _bundle(
-    plan: Plan, texts: Texts, bundle: Bundle, recorders: Recorders, console: Console, records: list[Record]
-) -> tuple[dict[str, Any], list[str]]:
-    """One bundle's figures, and what must be said about its times."""
-    check_labels(texts.examples, bundle.labels, f"bundle {bundle.name}")
-    replay = Replay(bundle, texts.examples, recorders, seed=plan.seed)
-    times = Times(
-        replay, threads_of(bundle, plan.threads), links_of(bundle, plan.links), console, anew=plan.profile_anew
-    )
-    own = {
+    trial: Trial, texts: Texts, policies: Sequence[str], measured: Sequence[Path], records: list[Record]
+) -> dict[str, Any]:
+    """One bundle's figures; each text under each policy joins the records."""
+    bundle, replay, times = trial.bundle, trial.replay, trial.times
+    out: dict[str, Any] = {
         "n": len(texts.examples),
         "data": Path(texts.source).name,
         "split": texts.split,
@@ -113,73 +93,26 @@ def _bundle(
         "card_sha256": bundle.digest,
         "metric": bundle.metric.value,
         "http_ms": {"client": times.http.client * 1e3, "hop": times.http.hop * 1e3},
-        **_policies(plan, replay, times, console, records),
+        "left_out": trial.left_out.report(),
+        "policies": {},
+        "refused": {},
     }
-    return own, times.notes
-
-
-def _policies(plan: Plan, replay: Replay, times: Times, console: Console, records: list[Record]) -> dict[str, Any]:
-    done: dict[str, Any] = {}
-    refused: dict[str, str] = {}
-    reference = replay.run(replay.policy(f"{replay.order[-1]}-only"))
-    if (reference.label == NONE).all():
-        raise BadSetting(f"bundle {replay.bundle.name} can read none of the texts")
-    left_out = left_out_of(replay.examples, reference.label != NONE)
-    left_out.tell(aside())
-    wanted = names(replay.order) if plan.policies == ["all"] else plan.policies
-    for name in wanted:
+    for name in names(replay.order) if policies == ["all"] else policies:
         try:
             policy = replay.policy(parse_policy(name))
-            with busy(console, f"{replay.bundle.name}, {name}"):
+            with busy(trial.conditions.recorders.console, f"{bundle.name}, {name}"):
                 run = replay.run(policy)
         except UnknownPolicy as error:  # this bundle lacks what it needs
-            refused[name] = str(error)
+            out["refused"][name] = str(error)
             continue
-        done[name] = figures(replay, run, reference, times)
+        row = out["policies"][name] = figures(replay, run, trial.reference, times)
         records += records_of(replay, run, times, name)
-        measured = [own for path in plan.measured for own in live_ms(path, replay, spec_of(policy), plan.links)]
-        if n := sum(texts for _, texts in measured):
-            mean = sum(ms * texts for ms, texts in measured) / n
-            modelled = done[name]["modelled_ms"]["mean"]
-            done[name]["measured_ms"] = {"mean": mean, "n": n, "modelled_is_off_by": modelled / mean - 1}
-    return {"left_out": left_out.report(), "policies": done, "refused": refused}
-
-
-def threads_of(bundle: Bundle, deeper: int | None = None) -> dict[str, int]:
-    """As `tierwise serve` sets them: one on the first tier, two on each other."""
-    return {tier: 1 if at == 0 else deeper_threads(deeper) for at, tier in enumerate(bundle.order)}
-
-
-def deeper_threads(named: int | None) -> int:
-    """Of every tier but the first: what was named, else two where there are as many processors."""
-    return named or max(1, min(2, int(cpus())))
-
-
-def access_and_backbone(named: str) -> tuple[str, str]:
-    """The two profiles of ACCESS/BACKBONE (or ACCESS,BACKBONE).
-
-    Raises:
-        BadSetting: not two names.
-    """
-    access, slash, backbone = named.replace(",", "/").partition("/")
-    if not slash or "/" in backbone:
-        raise BadSetting(f"links {named!r}: expected ACCESS/BACKBONE, such as lte/regional")
-    return access, backbone
-
-
-def links_of(bundle: Bundle, named: str) -> dict[tuple[str, str], Profile]:
-    """The profile between any two tiers, from ACCESS/BACKBONE (or ACCESS,BACKBONE).
-
-    Raises:
-        BadSetting: not two names, or no such profile.
-    """
-    access, backbone = access_and_backbone(named)
-    order = bundle.order
-    return {
-        (order[a], order[b]): profile("+".join([access if at == 0 else backbone for at in range(a, b)]))
-        for a in range(len(order))
-        for b in range(a + 1, len(order))
-    }
+        live = [one for path in measured for one in live_ms(path, replay, spec_of(policy), trial.conditions.links)]
+        if n := sum(count for _, count in live):
+            mean = sum(ms * count for ms, count in live) / n
+            off_by = row["modelled_ms"]["mean"] / mean - 1
+            row["measured_ms"] = {"mean": mean, "n": n, "modelled_is_off_by": off_by}
+    return out
 
 
 def choose(
@@ -209,7 +142,7 @@ def choose(
     return chosen
 
 
-def _fitting(source: str, *, alone: bool, hold_out: int = 2500) -> list[Bundle]:
+def _fitting(source: str, *, alone: bool) -> list[Bundle]:
     """The bundles in deploy/models that were calibrated on this data set: a card names the rows held out."""
     bundles = [load_bundle(path.parent.name) for path in sorted(MODELS.glob("*/bundle.json"))]
     try:
@@ -218,16 +151,8 @@ def _fitting(source: str, *, alone: bool, hold_out: int = 2500) -> list[Bundle]:
         if alone:
             raise
         return []
-    own = [bundle for bundle in bundles if held_out(bundle, train, hold_out)]
-    if alone and not own:
+    fitting = [bundle for bundle in bundles if held_out(bundle, train)]
+    if alone and not fitting:
         known = ", ".join(bundle.name for bundle in bundles)
         raise BadSetting(f"no bundle was calibrated on {source}: name one with --bundle ({known})")
-    return own
-
-
-def held_out(bundle: Bundle, train: Sequence[Example], hold_out: int = 2500) -> list[Example]:
-    """The rows of train that the bundle's card names as its validation data; none if it was calibrated on others."""
-    card = bundle.card.report.get("validation", {})
-    n = card.get("n", 0)
-    candidates = [list(train[-n:]), list(train[-hold_out:][:n])] if 0 < n <= len(train) else []
-    return next((rows for rows in candidates if digest(rows) == card.get("data_sha256")), [])
+    return fitting

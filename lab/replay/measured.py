@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lab.data.examples import digest
+from lab.replay.trial import links_of
 from lab.replay.walk import Replay
 from shared.errors import BadSetting
 from shared.policies import spec_of
 from shared.web.ledger import entries
-
-_NOT_ONE = (ValueError, KeyError, TypeError, AttributeError)
 
 
 def live_ms(path: Path, replay: Replay, spec: dict[str, Any], links: str) -> list[tuple[float, int]]:
@@ -25,31 +24,25 @@ def live_ms(path: Path, replay: Replay, spec: dict[str, Any], links: str) -> lis
     kind, read = ("ledger's .jsonl", _ledger) if path.suffix == ".jsonl" else ("bench's .json", _bench)
     try:
         return read(path, replay, spec, links)
-    except _NOT_ONE as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadSetting(f"{path}: not a {kind} ({error!r})") from error
 
 
 def _bench(path: Path, replay: Replay, spec: dict[str, Any], links: str) -> list[tuple[float, int]]:
     """The policy's mean; none where the bench ran another bundle or not this policy."""
-    said = json.loads(path.read_text())
-    n, sent, first, policies = said["n"], said["data_sha256"], said["first_tier"], said["policies"]
+    report = json.loads(path.read_text())
+    n, sent, first, policies = report["n"], report["data_sha256"], report["first_tier"], report["policies"]
     if first["bundle"] != replay.bundle.name:
         return []
     if n != len(replay.examples) or sent != digest(list(replay.examples)):
         raise BadSetting(f"{path}: measured on other texts: name the same (--data, --n, --split, --exclude-split)")
-    _check_links(path, first["links"], replay.order, links)
-    live = [(own["asked"], float(own["latency_ms"]["mean"])) for own in policies.values()]
-    return [(ms, n) for asked, ms in live if spec_of(replay.policy(asked)) == spec][:1]
-
-
-def _check_links(path: Path, live: list[dict[str, Any]], order: tuple[str, ...], links: str) -> None:
-    access, _, backbone = links.replace(",", "/").partition("/")
-    for link in live:
-        modelled = "+".join([access, *[backbone] * (order.index(link["to"]) - 1)])
-        if link["profile"] not in (None, modelled):
-            raise BadSetting(
-                f"{path}: measured over {link['profile']} to the {link['to']}, not {modelled}: name its --links"
-            )
+    modelled = links_of(replay.bundle, links)
+    for link in first["links"]:
+        expected, live = modelled[replay.order[0], link["to"]].name, link["profile"]
+        if live not in (None, expected):
+            raise BadSetting(f"{path}: measured over {live} to the {link['to']}, not {expected}: name its --links")
+    found = [f["latency_ms"]["mean"] for f in policies.values() if spec_of(replay.policy(f["asked"])) == spec]
+    return [(float(ms), n) for ms in found[:1]]
 
 
 def _ledger(path: Path, replay: Replay, spec: dict[str, Any], _: str) -> list[tuple[float, int]]:

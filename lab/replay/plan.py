@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from lab.papers.trial import Outcomes, Trial
+from lab.replay.trial import Outcomes, Trial
 from lab.stats import Z_ONE_SIDED, share_above, wilson
 from lab.stats import front as beaten_by_none
 from shared.errors import UnknownPolicy

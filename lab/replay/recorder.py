@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from pydantic_core import to_json
 from rich.console import Console
 from torch import Tensor
 
-from lab.console import progress
+from lab.console import tracked
 from lab.replay.cache import Shelf
 from shared.errors import UnreadableText
 from shared.model.bundle import Bundle
@@ -107,7 +107,10 @@ class Source:
         """Names everything that the recorded bits depend on."""
         meta = json.loads((self.folder / "network.json").read_text())
         base = meta["base"]
-        weights = PINNED[base].files["model.safetensors"] if base in PINNED else _bytes_of(base_folder(base))
+        if base in PINNED:
+            weights = PINNED[base].files["model.safetensors"]
+        else:
+            weights = "+".join(sha256(path) for path in sorted(base_folder(base).glob("*.safetensors")))
         runs = f"{torch.__version__} {torch.backends.cpu.get_cpu_capability()}"
         what = f"{FORMAT} {weights} {meta['scale']} {self.layers} {self.max_tokens} {runs} "
         return hashlib.sha256(what.encode() + (self.folder / "adapters.safetensors").read_bytes()).hexdigest()
@@ -115,13 +118,9 @@ class Source:
 
 def source_of(bundle: Bundle, tier: str) -> Source:
     """The deepest tier that runs the same classifier on as many tokens: its recording serves this tier too."""
-    own = bundle.tiers[tier]
-    same = [m for m in bundle.tiers.values() if (m.network, m.max_tokens) == (own.network, own.max_tokens)]
-    return Source(bundle.folder / own.network, max(model.layers for model in same), own.max_tokens)
-
-
-def _bytes_of(folder: Path) -> str:
-    return "+".join(sha256(path) for path in sorted(folder.glob("*.safetensors")))
+    model = bundle.tiers[tier]
+    same = [m for m in bundle.tiers.values() if (m.network, m.max_tokens) == (model.network, model.max_tokens)]
+    return Source(bundle.folder / model.network, max(m.layers for m in same), model.max_tokens)
 
 
 @dataclass(frozen=True)
@@ -166,43 +165,35 @@ class Recorder:
         self.classes, self._threads = classes, threads
         self.digest = source.digest
         folder = cache_dir() / "replay" / self.digest[:24]
-        self._kernels = {kernel: Shelf(folder / kernel, _packed, _unpacked) for kernel in Kernel}
-        self._signatures = {
-            kind: Shelf[Vector | None](folder / f"signature-{kind}", _vectors, _tuples) for kind in Signature
+        self._shelves: dict[str, Shelf[Any]] = {
+            **{kernel: Shelf(folder / kernel, _packed, _unpacked) for kernel in Kernel},
+            **{kind: Shelf(folder / f"signature-{kind}", _vectors, _tuples) for kind in Signature},
         }
         self._classifier: Classifier | None = None
         self.ran = 0  # texts that no file had
 
     def records(self, numbers: list[int], kernel: Kernel) -> list[Record]:
         """What a kernel gave for these texts."""
-        return self._get(self._kernels[kernel], numbers, lambda number: self._run(number, kernel), kernel)
+        return self._get(kernel, numbers, lambda number: self._run(number, kernel))
 
     def signatures(self, numbers: list[int], kind: Signature) -> list[Vector | None]:
         """What stands for each text before any layer runs; null where it cannot be read."""
-        return self._get(self._signatures[kind], numbers, lambda number: self._sign(number, kind), kind)
+        return self._get(kind, numbers, lambda number: self._sign(number, kind))
 
     def save(self) -> None:
         """Write what is not on disk yet."""
-        for shelf in self._kernels.values():
+        for shelf in self._shelves.values():
             shelf.save()
-        for signatures in self._signatures.values():
-            signatures.save()
 
-    def _get(self, shelf: Shelf[T], numbers: list[int], run: Callable[[int], T], what: str) -> list[T]:
-        keys = [self.corpus.keys[number] for number in numbers]
-        missing = set(shelf.fetch(keys))
-        if missing:
-            self._fill(shelf, {k: n for k, n in zip(keys, numbers, strict=True) if k in missing}, run, what)
-        return [shelf.items[key] for key in keys]
-
-    def _fill(self, shelf: Shelf[T], missing: dict[str, int], run: Callable[[int], T], what: str) -> None:
-        torch.set_num_threads(self._threads)
-        self.ran += len(missing)
-        quiet = len(missing) < 2 or not self.console.is_terminal
-        with progress(self.console, transient=True, disable=quiet) as bar:
-            name = f"{self.source.folder.parent.name}/{self.source.folder.name}, {what}"
-            for key, number in bar.track(missing.items(), description=name):
-                shelf.put(key, run(number))
+    def _get(self, what: str, numbers: list[int], run: Callable[[int], T]) -> list[T]:
+        shelf, by_key = self._shelves[what], {self.corpus.keys[number]: number for number in numbers}
+        if missing := shelf.fetch(by_key):
+            torch.set_num_threads(self._threads)
+            self.ran += len(missing)
+            folder = self.source.folder
+            for key in tracked(missing, self.console, f"{folder.parent.name}/{folder.name}, {what}"):
+                shelf.put(key, run(by_key[key]))
+        return [shelf.items[self.corpus.keys[number]] for number in numbers]
 
     def classifier(self) -> Classifier:
         """The classifier itself, loaded when first needed."""
@@ -281,7 +272,7 @@ def _unpacked(packed: dict[str, Tensor]) -> list[Record]:
     counted: Iterable[Tensor | None] = [None] * len(lengths)
     if "importance" in packed:
         counted = [
-            own.view(layers, len(own) // layers) for own in packed["importance"].split([n * layers for n in lengths])
+            flat.view(layers, len(flat) // layers) for flat in packed["importance"].split([n * layers for n in lengths])
         ]
     words, first, cut = packed["word_of"].split(lengths), packed["first_words"].tolist(), packed["truncated"].tolist()
     return [Record(*row) for row in zip(words, first, cut, packed["logits"], counted, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lab.picture import INTERVALS, Dot, note, percent, picture, scatter
 from lab.records import Crossed, Record, write_records
 from lab.replay.costs import references, unit_costs
 from lab.replay.run import NONE, Run
-from lab.replay.times import Modelled, Times
+from lab.replay.times import Times
 from lab.replay.walk import Replay
 from lab.stats import accuracy_of, judged, paired_difference, paired_score_difference, spread_of
 from shared.model.bundle import Metric
@@ -24,20 +25,23 @@ from shared.model.bundle import Metric
 def figures(replay: Replay, run: Run, reference: Run, times: Times) -> dict[str, Any]:
     """One policy's figures; differences are against `reference`, over the same texts."""
     read = (run.label != NONE) & (reference.label != NONE)
-    modelled, costs, whole = times.of(run), unit_costs(replay, run), references(replay)
-    ran = run.ran[:, read]
-    cost, layers = float(costs[read].mean()), run.exit_layer[:, read]
+    modelled, whole, layers = times.of(run), references(replay), run.exit_layer[:, read]
+    cost = float(unit_costs(replay, run)[read].mean())
     return {
         **_quality(replay, run, reference, read),
-        "modelled_ms": _latency(modelled, read),
+        "modelled_ms": {
+            **spread_of(modelled.seconds[read] * 1e3),
+            "infer": float(modelled.infer[read].mean() * 1e3),
+            "link": float(modelled.link[read].mean() * 1e3),
+        },
         "unit_cost": {
             "mean": cost,
             "against_whole_model_on_device": cost / whole.device - 1,
             "against_cloud_only": cost / whole.cloud - 1,
         },
-        "answered_by_tier": _answered_by(run, read),
-        "ran_by_tier": _shares(run.tiers, ran.mean(1).tolist()),
-        "mean_exit_layer": _shares(run.tiers, [float(own[own > 0].mean()) if own.any() else 0 for own in layers]),
+        "answered_by_tier": _by_tier(run, [(run.answered_by[read] == at).mean() for at in range(len(run.tiers))]),
+        "ran_by_tier": _by_tier(run, run.ran[:, read].mean(1)),
+        "mean_exit_layer": _by_tier(run, [exits[exits > 0].mean() if exits.any() else 0 for exits in layers]),
         "words_sent_of_words_in": _words(run, read),
         "bytes_per_request": {
             "up": float(modelled.bytes_up[read].mean()),
@@ -82,32 +86,19 @@ def records_of(replay: Replay, run: Run, times: Times, name: str) -> list[Record
     ]
 
 
-def _answered_by(run: Run, read: np.ndarray) -> dict[str, float]:
-    return _shares(run.tiers, [float((run.answered_by[read] == at).mean()) for at in range(len(run.tiers))])
-
-
 def _quality(replay: Replay, run: Run, reference: Run, read: np.ndarray) -> dict[str, Any]:
     metric, truth = replay.bundle.metric, replay.labels[read]
-    said, other, last = run.label[read], reference.label[read], run.last_label[read]
-    right = (said == truth).astype(float)
+    labels, other, last = run.label[read], reference.label[read], run.last_label[read]
+    right = (labels == truth).astype(float)
     out = {
         **accuracy_of(right),
         "accuracy_minus_reference": paired_difference(right, (other == truth).astype(float)),
         "ensemble_minus_last_tier": paired_difference(right, (last == truth).astype(float)),
     }
     if metric is not Metric.ACCURACY:
-        out |= judged(metric, said, truth)
-        out[f"{metric.value}_minus_reference"] = paired_score_difference(metric, said, other, truth)
+        out |= judged(metric, labels, truth)
+        out[f"{metric.value}_minus_reference"] = paired_score_difference(metric, labels, other, truth)
     return out
-
-
-def _latency(modelled: Modelled, read: np.ndarray) -> dict[str, float]:
-    ms = modelled.seconds[read] * 1e3
-    return {
-        **spread_of(ms),
-        "infer": float(modelled.infer[read].mean() * 1e3),
-        "link": float(modelled.link[read].mean() * 1e3),
-    }
 
 
 def _words(run: Run, read: np.ndarray) -> float | None:
@@ -120,8 +111,8 @@ def _words(run: Run, read: np.ndarray) -> float | None:
     return sent / read_in if read_in else None
 
 
-def _shares(tiers: tuple[str, ...], values: list[float]) -> dict[str, float]:
-    return {tier: round(value, 4) for tier, value in zip(tiers, values, strict=True) if value}
+def _by_tier(run: Run, values: Iterable[float]) -> dict[str, float]:
+    return {tier: round(float(value), 4) for tier, value in zip(run.tiers, values, strict=True) if value}
 
 
 def table(report: dict[str, Any]) -> Table:
@@ -144,25 +135,20 @@ def table(report: dict[str, Any]) -> Table:
     columns += ["measured (model off)"] if measured else []
     columns += ["cost/device", "/cloud", "answered at, %", "words", "bytes"]
     for column in columns:
-        words = column in ("bundle (texts)", "policy", "answered at, %")
-        name = column == "policy"
-        out.add_column(
-            column,
-            justify="left" if words else "right",
-            no_wrap=not name,
-            overflow="fold",
-            min_width=16 if name else None,
-        )
-    for name, own in report["bundles"].items():
+        name, words = column == "policy", column in ("bundle (texts)", "policy", "answered at, %")
+        shape: dict[str, Any] = {"min_width": 16} if name else {"no_wrap": True}
+        out.add_column(column, justify="left" if words else "right", overflow="fold", **shape)
+    for name, part in report["bundles"].items():
         out.add_section()
-        for at, (policy, f) in enumerate(own["policies"].items()):
-            out.add_row(*_row("" if at else f"{name} ({_answered(own)})", policy, own["metric"], f, measured=measured))
+        for at, (policy, f) in enumerate(part["policies"].items()):
+            bundle = "" if at else f"{name} ({_answered(part)})"
+            out.add_row(*_row(bundle, policy, part["metric"], f, measured=measured))
     return out
 
 
-def _answered(own: dict[str, Any]) -> int:
+def _answered(part: dict[str, Any]) -> int:
     """Texts behind the figures: a blank one has no words to read."""
-    return int(own["n"]) - max((f["texts_left_out"] for f in own["policies"].values()), default=0)
+    return int(part["n"]) - max((f["texts_left_out"] for f in part["policies"].values()), default=0)
 
 
 def _row(bundle: str, policy: str, metric: str, f: dict[str, Any], *, measured: bool) -> list[str]:
@@ -187,27 +173,25 @@ def _row(bundle: str, policy: str, metric: str, f: dict[str, Any], *, measured: 
 
 def write(report: dict[str, Any], records: list[Record], out: Path, console: Console) -> None:
     """Write OUT.json, OUT.parquet and a picture of each bundle; then print the table."""
-    written, texts = (out.with_name(f"{out.name}.{ending}") for ending in ("json", "parquet"))
-    pictures = {name: out.with_name(f"{out.name}-{name}.png") for name in report["bundles"]}
-    replaced = write_json(written, report)
-    write_records(texts, records)
-    for name, path in pictures.items():
-        draw(report, name, path)
+    files = [out.with_name(f"{out.name}{ending}") for ending in (".json", ".parquet")]
+    replaced = write_json(files[0], report)
+    write_records(files[1], records)
+    for name in report["bundles"]:
+        files.append(out.with_name(f"{out.name}-{name}.png"))
+        draw(report, name, files[-1])
     console.print(table(report))
-    for name, own in report["bundles"].items():
-        for policy, why in own["refused"].items():
+    for name, part in report["bundles"].items():
+        for policy, why in part["refused"].items():
             console.print(f"{name}, {policy}: {why}", style="yellow", highlight=False)
-    console.print(
-        f"written: {written}, {texts}, {', '.join(map(str, pictures.values()))}{REPLACED if replaced else ''}"
-    )
+    console.print(f"written: {', '.join(map(str, files))}{REPLACED if replaced else ''}")
 
 
 def draw(report: dict[str, Any], bundle: str, path: Path, title: str | None = None) -> None:
     """Score against modelled mean latency on one bundle; a hollow dot is of a policy that only replay can run."""
-    own, hardware = report["bundles"][bundle], report["hardware"]
-    metric = own["metric"]
+    part, hardware = report["bundles"][bundle], report["hardware"]
+    metric = part["metric"]
     made = note(
-        f"{own['data']}, {own['split']} split, n = {_answered(own)}",
+        f"{part['data']}, {part['split']} split, n = {_answered(part)}",
         f"{hardware['cpu']}, {hardware['cores']} cores",
         f"links {report['links']}",
         "replayed, times modelled",
@@ -219,7 +203,7 @@ def draw(report: dict[str, Any], bundle: str, path: Path, title: str | None = No
             axes,
             [
                 Dot(policy, f["modelled_ms"]["mean"], 100 * f[metric], percent(f[f"{metric}_ci95"]), f["replay_only"])
-                for policy, f in own["policies"].items()
+                for policy, f in part["policies"].items()
             ],
         )
         axes.set(xlabel="modelled mean latency (ms)", ylabel=f"{metric} (%)")

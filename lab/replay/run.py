@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -10,29 +10,32 @@ from lab.replay.recorder import Corpus
 from shared.policies import Policy
 
 NONE = -1  # no tier, no text
+Link = tuple[int, int]  # from a tier to a tier, by number
 
 
-@dataclass
 class Run:
-    """What a policy did to every text. T tiers, N texts; zeros or NONE where a tier did not run."""
+    """What a policy did to every text. T tiers, N texts, C labels; zeros or NONE where a tier did not run.
 
-    policy: Policy
-    bound: Policy  # the plain policy that it was; of one that learns, the last
-    tiers: tuple[str, ...]
-    layers: tuple[int, ...]  # that each tier holds
-    replay_only: bool
-    numbers: np.ndarray  # [T, N] the text that each tier read
-    exit_layer: np.ndarray  # [T, N]
-    counted: np.ndarray  # [T, N] whether importance was computed
-    confidence: np.ndarray  # [T, N], as on the wire
-    probability: np.ndarray  # [T, N] of leaving
-    sent_to: np.ndarray  # [T, N] the tier that `after` chose
-    carried: dict[tuple[int, int], np.ndarray]  # per link that was crossed: [N] the text on it
-    target: dict[tuple[int, int], np.ndarray]  # the same links: [N] the tier that must answer, NONE if it may decide
-    label: np.ndarray  # [N]; NONE where no tier could read the text
-    last_label: np.ndarray  # [N] what the last tier alone says
-    probabilities: np.ndarray  # [N, C]
-    corpus: Corpus
+    `layers` says how many each tier holds, in order.
+    """
+
+    def __init__(
+        self, policy: Policy, layers: Mapping[str, int], corpus: Corpus, *, texts: int, labels: int, replay_only: bool
+    ) -> None:
+        T, N, C = len(layers), texts, labels
+        self.bound = policy  # the plain policy that ran; of one that learns, the last
+        self.tiers, self.layers = tuple(layers), tuple(layers.values())
+        self.replay_only, self.corpus = replay_only, corpus
+        self.numbers = np.full((T, N), NONE)  # the text that each tier read
+        self.exit_layer = np.zeros((T, N), dtype=np.int64)
+        self.counted = np.zeros((T, N), dtype=bool)  # whether importance was computed
+        self.hops = np.zeros((T, N, C))  # the probabilities that each tier gave, as on the wire
+        self.probability = np.zeros((T, N))  # of leaving
+        self.sent_to = np.full((T, N), NONE)  # the tier that `after` chose
+        self.carried: dict[Link, np.ndarray] = {}  # per link that was crossed: [N] the text on it
+        self.target: dict[Link, np.ndarray] = {}  # the same links: [N] the tier that must answer; NONE: it may decide
+        self.label = np.full(N, NONE)  # NONE where no tier could read the text
+        self.probabilities = np.zeros((N, C))  # the ensemble's
 
     @property
     def words(self) -> np.ndarray:
@@ -50,6 +53,21 @@ class Run:
         return self.exit_layer > 0
 
     @property
+    def confidence(self) -> np.ndarray:
+        """[T, N]: of each tier's answer, as on the wire."""
+        return self.hops.max(-1)
+
+    @property
     def answered_by(self) -> np.ndarray:
         """[N]: the last tier that ran, the deepest one."""
         return len(self.tiers) - 1 - self.ran[::-1].argmax(0)
+
+    @property
+    def last_label(self) -> np.ndarray:
+        """[N]: what the last tier that ran says alone."""
+        return self.hops[self.answered_by, np.arange(len(self.label))].argmax(-1)
+
+    def cross(self, link: Link, rows: np.ndarray, numbers: np.ndarray, target: int) -> None:
+        """Note that these texts crossed a link, and which tier must answer them."""
+        for noted, values in ((self.carried, numbers), (self.target, target)):
+            noted.setdefault(link, np.full(len(self.label), NONE))[rows] = values

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lab.replay.recorder import Corpus, Kernel, Recorder
+from lab.replay.recorder import Kernel, Recorder
+from lab.replay.run import NONE
 from shared.model.calibration import calibrated
 from shared.model.exits import ExitRule, exit_taken
 from shared.model.pruning import Pruning, keep_words
@@ -22,7 +23,7 @@ Layers = np.ndarray  # int64 [n]: 1-based exits
 
 
 @dataclass
-class Table:
+class ExitTable:
     """What one kernel gave, by text number; rows that nobody asked for are zero."""
 
     exits: Tensor  # [texts, E, C] fp32, calibrated
@@ -35,24 +36,19 @@ class Station:
 
     def __init__(self, name: str, recorder: Recorder, layers: int, temperatures: Sequence[float]) -> None:
         assert len(temperatures) == layers <= recorder.source.layers
-        self.name, self.recorder, self.layers = name, recorder, layers
+        self.name, self.recorder, self.corpus, self.layers = name, recorder, recorder.corpus, layers
         self._temperatures = torch.tensor(temperatures)
-        self._tables: dict[Kernel, Table] = {}
+        self._tables: dict[Kernel, ExitTable] = {}
         self._left: dict[tuple[Kernel, ExitRule], np.ndarray] = {}
         self._pruned: dict[Pruning, np.ndarray] = {}
 
-    @property
-    def corpus(self) -> Corpus:
-        return self.recorder.corpus
-
-    def table(self, numbers: Numbers, kernel: Kernel) -> Table:
+    def table(self, numbers: Numbers, kernel: Kernel) -> ExitTable:
         """The table of a kernel, these texts in it."""
         table = self._tables.get(kernel)
         if table is None or len(table.tokens) < len(self.corpus.texts):
             table = self._tables[kernel] = self._grown(table)
-        missing = numbers[table.tokens[numbers] < 0]
+        missing = np.unique(numbers[table.tokens[numbers] < 0])
         if len(missing):
-            missing = np.unique(missing)
             records = self.recorder.records(missing.tolist(), kernel)
             logits = torch.stack([record.logits[: self.layers] for record in records], 1)  # [E, n, C]
             exits = calibrated(logits, self._temperatures).transpose(0, 1)
@@ -62,14 +58,20 @@ class Station:
             table.tokens[missing] = [record.tokens for record in records]
         return table
 
-    def _grown(self, table: Table | None) -> Table:
-        size = max(64, 2 * len(self.corpus.texts))
-        classes = self.recorder.classes
-        exits = torch.zeros(size, self.layers, classes)
-        new = Table(exits, np.zeros((size, self.layers, classes)), np.full(size, -1))
-        if table is not None:
-            old = len(table.tokens)
-            new.exits[:old], new.rounded[:old], new.tokens[:old] = table.exits, table.rounded, table.tokens
+    def _grown(self, old: ExitTable | None) -> ExitTable:
+        exits, rounded, tokens = (old.exits.numpy(), old.rounded, old.tokens) if old else (None, None, None)
+        shape = (self.layers, self.recorder.classes)
+        return ExitTable(
+            torch.from_numpy(self._long(exits, shape, 0, np.float32)),
+            self._long(rounded, shape, 0, np.float64),
+            self._long(tokens, (), -1, np.int64),
+        )
+
+    def _long(self, old: np.ndarray | None, shape: tuple[int, ...], fill: int, kind: type) -> np.ndarray:
+        """An array with twice as many rows as there are texts, the old one at its start."""
+        new: np.ndarray = np.full((max(64, 2 * len(self.corpus.texts)), *shape), fill, dtype=kind)
+        if old is not None:
+            new[: len(old)] = old
         return new
 
     def left(self, numbers: Numbers, rule: ExitRule | None, kernel: Kernel) -> Layers:
@@ -79,10 +81,7 @@ class Station:
         table = self.table(numbers, kernel)
         known = self._left.get((kernel, rule))
         if known is None or len(known) < len(table.tokens):
-            new = np.zeros(len(table.tokens), dtype=np.int64)
-            if known is not None:
-                new[: len(known)] = known
-            known = self._left[kernel, rule] = new
+            known = self._left[kernel, rule] = self._long(known, (), 0, np.int64)
         missing = numbers[known[numbers] == 0]
         if len(missing):
             known[missing] = exit_taken(table.exits[missing].transpose(0, 1), rule).numpy()
@@ -90,13 +89,9 @@ class Station:
 
     def pruned(self, numbers: Numbers, layers: Layers, pruning: Pruning) -> Numbers:
         """The numbers of the texts that travel on, each pruned by the attention received up to its exit."""
-        size = max(64, 2 * len(self.corpus.texts))
         known = self._pruned.get(pruning)
         if known is None or len(known) <= int(numbers.max(initial=0)):
-            new = np.full((size, self.layers + 1), -1)
-            if known is not None:
-                new[: len(known)] = known
-            known = self._pruned[pruning] = new
+            known = self._pruned[pruning] = self._long(known, (self.layers + 1,), NONE, np.int64)
         for number, layer in zip(numbers.tolist(), layers.tolist(), strict=True):
             if known[number, layer] < 0:
                 known[number, layer] = self._prune(number, layer, pruning)

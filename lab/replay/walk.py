@@ -12,13 +12,13 @@ Left out: what only happens live (late and failed upstreams, deadlines).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 
-from lab.console import progress
+from lab.console import tracked
 from lab.data.examples import Example
 from lab.replay.answers import answer, outcome
 from lab.replay.recorder import Kernel, Recorders, source_of
@@ -26,7 +26,7 @@ from lab.replay.run import NONE, Run
 from lab.replay.station import Numbers, Station
 from shared.errors import UnknownPolicy
 from shared.model.bundle import Bundle
-from shared.model.pools import Signature, Vector
+from shared.model.pools import Signature
 from shared.pipeline.route import Route
 from shared.policies import Clues, Decision, Learner, Policy, State, Where, bind, build, first_state, spec_of
 from shared.policies.baselines.fixed import Oracle
@@ -50,23 +50,22 @@ class Replay:
         max_tier: str | None = None,
     ) -> None:
         self.bundle, self.examples, self.corpus = bundle, examples, recorders.corpus
-        self.order, self.seed = bundle.order, seed
-        self._console = recorders.console
-        self._recorders = [recorders.of(source_of(bundle, tier), len(bundle.labels)) for tier in self.order]
+        self.order, self.seed, self._max_tier = bundle.order, seed, max_tier
+        self._recorders, self._console = recorders, recorders.console
         self.stations = [self._station(tier, tier) for tier in self.order]
         self.numbers = np.array([self.corpus.number(e.text, e.pair) for e in examples])
         self.labels = np.array([example.label for example in examples])
         self.draws = [[draw(f"{seed}-{row}", 0, tier) for row in range(len(examples))] for tier in self.order]
-        links = links or _all_then_next(self.order)
-        self._routes = [Route(self.order, tier, tuple(links[tier])) for tier in self.order]
-        self._depth = len(self.order) - 1 if max_tier is None else self.order.index(max_tier)
+        nearest = [self.order[1:], *(self.order[at + 1 : at + 2] for at in range(1, len(self.order)))]
+        links = links or dict(zip(self.order, nearest, strict=True))
+        self.routes = [Route(self.order, tier, tuple(links[tier])) for tier in self.order]
         self.ensemble = bundle.card.ensemble()
         self._clues: dict[tuple[int, Signature | None], Clues] = {}
 
     def _station(self, tier: str, like: str) -> Station:
         """A station of this name with the classifier of another tier."""
-        recorder, layers = self._recorders[self.order.index(like)], self.bundle.tiers[like].layers
-        card = self.bundle.card
+        bundle, card, layers = self.bundle, self.bundle.card, self.bundle.tiers[like].layers
+        recorder = self._recorders.of(source_of(bundle, like), len(bundle.labels))
         temperatures = card.temperatures.get(like, [card.model_temperatures.get(like, 1.0)] * layers)
         return Station(tier, recorder, layers, temperatures)
 
@@ -86,39 +85,48 @@ class Replay:
         Raises:
             UnknownPolicy: this bundle lacks what the policy needs, whatever its tiers hold.
         """
-        if isinstance(policy, Oracle):
-            return self._oracle(policy)
-        stations, replay_only = self._stations_for(policy)
-        out = self._empty(policy, stations, replay_only)
+        oracle = policy if isinstance(policy, Oracle) else None
+        stations, replay_only = (self.stations, True) if oracle else self._stations_for(policy)
+        sizes, count = self.where(0, stations).layers, len(self.bundle.labels)
+        everything = np.arange(len(self.numbers))
+        out = Run(policy, sizes, self.corpus, texts=len(everything), labels=count, replay_only=replay_only)
         if isinstance(policy, Learner) and policy.learns:
             self._learn(out, policy, stations)
-        else:
-            everything = np.arange(len(self.numbers))
-            out.bound = bind(policy, self._first_state(policy, stations))
-            self._walk(out, out.bound, stations, everything)
-            answer(out, out.bound, stations, self.ensemble, everything)
+            return out
+        out.bound = bind(policy, self._first_state(policy, stations))
+        walk = Walk(self, out, out.bound, stations)
+        for target, rows in (self._picked(oracle) if oracle else {NONE: everything}).items():
+            walk.arrive(0, rows, self.numbers[rows], target)
+        walk.go()
+        answer(out, out.bound, self.ensemble, everything)
         return out
 
     def _first_state(self, policy: Policy, stations: Sequence[Station]) -> State | None:
-        sizes = {station.name: station.layers for station in stations}
-        return first_state(policy, Where(self.order[0], self.order[1:], sizes), self.bundle.pools)
+        return first_state(policy, replace(self.where(0, stations), reachable=self.order[1:]), self.bundle.pools)
 
     def _learn(self, out: Run, policy: Learner, stations: Sequence[Station]) -> None:
         """One text after the other, each answered with what those before it taught."""
         state = self._first_state(policy, stations)
-        first = Where(self.order[0], self._reachable(0), {station.name: station.layers for station in stations})
-        prunes = bind(policy, state).prunes_at(first)
+        prunes = bind(policy, state).prunes_at(self.where(0, stations))
         stations[0].table(self.numbers, Kernel.COUNTED if prunes else Kernel.PLAIN)  # at once, with a progress bar
-        quiet = len(self.numbers) < 50 or not self._console.is_terminal
-        with progress(self._console, transient=True, disable=quiet) as bar:
-            for row in bar.track(range(len(self.numbers)), description=policy.name):
-                rows, bound = np.array([row]), bind(policy, state)
-                out.bound = bound
-                self._walk(out, bound, stations, rows)
-                answer(out, bound, stations, self.ensemble, rows)
-                if state is not None and self._depth == len(self.order) - 1 and out.label[row] != NONE:
-                    (clues,) = self._clues_of(self.numbers[[row]], 0, bound.signature(self.order[0]))
-                    state = policy.learn(state, bound, outcome(out, bound, stations, clues, row))
+        for row in tracked(range(len(self.numbers)), self._console, policy.name, least=50):
+            rows = np.array([row])
+            bound = out.bound = bind(policy, state)
+            walk = Walk(self, out, bound, stations)
+            walk.arrive(0, rows, self.numbers[rows])
+            walk.go()
+            answer(out, bound, self.ensemble, rows)
+            if state is not None and self._max_tier in (None, self.order[-1]) and out.label[row] != NONE:
+                (clues,) = self.clues(self.numbers[rows], 0, bound.signature(self.order[0]))
+                state = policy.learn(state, bound, outcome(out, bound, stations, clues, row))
+
+    def _picked(self, policy: Oracle) -> dict[int, np.ndarray]:
+        """The upper bound: by the shallowest tier that is right alone, on the whole text at full depth, its rows."""
+        tables = [station.table(self.numbers, Kernel.PLAIN) for station in self.stations]
+        rows = np.flatnonzero(np.all([table.tokens[self.numbers] > 0 for table in tables], axis=0))
+        labels = np.stack([table.rounded[self.numbers[rows], -1].argmax(-1) for table in tables])  # [T, n]
+        pick = np.array([policy.pick(column) for column in (labels == self.labels[rows]).T.tolist()], dtype=np.int64)
+        return {tier: rows[pick == tier] for tier in np.unique(pick).tolist()}
 
     def _stations_for(self, policy: Policy) -> tuple[list[Station], bool]:
         try:
@@ -133,102 +141,66 @@ class Replay:
         """The tiers as they were in a run."""
         return self._whole_at_first if run.replay_only and run.layers[0] != self.stations[0].layers else self.stations
 
-    def _empty(self, policy: Policy, stations: Sequence[Station], replay_only: bool) -> Run:
-        T, N, C = len(stations), len(self.numbers), len(self.bundle.labels)
-        return Run(
-            policy=policy,
-            bound=policy,
-            tiers=self.order,
-            layers=tuple(station.layers for station in stations),
-            replay_only=replay_only,
-            numbers=np.full((T, N), NONE),
-            exit_layer=np.zeros((T, N), dtype=np.int64),
-            counted=np.zeros((T, N), dtype=bool),
-            confidence=np.zeros((T, N)),
-            probability=np.zeros((T, N)),
-            sent_to=np.full((T, N), NONE),
-            carried={},
-            target={},
-            label=np.full(N, NONE),
-            last_label=np.full(N, NONE),
-            probabilities=np.zeros((N, C)),
-            corpus=self.corpus,
-        )
+    # -- what a tier knows --------------------------------------------------------------------------------------------
 
-    def _walk(self, out: Run, policy: Policy, stations: Sequence[Station], rows: np.ndarray) -> None:
-        """Take rows from tier to tier. `target` is the tier that must answer, NONE where the policy decides."""
+    def clues(self, numbers: Numbers, at: int, kind: Signature | None) -> list[Clues]:
+        """What a tier knows about these texts before any layer runs."""
+        missing = [n for n in numbers.tolist() if (n, kind) not in self._clues]
+        if missing:
+            signs = [None] * len(missing) if kind is None else self.stations[at].recorder.signatures(missing, kind)
+            for number, sign in zip(missing, signs, strict=True):
+                self._clues[number, kind] = Clues(int(self.corpus.words[number]), sign)
+        return [self._clues[number, kind] for number in numbers.tolist()]
+
+    def where(self, at: int, stations: Sequence[Station]) -> Where:
+        """What a policy knows about the place where it decides."""
         sizes = {station.name: station.layers for station in stations}
-        waiting: list[list[tuple[np.ndarray, Numbers, np.ndarray]]] = [[] for _ in stations]
-        waiting[0].append((rows, self.numbers[rows], np.full(len(rows), NONE)))
-        for at, station in enumerate(stations):
-            if not waiting[at]:
-                continue
-            if at == 1:  # a deeper tier builds the policy anew from what travelled
-                policy = self.policy(spec_of(policy))
-            where = Where(station.name, self._reachable(at), sizes)
-            arrived = tuple(np.concatenate(column) for column in zip(*waiting[at], strict=True))
-            for here, numbers, target in self._before(out, policy, where, at, arrived, waiting):
-                final = bool(len(target)) and target[0] == at
-                for onward in self._local(out, policy, where, station, here, numbers, final=final):
-                    self._send(out, at, *onward, waiting)
+        return Where(self.order[at], self.routes[at].reachable(self._max_tier), sizes)
 
-    def _before(
-        self,
-        out: Run,
-        policy: Policy,
-        where: Where,
-        at: int,
-        arrived: tuple[np.ndarray, ...],
-        waiting: list[list[tuple[np.ndarray, Numbers, np.ndarray]]],
-    ) -> Iterator[tuple[np.ndarray, Numbers, np.ndarray]]:
-        """Pass on what is meant for another tier; what stays, those that must be answered here apart."""
-        rows, numbers, target = arrived
-        further = target.copy()
-        free = np.flatnonzero(target == NONE)
-        asked = free if type(policy).before is not Policy.before else free[:0]
-        kind = policy.signature(where.tier)
-        if len(asked):
-            for i, clue in zip(asked.tolist(), self._clues_of(numbers[asked], at, kind), strict=True):
-                further[i] = _code(policy.before(where, clue, self.draws[at][rows[i]]), self.order)
-        away = (further != NONE) & (further != at)
-        if away.any():
-            self._send(out, at, rows[away], numbers[away], further[away], waiting)
-        for group in (target == at, (further == NONE)):
-            if group.any():
-                yield rows[group], numbers[group], target[group]
 
-    def _send(
-        self,
-        out: Run,
-        at: int,
-        rows: np.ndarray,
-        numbers: Numbers,
-        further: np.ndarray,
-        waiting: list[list[tuple[np.ndarray, Numbers, np.ndarray]]],
-    ) -> None:
-        """Put texts on the link that leads to their tier; `further` < NONE is -2 - tier, which decides for itself."""
-        for code in np.unique(further).tolist():
-            to = code if code >= 0 else -2 - code
-            via = self._toward(at, to)
-            own = further == code
-            target = np.full(int(own.sum()), code if code >= 0 else NONE)
-            for noted, values in ((out.carried, numbers[own]), (out.target, target)):
-                noted.setdefault((at, via), np.full(len(self.numbers), NONE))[rows[own]] = values
-            waiting[via].append((rows[own], numbers[own], target))
+class Walk:
+    """Texts of a run on their way from tier to tier.
 
-    def _local(
-        self,
-        out: Run,
-        policy: Policy,
-        where: Where,
-        station: Station,
-        rows: np.ndarray,
-        numbers: Numbers,
-        *,
-        final: bool,
-    ) -> Iterator[tuple[np.ndarray, Numbers, np.ndarray]]:
-        """Infer here and decide; the rows that go on, with what travels."""
-        at = self.order.index(station.name)
+    At each tier they stand in groups, by the tier that must answer them; NONE: the policy decides.
+    """
+
+    def __init__(self, replay: Replay, out: Run, policy: Policy, stations: Sequence[Station]) -> None:
+        self._replay, self._out, self._policy, self._stations = replay, out, policy, stations
+        self._arrived: list[dict[int, list[tuple[np.ndarray, Numbers]]]] = [{} for _ in stations]
+
+    def arrive(self, at: int, rows: np.ndarray, numbers: Numbers, target: int = NONE) -> None:
+        """Put rows, as the texts that they are now, before a tier."""
+        self._arrived[at].setdefault(target, []).append((rows, numbers))
+
+    def go(self) -> None:
+        """Take every text through the tiers, shallowest first."""
+        for at, arrived in enumerate(self._arrived):
+            if at == 1 and arrived:  # a deeper tier builds the policy anew from what travelled
+                self._policy = self._replay.policy(spec_of(self._policy))
+            where = self._replay.where(at, self._stations)
+            for target, groups in arrived.items():
+                rows, numbers = (np.concatenate(column) for column in zip(*groups, strict=True))
+                if target in (NONE, at):
+                    if target == NONE:
+                        rows, numbers = self._before(at, where, rows, numbers)
+                    self._infer(at, where, rows, numbers, final=target == at)
+                else:
+                    self._send(at, target, rows, numbers, final=True)
+
+    def _before(self, at: int, where: Where, rows: np.ndarray, numbers: Numbers) -> tuple[np.ndarray, Numbers]:
+        """Send on the texts that leave before any layer runs. Returns the others."""
+        policy, draws = self._policy, self._replay.draws[at]
+        if type(policy).before is Policy.before:
+            return rows, numbers
+        clues = self._replay.clues(numbers, at, policy.signature(where.tier))
+        decisions = [policy.before(where, clue, draws[row]) for row, clue in zip(rows.tolist(), clues, strict=True)]
+        self._follow(at, decisions, rows, numbers)
+        stays = np.array([decision.to is None for decision in decisions], dtype=bool)
+        return rows[stays], numbers[stays]
+
+    def _infer(self, at: int, where: Where, rows: np.ndarray, numbers: Numbers, *, final: bool) -> None:
+        """Infer here, decide about each text, and send on those that leave."""
+        policy, station, out, draws = self._policy, self._stations[at], self._out, self._replay.draws[at]
         prunes = not final and policy.prunes_at(where)
         kernel = Kernel.COUNTED if prunes else Kernel.PLAIN
         table = station.table(numbers, kernel)
@@ -237,76 +209,30 @@ class Replay:
         if not len(rows):
             return
         layer = station.left(numbers, policy.exit_rule(replace(where, reachable=()) if final else where), kernel)
-        confidence = table.exits[numbers, layer - 1].amax(-1).tolist()
         out.numbers[at, rows], out.exit_layer[at, rows], out.counted[at, rows] = numbers, layer, prunes
-        out.confidence[at, rows] = table.rounded[numbers, layer - 1].max(-1)
+        out.hops[at, rows] = table.rounded[numbers, layer - 1]
         if final or type(policy).after is Policy.after:
             return
-        draws = self.draws[at]
+        confidence = table.exits[numbers, layer - 1].amax(-1).tolist()
         decisions = [policy.after(where, c, draws[r]) for r, c in zip(rows.tolist(), confidence, strict=True)]
         out.probability[at, rows] = [decision.probability for decision in decisions]
-        going = np.array([decision.to is not None for decision in decisions])
-        if not going.any():
-            return
-        further = np.array([_code(decision, self.order) for decision in decisions])[going]
-        rows, numbers = rows[going], numbers[going]
-        out.sent_to[at, rows] = np.where(further >= 0, further, -2 - further)
+        out.sent_to[at, rows] = [NONE if d.to is None else out.tiers.index(d.to) for d in decisions]
         if prunes:
-            numbers = station.pruned(numbers, layer[going], policy.pruning(station.name))
-        yield rows, numbers, further
+            leaves = out.sent_to[at, rows] != NONE
+            numbers[leaves] = station.pruned(numbers[leaves], layer[leaves], policy.pruning(station.name))
+        self._follow(at, decisions, rows, numbers)
 
-    # -- the upper bound -----------------------------------------------------------------------------------------------
+    def _follow(self, at: int, decisions: Sequence[Decision], rows: np.ndarray, numbers: Numbers) -> None:
+        """Send each text where its decision says."""
+        places = [(decision.to, decision.final) for decision in decisions]
+        for to, final in dict.fromkeys(places):
+            if to is not None:
+                group = np.array([place == (to, final) for place in places])
+                self._send(at, self._out.tiers.index(to), rows[group], numbers[group], final=final)
 
-    def _oracle(self, policy: Oracle) -> Run:
-        """The shallowest tier that is right by itself, on the whole text, at full depth."""
-        out = self._empty(policy, self.stations, replay_only=True)
-        tables = [station.table(self.numbers, Kernel.PLAIN) for station in self.stations]
-        rows = np.flatnonzero(np.all([table.tokens[self.numbers] > 0 for table in tables], axis=0))
-        numbers = self.numbers[rows]
-        every = np.stack([table.rounded[numbers, -1] for table in tables])  # [T, n, C]
-        right = every.argmax(-1) == self.labels[rows]
-        pick = np.array([policy.pick(column) for column in right.T.tolist()], dtype=np.int64)
-        out.numbers[pick, rows] = numbers
-        out.exit_layer[pick, rows] = np.array(out.layers)[pick]
-        out.confidence[pick, rows] = every.max(-1)[pick, np.arange(len(rows))]
-        for to in np.unique(pick[pick > 0]).tolist():
-            at = 0
-            while at != to:
-                via = self._toward(at, to)
-                for noted, values in ((out.carried, numbers[pick == to]), (out.target, to)):
-                    noted.setdefault((at, via), np.full(len(self.numbers), NONE))[rows[pick == to]] = values
-                at = via
-        answer(out, policy, self.stations, self.ensemble, rows)
-        return out
-
-    # -- where texts can go ------------------------------------------------------------------------------------------
-
-    def _reachable(self, at: int) -> tuple[str, ...]:
-        return self._routes[at].reachable(self.order[self._depth])
-
-    def _toward(self, at: int, to: int) -> int:
-        return self.order.index(self._routes[at].toward(self.order[to]))
-
-    def signatures(self, numbers: Numbers, kind: Signature) -> list[Vector | None]:
-        """What stands for these texts at the first tier before any layer runs; null where one cannot be read."""
-        return self._recorders[0].signatures(numbers.tolist(), kind)
-
-    def _clues_of(self, numbers: Numbers, at: int, kind: Signature | None) -> list[Clues]:
-        missing = [n for n in numbers.tolist() if (n, kind) not in self._clues]
-        if missing:
-            signs = [None] * len(missing) if kind is None else self._recorders[at].signatures(missing, kind)
-            for number, sign in zip(missing, signs, strict=True):
-                self._clues[number, kind] = Clues(int(self.corpus.words[number]), sign)
-        return [self._clues[number, kind] for number in numbers.tolist()]
-
-
-def _all_then_next(order: Sequence[str]) -> dict[str, list[str]]:
-    return {tier: list(order[1:] if at == 0 else order[at + 1 : at + 2]) for at, tier in enumerate(order)}
-
-
-def _code(decision: Decision, order: Sequence[str]) -> int:
-    """Where a text goes: the tier that must answer, or -2 - the tier that decides for itself."""
-    if decision.to is None:
-        return NONE
-    to = order.index(decision.to)
-    return to if decision.final else -2 - to
+    def _send(self, at: int, to: int, rows: np.ndarray, numbers: Numbers, *, final: bool) -> None:
+        """Put texts on the link that leads to their tier; with `final` that tier must answer."""
+        order, target = self._out.tiers, to if final else NONE
+        via = order.index(self._replay.routes[at].toward(order[to]))
+        self._out.cross((at, via), rows, numbers, target)
+        self.arrive(via, rows, numbers, target)

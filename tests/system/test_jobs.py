@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from lab.cli.main import app
 from lab.data.examples import load
-from lab.replay.compare import held_out
+from lab.replay.trial import held_out
 from shared.errors import TierwiseError
 from shared.model.bundle import load_bundle
 

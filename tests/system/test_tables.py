@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from lab.cli.main import app
 from lab.data.examples import digest, load, without
-from lab.papers import hu
-from lab.papers import make as tables
+from lab.papers import hu, make
 from lab.papers.figures import FIGURES
-from lab.papers.make import Job, run
-from lab.replay.compare import Plan, Texts, compare
+from lab.replay.compare import Texts, compare
+from lab.replay.recorder import Recorders
+from lab.replay.trial import Conditions
 from shared.errors import BadSetting
 from shared.model.bundle import load_bundle
 from shared.policies import named
@@ -54,20 +54,24 @@ def world(tmp_path_factory, tiny_bundle, sentences):
 def here(world, monkeypatch):
     monkeypatch.setenv("TIERWISE_CACHE_DIR", str(world / "cache"))
     monkeypatch.setattr("shared.model.bundle.MODELS", world / "models")
-    monkeypatch.setattr(tables, "MODELS", world / "models")
+    monkeypatch.setattr(make, "MODELS", world / "models")
     for pause in ("REST", "SECONDS"):  # times are not what is tested
         monkeypatch.setattr(f"lab.replay.profile.{pause}", 0.0)
     return world
 
 
-def job(here, out, names=()):
-    return Job(here / "data", list(names), out, n=24)
+def run(here, out, names=()):
+    return make.run(here / "data", list(names), out, 24, conditions())
+
+
+def conditions():
+    return Conditions(Recorders(QUIET))
 
 
 def test_every_table_and_its_numbers_are_those_of_replay(here, tmp_path):
-    assert run(job(here, tmp_path), QUIET) > 0
+    assert run(here, tmp_path) > 0
     report = json.loads((tmp_path / "report.json").read_text())
-    assert set(report["tables"]) == set(tables.NAMES)
+    assert set(report["tables"]) == set(make.NAMES)
     assert set(report["tables"]["dimee-1"]) == {"tiny"}
     for name in FIGURES:
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
@@ -81,8 +85,9 @@ def test_every_table_and_its_numbers_are_those_of_replay(here, tmp_path):
     made = report["tables"]["dimee-1"]["tiny"]
     assert made["made"]["n"] == 24
     assert made["made"]["data_sha256"] == digest(unseen)
-    plan = Plan([Texts(data, "dev", unseen, [load_bundle("split-tiny")])], ["dimee", "random", "oracle", "adaee"])
-    replayed = compare(plan, QUIET)[0]["bundles"]["split-tiny"]["policies"]
+    texts = Texts(data, "dev", unseen, [load_bundle("split-tiny")])
+    replayed, _ = compare([texts], ["dimee", "random", "oracle", "adaee"], conditions())
+    replayed = replayed["bundles"]["split-tiny"]["policies"]
     for row, policy in (("dimee-f", "dimee"), ("random", "random"), ("oracle", "oracle"), ("adaee", "adaee")):
         assert {key: made["rows"][row][key] for key in replayed[policy]} == json.loads(json.dumps(replayed[policy]))
     whole = made["rows"]["whole model"]
@@ -115,36 +120,36 @@ def test_every_table_and_its_numbers_are_those_of_replay(here, tmp_path):
 
 
 def test_a_killed_run_keeps_what_it_made_and_runs_no_text_twice(here, tmp_path, monkeypatch):
-    run(job(here, tmp_path / "first"), QUIET)
+    run(here, tmp_path / "first")
 
     def killed(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(hu, "parts", killed)
     with pytest.raises(KeyboardInterrupt):
-        run(job(here, tmp_path / "second"), QUIET)
+        run(here, tmp_path / "second")
     kept = json.loads((tmp_path / "second" / "report.json").read_text())["tables"]
     assert set(kept) == {"hu-1"}
     monkeypatch.undo()
     monkeypatch.setenv("TIERWISE_CACHE_DIR", str(here / "cache"))
     monkeypatch.setattr("shared.model.bundle.MODELS", here / "models")
-    monkeypatch.setattr(tables, "MODELS", here / "models")
-    assert run(job(here, tmp_path / "second"), QUIET) == 0
+    monkeypatch.setattr(make, "MODELS", here / "models")
+    assert run(here, tmp_path / "second") == 0
     first, second = (json.loads((tmp_path / out / "report.json").read_text()) for out in ("first", "second"))
     assert first["tables"] == second["tables"]
 
 
 def test_one_table_is_made_anew_and_the_others_stay(here, tmp_path):
-    run(job(here, tmp_path, ["hu-1"]), QUIET)
-    run(job(here, tmp_path, ["dimee-pools"]), QUIET)
+    run(here, tmp_path, ["hu-1"])
+    run(here, tmp_path, ["dimee-pools"])
     assert set(json.loads((tmp_path / "report.json").read_text())["tables"]) == {"hu-1", "dimee-pools"}
 
 
 def test_what_cannot_be_made_is_told(here, tmp_path):
     with pytest.raises(BadSetting, match="no table 'nonsense'"):
-        run(job(here, tmp_path, ["nonsense"]), QUIET)
+        run(here, tmp_path, ["nonsense"])
     with pytest.raises(BadSetting, match=r"none of tiny\.parquet"):
-        run(Job(tmp_path, [], tmp_path), QUIET)
+        make.run(tmp_path, [], tmp_path, 24, conditions())
 
 
 def plan(here, out, *targets):
@@ -184,4 +189,4 @@ def test_a_table_whose_data_are_missing_is_refused(here, tmp_path):
     data = here / "data" / "tiny.parquet"
     (tmp_path / "data" / data.name).write_bytes(data.read_bytes())
     with pytest.raises(BadSetting, match=r"needs imdb\.parquet"):
-        run(Job(tmp_path / "data", ["hu-1"], tmp_path / "out", n=24), QUIET)
+        run(tmp_path, tmp_path / "out", ["hu-1"])

@@ -1,24 +1,27 @@
 """A trial: one bundle on one set of unseen texts. Policies are replayed on it and compared text by text.
 
-The tables and the planner stand on this; every number in them is a replay's (`lab/replay/report.py`), with what only a
-comparison can say added: paired intervals of accuracy, time and cost, and McNemar's test.
+`tierwise replay`, the tables and the planner stand on this. Every number in them is a replay's
+(`lab/replay/report.py`), with what only a comparison can say added: paired intervals of accuracy, time and cost, and
+McNemar's test.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lab.console import aside
-from lab.data.examples import Example, digest, load, splits, training_rows, without
-from lab.data.readable import left_out_of
-from lab.replay.compare import held_out, links_of, threads_of
+from lab.data.examples import Example, digest, load, training_rows, without
+from lab.data.examples import unseen as unseen_split
+from lab.data.readable import LeftOut, left_out_of
+from lab.fit.operating import last_within
 from lab.replay.costs import unit_costs
 from lab.replay.recorder import Recorders
 from lab.replay.report import figures
@@ -27,19 +30,22 @@ from lab.replay.times import Times
 from lab.replay.walk import Replay
 from lab.stats import mcnemar, paired_difference, paired_saving, paired_score_difference, paired_shares
 from shared.errors import BadSetting
+from shared.links.profile import Profile, profile
 from shared.model.bundle import Bundle
+from shared.web.machine import cpus
 
 Spec = str | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What every trial of a report shares."""
+    """What every trial of a report shares. `links`: ACCESS/BACKBONE. `anew` measures this machine again."""
 
     recorders: Recorders
     links: str = "5g-nsa/metro"
     threads: int | None = None  # of the deeper tiers; the first has 1
     seed: int = 0
+    anew: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,27 +66,41 @@ class Trial:
     def __init__(self, bundle: Bundle, examples: list[Example], conditions: Conditions, *, split: str) -> None:
         self.bundle, self.split, self.conditions = bundle, split, conditions
         self.replay = Replay(bundle, examples, conditions.recorders, seed=conditions.seed)
-        self._examples = examples
         self._known: dict[str, Outcomes] = {}
 
     @cached_property
     def times(self) -> Times:
         """The model of times on this machine, measured when first asked for."""
-        threads = threads_of(self.bundle, self.conditions.threads)
-        links = links_of(self.bundle, self.conditions.links)
-        return Times(self.replay, threads, links, self.conditions.recorders.console)
+        conditions = self.conditions
+        threads, links = threads_of(self.bundle, conditions.threads), links_of(self.bundle, conditions.links)
+        return Times(self.replay, threads, links, conditions.recorders.console, anew=conditions.anew)
 
     @cached_property
     def reference(self) -> Run:
-        """The deepest tier alone, on every text; what it cannot read is told once."""
+        """The deepest tier alone, on every text; what it cannot read is told once.
+
+        Raises:
+            BadSetting: it can read none.
+        """
         run = self.replay.run(self.replay.policy(f"{self.replay.order[-1]}-only"))
-        left_out_of(self._examples, run.label != NONE).tell(aside())
+        if (run.label == NONE).all():
+            raise BadSetting(f"bundle {self.bundle.name} can read none of the texts")
+        left_out_of(self.replay.examples, run.label != NONE).tell(aside())
         return run
 
     @property
     def read(self) -> np.ndarray:
         """Bool [N]: the texts that can be read."""
         return self.reference.label != NONE
+
+    def with_bundle(self, bundle: Bundle) -> Trial:
+        """Another bundle on the same texts."""
+        return Trial(bundle, list(self.replay.examples), self.conditions, split=self.split)
+
+    @property
+    def left_out(self) -> LeftOut:
+        """The texts that cannot be read."""
+        return left_out_of(self.replay.examples, self.read)
 
     @cached_property
     def truth(self) -> np.ndarray:
@@ -95,26 +115,24 @@ class Trial:
         """
         key = json.dumps(spec, sort_keys=True)
         if key not in self._known:
-            self._known[key] = self._outcomes(self.replay.run(self.replay.policy(spec)))
+            run = self.replay.run(self.replay.policy(spec))
+            modelled, label = self.times.of(run), run.label[self.read]
+            self._known[key] = Outcomes(
+                run=run,
+                label=label,
+                right=label == self.truth,
+                ms=modelled.seconds[self.read] * 1e3,
+                cost=unit_costs(self.replay, run)[self.read],
+                sent=(modelled.bytes_up + modelled.bytes_down)[self.read],
+            )
         return self._known[key]
 
-    def _outcomes(self, run: Run) -> Outcomes:
-        modelled, label = self.times.of(run), run.label[self.read]
-        return Outcomes(
-            run=run,
-            label=label,
-            right=label == self.truth,
-            ms=modelled.seconds[self.read] * 1e3,
-            cost=unit_costs(self.replay, run)[self.read],
-            sent=(modelled.bytes_up + modelled.bytes_down)[self.read],
-        )
-
     def row(self, spec: Spec, against: Spec | None = None) -> dict[str, Any]:
-        """A policy's figures as `tierwise replay` gives them, and `paired` with another policy if one is named."""
-        own = self.of(spec)
-        out = {"spec": spec, **figures(self.replay, own.run, self.reference, self.times)}
+        """A policy's figures, and `paired` with another policy if one is named."""
+        outcomes = self.of(spec)
+        out = {"spec": spec, **figures(self.replay, outcomes.run, self.reference, self.times)}
         if against is not None:
-            out["paired"] = self.paired(own, self.of(against))
+            out["paired"] = self.paired(outcomes, self.of(against))
         return out
 
     def paired(self, a: Outcomes, b: Outcomes) -> dict[str, Any]:
@@ -129,6 +147,15 @@ class Trial:
             "unit_cost": paired_difference(a.cost, b.cost),
         }
 
+    def within(self, base: dict[str, Any], figure: str, limit: float, *, digits: int) -> dict[str, Any]:
+        """The setting at the greatest offload threshold that keeps an outcome's mean (`ms`, `cost`) within a limit."""
+
+        def keeps(threshold: float) -> bool:
+            outcomes = self.of({**base, "offload_threshold": threshold})
+            return float(getattr(outcomes, figure).mean()) <= limit
+
+        return {**base, "offload_threshold": round(last_within(keeps), digits)}
+
     def described(self) -> dict[str, Any]:
         """What a reader must know to make the same numbers again."""
         return {
@@ -137,8 +164,8 @@ class Trial:
             "metric": self.bundle.metric.value,
             "split": self.split,
             "n": len(self.truth),
-            "left_out": left_out_of(self._examples, self.read).report(),
-            "data_sha256": digest(self._examples),
+            "left_out": self.left_out.report(),
+            "data_sha256": digest(list(self.replay.examples)),
             "seed": self.conditions.seed,
             "links": self.conditions.links,
             "threads": threads_of(self.bundle, self.conditions.threads),
@@ -180,9 +207,7 @@ def tuning(bundle: Bundle, data: Path, n: int, conditions: Conditions) -> Trial:
 
 
 def _unseen(data: Path) -> tuple[str, list[Example]]:
-    split = next((name for name in ("test", "dev") if name in splits(str(data))), None)
-    if split is None:
-        raise BadSetting(f"{data}: neither a test nor a dev split")
+    split = unseen_split(str(data))
     return split, without(load(str(data), split), load(str(data), "train"))
 
 
@@ -191,3 +216,50 @@ def _held_out(bundle: Bundle, data: Path) -> list[Example]:
     if not rows:
         raise BadSetting(f"bundle {bundle.name} was not calibrated on {data}: its card names other validation rows")
     return rows
+
+
+# -- conditions -------------------------------------------------------------------------------------------------------
+
+
+def threads_of(bundle: Bundle, deeper: int | None = None) -> dict[str, int]:
+    """As `tierwise serve` sets them: one on the first tier, two on each other."""
+    return {tier: 1 if at == 0 else deeper_threads(deeper) for at, tier in enumerate(bundle.order)}
+
+
+def deeper_threads(named: int | None) -> int:
+    """Of every tier but the first: what was named, else two where there are as many processors."""
+    return named or max(1, min(2, int(cpus())))
+
+
+def access_and_backbone(named: str) -> tuple[str, str]:
+    """The two profiles of ACCESS/BACKBONE (or ACCESS,BACKBONE).
+
+    Raises:
+        BadSetting: not two names.
+    """
+    access, slash, backbone = named.replace(",", "/").partition("/")
+    if not slash or "/" in backbone:
+        raise BadSetting(f"links {named!r}: expected ACCESS/BACKBONE, such as lte/regional")
+    return access, backbone
+
+
+def links_of(bundle: Bundle, named: str) -> dict[tuple[str, str], Profile]:
+    """The profile between any two tiers, from ACCESS/BACKBONE (or ACCESS,BACKBONE).
+
+    Raises:
+        BadSetting: not two names, or no such profile.
+    """
+    access, backbone = access_and_backbone(named)
+    order = bundle.order
+    return {
+        (order[a], order[b]): profile("+".join([access if at == 0 else backbone for at in range(a, b)]))
+        for a, b in combinations(range(len(order)), 2)
+    }
+
+
+def held_out(bundle: Bundle, train: Sequence[Example], hold_out: int = 2500) -> list[Example]:
+    """The rows of train that the bundle's card names as its validation data; none if it was calibrated on others."""
+    card = bundle.card.report.get("validation", {})
+    n = card.get("n", 0)
+    candidates = [list(train[-n:]), list(train[-hold_out:][:n])] if 0 < n <= len(train) else []
+    return next((rows for rows in candidates if digest(rows) == card.get("data_sha256")), [])
