@@ -114,13 +114,9 @@ class Front:
 
     def _outcome(self, text: Text) -> Outcome:
         """The facts about an answered text that a policy may learn from."""
+        seen = () if text.answer is None else text.answer.confidences
         visits = [
-            Visit(
-                hop.tier,
-                hop.exit_layer,
-                hop.confidence,
-                text.confidences if hop is text.hop else (hop.confidence,),
-            )
+            Visit(hop.tier, hop.exit_layer, hop.confidence, seen if hop is text.hop else (hop.confidence,))
             for hop in text.hops
         ]
         return Outcome(text.clues, tuple(visits))

@@ -2,8 +2,9 @@
 
     before   the policy may send a text on before any layer runs
     infer    the model runs in its worker; each text leaves at the first exit that the policy's exit rule accepts
-    after    confidence -> offload probability -> draw -> answer here, or prune and send the kept words on
-    merge    this tier's hop comes first, then the further tiers' hops; if their link failed, this answer stands alone
+    after    confidence -> offload probability -> draw -> answer here, or go on
+    prune    a text that goes on leaves behind the words that received little attention
+    send     one call per destination; its hops come behind this tier's; if it failed, this tier's answer stands alone
 
 Every tier runs this same code; the last one has no upstream. The tier that a client asked does more: it binds the
 policy, combines the hops into an answer and lets the policy learn (`shared/pipeline/front.py`).
@@ -14,19 +15,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import structlog
 
-from shared.contracts import HOP_STAGES, HopTiming, InferredRow, InferRequest, TextPair
-from shared.errors import BadInput, DeadlinePassed, UpstreamFailure
+from shared.contracts import HOP_STAGES, HopTiming, InferredRow, InferRequest
+from shared.errors import BadInput, UpstreamFailure
 from shared.links.upstream import Upstream
 from shared.model.bundle import Bundle
-from shared.model.pruning import keep_words
-from shared.pipeline.hops import most_bytes, new_hop, sound, words_in
+from shared.pipeline.hops import check_rows, most_bytes, new_hop, words_in
 from shared.pipeline.route import Route
 from shared.pipeline.text import Call, Text
-from shared.pipeline.worker import Answer, Batch, Worker
+from shared.pipeline.worker import Batch, Worker
 from shared.policies import STAY, Clues, Decision, Policy, Where, build, name_of
 from shared.policies.dispatch import draw
 from shared.telemetry import Telemetry
@@ -34,7 +35,6 @@ from shared.telemetry import Telemetry
 log = structlog.get_logger()
 EXPLAINED_WORDS = 10_000
 MERGE_S = 0.005  # kept back of every deadline for putting an answer together
-_LATE = "the deadline passed before the first exit was reached"
 
 
 class Tier:
@@ -70,11 +70,14 @@ class Tier:
         if not call.texts:  # a probe asks whether the model still takes work
             await self.worker.turn()
         await self._look(call)
-        early = [text for text in call.texts if self._before(call, text)]  # they leave before any layer runs
+        for text in call.texts:
+            self._decide_before(call, text)
+        early = [text for text in call.texts if text.decision.to]  # they leave before any layer runs
+        here = [text for text in call.texts if not text.decision.to]
         self._away += len(early)
         sent = asyncio.create_task(self._send(call, early, reserve_s=self._reserve_s(call)))
         try:
-            await self._infer(call, [text for text in call.texts if text not in early])
+            await self._infer(call, here)
             await sent
         finally:
             self._away -= len(early)
@@ -112,25 +115,20 @@ class Tier:
         if kind is None or call.request.target is not None:
             return
         started = self._clock()
-        try:
-            async with asyncio.timeout(call.remaining_s()):
-                signatures = await self.worker.signatures(call.request.texts, kind, call.expires)
-        except TimeoutError as error:
-            raise DeadlinePassed(_LATE) from error
+        async with call.in_time():
+            signatures = await self.worker.signatures(call.request.texts, kind, call.expires)
         for text, signature in zip(call.texts, signatures, strict=True):
             text.clues = replace(text.clues, signature=signature)
         self.telemetry.stage("tokenize", self._clock() - started)
 
-    def _before(self, call: Call, text: Text) -> bool:
-        """Whether a text leaves before any layer runs. It then travels unpruned."""
+    def _decide_before(self, call: Call, text: Text) -> None:
+        """Decide where a text goes before any layer runs. One that leaves now travels unpruned."""
         target = call.request.target
         if target is None:
             text.decision = call.policy.before(call.where, text.clues, text.draw)
             self._count(call, text)
         elif target != self.name:  # on its way to another tier: pass it on
             text.decision = Decision(target, 1.0, "policy", True)
-        text.onward = text.source if text.decision.to else None
-        return text.onward is not None
 
     def _reserve_s(self, call: Call) -> float:
         """Seconds of a deadline kept back while texts are away before any layer ran here.
@@ -156,57 +154,54 @@ class Tier:
             return
         started = self._clock()
         batch = await self._run(call, texts)
-        read = [(text, answer) for text, answer in zip(texts, batch.answers, strict=True) if answer is not None]
         pruning = self._clock()
-        keeps = [self._decide(call, text, answer) for text, answer in read]
+        for text, answer in zip(texts, batch.answers, strict=True):
+            text.answer = answer
+            self._decide_after(call, text)
+            self._prune(call, text)
         ended = self._clock()
         spent = (batch.tokenize, batch.queue, batch.infer, ended - pruning)
         for stage, seconds in zip(HOP_STAGES, spent, strict=True):
             self.telemetry.stage(stage, seconds)
         times: dict[HopTiming, float] = {**dict(zip(HOP_STAGES, spent, strict=True)), "total": ended - started}
-        for (text, answer), keep in zip(read, keeps, strict=True):
-            explain = call.request.explain
-            text.hop = new_hop(self.bundle, self.name, text, answer, keep, explain=explain, times_s=times)
-            self._count(call, text)
-        await self._send(call, [text for text in texts if text.onward])
+        for text in texts:
+            if text.answer is not None:
+                text.hop = new_hop(self.bundle, self.name, text, explain=call.request.explain, times_s=times)
+                self._count(call, text)
+        await self._send(call, [text for text in texts if text.decision.to])
 
     async def _run(self, call: Call, texts: Sequence[Text]) -> Batch:
         """Run the model in its worker, with the policy's exit rule, until the deadline."""
-        remaining_s = call.remaining_s()
-        if remaining_s is not None and remaining_s <= 0:
-            raise DeadlinePassed(_LATE)
-        stuck = call.final or any(text.degraded for text in texts) or self._stuck(call.where)
-        try:
-            async with asyncio.timeout(remaining_s):
-                return await self.worker.run(
-                    [text.source for text in texts],
-                    call.policy.exit_rule(replace(call.where, reachable=()) if stuck else call.where),
-                    importance=(not call.final and call.policy.prunes_at(call.where)) or call.request.explain,
-                    explain=call.request.explain,
-                    expires=None if call.expires is None else call.expires - MERGE_S,
-                )
-        except TimeoutError as error:
-            raise DeadlinePassed(_LATE) from error
+        stuck = call.final or any(text.degraded for text in texts) or self._next_is_down(call.where)
+        async with call.in_time():
+            return await self.worker.run(
+                [text.source for text in texts],
+                call.policy.exit_rule(replace(call.where, reachable=()) if stuck else call.where),
+                importance=(not call.final and call.policy.prunes_at(call.where)) or call.request.explain,
+                explain=call.request.explain,
+                expires=None if call.expires is None else call.expires - MERGE_S,
+            )
 
-    def _stuck(self, where: Where) -> bool:
+    def _next_is_down(self, where: Where) -> bool:
         """Whether the nearest tier that a text could go to is known to be down."""
         return bool(where.reachable) and self.upstreams[self.route.toward(where.reachable[0])].breaker.open
 
-    def _decide(self, call: Call, text: Text, answer: Answer) -> list[bool] | None:
-        """Decide where a text goes once it has an answer here. Returns which words pruning keeps; null: all of them."""
-        if answer.cut:
+    def _decide_after(self, call: Call, text: Text) -> None:
+        """Decide where a text goes, now that the model has read it."""
+        if text.answer is None:
+            return
+        if text.answer.cut:
             text.degraded = text.degraded or "deadline"
-        text.confidences = tuple(round(max(exit_), 6) for exit_ in answer.exits)
-        text.decision, text.onward = STAY, None
+        text.decision = STAY
         if not (call.final or text.degraded):
-            text.decision = call.policy.after(call.where, max(answer.probabilities), text.draw)
+            text.decision = call.policy.after(call.where, max(text.answer.probabilities), text.draw)
             self.telemetry.offload_probability.labels(self.name).observe(text.decision.probability)
-        leaves, keep = text.decision.to is not None, None
-        if answer.importance is not None and (leaves or call.request.explain):
-            keep = call.policy.pruning(self.name).mask(answer.encoded, answer.importance)
-        if leaves:
-            text.onward = text.source if keep is None else _pruned(text.source, answer, keep)
-        return keep
+
+    def _prune(self, call: Call, text: Text) -> None:
+        """Choose the words that travel on, for a text that leaves or whose answer is explained."""
+        answer = text.answer
+        if answer is not None and answer.importance is not None and (text.decision.to or call.request.explain):
+            text.keep = call.policy.pruning(self.name).mask(answer.encoded, answer.importance)
 
     def _count(self, call: Call, text: Text) -> None:
         """Count where a text left this tier's model, if it ran, and where the text goes."""
@@ -225,32 +220,28 @@ class Tier:
         `reserve_s` of the deadline are kept back, so that this tier can answer if no other does.
         """
         remaining_s = call.remaining_s()
-        until = None if remaining_s is None else remaining_s - reserve_s - MERGE_S
+        within_s = None if remaining_s is None else remaining_s - reserve_s - MERGE_S
         groups: dict[tuple[str, bool], list[Text]] = {}
         for text in texts:
             assert text.decision.to is not None
             groups.setdefault((text.decision.to, text.decision.final), []).append(text)
-        await asyncio.gather(*(self._ask(call, group, *where, until) for where, group in groups.items()))
+        await asyncio.gather(*(self._ask(call, to, final, group, within_s) for (to, final), group in groups.items()))
 
-    async def _ask(self, call: Call, texts: Sequence[Text], to: str, final: bool, left_s: float | None) -> None:
+    async def _ask(self, call: Call, to: str, final: bool, texts: Sequence[Text], within_s: float | None) -> None:
         """Ask one tier for the hops of these texts; with `final` that tier must answer itself."""
-        onward = [text.onward or text.source for text in texts]
-        request = call.request.model_copy(
-            update={"indices": [text.index for text in texts], "texts": onward, "target": to if final else None}
-        )
+        part = {"indices": [text.index for text in texts], "texts": [text.onward for text in texts]}
+        request = call.request.model_copy(update={**part, "target": to if final else None})
         upstream = self.upstreams[self.route.toward(to)]
         try:
             carried = await upstream.infer(
                 request,
                 dict(call.headers),
-                left_s=left_s,
-                limit=most_bytes(self.bundle, self.name, request),
-                sound=lambda at, came: sound(
-                    self.bundle, self.name, onward[at], came, seed=request.seed, index=request.indices[at]
-                ),
+                within_s=within_s,
+                limit_bytes=most_bytes(self.bundle, self.name, request),
+                check=partial(check_rows, self.bundle, self.name, request),
             )
         except UpstreamFailure as failure:
-            if failure.reason != "breaker_open":  # said once, when it opened
+            if failure.reason != "breaker_open":  # it was logged once, when the breaker opened
                 log.warning("upstream_failed", tier=self.name, to=to, reason=failure.reason, detail=str(failure))
             for text in texts:
                 text.degraded = failure.reason
@@ -258,11 +249,6 @@ class Tier:
         self.telemetry.stage("link", carried.link_s)
         for direction, size in (("up", carried.request_bytes), ("down", carried.response_bytes)):
             self.telemetry.link_bytes.labels(f"{self.name}-{upstream.target}", direction).inc(size)
-        for text, row in zip(texts, upstream.with_link(carried, onward), strict=True):
+        for text, row in zip(texts, carried.rows, strict=True):
             text.behind = row.hops
             text.degraded = row.degraded or (None if row.hops else "upstream_refused")
-
-
-def _pruned(text: TextPair, answer: Answer, keep: list[bool]) -> TextPair:
-    kept, pair = keep_words(text.text, text.text_pair, answer.encoded, keep)
-    return TextPair(text=kept, text_pair=pair)

@@ -27,23 +27,9 @@ from shared.model.exits import ExitRule
 from shared.model.pools import Signature, Vector
 from shared.model.words import Encoded
 from shared.pipeline.queue import Queue, Work
+from shared.pipeline.text import Answer
 
 FORGET_S = 1.0  # an older measured time refuses nobody: only a pass can tell that the model is fast again
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What this tier's model says about one text. `exits` are calibrated, oldest first; `cut`: time ran out there."""
-
-    encoded: Encoded
-    exit_layer: int
-    exits: list[list[float]]
-    importance: list[float] | None
-    cut: bool = False
-
-    @property
-    def probabilities(self) -> list[float]:
-        return self.exits[-1]
 
 
 @dataclass(frozen=True)
