@@ -29,8 +29,8 @@ from shared.model.bundle import Bundle
 from shared.model.pools import Signature, Vector
 from shared.pipeline.route import Route
 from shared.policies import Clues, Decision, Learner, Policy, State, Where, bind, build, first_state, spec_of
+from shared.policies.base import draw
 from shared.policies.baselines.fixed import Oracle
-from shared.policies.dispatch import draw
 
 
 class Replay:

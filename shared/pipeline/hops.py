@@ -9,7 +9,7 @@ from shared.errors import UpstreamFailure
 from shared.model.bundle import Bundle
 from shared.model.words import words_of
 from shared.pipeline.text import Answer, Text
-from shared.policies.dispatch import draw
+from shared.policies.base import draw
 
 _ROUNDING = 1e-9  # of a draw, written as JSON and read again
 _LEAST = 1_000  # bytes that a hop, and a row, may have besides labels and words

@@ -29,7 +29,7 @@ from shared.pipeline.route import Route
 from shared.pipeline.text import Call, Text
 from shared.pipeline.worker import Batch, Worker
 from shared.policies import STAY, Clues, Decision, Policy, Where, build, name_of
-from shared.policies.dispatch import draw
+from shared.policies.base import draw
 from shared.telemetry import Telemetry
 
 log = structlog.get_logger()

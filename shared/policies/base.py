@@ -8,6 +8,7 @@ A policy never changes. One that learns from its answers is a `Learner` (`shared
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Self
@@ -51,6 +52,12 @@ class Decision:
 
 
 STAY = Decision(None, 0.0, "policy")
+
+
+def draw(seed: str, index: int, tier: str) -> float:
+    """A number in [0, 1) that the same seed, index and tier always give: a request replays exactly."""
+    digest = hashlib.sha256(f"{seed}:{index}:{tier}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 class Policy(BaseModel):

@@ -14,8 +14,7 @@ from shared.model.exits import Similarity
 from shared.model.pruning import Pruning
 from shared.policies import STAY, Clues, Decision, Where, build, names, spec_of
 from shared.policies.baselines.fixed import Random
-from shared.policies.collaborative import Collaborative, Tabi
-from shared.policies.dispatch import Curve
+from shared.policies.collaborative import Collaborative, Curve, Tabi
 
 TIERS = ("end", "edge", "cloud")
 LAYERS = {"end": 3, "edge": 6, "cloud": 12}
