@@ -18,12 +18,11 @@ into this folder and give it a `name`. A module that cannot be imported is left 
 Tags beside a formula: [S001] arXiv 2410.05338 says it, [C:repository] read in that public code, [R] our reconstruction.
 """
 
-from shared.policies.base import STAY, Clues, Decision, Policy, Where, answer_at
+from shared.policies.base import STAY, Clues, Decision, Policy, Where
 from shared.policies.learner import Learner, Outcome, State, Visit, bind, first_state
-from shared.policies.registry import BROKEN, POLICIES, build, name_of, named, names, spec_of
+from shared.policies.registry import POLICIES, build, name_of, named, names, spec_of
 
 __all__ = [
-    "BROKEN",
     "POLICIES",
     "STAY",
     "Clues",
@@ -34,7 +33,6 @@ __all__ = [
     "State",
     "Visit",
     "Where",
-    "answer_at",
     "bind",
     "build",
     "first_state",

@@ -151,7 +151,7 @@ def test_then_the_upper_confidence_bound_decides():
 
 
 def test_adaee_takes_ln_t_where_splitee_takes_ln_of_t_plus_one():
-    assert (made("adaee").time(5), made("splitee").time(5)) == (5, 6)
+    assert (made("adaee").rounds_ahead, made("splitee").rounds_ahead) == (0, 1)
 
 
 @pytest.mark.parametrize(
