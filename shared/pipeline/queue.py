@@ -10,6 +10,7 @@ let the wait grow with the cost of a text, and a late answer is worth less than 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -54,26 +55,33 @@ class Work:
 
 
 class Queue:
-    """Any thread may put work in; the model's thread alone takes it."""
+    """Any thread may put work in; the model's thread alone takes it, and says in `text_s` how long a text takes.
+
+    `limit` calls may wait, and as many as take `wait_s`. `clock` is what deadlines are told by, in seconds.
+    """
 
     def __init__(
         self,
         *,
         limit: int,
-        wait_s: float,
-        batch_texts: int,
-        batch_wait_s: float,
+        wait_s: float = math.inf,
+        batch_texts: int = 1,
+        batch_wait_s: float = 0.0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._limit, self._wait_s, self._clock = limit, wait_s, clock
+        self._limit, self._wait_s, self.clock = limit, wait_s, clock
         self._batch_texts, self._batch_wait_s = batch_texts, batch_wait_s
         self._waiting: list[Work] = []
         self._changed = threading.Condition()
-        self._busy = self._closed = False
+        self.busy = self._closed = False
         self._running = 0  # texts of the pass under way
+        self.text_s = (
+            0.0  # what a text takes in its pass, as measured; nothing yet, so a slow first pass refuses nobody
+        )
 
     @property
     def waiting(self) -> int:
+        """Calls that wait."""
         return len(self._waiting)
 
     @property
@@ -82,36 +90,31 @@ class Queue:
         return sum(len(work.texts) for work in self._waiting)
 
     @property
-    def ahead(self) -> int:
-        """Texts that wait or run."""
-        return self.texts + self._running
+    def ahead_s(self) -> float:
+        """Seconds until what waits or runs now is done."""
+        return (self.texts + self._running) * self.text_s
 
-    @property
-    def busy(self) -> bool:
-        """Whether the model is at work."""
-        return self._busy
-
-    def put(self, work: Work, *, text_s: float) -> None:
-        """Add a call's work, where a text is known to take `text_s`.
+    def put(self, work: Work) -> None:
+        """Add a call's work.
 
         Raises:
             QueueFull: the queue is at one of its limits.
         """
         with self._changed:
-            self.admit(text_s=text_s)
-            work.queued = self._busy
+            self.admit()
+            work.queued = self.busy
             self._waiting.append(work)
             self._changed.notify()
 
-    def admit(self, *, text_s: float) -> None:
-        """Whether one more call may wait.
+    def admit(self) -> None:
+        """Refuse a call where no further one may wait.
 
         Raises:
             QueueFull: the queue is at one of its limits.
         """
-        wait = self.texts * text_s
-        if len(self._waiting) >= self._limit or wait > self._wait_s:
-            raise QueueFull(f"{len(self._waiting)} requests wait for the model already", retry_after_s=wait)
+        wait_s = self.texts * self.text_s
+        if self.waiting >= self._limit or wait_s > self._wait_s:
+            raise QueueFull(f"{self.waiting} requests wait for the model already", retry_after_s=wait_s)
 
     def leave(self, work: Work) -> None:
         """Drop the work of a caller who is gone, or stop it before the next layer."""
@@ -127,25 +130,22 @@ class Queue:
         there is work, since older measurements are forgotten meanwhile.
         """
         with self._changed:
-            self._busy, self._running = False, 0
+            self.busy, self._running = False, 0
             while True:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 if self._closed:
                     return []
                 if self._batch_wait_s and self._waiting[0].queued:
-                    self._changed.wait_for(lambda: self._closed or self._full(), self._batch_wait_s)
+                    self._changed.wait_for(lambda: self._closed or self.texts >= self._batch_texts, self._batch_wait_s)
                 if taken := self._next(least_s()):
-                    self._busy, self._running = True, sum(len(work.texts) for work in taken)
+                    self.busy, self._running = True, sum(len(work.texts) for work in taken)
                     return taken
-
-    def _full(self) -> bool:
-        return self.texts >= self._batch_texts
 
     def _next(self, least_s: float) -> list[Work]:
         taken: list[Work] = []
         rows = 0
         for work in list(self._waiting):
-            if work.over(self._clock() + least_s * len(work.texts)):
+            if work.over(self.clock() + least_s * len(work.texts)):
                 self._waiting.remove(work)
                 if work.future.set_running_or_notify_cancel():
                     work.future.set_exception(DeadlinePassed("the deadline passed before the first exit was reached"))
