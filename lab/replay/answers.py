@@ -53,14 +53,14 @@ def _weights(
 
 def outcome(out: Run, policy: Policy, stations: Sequence[Station], clues: Clues, row: int) -> Outcome:
     """What a policy that learns is told about a text, as `shared/pipeline/front.py` tells it."""
-    visits = []
+    visits, sizes = [], dict(zip(out.tiers, out.layers, strict=True))
     for at, station in enumerate(stations):
         layer = int(out.exit_layer[at, row])
         if not layer:
             continue
         confidence = float(out.confidence[at, row])
         own = (confidence,)
-        if at == 0 and policy.exit_rule(Where(station.name, (), {})) is not None:
+        if at == 0 and policy.exit_rule(Where(station.name, (), sizes)) is not None:
             kernel = Kernel.COUNTED if out.counted[at, row] else Kernel.PLAIN
             number = out.numbers[at, row]
             own = tuple(station.table(np.array([number]), kernel).rounded[number, :layer].max(-1).tolist())

@@ -100,8 +100,10 @@ class Replay:
         return out
 
     def _first_state(self, policy: Policy, stations: Sequence[Station]) -> State | None:
-        sizes = {station.name: station.layers for station in stations}
-        return first_state(policy, Where(self.order[0], self.order[1:], sizes), self.bundle.pools)
+        return first_state(policy, self._first_where(stations), self.bundle.pools)
+
+    def _first_where(self, stations: Sequence[Station]) -> Where:
+        return Where(self.order[0], self.order[1:], {station.name: station.layers for station in stations})
 
     def _learn(self, out: Run, policy: Learner, stations: Sequence[Station]) -> None:
         """One text after the other, each answered with what those before it taught."""
@@ -122,10 +124,10 @@ class Replay:
 
     def _stations_for(self, policy: Policy) -> tuple[list[Station], bool]:
         try:
-            policy.check({station.name: station.layers for station in self.stations}, self.order)
+            policy.check(self._first_where(self.stations))
         except UnknownPolicy:
             whole = self._whole_at_first
-            policy.check({station.name: station.layers for station in whole}, self.order)
+            policy.check(self._first_where(whole))
             return whole, True
         return self.stations, False
 

@@ -54,14 +54,15 @@ class Front:
         self._ensemble = tier.bundle.card.ensemble()
         self._skew_said: set[tuple[str, str]] = set()  # tiers and their cards, other than this tier's
         self.default_policy = tier.policy(default_policy)
+        order = tier.bundle.order
+        self._where = Where(tier.name, order[order.index(tier.name) + 1 :], tier.sizes)
         path = None if state_dir is None else state_dir / f"{tier.name}-{tier.bundle.digest[:12]}.json"
         self.states = States(path, tier.policy, self._first_state, keep=self.default_policy)
-        if tier.name == tier.bundle.order[0]:  # a deeper one may never be asked first
+        if tier.name == order[0]:  # a deeper one may never be asked first
             self._admit(self.default_policy)
 
     def _first_state(self, policy: Policy) -> State | None:
-        deeper = tuple(self._bundle.order[1:])
-        return first_state(policy, Where(self.tier.name, deeper, self.tier.sizes), self._bundle.pools)
+        return first_state(policy, self._where, self._bundle.pools)
 
     def _admit(self, policy: Policy) -> Policy:
         """The plain policy for one request.
@@ -69,8 +70,7 @@ class Front:
         Raises:
             UnknownPolicy: this bundle lacks what the policy needs.
         """
-        order = self._bundle.order
-        policy.check(self.tier.sizes, order[order.index(self.tier.name) :])
+        policy.check(self._where)
         return bind(policy, self.states.of(policy))
 
     async def classify(self, request: ClassifyRequest, request_id: str, headers: Mapping[str, str]) -> Answered:

@@ -54,10 +54,10 @@ def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping
         raise UnknownPolicy(f"policy {name!r}: unknown tier {elsewhere[0]!r}: this bundle has {', '.join(tiers)}")
     try:
         if name in POLICIES:
-            return POLICIES[name].model_validate({**defaults.get(name, {}), **given}).among(tiers)
+            return POLICIES[name].model_validate({**defaults.get(name, {}), **given})
         if given:
             raise UnknownPolicy(f"policy {name!r} has no parameters; got {', '.join(sorted(given))}")
-        return Only(tier=name.removesuffix("-only")).among(tiers)
+        return Only(tier=name.removesuffix("-only"))
     except ValidationError as error:
         unknown = any(problem["type"] == "extra_forbidden" for problem in error.errors())
         known = f" (parameters: {', '.join(POLICIES[name].model_fields)})" if unknown else ""

@@ -18,7 +18,6 @@ raw text travels, not hidden states. A text that should have been offloaded and 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -145,16 +144,17 @@ class SplitEE(Bandit):
     layer_cost: Cost = Field(0.1, description="what a layer on the device costs, in confidence (lambda)")
     offload_cost: Cost = Field(0.1, description="what offloading costs, in confidence (o)")
 
-    def check(self, layers: Mapping[str, int], order: Sequence[str]) -> None:
-        needs_all_layers(self.name, layers, order)
-        if self.arm is not None and self.arm > layers[order[0]]:
-            raise UnknownPolicy(f"policy {self.name!r}: arm {self.arm} is deeper than {order[0]}'s {layers[order[0]]}")
+    def check(self, where: Where) -> None:
+        needs_all_layers(self.name, where)
+        held = where.layers[where.tier]
+        if self.arm is not None and self.arm > held:
+            raise UnknownPolicy(f"policy {self.name!r}: arm {self.arm} is deeper than {where.tier}'s {held}")
 
     def arms(self, where: Where) -> list[float]:
         return list(range(1, where.layers[where.tier] + 1))
 
     def exit_rule(self, where: Where) -> ExitRule | None:
-        return None if self.arm is None or self._tiers[-1:] == (where.tier,) else AtLayer(self.arm)
+        return None if self.arm is None or where.is_last else AtLayer(self.arm)
 
     @property
     def threshold(self) -> float | None:

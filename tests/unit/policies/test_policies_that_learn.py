@@ -91,7 +91,7 @@ def test_dimee_says_what_is_missing():
     with pytest.raises(UnknownPolicy, match="run `tierwise calibrate`"):
         made("dimee", signature="token_norms").initial_state(where(), POOLS)
     with pytest.raises(UnknownPolicy, match="3 pools for 2 tiers"):
-        build("dimee", ("end", "cloud"), {}).initial_state(where(), POOLS)
+        made("dimee").initial_state(Where("end", ("cloud",), {"end": 3, "cloud": 12}), POOLS)
     with pytest.raises(UnknownPolicy, match="ask that tier"):
         policy.initial_state(where("edge"), POOLS)
 
@@ -225,11 +225,11 @@ def test_i_splitee_always_has_the_deepest_arm():
 
 @pytest.mark.parametrize("name", ["early-exit", "splitee", "splitee-s", "i-splitee"])
 def test_whole_model_methods_want_all_layers(name):
-    made(name).check(WHOLE, TIERS)
+    made(name).check(where(layers=WHOLE))
     with pytest.raises(UnknownPolicy, match=f"{name}.*end, which holds 3 of its 12 layers"):
-        made(name).check(SPLIT, TIERS)
+        made(name).check(where(layers=SPLIT))
     with pytest.raises(UnknownPolicy, match="edge, which holds 6 of its 12 layers"):
-        made(name).check(WHOLE, TIERS[1:])
+        made(name).check(where("edge", layers=WHOLE))
 
 
 @pytest.mark.parametrize(
