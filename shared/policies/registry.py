@@ -44,13 +44,13 @@ def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping
         raise UnknownPolicy(f"policy {name!r}: its module cannot be used: {BROKEN[name]}")
     if name not in names(tiers):
         live = ", ".join(known for known in names(tiers) if known != Oracle.name)
+        left_out = f"; left out, as they cannot be used: {', '.join(BROKEN)}" if BROKEN else ""
         raise UnknownPolicy(
-            f"unknown policy {name!r}: choose one of {live} (or {Oracle.name}, in replay only){_left_out()}"
+            f"unknown policy {name!r}: choose one of {live} (or {Oracle.name}, in replay only){left_out}"
         )
-    elsewhere = [tier for value in given.values() if isinstance(value, dict) for tier in value if tier not in tiers]
-    if isinstance(given.get("tier"), str) and given["tier"] not in tiers:
-        elsewhere.append(given["tier"])
-    if elsewhere:
+    named_tiers = [tier for value in given.values() if isinstance(value, dict) for tier in value]
+    named_tiers += [given["tier"]] if isinstance(given.get("tier"), str) else []
+    if elsewhere := [tier for tier in named_tiers if tier not in tiers]:
         raise UnknownPolicy(f"policy {name!r}: unknown tier {elsewhere[0]!r}: this bundle has {', '.join(tiers)}")
     try:
         if name in POLICIES:
@@ -62,10 +62,6 @@ def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping
         unknown = any(problem["type"] == "extra_forbidden" for problem in error.errors())
         known = f" (parameters: {', '.join(POLICIES[name].model_fields)})" if unknown else ""
         raise UnknownPolicy(f"policy {name!r}: {_problems(error)}{known}") from error
-
-
-def _left_out() -> str:
-    return f"; left out, as they cannot be used: {', '.join(BROKEN)}" if BROKEN else ""
 
 
 def _problems(error: ValidationError) -> str:
@@ -121,11 +117,7 @@ def _named(base: type[Policy]) -> Iterator[type[Policy]]:
 
 
 def _add(module: str) -> None:
-    """Import a module of this folder and offer its policies.
-
-    Raises:
-        BadSetting: a policy's name is no text, or another policy has it.
-    """
+    """Import a module of this folder and offer its policies; BadSetting where a name is no text, or taken."""
     importlib.import_module(f"{policies.__name__}.{module}")
     here = f"{policies.__name__}.{module}."
     own = [policy for policy in _named(Policy) if f"{policy.__module__}.".startswith(here)]
