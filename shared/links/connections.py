@@ -65,10 +65,7 @@ class Stream(httpcore.AsyncNetworkStream):
         await self._inner.aclose()
 
     async def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.AsyncNetworkStream:
         return Stream(await self._inner.start_tls(ssl_context, server_hostname, timeout))
 
@@ -97,21 +94,15 @@ class _Backend(httpcore.AsyncNetworkBackend):
 
 
 def transport(url: str, limits: httpx.Limits) -> httpx.AsyncHTTPTransport:
-    """httpx's own, over connections as above."""
+    """httpx's transport, over connections as above."""
     out = httpx.AsyncHTTPTransport(verify=trusted(url), limits=limits, trust_env=False)
     out._pool._network_backend = _Backend()  # httpx has no argument for it
     return out
 
 
-async def drop(answer: httpx.Response) -> None:
-    """Do not use the connection again that this answer came by."""
+async def drop(answer: httpx.Response, *, only_excess: bool = False) -> None:
+    """Do not use the connection of this answer again; with `only_excess`, where bytes came behind the answer."""
     stream = answer.extensions.get("network_stream")
-    if stream is not None:
-        await stream.aclose()
-
-
-async def drop_excess(answer: httpx.Response) -> None:
-    """The same if bytes came behind the answer."""
-    stream = answer.extensions.get("network_stream")
-    if isinstance(stream, Stream) and stream.excess(answer.headers):
+    excess = isinstance(stream, Stream) and stream.excess(answer.headers)
+    if stream is not None and (excess or not only_excess):
         await stream.aclose()

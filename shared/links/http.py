@@ -133,7 +133,7 @@ class UpstreamHttp:
         if answer.status_code == 200 and call.encode() not in content:
             await connections.drop(answer)
             raise UpstreamFailure("upstream_invalid", f"{self._target} sent an answer to something else")
-        await connections.drop_excess(answer)
+        await connections.drop(answer, only_excess=True)
         return bytes(content)
 
     async def close(self) -> None:

@@ -20,15 +20,7 @@ import httpx
 import structlog
 from pydantic import ValidationError
 
-from shared.contracts import (
-    CONTRACT_VERSION,
-    DegradedReason,
-    InferredRow,
-    InferRequest,
-    InferResponse,
-    LinkUse,
-    TextPair,
-)
+from shared.contracts import CONTRACT_VERSION, DegradedReason, InferredRow, InferRequest, InferResponse, LinkUse
 from shared.errors import DeadlinePassed, UpstreamFailure
 from shared.links.breaker import Breaker
 from shared.links.estimates import Smoothed
@@ -128,7 +120,7 @@ class Upstream:
             if within_s <= self.link_s:
                 raise UpstreamFailure("deadline", f"{self.target}: {within_s * 1e3:.0f} ms remain, the link takes more")
             request = request.model_copy(update={"deadline_ms": (within_s - self.link_s) * 1e3})
-        request = request.model_copy(update={"call": _new_call()})
+        request = request.model_copy(update={"call": secrets.token_hex(8)})
         body, started = request.model_dump_json().encode(), self._clock()
         self._sizes.append(len(body))
         try:
@@ -144,7 +136,7 @@ class Upstream:
         link_s = max(0.0, seconds - response.total_ms / 1e3)
         self._usual.add(seconds)
         self._link_time.add(link_s)
-        rows = self._with_link(response.rows, request.texts, len(body), len(answer), link_s)
+        rows = self._with_link(response, request, len(body), len(answer), link_s)
         return Carried(rows, len(body), len(answer), link_s)
 
     async def _post(
@@ -215,21 +207,20 @@ class Upstream:
 
     def _probe(self) -> tuple[InferRequest, bytes]:
         """A request without texts, and its body with white space behind it."""
-        request = InferRequest(
-            request_id="probe", call=_new_call(), seed="probe", indices=[], texts=[], policy={"name": "collaborative"}
-        )
+        call, policy = secrets.token_hex(8), {"name": "collaborative"}
+        request = InferRequest(request_id="probe", call=call, seed="probe", indices=[], texts=[], policy=policy)
         longest = min(max(self._sizes, default=0), _LONGEST_PROBE)
         return request, request.model_dump_json().encode().ljust(longest)
 
     def _with_link(
-        self, rows: Sequence[InferredRow], texts: Sequence[TextPair], up_bytes: int, down_bytes: int, link_s: float
+        self, response: InferResponse, request: InferRequest, up_bytes: int, down_bytes: int, link_s: float
     ) -> list[InferredRow]:
         """The callee's rows, each first hop with this link on record and the row's share of the bytes."""
-        up = _shares(up_bytes, [len(text.text) + len(text.text_pair or "") for text in texts])
-        down = _shares(down_bytes, [1] * len(texts))
+        up = _shares(up_bytes, [len(text.text) + len(text.text_pair or "") for text in request.texts])
+        down = _shares(down_bytes, [1] * len(request.texts))
         backend, profile = self.link
-        out = []
-        for row, request_bytes, response_bytes in zip(rows, up, down, strict=True):
+        rows = []
+        for row, request_bytes, response_bytes in zip(response.rows, up, down, strict=True):
             if row.hops and row.hops[0].link is None:
                 link = LinkUse(
                     source=self.source,
@@ -241,17 +232,13 @@ class Upstream:
                     ms=round(link_s * 1e3, 3),
                 )
                 row = row.model_copy(update={"hops": [row.hops[0].model_copy(update={"link": link}), *row.hops[1:]]})
-            out.append(row)
-        return out
+            rows.append(row)
+        return rows
 
     async def close(self) -> None:
         if self._probing is not None:
             self._probing.cancel()
         await self._http.close()
-
-
-def _new_call() -> str:
-    return secrets.token_hex(8)
 
 
 def _shares(total: int, sizes: Sequence[int]) -> list[int]:

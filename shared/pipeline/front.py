@@ -65,11 +65,7 @@ class Front:
         return first_state(policy, self._where, self._bundle.pools)
 
     def _admit(self, policy: Policy) -> Policy:
-        """The plain policy for one request.
-
-        Raises:
-            UnknownPolicy: this bundle lacks what the policy needs.
-        """
+        """The plain policy for one request; UnknownPolicy where this bundle lacks what it needs."""
         policy.check(self._where)
         return bind(policy, self.states.of(policy))
 

@@ -95,11 +95,7 @@ class Queue:
         return (self.texts + self._running) * self.text_s
 
     def put(self, work: Work) -> None:
-        """Add a call's work.
-
-        Raises:
-            QueueFull: the queue is at one of its limits.
-        """
+        """Add a call's work, if it may wait (`admit`)."""
         with self._changed:
             self.admit()
             work.queued = self.busy

@@ -99,11 +99,7 @@ class Call:
 
     @asynccontextmanager
     async def in_time(self) -> AsyncIterator[None]:
-        """Stop what runs inside at the deadline.
-
-        Raises:
-            DeadlinePassed: it was stopped, or is too late to begin.
-        """
+        """Stop what runs inside at the deadline: DeadlinePassed, also where it is too late to begin."""
         late, remaining_s = "the deadline passed before the first exit was reached", self.remaining_s()
         if remaining_s is not None and remaining_s <= 0:
             raise DeadlinePassed(late)

@@ -26,7 +26,7 @@ from shared.links.upstream import Upstream
 from shared.model.bundle import Bundle
 from shared.pipeline.hops import check_rows, most_bytes, new_hop, words_in
 from shared.pipeline.route import Route
-from shared.pipeline.text import Call, Text
+from shared.pipeline.text import Answer, Call, Text
 from shared.pipeline.worker import Batch, Worker
 from shared.policies import STAY, Clues, Decision, Policy, Where, build, name_of
 from shared.policies.base import draw
@@ -50,26 +50,11 @@ class Tier:
         self._clock = worker.clock
         self._away = 0  # texts that another tier reads before any layer ran here
 
-    def policy(self, spec: str | Mapping[str, Any]) -> Policy:
-        """The policy that a spec names, with this bundle's parameters for whatever it leaves out."""
-        return build(spec, self.bundle.order, self.bundle.card.policies)
-
-    async def infer(self, request: InferRequest, headers: Mapping[str, str]) -> list[InferredRow]:
-        """The hops of every text from this tier on; a row without hops could not be read.
-
-        Raises:
-            BadInput: an unknown policy or tier, or a target that cannot be reached from here.
-            QueueFull, DeadlinePassed: this tier could not start in time.
-        """
-        call = self.resolve(request, self.policy(request.policy), headers)
-        await self.answer(call)
-        return [text.row() for text in call.texts]
-
     async def answer(self, call: Call) -> None:
-        """Give every text of a call its hops: this tier's, and those of the tiers that it goes on to."""
+        """Take every text of a call through its life here: it gets this tier's hop, and those of the tiers behind."""
         if not call.texts:  # a probe asks whether the model still takes work
             await self.worker.turn()
-        await self._look(call)
+        await self._add_signatures(call)
         for text in call.texts:
             self._decide_before(call, text)
         early = [text for text in call.texts if text.decision.to]  # they leave before any layer runs
@@ -84,32 +69,9 @@ class Tier:
             sent.cancel()
         await self._infer(call, [text for text in early if text.came_back])  # their upstream failed
 
-    def resolve(self, request: InferRequest, policy: Policy, headers: Mapping[str, str]) -> Call:
-        """Resolve a request once: its texts with their draws, its deadline, and the tiers that it may reach.
-
-        Raises:
-            BadInput: a tier that does not exist or cannot be reached, or too many words to explain.
-        """
-        order = self.bundle.order
-        if request.max_tier not in (None, *order):
-            raise BadInput(f"unknown tier {request.max_tier!r}: this bundle has {', '.join(order)}")
-        if request.target not in (None, self.name, *self.route.deeper):
-            raise BadInput(f"tier {request.target!r} cannot be reached from {self.name}")
-        texts = [
-            Text(index, source, draw(request.seed, index, self.name), Clues(len(words_in(source))))
-            for index, source in zip(request.indices, request.texts, strict=True)
-        ]
-        words = sum(text.clues.words for text in texts)
-        if request.explain and words > EXPLAINED_WORDS:
-            raise BadInput(f"explain lists every word, at most {EXPLAINED_WORDS} a request; these texts have {words}")
-        self.telemetry.words.labels(self.name, "in").inc(words)
-        expires = None if request.deadline_ms is None else self._clock() + request.deadline_ms / 1e3
-        where = Where(self.name, self.route.reachable(request.max_tier), self.sizes)
-        return Call(request, policy, where, texts, expires, self._clock, headers)
-
     # -- before any layer runs -------------------------------------------------------------------------------------
 
-    async def _look(self, call: Call) -> None:
+    async def _add_signatures(self, call: Call) -> None:
         """Add each text's signature to its clues, where the policy asks for one."""
         kind = call.policy.signature(self.name)
         if kind is None or call.request.target is not None:
@@ -130,18 +92,6 @@ class Tier:
         elif target != self.name:  # on its way to another tier: pass it on
             text.decision = Decision(target, 1.0, "policy", True)
 
-    def _reserve_s(self, call: Call) -> float:
-        """Seconds of a deadline kept back while texts are away before any layer ran here.
-
-        If their upstream fails, all of them come back together. The reserve is the time to run them here, as measured,
-        and a tenth of the remaining time, since the machine may be busy. Before any measurement it is half of it.
-        """
-        remaining_s = call.remaining_s()
-        if remaining_s is None:
-            return 0.0
-        expected = self.worker.expected(self._away, self.sizes[self.name])
-        return remaining_s / 2 if expected is None else min(expected + remaining_s / 10, 0.9 * remaining_s)
-
     # -- inference here --------------------------------------------------------------------------------------------
 
     async def _infer(self, call: Call, texts: Sequence[Text]) -> None:
@@ -154,20 +104,15 @@ class Tier:
             return
         started = self._clock()
         batch = await self._run(call, texts)
-        pruning = self._clock()
+        inferred = self._clock()
         for text, answer in zip(texts, batch.answers, strict=True):
-            text.answer = answer
-            self._decide_after(call, text)
-            self._prune(call, text)
+            if answer is not None:  # else the tokenizer knows no word of it
+                text.answer = answer
+                self._decide_after(call, text, answer)
+                self._prune(call, text, answer)
         ended = self._clock()
-        spent = (batch.tokenize, batch.queue, batch.infer, ended - pruning)
-        for stage, seconds in zip(HOP_STAGES, spent, strict=True):
-            self.telemetry.stage(stage, seconds)
-        times: dict[HopTiming, float] = {**dict(zip(HOP_STAGES, spent, strict=True)), "total": ended - started}
-        for text in texts:
-            if text.answer is not None:
-                text.hop = new_hop(self.bundle, self.name, text, explain=call.request.explain, times_s=times)
-                self._count(call, text)
+        times_s: dict[HopTiming, float] = {**batch.times_s, "prune": ended - inferred, "total": ended - started}
+        self._add_hops(call, texts, times_s)
         await self._send(call, [text for text in texts if text.decision.to])
 
     async def _run(self, call: Call, texts: Sequence[Text]) -> Batch:
@@ -182,35 +127,28 @@ class Tier:
                 expires=None if call.expires is None else call.expires - MERGE_S,
             )
 
-    def _next_is_down(self, where: Where) -> bool:
-        """Whether the nearest tier that a text could go to is known to be down."""
-        return bool(where.reachable) and self.upstreams[self.route.toward(where.reachable[0])].breaker.open
-
-    def _decide_after(self, call: Call, text: Text) -> None:
+    def _decide_after(self, call: Call, text: Text, answer: Answer) -> None:
         """Decide where a text goes, now that the model has read it."""
-        if text.answer is None:
-            return
-        if text.answer.cut:
+        if answer.cut:
             text.degraded = text.degraded or "deadline"
         text.decision = STAY
         if not (call.final or text.degraded):
-            text.decision = call.policy.after(call.where, max(text.answer.probabilities), text.draw)
+            text.decision = call.policy.after(call.where, max(answer.probabilities), text.draw)
             self.telemetry.offload_probability.labels(self.name).observe(text.decision.probability)
 
-    def _prune(self, call: Call, text: Text) -> None:
+    def _prune(self, call: Call, text: Text, answer: Answer) -> None:
         """Choose the words that travel on, for a text that leaves or whose answer is explained."""
-        answer = text.answer
-        if answer is not None and answer.importance is not None and (text.decision.to or call.request.explain):
+        if answer.importance is not None and (text.decision.to or call.request.explain):
             text.keep = call.policy.pruning(self.name).mask(answer.encoded, answer.importance)
 
-    def _count(self, call: Call, text: Text) -> None:
-        """Count where a text left this tier's model, if it ran, and where the text goes."""
-        if (hop := text.hop) is not None:
-            self.telemetry.exits.labels(self.name, str(hop.exit_layer)).inc()
-            self.telemetry.confidence.labels(self.name).observe(hop.confidence)
-            self.telemetry.words.labels(self.name, "kept").inc(hop.words_kept or 0)
-        if (to := text.decision.to) is not None:
-            self.telemetry.offloads.labels(self.name, to, text.decision.reason, name_of(call.policy)).inc()
+    def _add_hops(self, call: Call, texts: Sequence[Text], times_s: Mapping[HopTiming, float]) -> None:
+        """Put this tier's part on record, for each text that its model has read."""
+        for stage in HOP_STAGES:
+            self.telemetry.stage(stage, times_s[stage])
+        for text in texts:
+            if text.answer is not None:
+                text.hop = new_hop(self.bundle, self.name, text, explain=call.request.explain, times_s=times_s)
+                self._count(call, text)
 
     # -- further tiers ---------------------------------------------------------------------------------------------
 
@@ -252,3 +190,70 @@ class Tier:
         for text, row in zip(texts, carried.rows, strict=True):
             text.behind = row.hops
             text.degraded = row.degraded or (None if row.hops else "upstream_refused")
+
+    # -- from a request to a call, and to its rows -------------------------------------------------------------------
+
+    async def infer(self, request: InferRequest, headers: Mapping[str, str]) -> list[InferredRow]:
+        """The hops of every text from this tier on; a row without hops could not be read.
+
+        Raises:
+            BadInput: an unknown policy or tier, or a target that cannot be reached from here.
+            QueueFull, DeadlinePassed: this tier could not start in time.
+        """
+        call = self.resolve(request, self.policy(request.policy), headers)
+        await self.answer(call)
+        return [text.row() for text in call.texts]
+
+    def resolve(self, request: InferRequest, policy: Policy, headers: Mapping[str, str]) -> Call:
+        """Resolve a request once: its texts with their draws, its deadline, and the tiers that it may reach.
+
+        Raises:
+            BadInput: a tier that does not exist or cannot be reached, or too many words to explain.
+        """
+        order = self.bundle.order
+        if request.max_tier not in (None, *order):
+            raise BadInput(f"unknown tier {request.max_tier!r}: this bundle has {', '.join(order)}")
+        if request.target not in (None, self.name, *self.route.deeper):
+            raise BadInput(f"tier {request.target!r} cannot be reached from {self.name}")
+        texts = [
+            Text(index, source, draw(request.seed, index, self.name), Clues(len(words_in(source))))
+            for index, source in zip(request.indices, request.texts, strict=True)
+        ]
+        words = sum(text.clues.words for text in texts)
+        if request.explain and words > EXPLAINED_WORDS:
+            raise BadInput(f"explain lists every word, at most {EXPLAINED_WORDS} a request; these texts have {words}")
+        self.telemetry.words.labels(self.name, "in").inc(words)
+        expires = None if request.deadline_ms is None else self._clock() + request.deadline_ms / 1e3
+        where = Where(self.name, self.route.reachable(request.max_tier), self.sizes)
+        return Call(request, policy, where, texts, expires, self._clock, headers)
+
+    def policy(self, spec: str | Mapping[str, Any]) -> Policy:
+        """The policy that a spec names, with this bundle's parameters for whatever it leaves out."""
+        return build(spec, self.bundle.order, self.bundle.card.policies)
+
+    # -- what the steps above need -----------------------------------------------------------------------------------
+
+    def _next_is_down(self, where: Where) -> bool:
+        """Whether the nearest tier that a text could go to is known to be down."""
+        return bool(where.reachable) and self.upstreams[self.route.toward(where.reachable[0])].breaker.open
+
+    def _reserve_s(self, call: Call) -> float:
+        """Seconds of a deadline kept back while texts are away before any layer ran here.
+
+        If their upstream fails, all of them come back together. The reserve is the time to run them here, as measured,
+        and a tenth of the remaining time, since the machine may be busy. Before any measurement it is half of it.
+        """
+        remaining_s = call.remaining_s()
+        if remaining_s is None:
+            return 0.0
+        expected = self.worker.expected(self._away, self.sizes[self.name])
+        return remaining_s / 2 if expected is None else min(expected + remaining_s / 10, 0.9 * remaining_s)
+
+    def _count(self, call: Call, text: Text) -> None:
+        """Count where a text left this tier's model, if it ran, and where the text goes."""
+        if (hop := text.hop) is not None:
+            self.telemetry.exits.labels(self.name, str(hop.exit_layer)).inc()
+            self.telemetry.confidence.labels(self.name).observe(hop.confidence)
+            self.telemetry.words.labels(self.name, "kept").inc(hop.words_kept or 0)
+        if (to := text.decision.to) is not None:
+            self.telemetry.offloads.labels(self.name, to, text.decision.reason, name_of(call.policy)).inc()

@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 import torch
 
-from shared.contracts import TextPair
+from shared.contracts import HopStage, TextPair
 from shared.errors import UnreadableText
 from shared.links.estimates import Smoothed
 from shared.model.classifier import Classifier
@@ -35,12 +35,10 @@ FORGET_S = 1.0  # an older measured time refuses nobody: only a pass can tell th
 
 @dataclass(frozen=True)
 class Batch:
-    """The answers of one call (null where a text could not be read) and its times in seconds."""
+    """The answers of one call (null where a text could not be read), and what each stage took in seconds."""
 
     answers: list[Answer | None]
-    tokenize: float
-    queue: float
-    infer: float
+    times_s: dict[HopStage, float]
 
 
 class Worker:
@@ -120,8 +118,10 @@ class Worker:
         traces = self._forward(works, encoded)
         answers = [[None if item is None else self._answer(item, next(traces)) for item in items] for items in encoded]
         tokenize, infer = tokenized - started, self.clock() - tokenized
-        pairs = zip(works, answers, strict=True)
-        return [Batch(each, tokenize, started - work.asked, infer) for work, each in pairs]
+        return [
+            Batch(each, {"tokenize": tokenize, "queue": started - work.asked, "infer": infer})
+            for work, each in zip(works, answers, strict=True)
+        ]
 
     def _forward(self, works: list[Work], encoded: list[list[Encoded | None]]) -> Iterator[ExitTrace]:
         """The traces of every readable text, call by call."""
