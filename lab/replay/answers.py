@@ -42,7 +42,7 @@ def _weights(
     ensemble: Ensemble, policy: Policy, tiers: list[str], confidence: np.ndarray
 ) -> Iterator[tuple[np.ndarray, list[float]]]:
     """The ensemble's weights on one path, by groups of its texts."""
-    weighting = policy.weighting_for()
+    weighting = policy.ensemble_weighting()
     if weighting is not Weighting.SUREST:
         yield np.arange(confidence.shape[1]), ensemble.weights(tiers, weighting)
         return

@@ -1,8 +1,8 @@
 """Connections to an upstream whose answers are bounded at the socket, before a parser sees them.
 
     bytes    an answer may put so many on the connection, its head and chunk lengths and interim answers included
-    pieces   what came is handed on in small pieces; between two of them the event loop serves everybody else
-    excess   bytes behind the end of an answer belong to nobody: such a connection is not used again
+    pieces   an answer is handed on in small pieces; between two of them the event loop serves other calls
+    excess   bytes behind the end of an answer belong to no call: such a connection is not used again
 
 Left out: HTTP/2, Unix sockets.
 """
@@ -57,7 +57,7 @@ class Stream(httpcore.AsyncNetworkStream):
         await self._inner.write(buffer, timeout)
 
     def excess(self, headers: httpx.Headers) -> bool:
-        """Whether more came than the answer with these headers, or nobody can tell (no length was stated)."""
+        """Whether bytes came behind the answer with these headers, or its length is unknown."""
         return headers.get("content-length") != str(self._body)
 
     async def aclose(self) -> None:

@@ -1,6 +1,6 @@
 """One link to a further tier: what a call may take, what it carried, and when the tier is not asked at all.
 
-deadline   the callee gets what is left less what the link is measured to take; a late answer is dropped
+deadline   the callee gets the remaining time less what the link is measured to take; a late answer is dropped
 answer     it names the call and the index of each text, in order, or it is not believed
 breaker    `shared/links/breaker.py` says when to stop; a probe in the background says when to go on: an `/v1/infer`
            without texts, which passes the key, the contract and the model's queue, and costs no inference. Both ways it
@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import httpx
 import structlog
@@ -129,10 +130,10 @@ class Upstream:
             check(response.rows)
         except UpstreamFailure as failure:
             if self._blames(failure, within_s):
-                self._tell(failed=True)
+                self._count(failed=True)
             raise
         seconds = self._clock() - started
-        self._tell(failed=False)
+        self._count(failed=False)
         link_s = max(0.0, seconds - response.total_ms / 1e3)
         self._usual.add(seconds)
         self._link_time.add(link_s)
@@ -142,7 +143,7 @@ class Upstream:
     async def _post(
         self, body: bytes, headers: dict[str, str], call: str, within_s: float | None, limit_bytes: int
     ) -> bytes:
-        """The answer's bytes, within the deadline and the upstream's own timeout."""
+        """The answer's bytes, within the deadline and the timeout of an upstream."""
         limit_s = self._timeout_s if within_s is None else min(within_s, self._timeout_s)
         try:
             async with asyncio.timeout(limit_s):
@@ -174,9 +175,9 @@ class Upstream:
         usual_s = _IMPATIENT_S if self._usual.high is None else self._usual.high
         return failure.answered is None and within_s is not None and within_s > usual_s
 
-    def _tell(self, *, failed: bool) -> None:
+    def _count(self, *, failed: bool) -> None:
         was_open = self.breaker.open
-        self.breaker.tell(failed=failed)
+        self.breaker.count(failed=failed)
         if self.breaker.open and not was_open:
             log.warning("breaker_open", tier=self.source, to=self.target)
             self._watch()
@@ -243,9 +244,6 @@ class Upstream:
 
 def _shares(total: int, sizes: Sequence[int]) -> list[int]:
     """Divide `total` in proportion to `sizes`, in whole bytes that add up to it."""
-    whole, given, out = max(1, sum(sizes)), 0, []
-    for end in range(1, len(sizes) + 1):
-        upto = total * sum(sizes[:end]) // whole if end < len(sizes) else total
-        out.append(upto - given)
-        given = upto
-    return out
+    whole = max(1, sum(sizes))
+    ends = [total * upto // whole for upto in accumulate(sizes)]
+    return [end - start for start, end in pairwise([0, *ends[:-1], total])] if sizes else []

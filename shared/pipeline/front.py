@@ -1,4 +1,4 @@
-"""What the tier that a client asked does besides: bind the policy, combine the tiers' answers, let the policy learn.
+"""The tier that a client asked: it binds the policy, combines the tiers' answers, and lets the policy learn.
 
 A client may ask any tier. Each text passes here once, on the first tier of its way.
 """
@@ -52,7 +52,7 @@ class Front:
         self.tier, self._deadline_ms = tier, deadline_ms
         self._bundle, self._telemetry = tier.bundle, tier.telemetry
         self._ensemble = tier.bundle.card.ensemble()
-        self._skew_said: set[tuple[str, str]] = set()  # tiers and their cards, other than this tier's
+        self._skew_logged: set[tuple[str, str]] = set()  # tiers and their cards, other than this tier's
         self.default_policy = tier.policy(default_policy)
         order = tier.bundle.order
         self._where = Where(tier.name, order[order.index(tier.name) + 1 :], tier.sizes)
@@ -121,7 +121,7 @@ class Front:
         """One text's answer: the weighted mean over its hops."""
         hops, last = text.hops, text.hops[-1]
         confidences = [hop.confidence for hop in hops]
-        weights = self._ensemble.weights([hop.tier for hop in hops], policy.weighting_for(), confidences)
+        weights = self._ensemble.weights([hop.tier for hop in hops], policy.ensemble_weighting(), confidences)
         probabilities = rounded(combine([hop.probabilities for hop in hops], weights))
         label = max(probabilities, key=probabilities.__getitem__)
         self._count(text, label, policy)
@@ -150,9 +150,9 @@ class Front:
     def _skewed(self, hops: list[Hop]) -> bool:
         """Whether a tier answered with another model card than this tier's: logged once a card, counted always."""
         others = {(hop.tier, hop.card) for hop in hops if hop.card != self._bundle.card_name}
-        for tier, card in others - self._skew_said:
+        for tier, card in others - self._skew_logged:
             log.warning("card_skew", tier=self.tier.name, by=tier, card=card, own=self._bundle.card_name)
-        self._skew_said |= others
+        self._skew_logged |= others
         for tier, _ in others:
             self._telemetry.card_skew.labels(self.tier.name, tier).inc()
         return bool(others)

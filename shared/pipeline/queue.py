@@ -37,11 +37,11 @@ class Work:
     asked: float = 0.0
     future: Future[Any] = field(default_factory=Future)
     queued: bool = False  # it found the model busy
-    gone: bool = False  # its caller has left
+    abandoned: bool = False  # its caller has left
 
     def over(self, at: float) -> bool:
         """Whether nobody wants a result at the time `at`."""
-        return self.gone or (self.expires is not None and at >= self.expires)
+        return self.abandoned or (self.expires is not None and at >= self.expires)
 
     def joins(self, other: Work) -> bool:
         """Whether both fit into one forward pass."""
@@ -50,14 +50,14 @@ class Work:
         return alike and self.signature is other.signature is None and long <= max(2 * short, 100)
 
     def _length(self) -> int:
-        """Characters of the longest text: what its padding is made of."""
+        """Characters of the longest text, to which the others are padded."""
         return max((len(text.text) + len(text.text_pair or "") for text in self.texts), default=0)
 
 
 class Queue:
-    """Any thread may put work in; the model's thread alone takes it, and says in `text_s` how long a text takes.
+    """Any thread may put work in; the model's thread alone takes it, and sets `text_s` to what a text takes.
 
-    `limit` calls may wait, and as many as take `wait_s`. `clock` is what deadlines are told by, in seconds.
+    At most `limit` calls wait, and no more than take `wait_s`. Deadlines go by `clock`, in seconds.
     """
 
     def __init__(
@@ -75,9 +75,7 @@ class Queue:
         self._changed = threading.Condition()
         self.busy = self._closed = False
         self._running = 0  # texts of the pass under way
-        self.text_s = (
-            0.0  # what a text takes in its pass, as measured; nothing yet, so a slow first pass refuses nobody
-        )
+        self.text_s = 0.0  # what a text takes in its pass; it grows from 0, so a slow first pass refuses nobody
 
     @property
     def waiting(self) -> int:
@@ -95,7 +93,7 @@ class Queue:
         return (self.texts + self._running) * self.text_s
 
     def put(self, work: Work) -> None:
-        """Add a call's work, if it may wait (`admit`)."""
+        """Add a call's work; raise QueueFull where it may not wait."""
         with self._changed:
             self.admit()
             work.queued = self.busy
@@ -103,19 +101,15 @@ class Queue:
             self._changed.notify()
 
     def admit(self) -> None:
-        """Refuse a call where no further one may wait.
-
-        Raises:
-            QueueFull: the queue is at one of its limits.
-        """
+        """Raise QueueFull where no further call may wait."""
         wait_s = self.texts * self.text_s
         if self.waiting >= self._limit or wait_s > self._wait_s:
             raise QueueFull(f"{self.waiting} requests wait for the model already", retry_after_s=wait_s)
 
     def leave(self, work: Work) -> None:
-        """Drop the work of a caller who is gone, or stop it before the next layer."""
+        """Drop the work of a caller who has left, or stop it before the next layer."""
         with self._changed:
-            work.gone = True
+            work.abandoned = True
             if work in self._waiting:
                 self._waiting.remove(work)
 

@@ -42,7 +42,7 @@ class Batch:
 
 
 class Worker:
-    """Runs one classifier in one thread of its own, with `threads` of torch's."""
+    """Runs one classifier in one thread; torch uses `threads` for it."""
 
     def __init__(self, classifier: Classifier, queue: Queue, *, threads: int) -> None:
         self._classifier, self.queue, self.clock = classifier, queue, queue.clock
@@ -97,7 +97,7 @@ class Worker:
         while works := self.queue.take(self._first_exit_s):
             try:
                 done = self._run(works)
-            except BaseException as error:  # noqa: BLE001 - whatever it is belongs to those who wait, not to this thread
+            except BaseException as error:  # noqa: BLE001 - it belongs to those who wait, not to this thread
                 for work in works:
                     work.future.set_exception(error)
             else:

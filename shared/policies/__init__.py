@@ -3,7 +3,7 @@
 A policy may decide before local inference (`before`), after it (`after`), or both; it may name any reachable tier and
 say whether that tier must answer (`final`) or may decide again. It also chooses the exit rule, the pruning and the
 ensemble's weights. The same objects decide live and in replay. To add one: put a module with a subclass of `Policy`
-into this folder and give it a `name`. A module that cannot be imported is left out, and said.
+into this folder and give it a `name`. A module that cannot be imported is left out and logged.
 
     collaborative       Zhang et al. 2025 (arXiv 2412.12102): early exit, S-curve offloading, pruning, ensemble
     tabi                the same without early exit (theta = 0), as that paper reproduces Tabi (Wang et al. 2023)

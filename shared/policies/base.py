@@ -116,7 +116,7 @@ class Policy(BaseModel):
         """What is dropped from a text that leaves a tier."""
         return Pruning(coefficient=0)
 
-    def weighting_for(self) -> Weighting:
+    def ensemble_weighting(self) -> Weighting:
         return Weighting.LAST
 
 

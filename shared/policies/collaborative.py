@@ -107,7 +107,7 @@ class Collaborative(Policy):
     def pruning(self, tier: str) -> Pruning:
         return Pruning(self.pruning_coefficient)
 
-    def weighting_for(self) -> Weighting:
+    def ensemble_weighting(self) -> Weighting:
         return self.weighting
 
 

@@ -1,6 +1,7 @@
 """The one registry of policies: every class with a `name` in this folder's modules and in `baselines/`.
 
-A module that cannot be used breaks nothing but itself: it is left out, said once, and told to whoever asks for it.
+A module that cannot be used breaks nothing but itself: it is left out, logged once, and named in the error of a request
+for its policy.
 """
 
 from __future__ import annotations
@@ -43,11 +44,9 @@ def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping
     if isinstance(name, str) and name in BROKEN and name not in POLICIES:
         raise UnknownPolicy(f"policy {name!r}: its module cannot be used: {BROKEN[name]}")
     if name not in names(tiers):
-        live = ", ".join(known for known in names(tiers) if known != Oracle.name)
+        known = ", ".join(one for one in names(tiers) if one != Oracle.name)
         left_out = f"; left out, as they cannot be used: {', '.join(BROKEN)}" if BROKEN else ""
-        raise UnknownPolicy(
-            f"unknown policy {name!r}: choose one of {live} (or {Oracle.name}, in replay only){left_out}"
-        )
+        raise UnknownPolicy(f"unknown policy {name!r}: choose one of {known} (or oracle, in replay only){left_out}")
     named_tiers = [tier for value in given.values() if isinstance(value, dict) for tier in value]
     named_tiers += [given["tier"]] if isinstance(given.get("tier"), str) else []
     if elsewhere := [tier for tier in named_tiers if tier not in tiers]:
@@ -66,17 +65,17 @@ def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping
 
 def _problems(error: ValidationError) -> str:
     """What is wrong with each parameter, once: one that may be a number or one per tier fails as both."""
-    told: dict[str, str] = {}
+    faults: dict[str, str] = {}
     for problem in error.errors():
         loc, message = problem["loc"], plain(problem["msg"])
         name = str(loc[0]) if loc else "parameters"
-        if len(loc) > 2:  # inside of what was given per tier
-            told[name] = f"{name}.{loc[-1]}: {message}"
-        elif problem["type"] == "dict_type" and name in told:
-            told[name] += ', or one per tier, {"end": 0.9}'
+        if len(loc) > 2:  # inside of a value per tier
+            faults[name] = f"{name}.{loc[-1]}: {message}"
+        elif problem["type"] == "dict_type" and name in faults:
+            faults[name] += ', or one per tier, {"end": 0.9}'
         else:
-            told.setdefault(name, f"{name}: {message}")
-    return "; ".join(told.values())
+            faults.setdefault(name, f"{name}: {message}")
+    return "; ".join(faults.values())
 
 
 def named(setting: str) -> str | dict[str, Any]:
@@ -120,11 +119,11 @@ def _add(module: str) -> None:
     """Import a module of this folder and offer its policies; BadSetting where a name is no text, or taken."""
     importlib.import_module(f"{policies.__name__}.{module}")
     here = f"{policies.__name__}.{module}."
-    own = [policy for policy in _named(Policy) if f"{policy.__module__}.".startswith(here)]
-    for policy in own:
+    found = [policy for policy in _named(Policy) if f"{policy.__module__}.".startswith(here)]
+    for policy in found:
         if not isinstance(policy.name, str) or policy.name in POLICIES or policy.name.endswith("-only"):
             raise BadSetting(f"{policy.__name__}: the name {policy.name!r} is no text, or taken: choose another")
-    POLICIES.update({policy.name: policy for policy in own})
+    POLICIES.update({policy.name: policy for policy in found})
 
 
 _theirs = [module.name for module in pkgutil.iter_modules(policies.__path__) if module.name not in _FIRST]

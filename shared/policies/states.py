@@ -31,7 +31,7 @@ PAUSE_S = 1.0  # between two writes; after one that failed, twice as long each t
 LONGEST_PAUSE_S = 30.0
 CLOSE_S = 2.0  # for the last write when the tier stops
 _DAMAGED = (OSError, ValueError, AttributeError, TypeError, RecursionError, ArithmeticError, LookupError)
-_OLD_S = 60.0  # a draft that is older was left behind, whoever has its number now
+_OLD_S = 60.0  # an older draft was abandoned, even if a process has its number now
 
 
 class States:
@@ -54,7 +54,7 @@ class States:
         self._keep = None if keep is None else _key(keep)
         self._states: dict[str, State] = {}  # a state is replaced, never changed
         self._encoded: dict[str, tuple[State, str]] = {}  # of the last write: most states are as they were
-        self._writer = Background("states", limit=2)  # one that writes, one that looks afterwards for what came since
+        self._writer = Background("states", limit=2)  # one that writes, one that looks for later changes
         self._latest = self._saved = self._states  # the states after the last change, and those on disk
         if path is not None:
             self._latest = self._saved = self._states = self._read(path)

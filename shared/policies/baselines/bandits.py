@@ -120,7 +120,7 @@ class AdaEE(Bandit):
     def threshold(self) -> float | None:
         return self.arm
 
-    def weighting_for(self) -> Weighting:
+    def ensemble_weighting(self) -> Weighting:
         return Weighting.SUREST
 
     def rewards(self, state: State, outcome: Outcome) -> dict[float, float]:

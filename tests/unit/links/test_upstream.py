@@ -199,7 +199,7 @@ def calls(handlers, count):
             transport=httpx.MockTransport(handler),
             count_retry=lambda: retries.append(1),
         )
-        upstream.breaker.tell = lambda *, failed: None  # the breaker would end the story early
+        upstream.breaker.count = lambda *, failed: None  # the breaker would end the story early
         for _ in range(count):
             try:
                 await upstream.infer(REQUEST, {})

@@ -66,7 +66,7 @@ def test_collaborative_names_its_exit_rule_pruning_and_weights():
     policy = made({**spec, "pruning_coefficient": 0.9, "weighting": "accuracy"})
     assert policy.exit_rule(END) == Similarity(0.02, 3, 0.7)
     assert policy.pruning("end") == Pruning(0.9)
-    assert policy.weighting_for() is Weighting.ACCURACY
+    assert policy.ensemble_weighting() is Weighting.ACCURACY
     assert made({"name": "collaborative", "theta": 0}).exit_rule(END) is None
 
 
@@ -146,7 +146,7 @@ def test_policies_that_decide_before_change_nothing_afterwards():
         assert not policy.may_offload_after(END)
         assert policy.exit_rule(END) is None
         assert policy.pruning("end").coefficient == 0
-        assert policy.weighting_for() is Weighting.LAST
+        assert policy.ensemble_weighting() is Weighting.LAST
 
 
 def test_parameters_not_given_come_from_the_card():

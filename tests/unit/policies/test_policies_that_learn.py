@@ -182,7 +182,7 @@ def test_adaee_sends_below_its_arm_straight_to_the_last_tier_and_the_surer_answe
     assert policy.after(where(), 0.8, 0.0).to is None
     assert policy.after(Where("end", (), SPLIT), 0.1, 0.0).to is None
     ensemble = Ensemble()
-    assert policy.weighting_for() is Weighting.SUREST
+    assert policy.ensemble_weighting() is Weighting.SUREST
     assert ensemble.weights(["end", "cloud"], Weighting.SUREST, [0.7, 0.6]) == [1.0, 0.0]
     assert ensemble.weights(["end", "cloud"], Weighting.SUREST, [0.6, 0.6]) == [0.0, 1.0]
 
