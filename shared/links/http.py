@@ -85,7 +85,7 @@ class UpstreamHttp:
         return await self._once(self._fresh, body, headers, call, limit_bytes)
 
     async def probe(self, body: bytes, *, call: str, limit_bytes: int) -> bytes:
-        """The same on a connection of its own, never retried."""
+        """The same on a fresh connection, never retried."""
         return await self._once(self._fresh, body, {}, call, limit_bytes)
 
     async def _once(

@@ -25,6 +25,7 @@ from shared.errors import BadInput, UpstreamFailure
 from shared.links.upstream import Upstream
 from shared.model.bundle import Bundle
 from shared.pipeline.hops import check_rows, most_bytes, new_hop, words_in
+from shared.pipeline.queue import Work
 from shared.pipeline.route import Route
 from shared.pipeline.text import Answer, Call, Text
 from shared.pipeline.worker import Batch, Worker
@@ -118,14 +119,15 @@ class Tier:
     async def _run(self, call: Call, texts: Sequence[Text]) -> Batch:
         """Run the model in its worker, with the policy's exit rule, until the deadline."""
         stuck = call.final or any(text.degraded for text in texts) or self._next_is_down(call.where)
+        work = Work(
+            [text.source for text in texts],
+            call.policy.exit_rule(replace(call.where, reachable=()) if stuck else call.where),
+            importance=(not call.final and call.policy.prunes_at(call.where)) or call.request.explain,
+            explain=call.request.explain,
+            expires=None if call.expires is None else call.expires - MERGE_S,
+        )
         async with call.in_time():
-            return await self.worker.run(
-                [text.source for text in texts],
-                call.policy.exit_rule(replace(call.where, reachable=()) if stuck else call.where),
-                importance=(not call.final and call.policy.prunes_at(call.where)) or call.request.explain,
-                explain=call.request.explain,
-                expires=None if call.expires is None else call.expires - MERGE_S,
-            )
+            return await self.worker.run(work)
 
     def _decide_after(self, call: Call, text: Text, answer: Answer) -> None:
         """Decide where a text goes, now that the model has read it."""

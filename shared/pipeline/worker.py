@@ -22,7 +22,6 @@ from shared.errors import UnreadableText
 from shared.links.estimates import Smoothed
 from shared.model.classifier import Classifier
 from shared.model.encoder import ExitTrace
-from shared.model.exits import ExitRule
 from shared.model.pools import Signature, Vector
 from shared.model.words import Encoded
 from shared.pipeline.queue import Queue, Work
@@ -51,22 +50,14 @@ class Worker:
         self._thread = threading.Thread(target=self._serve, args=(threads,), name="model", daemon=True)
         self._thread.start()
 
-    async def run(
-        self,
-        texts: Sequence[TextPair],
-        rule: ExitRule | None,
-        *,
-        importance: bool,
-        explain: bool,
-        expires: float | None = None,
-    ) -> Batch:
-        """Tokenize and run a batch of texts, until `expires` (the clock's time).
+    async def run(self, work: Work) -> Batch:
+        """Tokenize a call's texts and run them through the model.
 
         Raises:
             QueueFull: too many wait.
             DeadlinePassed: it could not be started in time.
         """
-        return await self._do(Work(texts, rule, importance, explain, expires=expires))
+        return await self._do(work)
 
     async def signatures(
         self, texts: Sequence[TextPair], kind: Signature, expires: float | None = None

@@ -80,11 +80,7 @@ class Policy(BaseModel):
     name: ClassVar[str]
 
     def check(self, where: Where) -> None:
-        """Whether the policy can run live when this tier is asked.
-
-        Raises:
-            UnknownPolicy: a tier lacks layers that the method needs, or the card says nothing about it.
-        """
+        """Raise UnknownPolicy where the policy cannot run live on this tier: it lacks layers, or the card is silent."""
 
     def signature(self, tier: str) -> Signature | None:
         """Which signature `before` wants to see at a tier."""

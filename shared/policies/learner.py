@@ -45,8 +45,7 @@ class Learner(Policy):
     def initial_state(self, where: Where, pools: Pools | None) -> State | None:
         """The state before the first text, JSON-able; null where the parameters leave nothing to learn.
 
-        Raises:
-            UnknownPolicy: the bundle lacks what the policy starts from.
+        Raise UnknownPolicy where the bundle lacks what the policy starts from.
         """
         raise NotImplementedError
 

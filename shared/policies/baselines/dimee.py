@@ -64,9 +64,8 @@ class Dimee(Pooled, Learner):
         return {"sizes": list(pools.sizes), "means": list(pools.means[self.signature_kind])}
 
     def check_state(self, state: State, fresh: State) -> None:
-        if any(
-            not isinstance(now, int) or now < first for now, first in zip(state["sizes"], fresh["sizes"], strict=True)
-        ):
+        sizes = zip(state["sizes"], fresh["sizes"], strict=True)
+        if any(not isinstance(now, int) or now < first for now, first in sizes):
             raise ValueError(f"pools of {fresh['sizes']} texts cannot have become {state['sizes']}")
 
     def bound(self, state: State) -> Policy:

@@ -154,9 +154,7 @@ def answers(classifier, texts, **options):
     worker = Worker(Counting(), Queue(limit=100, **options), threads=1)
 
     async def crowd():
-        return await asyncio.gather(
-            *(worker.run([TextPair(text=t)], Confidence(0.9), importance=False, explain=False) for t in texts)
-        )
+        return await asyncio.gather(*(worker.run(work(text, rule=Confidence(0.9))) for text in texts))
 
     try:
         return [batch.answers[0] for batch in asyncio.run(crowd())], passes
@@ -202,7 +200,7 @@ def test_one_late_row_of_a_joint_pass_leaves_the_others_alone(classifier, senten
     worker = Worker(watched(classifier, between_layers), Queue(limit=10, batch_texts=4, clock=clock), threads=1)
 
     def ask(text, expires=None):
-        return worker.run([TextPair(text=text)], None, importance=False, explain=False, expires=expires)
+        return worker.run(work(text, expires=expires))
 
     async def crowd():
         first = asyncio.create_task(ask("a"))
@@ -234,7 +232,7 @@ def test_an_abandoned_pass_stops_before_its_next_layer(classifier):
     worker = Worker(watched(classifier, between_layers), Queue(limit=10), threads=1)
 
     async def leave():
-        task = asyncio.create_task(worker.run([TextPair(text="a")], None, importance=False, explain=False))
+        task = asyncio.create_task(worker.run(work("a")))
         await asyncio.to_thread(held.wait, 30)
         task.cancel()
         await asyncio.wait({task})
@@ -276,7 +274,7 @@ def test_a_model_that_fails_fails_its_caller_and_not_the_thread(classifier):
     worker = Worker(broken, Queue(limit=10), threads=1)
 
     async def ask():
-        return await worker.run([TextPair(text="a")], None, importance=False, explain=False)
+        return await worker.run(work("a"))
 
     with pytest.raises(RuntimeError, match="no memory"):
         asyncio.run(ask())
