@@ -89,9 +89,6 @@ class _Backend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         return Stream(await self._inner.connect_tcp(host, port, timeout, local_address, socket_options))
 
-    async def sleep(self, seconds: float) -> None:
-        await self._inner.sleep(seconds)
-
 
 def transport(url: str, limits: httpx.Limits) -> httpx.AsyncHTTPTransport:
     """httpx's transport, over connections as above."""

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from shared.contracts import DegradedReason, Hop, InferredRow, InferRequest, TextPair
+from shared.contracts import DegradedReason, Hop, InferRequest, TextPair
 from shared.errors import DeadlinePassed
 from shared.model.pruning import keep_words
 from shared.model.words import Encoded
@@ -70,10 +70,6 @@ class Text:
     def came_back(self) -> bool:
         """Whether it was sent on before any layer ran, and the tier it was sent to gave no answer."""
         return self.degraded is not None and not self.hops
-
-    def row(self) -> InferredRow:
-        """The text's row in the answer to the tier before."""
-        return InferredRow(index=self.index, hops=self.hops, degraded=self.degraded)
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ class Tier:
         """
         call = self.resolve(request, self.policy(request.policy), headers)
         await self.answer(call)
-        return [text.row() for text in call.texts]
+        return [InferredRow(index=text.index, hops=text.hops, degraded=text.degraded) for text in call.texts]
 
     def resolve(self, request: InferRequest, policy: Policy, headers: Mapping[str, str]) -> Call:
         """Resolve a request once: its texts with their draws, its deadline, and the tiers that it may reach.
