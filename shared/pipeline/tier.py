@@ -248,8 +248,8 @@ class Tier:
         remaining_s = call.remaining_s()
         if remaining_s is None:
             return 0.0
-        expected = self.worker.expected(self._away, self.sizes[self.name])
-        return remaining_s / 2 if expected is None else min(expected + remaining_s / 10, 0.9 * remaining_s)
+        expected_s = self.worker.expected_s(self._away, self.sizes[self.name])
+        return remaining_s / 2 if expected_s is None else min(expected_s + remaining_s / 10, 0.9 * remaining_s)
 
     def _count(self, call: Call, text: Text) -> None:
         """Count where a text left this tier's model, if it ran, and where the text goes."""

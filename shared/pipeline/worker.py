@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 import torch
 
-from shared.contracts import HopStage, TextPair
+from shared.contracts import HopTiming, TextPair
 from shared.errors import UnreadableText
 from shared.links.estimates import Smoothed
 from shared.model.classifier import Classifier
@@ -37,7 +37,7 @@ class Batch:
     """The answers of one call (null where a text could not be read), and what each stage took in seconds."""
 
     answers: list[Answer | None]
-    times_s: dict[HopStage, float]
+    times_s: dict[HopTiming, float]
 
 
 class Worker:
@@ -69,7 +69,7 @@ class Worker:
         """Wait in the queue for nothing: whether the model still takes work."""
         await self._do(Work([]))
 
-    def expected(self, texts: int, layers: int) -> float | None:
+    def expected_s(self, texts: int, layers: int) -> float | None:
         """Seconds until `texts` put into the queue now have passed `layers`, as measured; null before anything was."""
         row_layer_s = self._row_layer.last_high
         return None if row_layer_s is None else self.queue.ahead_s + texts * layers * row_layer_s
