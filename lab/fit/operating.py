@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from shared.model.ensemble import Ensemble, Weighting
-from shared.policies.dispatch import Curve, Dispatcher
+from shared.policies.collaborative import Curve, offload_probability
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.98, 0.99)
 STEEPNESS = (10.0, 30.0)
@@ -46,8 +46,8 @@ def paths(stages: Sequence[Stage], thresholds: Mapping[str, float], steepness: f
     """Probability that each text stops at each tier, [tiers, N]; columns sum to 1."""
     reach, stop = torch.ones(len(stages[0].seconds)), []
     for stage in stages[:-1]:
-        dispatcher = Dispatcher(thresholds[stage.tier], steepness)
-        leave = torch.tensor([dispatcher.probability(c) for c in stage.probabilities.max(-1).values.tolist()])
+        confidences, threshold = stage.probabilities.max(-1).values.tolist(), thresholds[stage.tier]
+        leave = torch.tensor([offload_probability(c, threshold, steepness) for c in confidences])
         stop.append(reach * (1 - leave))
         reach = reach * leave
     return torch.stack([*stop, reach])
@@ -121,15 +121,16 @@ def last_within(within: Callable[[float], bool], *, steps: int = 14) -> float:
     return low
 
 
-def sent_share(dispatcher: Dispatcher, confidences: Sequence[float]) -> float:
+def sent_share(confidences: Sequence[float], threshold: float, steepness: float, curve: Curve) -> float:
     """The share of texts that leave a tier, as is expected over the draws."""
-    return sum(map(dispatcher.probability, confidences)) / max(1, len(confidences))
+    expected = sum(offload_probability(c, threshold, steepness, curve) for c in confidences)
+    return expected / max(1, len(confidences))
 
 
 def threshold_for(confidences: Sequence[float], share: float, steepness: float, curve: Curve = Curve.SIGMOID) -> float:
     """The threshold at which this share of texts leaves a tier: the share grows with it."""
 
     def fewer(threshold: float) -> bool:
-        return sent_share(Dispatcher(threshold, steepness, curve), confidences) < share
+        return sent_share(confidences, threshold, steepness, curve) < share
 
     return round(last_within(fewer, steps=30), 4)

@@ -23,8 +23,7 @@ from lab.replay.trial import Trial
 from lab.stats import Z_ONE_SIDED, unseen_share
 from shared.model.bundle import Bundle
 from shared.policies import spec_of
-from shared.policies.collaborative import by_tier
-from shared.policies.dispatch import Curve, Dispatcher
+from shared.policies.collaborative import Curve, by_tier
 
 PAPER = {"name": "collaborative", "steepness": 10.0, "patience": 2, "pruning_coefficient": 0.0, "weighting": "accuracy"}
 OURS = {**PAPER, "weighting": "fitted"}
@@ -151,7 +150,7 @@ def as_many_sent(trial: Trial, base: dict[str, Any], curve: Curve) -> dict[str, 
     for at, tier in enumerate(trial.replay.order[:-1]):
         confidence = run.confidence[at, run.ran[at]].tolist()
         threshold = by_tier(base["offload_threshold"], tier)
-        wanted = sent_share(Dispatcher(threshold, base["steepness"], Curve(base["curve"])), confidence)
+        wanted = sent_share(confidence, threshold, base["steepness"], Curve(base["curve"]))
         thresholds[tier] = threshold_for(confidence, wanted, base["steepness"], curve)
     return {"offload_threshold": thresholds}
 

@@ -22,7 +22,7 @@ def answer(out: Run, policy: Policy, ensemble: Ensemble, rows: np.ndarray) -> No
             continue
         group = rows[(ran == path[:, None]).all(0)]
         hops = out.hops[visited][:, group]
-        weights = _weights(ensemble, policy.weighting_for(), [out.tiers[at] for at in visited], hops.max(-1))
+        weights = _weights(ensemble, policy.ensemble_weighting(), [out.tiers[at] for at in visited], hops.max(-1))
         mixed = np.zeros(hops.shape[1:])
         for weight, hop in zip(weights, hops, strict=True):  # in the order of `combine`
             mixed = mixed + weight[:, None] * hop
@@ -50,11 +50,11 @@ def _labels(mixed: np.ndarray) -> np.ndarray:
 
 def outcome(out: Run, policy: Policy, stations: Sequence[Station], clues: Clues, row: int) -> Outcome:
     """What a policy that learns is told about a text, as `shared/pipeline/front.py` tells it."""
-    visits = []
+    visits, sizes = [], dict(zip(out.tiers, out.layers, strict=True))
     for at in np.flatnonzero(out.ran[:, row]).tolist():
         station, layer, confidence = stations[at], int(out.exit_layer[at, row]), float(out.hops[at, row].max())
         confidences = (confidence,)
-        if at == 0 and policy.exit_rule(Where(station.name, (), {})) is not None:
+        if at == 0 and policy.exit_rule(Where(station.name, (), sizes)) is not None:
             kernel = Kernel.COUNTED if out.counted[at, row] else Kernel.PLAIN
             rounded = station.table(out.numbers[[at], row], kernel).rounded[out.numbers[at, row], :layer]
             confidences = tuple(rounded.max(-1).tolist())

@@ -36,6 +36,7 @@ from lab.replay.trial import Outcomes, Trial
 from lab.stats import Z_ONE_SIDED, share_above, wilson
 from lab.stats import front as beaten_by_none
 from shared.errors import UnknownPolicy
+from shared.policies import Where
 
 Spec = dict[str, Any]
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95)
@@ -230,7 +231,7 @@ def grid(trial: Trial, coefficients: Sequence[float]) -> list[Spec]:
     for spec in (*_collaborative(order, coefficients), *_others(order, max(sizes.values()))):
         try:
             policy = trial.replay.policy(spec)
-            policy.check(sizes, order)
+            policy.check(Where(order[0], order[1:], sizes))
             trial.of(spec)
         except UnknownPolicy:  # this bundle lacks what it needs
             continue

@@ -77,6 +77,7 @@ class Times:
     def of(self, run: Run) -> Modelled:
         """The modelled figures of a run."""
         infer, link, other, up, down = (np.zeros(len(run.label)) for _ in range(5))
+        sizes = dict(zip(run.tiers, run.layers, strict=True))
         for at, station in enumerate(self._replay.stations_of(run)):
             for kernel in Kernel:
                 counted = kernel is Kernel.COUNTED
@@ -84,7 +85,7 @@ class Times:
                 if not len(rows):
                     continue
                 numbers, layer = run.numbers[at, rows], run.exit_layer[at, rows]
-                rule = run.bound.exit_rule(Where(station.name, (), {})) is not None
+                rule = run.bound.exit_rule(Where(station.name, (), sizes)) is not None
                 tokens = station.table(numbers, kernel).tokens[numbers]
                 infer[rows] += self._passes(station, kernel, rule=rule)[layer - 1, tokens]
                 measured = self._table(station.recorder, self._threads[station.name])

@@ -29,8 +29,8 @@ from shared.model.bundle import Bundle
 from shared.model.pools import Signature
 from shared.pipeline.route import Route
 from shared.policies import Clues, Decision, Learner, Policy, State, Where, bind, build, first_state, spec_of
+from shared.policies.base import draw
 from shared.policies.baselines.fixed import Oracle
-from shared.policies.dispatch import draw
 
 
 class Replay:
@@ -102,7 +102,11 @@ class Replay:
         return out
 
     def _first_state(self, policy: Policy, stations: Sequence[Station]) -> State | None:
-        return first_state(policy, replace(self.where(0, stations), reachable=self.order[1:]), self.bundle.pools)
+        return first_state(policy, self._first(stations), self.bundle.pools)
+
+    def _first(self, stations: Sequence[Station]) -> Where:
+        """Where a policy stands that may use every tier."""
+        return replace(self.where(0, stations), reachable=self.order[1:])
 
     def _learn(self, out: Run, policy: Learner, stations: Sequence[Station]) -> None:
         """One text after the other, each answered with what those before it taught."""
@@ -130,10 +134,10 @@ class Replay:
 
     def _stations_for(self, policy: Policy) -> tuple[list[Station], bool]:
         try:
-            policy.check({station.name: station.layers for station in self.stations}, self.order)
+            policy.check(self._first(self.stations))
         except UnknownPolicy:
             whole = self._whole_at_first
-            policy.check({station.name: station.layers for station in whole}, self.order)
+            policy.check(self._first(whole))
             return whole, True
         return self.stations, False
 

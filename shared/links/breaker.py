@@ -19,7 +19,7 @@ WINDOW_S, LEAST_CALLS, SHARE = 10.0, 20, 0.5
 
 
 class Breaker:
-    """Of one upstream. What is told to it while it is open (calls that were under way) changes nothing."""
+    """Of one upstream. Calls that end while it is open (they were under way) change nothing."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -27,7 +27,7 @@ class Breaker:
         self._in_a_row = 0
         self.open = False
 
-    def tell(self, *, failed: bool) -> None:
+    def count(self, *, failed: bool) -> None:
         """Count one call."""
         if self.open:
             return

@@ -1,4 +1,4 @@
-"""HTTP clients for tiers and for services beside them: they reach the address that they are given, and nothing else.
+"""HTTP clients for tiers and for services beside them. Each reaches its one address, and nothing else.
 
 The machine's environment has no say: no proxy (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY) ever sees a text, and what
 these name wrongly stops nobody. Certificates are still the machine's: SSL_CERT_FILE, SSL_CERT_DIR.
@@ -17,7 +17,7 @@ from shared.links.address import fault_of
 
 
 class AsyncClient(httpx.AsyncClient):  # noqa: TID251 - everything else uses these two
-    """A client of what answers at `url`; `options` are httpx's own.
+    """A client of what answers at `url`; `options` are httpx's.
 
     Raises:
         BadSetting: no usable address, or certificates of the machine that cannot be read.
@@ -44,11 +44,7 @@ def _given(url: str) -> dict[str, Any]:
 
 
 def trusted(url: str) -> ssl.SSLContext | bool:
-    """The certificates that this machine trusts; false for an address without TLS, which has none to verify.
-
-    Raises:
-        BadSetting: the certificates that the environment names cannot be read.
-    """
+    """The certificates that this machine trusts (BadSetting: they cannot be read); false for an address without TLS."""
     if not url.lower().startswith("https:"):
         return False
     try:

@@ -1,8 +1,8 @@
 """Connections to an upstream whose answers are bounded at the socket, before a parser sees them.
 
     bytes    an answer may put so many on the connection, its head and chunk lengths and interim answers included
-    pieces   what came is handed on in small pieces; between two of them the event loop serves everybody else
-    excess   bytes behind the end of an answer belong to nobody: such a connection is not used again
+    pieces   an answer is handed on in small pieces; between two of them the event loop serves other calls
+    excess   bytes behind the end of an answer belong to no call: such a connection is not used again
 
 Left out: HTTP/2, Unix sockets.
 """
@@ -57,7 +57,7 @@ class Stream(httpcore.AsyncNetworkStream):
         await self._inner.write(buffer, timeout)
 
     def excess(self, headers: httpx.Headers) -> bool:
-        """Whether more came than the answer with these headers, or nobody can tell (no length was stated)."""
+        """Whether bytes came behind the answer with these headers, or its length is unknown."""
         return headers.get("content-length") != str(self._body)
 
     async def aclose(self) -> None:
@@ -65,10 +65,7 @@ class Stream(httpcore.AsyncNetworkStream):
         await self._inner.aclose()
 
     async def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.AsyncNetworkStream:
         return Stream(await self._inner.start_tls(ssl_context, server_hostname, timeout))
 
@@ -92,26 +89,17 @@ class _Backend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         return Stream(await self._inner.connect_tcp(host, port, timeout, local_address, socket_options))
 
-    async def sleep(self, seconds: float) -> None:
-        await self._inner.sleep(seconds)
-
 
 def transport(url: str, limits: httpx.Limits) -> httpx.AsyncHTTPTransport:
-    """httpx's own, over connections as above."""
+    """httpx's transport, over connections as above."""
     out = httpx.AsyncHTTPTransport(verify=trusted(url), limits=limits, trust_env=False)
     out._pool._network_backend = _Backend()  # httpx has no argument for it
     return out
 
 
-async def drop(answer: httpx.Response) -> None:
-    """Do not use the connection again that this answer came by."""
+async def drop(answer: httpx.Response, *, only_excess: bool = False) -> None:
+    """Do not use the connection of this answer again; with `only_excess`, where bytes came behind the answer."""
     stream = answer.extensions.get("network_stream")
-    if stream is not None:
-        await stream.aclose()
-
-
-async def drop_excess(answer: httpx.Response) -> None:
-    """The same if bytes came behind the answer."""
-    stream = answer.extensions.get("network_stream")
-    if isinstance(stream, Stream) and stream.excess(answer.headers):
+    excess = isinstance(stream, Stream) and stream.excess(answer.headers)
+    if stream is not None and (excess or not only_excess):
         await stream.aclose()

@@ -13,7 +13,7 @@ twice). Such a connection is dropped, and so is one with bytes behind its answer
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
@@ -59,8 +59,8 @@ class UpstreamHttp:
             if key is not None:
                 client.headers["authorization"] = f"Bearer {key}"
 
-    async def post(self, body: bytes, headers: dict[str, str], *, call: str, limit: int) -> bytes:
-        """The body of the answer to `call`, at most `limit` bytes.
+    async def post(self, body: bytes, headers: dict[str, str], *, call: str, limit_bytes: int) -> bytes:
+        """The body of the answer to `call`, at most `limit_bytes`.
 
         Raises:
             UpstreamFailure: with the reason.
@@ -75,50 +75,43 @@ class UpstreamHttp:
                 connected.append(event)
 
         try:
-            try:
-                return await self._once(first, body, headers, {"trace": trace}, call, limit)
-            except _Hungup as error:
-                reused = first is self._warm and not connected and not isinstance(error.cause, httpx.ConnectError)
-                if not (reused or self._budget.take()):
-                    raise
-            self._wary = WARY if reused else self._wary
-            self._count_retry()
-            return await self._once(self._fresh, body, headers, {}, call, limit)
+            return await self._once(first, body, headers, call, limit_bytes, trace)
         except _Hungup as error:
-            raise self._unavailable(error.cause) from error.cause
+            reused = first is self._warm and not connected and not isinstance(error.__cause__, httpx.ConnectError)
+            if not (reused or self._budget.take()):
+                raise
+        self._wary = WARY if reused else self._wary
+        self._count_retry()
+        return await self._once(self._fresh, body, headers, call, limit_bytes)
 
-    async def probe(self, body: bytes, *, call: str, limit: int) -> bytes:
-        """The same on a connection of its own, never retried."""
-        try:
-            return await self._once(self._fresh, body, {}, {}, call, limit)
-        except _Hungup as error:
-            raise self._unavailable(error.cause) from error.cause
+    async def probe(self, body: bytes, *, call: str, limit_bytes: int) -> bytes:
+        """The same on a fresh connection, never retried."""
+        return await self._once(self._fresh, body, {}, call, limit_bytes)
 
     async def _once(
         self,
         client: AsyncClient,
         body: bytes,
         headers: dict[str, str],
-        extensions: dict[str, Any],
         call: str,
-        limit: int,
+        limit_bytes: int,
+        trace: Callable[[str, dict[str, Any]], Awaitable[None]] | None = None,
     ) -> bytes:
         if self._link:
             await self._link.carry(len(body), "up")
-        connections.allow(limit)
-        answered = False
+        connections.allow(limit_bytes)
+        answered, extensions = False, {} if trace is None else {"trace": trace}
         try:
             async with client.stream(
                 "POST", "/v1/infer", content=body, headers=headers, extensions=extensions
             ) as answer:
                 answered = True
-                content = await self._content(answer, call, limit)
+                content = await self._content(answer, call, limit_bytes)
         except httpx.TimeoutException as error:
             raise TimeoutError from error
         except httpx.HTTPError as error:
-            if not answered and isinstance(error, _NO_ANSWER):
-                raise _Hungup(error) from error
-            raise self._unavailable(error) from error
+            kind = _Hungup if not answered and isinstance(error, _NO_ANSWER) else UpstreamFailure
+            raise kind("upstream_unavailable", f"{self._target}: {type(error).__name__} {error}") from error
         if self._link:
             await self._link.carry(len(content), "down")
         if answer.status_code == 200:
@@ -126,33 +119,26 @@ class UpstreamHttp:
         reason: DegradedReason = "upstream_refused" if answer.status_code in _REFUSALS else "upstream_invalid"
         raise UpstreamFailure(reason, f"{self._target} answered {answer.status_code}", answered=answer.status_code)
 
-    async def _content(self, answer: httpx.Response, call: str, limit: int) -> bytes:
+    async def _content(self, answer: httpx.Response, call: str, limit_bytes: int) -> bytes:
         """The answer's bytes, as they came: nobody asked for a content encoding."""
         if (coding := answer.headers.get("content-encoding", "identity")) != "identity":
             raise UpstreamFailure("upstream_invalid", f"{self._target} answered with content encoding {coding[:40]}")
         content = bytearray()
         async for chunk in answer.aiter_bytes():
             content += chunk
-            if len(content) > limit:
+            if len(content) > limit_bytes:
                 if answer.status_code != 200:  # its status is enough; the connection is closed with the rest unread
                     return b""
-                raise UpstreamFailure("upstream_invalid", f"{self._target} sent over {limit} bytes")
+                raise UpstreamFailure("upstream_invalid", f"{self._target} sent over {limit_bytes} bytes")
         if answer.status_code == 200 and call.encode() not in content:
             await connections.drop(answer)
             raise UpstreamFailure("upstream_invalid", f"{self._target} sent an answer to something else")
-        await connections.drop_excess(answer)
+        await connections.drop(answer, only_excess=True)
         return bytes(content)
-
-    def _unavailable(self, error: httpx.HTTPError) -> UpstreamFailure:
-        return UpstreamFailure("upstream_unavailable", f"{self._target}: {type(error).__name__} {error}")
 
     async def close(self) -> None:
         await asyncio.gather(self._warm.aclose(), self._fresh.aclose())
 
 
-class _Hungup(Exception):
-    """No byte of an answer came."""
-
-    def __init__(self, cause: httpx.HTTPError) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
+class _Hungup(UpstreamFailure):
+    """No byte of an answer came, so the request may be sent again."""

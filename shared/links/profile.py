@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -85,14 +85,11 @@ def profile(name: str) -> Profile:
     Raises:
         BadSetting: a name that is not in `deploy/netem/profiles.yaml`.
     """
-    parts = name.split("+")
-    for part in parts:
-        if part not in _known():
-            raise BadSetting(f"link profile {part!r}: choose from {', '.join(_known())}, or join two with +")
-    path = _known()[parts[0]]
-    for part in parts[1:]:
-        path = path.then(_known()[part])
-    return path
+    known = _known()
+    for part in name.split("+"):
+        if part not in known:
+            raise BadSetting(f"link profile {part!r}: choose from {', '.join(known)}, or join two with +")
+    return reduce(Profile.then, [known[part] for part in name.split("+")])
 
 
 def packets(size: Size) -> Size:

@@ -1,7 +1,7 @@
 """Links that the kernel shapes: what their shaper says is in force.
 
 The shaper that owns a tier's network namespace (`services/shaper`) writes a file; a link can change while the tier
-runs. With a file that is damaged nobody can tell what is in force, so its links count as unshaped.
+runs. A damaged file says nothing about what is in force, so its links count as unshaped.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ShapedLinks:
         self._look()
 
     def in_force(self, link: str) -> Profile | None:
-        """The profile on a link, `end-edge`; null if nothing shapes it (yet), or nobody can tell by a damaged file."""
+        """The profile on a link, `end-edge`; null where nothing shapes it (yet), or the file is damaged."""
         try:
             self._look()
         except BadSetting as error:

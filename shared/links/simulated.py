@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Self
 
 from shared.errors import UpstreamFailure
-from shared.links.profile import FRAME, HTTP, PAYLOAD, Profile, packets, profile
+from shared.links.profile import FRAME, HTTP, PAYLOAD, Profile, packets
 
 _BURST_S = 0.1  # seconds of a link's rate that one message may book ahead
 _LATEST = 0.005  # seconds: a machine that wakes sleepers later than this is busy, not coarse
@@ -29,16 +28,8 @@ class SimulatedLink:
         self._free = {"up": 0.0, "down": 0.0}  # when the last packet of each direction arrives
         self._late = 0.0  # how late this machine wakes sleepers, in seconds; learned, and taken off every wait
 
-    @classmethod
-    def named(cls, name: str) -> Self:
-        return cls(profile(name))
-
     async def carry(self, size: int, direction: str) -> None:
-        """Return when `size` bytes would have arrived at the other end.
-
-        Raises:
-            UpstreamFailure: the link is out.
-        """
+        """Return when `size` bytes would have arrived at the other end; raise UpstreamFailure where the link is out."""
         if self.profile.loss_ratio >= 1:
             raise UpstreamFailure("upstream_unavailable", f"link {self.profile.name} is out")
         began = asyncio.get_running_loop().time()
@@ -47,8 +38,10 @@ class SimulatedLink:
         await self._until(arrived)
 
     async def _send(self, size: int, direction: str, began: float) -> float:
-        """Book the link for a message that was given to it at `began`, in bursts: one that is cancelled frees the
-        rest. The time at which it will have arrived."""
+        """Book the link for a message given to it at `began`: the time at which it will have arrived.
+
+        It is booked in bursts, so a message that is cancelled frees the rest.
+        """
         link, rate = self.profile, self.profile.rate_up_bps if direction == "up" else self.profile.rate_down_bps
         lost, booked = 0, 0.0
         for at in range(packets(size)):

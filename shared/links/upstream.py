@@ -1,6 +1,6 @@
 """One link to a further tier: what a call may take, what it carried, and when the tier is not asked at all.
 
-deadline   the callee gets what is left less what the link is measured to take; a late answer is dropped
+deadline   the callee gets the remaining time less what the link is measured to take; a late answer is dropped
 answer     it names the call and the index of each text, in order, or it is not believed
 breaker    `shared/links/breaker.py` says when to stop; a probe in the background says when to go on: an `/v1/infer`
            without texts, which passes the key, the contract and the model's queue, and costs no inference. Both ways it
@@ -15,21 +15,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import httpx
 import structlog
 from pydantic import ValidationError
 
-from shared.contracts import (
-    CONTRACT_VERSION,
-    DegradedReason,
-    Hop,
-    InferredRow,
-    InferRequest,
-    InferResponse,
-    LinkUse,
-    TextPair,
-)
+from shared.contracts import CONTRACT_VERSION, DegradedReason, InferredRow, InferRequest, InferResponse, LinkUse
 from shared.errors import DeadlinePassed, UpstreamFailure
 from shared.links.breaker import Breaker
 from shared.links.estimates import Smoothed
@@ -48,9 +40,9 @@ _LONGEST_PROBE = 65_536  # bytes
 
 @dataclass(frozen=True)
 class Carried:
-    """One call's answer, what it put on the link, and the seconds it spent there (the callee's own time taken off)."""
+    """One call's rows, the bytes it put on the link, and the seconds it spent there (the callee's time taken off)."""
 
-    response: InferResponse
+    rows: list[InferredRow]
     request_bytes: int
     response_bytes: int
     link_s: float
@@ -113,11 +105,11 @@ class Upstream:
         request: InferRequest,
         headers: dict[str, str],
         *,
-        left_s: float | None = None,
-        limit: int = 1_000_000,
-        sound: Callable[[int, Sequence[Hop]], bool] = lambda at, hops: True,
+        within_s: float | None = None,
+        limit_bytes: int = 1_000_000,
+        check: Callable[[Sequence[InferredRow]], None] = lambda rows: None,
     ) -> Carried:
-        """Send a batch on and wait for its hops, at most `left_s` and `limit` bytes; each row's must be `sound`.
+        """Send a batch on and wait for its hops, at most `within_s` and `limit_bytes`; `check` may refuse its rows.
 
         Raises:
             UpstreamFailure: with the reason; a late answer is dropped with its connection.
@@ -125,47 +117,45 @@ class Upstream:
         if self.breaker.open:
             self._watch()
             raise UpstreamFailure("breaker_open", f"{self.target} failed again and again; it is being probed")
-        if left_s is not None:
-            if left_s <= self.link_s:
-                raise UpstreamFailure("deadline", f"{self.target}: {left_s * 1e3:.0f} ms are left, the link takes more")
-            request = request.model_copy(update={"deadline_ms": (left_s - self.link_s) * 1e3})
-        request = request.model_copy(update={"call": _new_call()})
+        if within_s is not None:
+            if within_s <= self.link_s:
+                raise UpstreamFailure("deadline", f"{self.target}: {within_s * 1e3:.0f} ms remain, the link takes more")
+            request = request.model_copy(update={"deadline_ms": (within_s - self.link_s) * 1e3})
+        request = request.model_copy(update={"call": secrets.token_hex(8)})
         body, started = request.model_dump_json().encode(), self._clock()
         self._sizes.append(len(body))
         try:
-            answer = await self._in_time(body, headers, left_s, request.call, limit)
+            answer = await self._post(body, headers, request.call, within_s, limit_bytes)
             response = self._read(answer, request)
-            if not all(sound(at, row.hops) for at, row in enumerate(response.rows)):
-                raise UpstreamFailure("upstream_invalid", f"{self.target} answers what no tier of this bundle can")
+            check(response.rows)
         except UpstreamFailure as failure:
-            if self._blames(failure, left_s):
-                self._tell(failed=True)
+            if self._blames(failure, within_s):
+                self._count(failed=True)
             raise
         seconds = self._clock() - started
-        self._tell(failed=False)
+        self._count(failed=False)
         link_s = max(0.0, seconds - response.total_ms / 1e3)
         self._usual.add(seconds)
         self._link_time.add(link_s)
-        return Carried(response, len(body), len(answer), link_s)
+        rows = self._with_link(response, request, len(body), len(answer), link_s)
+        return Carried(rows, len(body), len(answer), link_s)
 
-    async def _in_time(
-        self, body: bytes, headers: dict[str, str], left_s: float | None, call: str, limit: int
+    async def _post(
+        self, body: bytes, headers: dict[str, str], call: str, within_s: float | None, limit_bytes: int
     ) -> bytes:
-        late: DegradedReason = "upstream_timeout"
-        limit_s = self._timeout_s
-        if left_s is not None and left_s < limit_s:
-            limit_s, late = left_s, "deadline"
+        """The answer's bytes, within the deadline and the timeout of an upstream."""
+        limit_s = self._timeout_s if within_s is None else min(within_s, self._timeout_s)
         try:
             async with asyncio.timeout(limit_s):
-                return await self._http.post(body, headers, call=call, limit=limit)
+                return await self._http.post(body, headers, call=call, limit_bytes=limit_bytes)
         except TimeoutError as error:
+            late: DegradedReason = "deadline" if limit_s < self._timeout_s else "upstream_timeout"
             raise UpstreamFailure(late, f"{self.target} took over {limit_s * 1e3:.0f} ms") from error
         except UpstreamFailure as failure:
-            if failure.answered == DeadlinePassed.status and left_s is not None:
-                raise UpstreamFailure(
-                    "deadline", f"{self.target} cannot answer in time", answered=failure.answered
-                ) from failure
-            raise
+            if failure.answered != DeadlinePassed.status or within_s is None:
+                raise
+            detail = f"{self.target} cannot answer in time"
+            raise UpstreamFailure("deadline", detail, answered=failure.answered) from failure
 
     def _read(self, answer: bytes, request: InferRequest) -> InferResponse:
         try:
@@ -178,16 +168,16 @@ class Upstream:
             raise UpstreamFailure("upstream_invalid", f"{self.target} sent an answer to something else")
         return response
 
-    def _blames(self, failure: UpstreamFailure, left_s: float | None) -> bool:
+    def _blames(self, failure: UpstreamFailure, within_s: float | None) -> bool:
         """Whether a failure is the upstream's, and not that of a request or of its short deadline."""
         if failure.reason != "deadline":
             return failure.answered not in _NEUTRAL
-        usual = self._usual.high
-        return failure.answered is None and left_s is not None and left_s > (_IMPATIENT_S if usual is None else usual)
+        usual_s = _IMPATIENT_S if self._usual.high is None else self._usual.high
+        return failure.answered is None and within_s is not None and within_s > usual_s
 
-    def _tell(self, *, failed: bool) -> None:
+    def _count(self, *, failed: bool) -> None:
         was_open = self.breaker.open
-        self.breaker.tell(failed=failed)
+        self.breaker.count(failed=failed)
         if self.breaker.open and not was_open:
             log.warning("breaker_open", tier=self.source, to=self.target)
             self._watch()
@@ -199,14 +189,16 @@ class Upstream:
 
     async def _probe_until_well(self) -> None:
         pause, probe, body = self._probe_s, *self._probe()
-        limit_s = min(self._timeout_s, max(2.0, 3 * self.link_takes(len(body))))
+        link = self.link[1]
+        sending_s = sum(8 * len(body) / rate for rate in (link.rate_up_bps, link.rate_down_bps) if rate)
+        limit_s = min(self._timeout_s, max(2.0, 3 * (link.rtt_s + sending_s)))
         began = time.monotonic()
         while self.breaker.open:
             await asyncio.sleep(max(0.0, began + pause - time.monotonic()))
             began = time.monotonic()
             try:
                 async with asyncio.timeout(limit_s):
-                    answer = await self._http.probe(body, call=probe.call, limit=2 * _LONGEST_PROBE)
+                    answer = await self._http.probe(body, call=probe.call, limit_bytes=2 * _LONGEST_PROBE)
                     self._read(answer, probe)
             except (UpstreamFailure, TimeoutError):
                 pause = min(2 * pause, 4 * self._probe_s)  # from one probe's start to the next one's
@@ -216,34 +208,29 @@ class Upstream:
 
     def _probe(self) -> tuple[InferRequest, bytes]:
         """A request without texts, and its body with white space behind it."""
-        request = InferRequest(
-            request_id="probe", call=_new_call(), seed="probe", indices=[], texts=[], policy={"name": "collaborative"}
-        )
+        call, policy = secrets.token_hex(8), {"name": "collaborative"}
+        request = InferRequest(request_id="probe", call=call, seed="probe", indices=[], texts=[], policy=policy)
         longest = min(max(self._sizes, default=0), _LONGEST_PROBE)
         return request, request.model_dump_json().encode().ljust(longest)
 
-    def link_takes(self, size: int) -> float:
-        """Seconds that so many bytes take there and back, as the profile says."""
-        on_link = self.link[1]
-        rates = (on_link.rate_up_bps, on_link.rate_down_bps)
-        return on_link.rtt_s + sum(8 * size / rate for rate in rates if rate)
-
-    def with_link(self, carried: Carried, texts: Sequence[TextPair]) -> list[InferredRow]:
-        """The callee's rows, each first hop with this link on record and the row's own share of the bytes."""
-        up = _shares(carried.request_bytes, [len(text.text) + len(text.text_pair or "") for text in texts])
-        down = _shares(carried.response_bytes, [1] * len(texts))
-        backend, on_link = self.link
+    def _with_link(
+        self, response: InferResponse, request: InferRequest, up_bytes: int, down_bytes: int, link_s: float
+    ) -> list[InferredRow]:
+        """The callee's rows, each first hop with this link on record and the row's share of the bytes."""
+        up = _shares(up_bytes, [len(text.text) + len(text.text_pair or "") for text in request.texts])
+        down = _shares(down_bytes, [1] * len(request.texts))
+        backend, profile = self.link
         rows = []
-        for row, up_bytes, down_bytes in zip(carried.response.rows, up, down, strict=True):
+        for row, request_bytes, response_bytes in zip(response.rows, up, down, strict=True):
             if row.hops and row.hops[0].link is None:
                 link = LinkUse(
                     source=self.source,
                     target=self.target,
                     backend=backend.value,
-                    profile=on_link.name,
-                    request_bytes=up_bytes,
-                    response_bytes=down_bytes,
-                    ms=round(carried.link_s * 1e3, 3),
+                    profile=profile.name,
+                    request_bytes=request_bytes,
+                    response_bytes=response_bytes,
+                    ms=round(link_s * 1e3, 3),
                 )
                 row = row.model_copy(update={"hops": [row.hops[0].model_copy(update={"link": link}), *row.hops[1:]]})
             rows.append(row)
@@ -255,15 +242,8 @@ class Upstream:
         await self._http.close()
 
 
-def _new_call() -> str:
-    return secrets.token_hex(8)
-
-
 def _shares(total: int, sizes: Sequence[int]) -> list[int]:
     """Divide `total` in proportion to `sizes`, in whole bytes that add up to it."""
-    whole, given, out = max(1, sum(sizes)), 0, []
-    for end in range(1, len(sizes) + 1):
-        upto = total * sum(sizes[:end]) // whole if end < len(sizes) else total
-        out.append(upto - given)
-        given = upto
-    return out
+    whole = max(1, sum(sizes))
+    ends = [total * upto // whole for upto in accumulate(sizes)]
+    return [end - start for start, end in pairwise([0, *ends[:-1], total])] if sizes else []

@@ -1,4 +1,4 @@
-"""What the tier that a client asked does besides: bind the policy, combine the tiers' answers, let the policy learn.
+"""The tier that a client asked: it binds the policy, combines the tiers' answers, and lets the policy learn.
 
 A client may ask any tier. Each text passes here once, on the first tier of its way.
 """
@@ -52,25 +52,21 @@ class Front:
         self.tier, self._deadline_ms = tier, deadline_ms
         self._bundle, self._telemetry = tier.bundle, tier.telemetry
         self._ensemble = tier.bundle.card.ensemble()
-        self._skew_said: set[tuple[str, str]] = set()  # tiers and their cards, other than this tier's
+        self._skew_logged: set[tuple[str, str]] = set()  # tiers and their cards, other than this tier's
         self.default_policy = tier.policy(default_policy)
+        order = tier.bundle.order
+        self._where = Where(tier.name, order[order.index(tier.name) + 1 :], tier.sizes)
         path = None if state_dir is None else state_dir / f"{tier.name}-{tier.bundle.digest[:12]}.json"
         self.states = States(path, tier.policy, self._first_state, keep=self.default_policy)
-        if tier.name == tier.bundle.order[0]:  # a deeper one may never be asked first
+        if tier.name == order[0]:  # a deeper one may never be asked first
             self._admit(self.default_policy)
 
     def _first_state(self, policy: Policy) -> State | None:
-        deeper = tuple(self._bundle.order[1:])
-        return first_state(policy, Where(self.tier.name, deeper, self.tier.sizes), self._bundle.pools)
+        return first_state(policy, self._where, self._bundle.pools)
 
     def _admit(self, policy: Policy) -> Policy:
-        """The plain policy for one request.
-
-        Raises:
-            UnknownPolicy: this bundle lacks what the policy needs.
-        """
-        order = self._bundle.order
-        policy.check(self.tier.sizes, order[order.index(self.tier.name) :])
+        """The plain policy for one request; UnknownPolicy where this bundle lacks what it needs."""
+        policy.check(self._where)
         return bind(policy, self.states.of(policy))
 
     async def classify(self, request: ClassifyRequest, request_id: str, headers: Mapping[str, str]) -> Answered:
@@ -113,13 +109,9 @@ class Front:
 
     def _outcome(self, text: Text) -> Outcome:
         """The facts about an answered text that a policy may learn from."""
+        seen = () if text.answer is None else text.answer.confidences
         visits = [
-            Visit(
-                hop.tier,
-                hop.exit_layer,
-                hop.confidence,
-                text.confidences if hop is text.hop else (hop.confidence,),
-            )
+            Visit(hop.tier, hop.exit_layer, hop.confidence, seen if hop is text.hop else (hop.confidence,))
             for hop in text.hops
         ]
         return Outcome(text.clues, tuple(visits))
@@ -128,7 +120,7 @@ class Front:
         """One text's answer: the weighted mean over its hops."""
         hops, last = text.hops, text.hops[-1]
         confidences = [hop.confidence for hop in hops]
-        weights = self._ensemble.weights([hop.tier for hop in hops], policy.weighting_for(), confidences)
+        weights = self._ensemble.weights([hop.tier for hop in hops], policy.ensemble_weighting(), confidences)
         probabilities = rounded(combine([hop.probabilities for hop in hops], weights))
         label = max(probabilities, key=probabilities.__getitem__)
         self._count(text, label, policy)
@@ -157,9 +149,9 @@ class Front:
     def _skewed(self, hops: list[Hop]) -> bool:
         """Whether a tier answered with another model card than this tier's: logged once a card, counted always."""
         others = {(hop.tier, hop.card) for hop in hops if hop.card != self._bundle.card_name}
-        for tier, card in others - self._skew_said:
+        for tier, card in others - self._skew_logged:
             log.warning("card_skew", tier=self.tier.name, by=tier, card=card, own=self._bundle.card_name)
-        self._skew_said |= others
+        self._skew_logged |= others
         for tier, _ in others:
             self._telemetry.card_skew.labels(self.tier.name, tier).inc()
         return bool(others)

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 
-from shared.contracts import Hop, HopTiming, InferRequest, TextPair, WordUse
+from shared.contracts import Hop, HopTiming, InferredRow, InferRequest, TextPair, WordUse
+from shared.errors import UpstreamFailure
 from shared.model.bundle import Bundle
 from shared.model.words import words_of
-from shared.pipeline.text import Text
-from shared.pipeline.worker import Answer
-from shared.policies.dispatch import draw
+from shared.pipeline.text import Answer, Text
+from shared.policies.base import draw
 
 _ROUNDING = 1e-9  # of a draw, written as JSON and read again
 _LEAST = 1_000  # bytes that a hop, and a row, may have besides labels and words
 
 
-def new_hop(
-    bundle: Bundle,
-    tier: str,
-    text: Text,
-    answer: Answer,
-    keep: Sequence[bool] | None,
-    *,
-    explain: bool,
-    times_s: Mapping[HopTiming, float],
-) -> Hop:
-    """This tier's part in an answer. `keep` says which words stay when the text leaves; null: all of them."""
+def new_hop(bundle: Bundle, tier: str, text: Text, *, explain: bool, times_s: Mapping[HopTiming, float]) -> Hop:
+    """This tier's part in the answer to a text that its model has read."""
+    answer, keep, to = text.answer, text.keep, text.decision.to
+    assert answer is not None
     probabilities = by_label(bundle, answer.probabilities)
     label = max(probabilities, key=probabilities.__getitem__)
-    words, to = len(answer.encoded.words), text.decision.to
+    words = len(answer.encoded.words)
     return Hop(
         tier=tier,
         card=bundle.card_name,
@@ -72,24 +64,29 @@ def rounded(probabilities: Mapping[str, float]) -> dict[str, float]:
     return {label: round(value, 6) for label, value in probabilities.items()}
 
 
-def sound(bundle: Bundle, sender: str, text: TextPair, hops: Sequence[Hop], *, seed: str, index: int) -> bool:
-    """Whether these can be the hops of this text of a request, which `sender` sent on: ever deeper, and of these words.
+def check_rows(bundle: Bundle, sender: str, request: InferRequest, rows: Sequence[InferredRow]) -> None:
+    """Check an answer to a request that `sender` sent on: each row's hops are ever deeper, and of its text's words.
 
     A hop's draw follows from the request's seed, the text's index and the tier, so the hops of another text differ.
+
+    Raises:
+        UpstreamFailure: no tier of this bundle can answer so.
     """
     order = bundle.order
-    if not all(hop.tier in order and _possible(bundle, hop) for hop in hops):
-        return False
-    if not all(above < below for above, below in pairwise(map(order.index, [sender, *(hop.tier for hop in hops)]))):
-        return False
-    if any(hop.draw is None or abs(hop.draw - draw(seed, index, hop.tier)) > _ROUNDING for hop in hops):
-        return False
-    words = words_in(text)
-    for hop in hops:
-        if hop.words_in != len(words) or (hop.words is not None and [use.word for use in hop.words] != words):
-            return False
-        words = _sent_on(hop, words)
-    return True
+    for text, row in zip(request.texts, rows, strict=True):
+        words, above = words_in(text), sender
+        for hop in row.hops:
+            if not (
+                hop.tier in order
+                and order.index(above) < order.index(hop.tier)
+                and _possible(bundle, hop)
+                and hop.draw is not None
+                and abs(hop.draw - draw(request.seed, row.index, hop.tier)) <= _ROUNDING
+                and hop.words_in == len(words)
+                and (hop.words is None or [use.word for use in hop.words] == words)
+            ):
+                raise UpstreamFailure("upstream_invalid", f"no tier of this bundle answers text {row.index} like this")
+            words, above = _sent_on(hop, words), hop.tier
 
 
 def _sent_on(hop: Hop, words: list[str]) -> list[str]:

@@ -10,6 +10,7 @@ let the wait grow with the cost of a text, and a late answer is worth less than 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -36,11 +37,11 @@ class Work:
     asked: float = 0.0
     future: Future[Any] = field(default_factory=Future)
     queued: bool = False  # it found the model busy
-    gone: bool = False  # its caller has left
+    abandoned: bool = False  # its caller has left
 
     def over(self, at: float) -> bool:
         """Whether nobody wants a result at the time `at`."""
-        return self.gone or (self.expires is not None and at >= self.expires)
+        return self.abandoned or (self.expires is not None and at >= self.expires)
 
     def joins(self, other: Work) -> bool:
         """Whether both fit into one forward pass."""
@@ -49,31 +50,36 @@ class Work:
         return alike and self.signature is other.signature is None and long <= max(2 * short, 100)
 
     def _length(self) -> int:
-        """Characters of the longest text: what its padding is made of."""
+        """Characters of the longest text, to which the others are padded."""
         return max((len(text.text) + len(text.text_pair or "") for text in self.texts), default=0)
 
 
 class Queue:
-    """Any thread may put work in; the model's thread alone takes it."""
+    """Any thread may put work in; the model's thread alone takes it, and sets `text_s` to what a text takes.
+
+    At most `limit` calls wait, and no more than take `wait_s`. Deadlines go by `clock`, in seconds.
+    """
 
     def __init__(
         self,
         *,
         limit: int,
-        wait_s: float,
-        batch_texts: int,
-        batch_wait_s: float,
+        wait_s: float = math.inf,
+        batch_texts: int = 1,
+        batch_wait_s: float = 0.0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._limit, self._wait_s, self._clock = limit, wait_s, clock
+        self._limit, self._wait_s, self.clock = limit, wait_s, clock
         self._batch_texts, self._batch_wait_s = batch_texts, batch_wait_s
         self._waiting: list[Work] = []
         self._changed = threading.Condition()
-        self._busy = self._closed = False
+        self.busy = self._closed = False
         self._running = 0  # texts of the pass under way
+        self.text_s = 0.0  # what a text takes in its pass; it grows from 0, so a slow first pass refuses nobody
 
     @property
     def waiting(self) -> int:
+        """Calls that wait."""
         return len(self._waiting)
 
     @property
@@ -82,41 +88,28 @@ class Queue:
         return sum(len(work.texts) for work in self._waiting)
 
     @property
-    def ahead(self) -> int:
-        """Texts that wait or run."""
-        return self.texts + self._running
+    def ahead_s(self) -> float:
+        """Seconds until what waits or runs now is done."""
+        return (self.texts + self._running) * self.text_s
 
-    @property
-    def busy(self) -> bool:
-        """Whether the model is at work."""
-        return self._busy
-
-    def put(self, work: Work, *, text_s: float) -> None:
-        """Add a call's work, where a text is known to take `text_s`.
-
-        Raises:
-            QueueFull: the queue is at one of its limits.
-        """
+    def put(self, work: Work) -> None:
+        """Add a call's work; raise QueueFull where it may not wait."""
         with self._changed:
-            self.admit(text_s=text_s)
-            work.queued = self._busy
+            self.admit()
+            work.queued = self.busy
             self._waiting.append(work)
             self._changed.notify()
 
-    def admit(self, *, text_s: float) -> None:
-        """Whether one more call may wait.
-
-        Raises:
-            QueueFull: the queue is at one of its limits.
-        """
-        wait = self.texts * text_s
-        if len(self._waiting) >= self._limit or wait > self._wait_s:
-            raise QueueFull(f"{len(self._waiting)} requests wait for the model already", retry_after_s=wait)
+    def admit(self) -> None:
+        """Raise QueueFull where no further call may wait."""
+        wait_s = self.texts * self.text_s
+        if self.waiting >= self._limit or wait_s > self._wait_s:
+            raise QueueFull(f"{self.waiting} requests wait for the model already", retry_after_s=wait_s)
 
     def leave(self, work: Work) -> None:
-        """Drop the work of a caller who is gone, or stop it before the next layer."""
+        """Drop the work of a caller who has left, or stop it before the next layer."""
         with self._changed:
-            work.gone = True
+            work.abandoned = True
             if work in self._waiting:
                 self._waiting.remove(work)
 
@@ -127,25 +120,22 @@ class Queue:
         there is work, since older measurements are forgotten meanwhile.
         """
         with self._changed:
-            self._busy, self._running = False, 0
+            self.busy, self._running = False, 0
             while True:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 if self._closed:
                     return []
                 if self._batch_wait_s and self._waiting[0].queued:
-                    self._changed.wait_for(lambda: self._closed or self._full(), self._batch_wait_s)
+                    self._changed.wait_for(lambda: self._closed or self.texts >= self._batch_texts, self._batch_wait_s)
                 if taken := self._next(least_s()):
-                    self._busy, self._running = True, sum(len(work.texts) for work in taken)
+                    self.busy, self._running = True, sum(len(work.texts) for work in taken)
                     return taken
-
-    def _full(self) -> bool:
-        return self.texts >= self._batch_texts
 
     def _next(self, least_s: float) -> list[Work]:
         taken: list[Work] = []
         rows = 0
         for work in list(self._waiting):
-            if work.over(self._clock() + least_s * len(work.texts)):
+            if work.over(self.clock() + least_s * len(work.texts)):
                 self._waiting.remove(work)
                 if work.future.set_running_or_notify_cancel():
                     work.future.set_exception(DeadlinePassed("the deadline passed before the first exit was reached"))

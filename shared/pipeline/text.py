@@ -1,19 +1,45 @@
-"""A text on its way through a tier, and the call that brought it."""
+"""A text on its way through a tier, what the tier's model says about it, and the call that brought it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from shared.contracts import DegradedReason, Hop, InferredRow, InferRequest, TextPair
+from shared.contracts import DegradedReason, Hop, InferRequest, TextPair
+from shared.errors import DeadlinePassed
+from shared.model.pruning import keep_words
+from shared.model.words import Encoded
 from shared.policies import STAY, Clues, Decision, Policy, Where
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What this tier's model says about one text. `exits` are calibrated, oldest first; `cut`: time ran out there."""
+
+    encoded: Encoded
+    exit_layer: int
+    exits: list[list[float]]
+    importance: list[float] | None
+    cut: bool = False
+
+    @property
+    def probabilities(self) -> list[float]:
+        return self.exits[-1]
+
+    @property
+    def confidences(self) -> tuple[float, ...]:
+        """The confidence of each exit, rounded as on the wire."""
+        return tuple(round(max(exit_), 6) for exit_ in self.exits)
 
 
 @dataclass(eq=False)
 class Text:
     """One text on its way through one tier; nothing else in the pipeline changes.
 
-    A tier fills it in this order: `decision` (before or after inference), `hop`, then `behind` or `degraded`.
+    A tier fills it in this order: `decision` (before or after inference), `answer`, `keep`, `hop`, then `behind` or
+    `degraded`.
     """
 
     index: int  # in the whole request
@@ -21,11 +47,19 @@ class Text:
     draw: float
     clues: Clues
     decision: Decision = STAY
-    onward: TextPair | None = None  # what travels on: the text itself, or the words that pruning kept
-    hop: Hop | None = None  # this tier's part; null if it did not run, or could not read the text
-    confidences: tuple[float, ...] = ()  # of the exits that were evaluated here
+    answer: Answer | None = None  # null if the model did not run here, or could not read the text
+    keep: Sequence[bool] | None = None  # which words travel on; null: all of them
+    hop: Hop | None = None  # this tier's part; null where `answer` is
     behind: Sequence[Hop] = ()  # the further tiers' parts
     degraded: DegradedReason | None = None
+
+    @property
+    def onward(self) -> TextPair:
+        """What travels on: the text itself, or the words of it that pruning kept."""
+        if self.answer is None or self.keep is None:
+            return self.source
+        text, pair = keep_words(self.source.text, self.source.text_pair, self.answer.encoded, self.keep)
+        return TextPair(text=text, text_pair=pair)
 
     @property
     def hops(self) -> list[Hop]:
@@ -36,10 +70,6 @@ class Text:
     def came_back(self) -> bool:
         """Whether it was sent on before any layer ran, and the tier it was sent to gave no answer."""
         return self.degraded is not None and not self.hops
-
-    def row(self) -> InferredRow:
-        """The text's row in the answer to the tier before."""
-        return InferredRow(index=self.index, hops=self.hops, degraded=self.degraded)
 
 
 @dataclass(frozen=True)
@@ -62,3 +92,15 @@ class Call:
     def remaining_s(self) -> float | None:
         """Seconds until the deadline; null where there is none."""
         return None if self.expires is None else self.expires - self.clock()
+
+    @asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """Stop what runs inside at the deadline: DeadlinePassed, also where it is too late to begin."""
+        late, remaining_s = "the deadline passed before the first exit was reached", self.remaining_s()
+        if remaining_s is not None and remaining_s <= 0:
+            raise DeadlinePassed(late)
+        try:
+            async with asyncio.timeout(remaining_s):
+                yield
+        except TimeoutError as error:
+            raise DeadlinePassed(late) from error

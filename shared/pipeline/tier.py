@@ -2,8 +2,9 @@
 
     before   the policy may send a text on before any layer runs
     infer    the model runs in its worker; each text leaves at the first exit that the policy's exit rule accepts
-    after    confidence -> offload probability -> draw -> answer here, or prune and send the kept words on
-    merge    this tier's hop comes first, then the further tiers' hops; if their link failed, this answer stands alone
+    after    confidence -> offload probability -> draw -> answer here, or go on
+    prune    a text that goes on leaves behind the words that received little attention
+    send     one call per destination; its hops come behind this tier's; if it failed, this tier's answer stands alone
 
 Every tier runs this same code; the last one has no upstream. The tier that a client asked does more: it binds the
 policy, combines the hops into an answer and lets the policy learn (`shared/pipeline/front.py`).
@@ -14,27 +15,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import structlog
 
-from shared.contracts import HOP_STAGES, HopTiming, InferredRow, InferRequest, TextPair
-from shared.errors import BadInput, DeadlinePassed, UpstreamFailure
+from shared.contracts import HOP_STAGES, HopTiming, InferredRow, InferRequest
+from shared.errors import BadInput, UpstreamFailure
 from shared.links.upstream import Upstream
 from shared.model.bundle import Bundle
-from shared.model.pruning import keep_words
-from shared.pipeline.hops import most_bytes, new_hop, sound, words_in
+from shared.pipeline.hops import check_rows, most_bytes, new_hop, words_in
+from shared.pipeline.queue import Work
 from shared.pipeline.route import Route
-from shared.pipeline.text import Call, Text
-from shared.pipeline.worker import Answer, Batch, Worker
+from shared.pipeline.text import Answer, Call, Text
+from shared.pipeline.worker import Batch, Worker
 from shared.policies import STAY, Clues, Decision, Policy, Where, build, name_of
-from shared.policies.dispatch import draw
+from shared.policies.base import draw
 from shared.telemetry import Telemetry
 
 log = structlog.get_logger()
 EXPLAINED_WORDS = 10_000
 MERGE_S = 0.005  # kept back of every deadline for putting an answer together
-_LATE = "the deadline passed before the first exit was reached"
 
 
 class Tier:
@@ -50,9 +51,149 @@ class Tier:
         self._clock = worker.clock
         self._away = 0  # texts that another tier reads before any layer ran here
 
-    def policy(self, spec: str | Mapping[str, Any]) -> Policy:
-        """The policy that a spec names, with this bundle's parameters for whatever it leaves out."""
-        return build(spec, self.bundle.order, self.bundle.card.policies)
+    async def answer(self, call: Call) -> None:
+        """Take every text of a call through its life here: it gets this tier's hop, and those of the tiers behind."""
+        if not call.texts:  # a probe asks whether the model still takes work
+            await self.worker.turn()
+        await self._add_signatures(call)
+        for text in call.texts:
+            self._decide_before(call, text)
+        early = [text for text in call.texts if text.decision.to]  # they leave before any layer runs
+        here = [text for text in call.texts if not text.decision.to]
+        self._away += len(early)
+        sent = asyncio.create_task(self._send(call, early, reserve_s=self._reserve_s(call)))
+        try:
+            await self._infer(call, here)
+            await sent
+        finally:
+            self._away -= len(early)
+            sent.cancel()
+        await self._infer(call, [text for text in early if text.came_back])  # their upstream failed
+
+    # -- before any layer runs -------------------------------------------------------------------------------------
+
+    async def _add_signatures(self, call: Call) -> None:
+        """Add each text's signature to its clues, where the policy asks for one."""
+        kind = call.policy.signature(self.name)
+        if kind is None or call.request.target is not None:
+            return
+        started = self._clock()
+        async with call.in_time():
+            signatures = await self.worker.signatures(call.request.texts, kind, call.expires)
+        for text, signature in zip(call.texts, signatures, strict=True):
+            text.clues = replace(text.clues, signature=signature)
+        self.telemetry.stage("tokenize", self._clock() - started)
+
+    def _decide_before(self, call: Call, text: Text) -> None:
+        """Decide where a text goes before any layer runs. One that leaves now travels unpruned."""
+        target = call.request.target
+        if target is None:
+            text.decision = call.policy.before(call.where, text.clues, text.draw)
+            self._count(call, text)
+        elif target != self.name:  # on its way to another tier: pass it on
+            text.decision = Decision(target, 1.0, "policy", True)
+
+    # -- inference here --------------------------------------------------------------------------------------------
+
+    async def _infer(self, call: Call, texts: Sequence[Text]) -> None:
+        """Run the model here, decide about each text, and send on those that leave.
+
+        A degraded text stays, since its upstream failed. So does one whose time runs out between two layers: its answer
+        is the deepest exit it reached.
+        """
+        if not texts:
+            return
+        started = self._clock()
+        batch = await self._run(call, texts)
+        inferred = self._clock()
+        for text, answer in zip(texts, batch.answers, strict=True):
+            if answer is not None:  # else the tokenizer knows no word of it
+                text.answer = answer
+                self._decide_after(call, text, answer)
+                self._prune(call, text, answer)
+        ended = self._clock()
+        times_s: dict[HopTiming, float] = {**batch.times_s, "prune": ended - inferred, "total": ended - started}
+        self._add_hops(call, texts, times_s)
+        await self._send(call, [text for text in texts if text.decision.to])
+
+    async def _run(self, call: Call, texts: Sequence[Text]) -> Batch:
+        """Run the model in its worker, with the policy's exit rule, until the deadline."""
+        stuck = call.final or any(text.degraded for text in texts) or self._next_is_down(call.where)
+        work = Work(
+            [text.source for text in texts],
+            call.policy.exit_rule(replace(call.where, reachable=()) if stuck else call.where),
+            importance=(not call.final and call.policy.prunes_at(call.where)) or call.request.explain,
+            explain=call.request.explain,
+            expires=None if call.expires is None else call.expires - MERGE_S,
+        )
+        async with call.in_time():
+            return await self.worker.run(work)
+
+    def _decide_after(self, call: Call, text: Text, answer: Answer) -> None:
+        """Decide where a text goes, now that the model has read it."""
+        if answer.cut:
+            text.degraded = text.degraded or "deadline"
+        text.decision = STAY
+        if not (call.final or text.degraded):
+            text.decision = call.policy.after(call.where, max(answer.probabilities), text.draw)
+            self.telemetry.offload_probability.labels(self.name).observe(text.decision.probability)
+
+    def _prune(self, call: Call, text: Text, answer: Answer) -> None:
+        """Choose the words that travel on, for a text that leaves or whose answer is explained."""
+        if answer.importance is not None and (text.decision.to or call.request.explain):
+            text.keep = call.policy.pruning(self.name).mask(answer.encoded, answer.importance)
+
+    def _add_hops(self, call: Call, texts: Sequence[Text], times_s: Mapping[HopTiming, float]) -> None:
+        """Put this tier's part on record, for each text that its model has read."""
+        for stage in HOP_STAGES:
+            self.telemetry.stage(stage, times_s[stage])
+        for text in texts:
+            if text.answer is not None:
+                text.hop = new_hop(self.bundle, self.name, text, explain=call.request.explain, times_s=times_s)
+                self._count(call, text)
+
+    # -- further tiers ---------------------------------------------------------------------------------------------
+
+    async def _send(self, call: Call, texts: Sequence[Text], *, reserve_s: float = 0.0) -> None:
+        """Send texts on, one call per destination. Each text then has the further hops, or the reason why none came.
+
+        `reserve_s` of the deadline are kept back, so that this tier can answer if no other does.
+        """
+        remaining_s = call.remaining_s()
+        within_s = None if remaining_s is None else remaining_s - reserve_s - MERGE_S
+        groups: dict[tuple[str, bool], list[Text]] = {}
+        for text in texts:
+            assert text.decision.to is not None
+            groups.setdefault((text.decision.to, text.decision.final), []).append(text)
+        await asyncio.gather(*(self._ask(call, to, final, group, within_s) for (to, final), group in groups.items()))
+
+    async def _ask(self, call: Call, to: str, final: bool, texts: Sequence[Text], within_s: float | None) -> None:
+        """Ask one tier for the hops of these texts; with `final` that tier must answer itself."""
+        part = {"indices": [text.index for text in texts], "texts": [text.onward for text in texts]}
+        request = call.request.model_copy(update={**part, "target": to if final else None})
+        upstream = self.upstreams[self.route.toward(to)]
+        try:
+            carried = await upstream.infer(
+                request,
+                dict(call.headers),
+                within_s=within_s,
+                limit_bytes=most_bytes(self.bundle, self.name, request),
+                check=partial(check_rows, self.bundle, self.name, request),
+            )
+        except UpstreamFailure as failure:
+            if failure.reason != "breaker_open":  # it was logged once, when the breaker opened
+                log.warning("upstream_failed", tier=self.name, to=to, reason=failure.reason, detail=str(failure))
+            for text in texts:
+                text.degraded = failure.reason
+            return
+        self.telemetry.stage("link", carried.link_s)
+        for direction, size in (("up", carried.request_bytes), ("down", carried.response_bytes)):
+            self.telemetry.link_bytes.labels(f"{self.name}-{upstream.target}", direction).inc(size)
+        for text, row in zip(texts, carried.rows, strict=True):
+            text.behind = row.hops
+            text.degraded = row.degraded or (None if row.hops else "upstream_refused")
+
+    # -- from a request to a call, and to its rows -------------------------------------------------------------------
 
     async def infer(self, request: InferRequest, headers: Mapping[str, str]) -> list[InferredRow]:
         """The hops of every text from this tier on; a row without hops could not be read.
@@ -63,23 +204,7 @@ class Tier:
         """
         call = self.resolve(request, self.policy(request.policy), headers)
         await self.answer(call)
-        return [text.row() for text in call.texts]
-
-    async def answer(self, call: Call) -> None:
-        """Give every text of a call its hops: this tier's, and those of the tiers that it goes on to."""
-        if not call.texts:  # a probe asks whether the model still takes work
-            await self.worker.turn()
-        await self._look(call)
-        early = [text for text in call.texts if self._before(call, text)]  # they leave before any layer runs
-        self._away += len(early)
-        sent = asyncio.create_task(self._send(call, early, reserve_s=self._reserve_s(call)))
-        try:
-            await self._infer(call, [text for text in call.texts if text not in early])
-            await sent
-        finally:
-            self._away -= len(early)
-            sent.cancel()
-        await self._infer(call, [text for text in early if text.came_back])  # their upstream failed
+        return [InferredRow(index=text.index, hops=text.hops, degraded=text.degraded) for text in call.texts]
 
     def resolve(self, request: InferRequest, policy: Policy, headers: Mapping[str, str]) -> Call:
         """Resolve a request once: its texts with their draws, its deadline, and the tiers that it may reach.
@@ -104,33 +229,15 @@ class Tier:
         where = Where(self.name, self.route.reachable(request.max_tier), self.sizes)
         return Call(request, policy, where, texts, expires, self._clock, headers)
 
-    # -- before any layer runs -------------------------------------------------------------------------------------
+    def policy(self, spec: str | Mapping[str, Any]) -> Policy:
+        """The policy that a spec names, with this bundle's parameters for whatever it leaves out."""
+        return build(spec, self.bundle.order, self.bundle.card.policies)
 
-    async def _look(self, call: Call) -> None:
-        """Add each text's signature to its clues, where the policy asks for one."""
-        kind = call.policy.signature(self.name)
-        if kind is None or call.request.target is not None:
-            return
-        started = self._clock()
-        try:
-            async with asyncio.timeout(call.remaining_s()):
-                signatures = await self.worker.signatures(call.request.texts, kind, call.expires)
-        except TimeoutError as error:
-            raise DeadlinePassed(_LATE) from error
-        for text, signature in zip(call.texts, signatures, strict=True):
-            text.clues = replace(text.clues, signature=signature)
-        self.telemetry.stage("tokenize", self._clock() - started)
+    # -- what the steps above need -----------------------------------------------------------------------------------
 
-    def _before(self, call: Call, text: Text) -> bool:
-        """Whether a text leaves before any layer runs. It then travels unpruned."""
-        target = call.request.target
-        if target is None:
-            text.decision = call.policy.before(call.where, text.clues, text.draw)
-            self._count(call, text)
-        elif target != self.name:  # on its way to another tier: pass it on
-            text.decision = Decision(target, 1.0, "policy", True)
-        text.onward = text.source if text.decision.to else None
-        return text.onward is not None
+    def _next_is_down(self, where: Where) -> bool:
+        """Whether the nearest tier that a text could go to is known to be down."""
+        return bool(where.reachable) and self.upstreams[self.route.toward(where.reachable[0])].breaker.open
 
     def _reserve_s(self, call: Call) -> float:
         """Seconds of a deadline kept back while texts are away before any layer ran here.
@@ -141,72 +248,8 @@ class Tier:
         remaining_s = call.remaining_s()
         if remaining_s is None:
             return 0.0
-        expected = self.worker.expected(self._away, self.sizes[self.name])
-        return remaining_s / 2 if expected is None else min(expected + remaining_s / 10, 0.9 * remaining_s)
-
-    # -- inference here --------------------------------------------------------------------------------------------
-
-    async def _infer(self, call: Call, texts: Sequence[Text]) -> None:
-        """Run the model here, decide about each text, and send on those that leave.
-
-        A degraded text stays, since its upstream failed. So does one whose time runs out between two layers: its answer
-        is the deepest exit it reached.
-        """
-        if not texts:
-            return
-        started = self._clock()
-        batch = await self._run(call, texts)
-        read = [(text, answer) for text, answer in zip(texts, batch.answers, strict=True) if answer is not None]
-        pruning = self._clock()
-        keeps = [self._decide(call, text, answer) for text, answer in read]
-        ended = self._clock()
-        spent = (batch.tokenize, batch.queue, batch.infer, ended - pruning)
-        for stage, seconds in zip(HOP_STAGES, spent, strict=True):
-            self.telemetry.stage(stage, seconds)
-        times: dict[HopTiming, float] = {**dict(zip(HOP_STAGES, spent, strict=True)), "total": ended - started}
-        for (text, answer), keep in zip(read, keeps, strict=True):
-            explain = call.request.explain
-            text.hop = new_hop(self.bundle, self.name, text, answer, keep, explain=explain, times_s=times)
-            self._count(call, text)
-        await self._send(call, [text for text in texts if text.onward])
-
-    async def _run(self, call: Call, texts: Sequence[Text]) -> Batch:
-        """Run the model in its worker, with the policy's exit rule, until the deadline."""
-        remaining_s = call.remaining_s()
-        if remaining_s is not None and remaining_s <= 0:
-            raise DeadlinePassed(_LATE)
-        stuck = call.final or any(text.degraded for text in texts) or self._stuck(call.where)
-        try:
-            async with asyncio.timeout(remaining_s):
-                return await self.worker.run(
-                    [text.source for text in texts],
-                    call.policy.exit_rule(replace(call.where, reachable=()) if stuck else call.where),
-                    importance=(not call.final and call.policy.prunes_at(call.where)) or call.request.explain,
-                    explain=call.request.explain,
-                    expires=None if call.expires is None else call.expires - MERGE_S,
-                )
-        except TimeoutError as error:
-            raise DeadlinePassed(_LATE) from error
-
-    def _stuck(self, where: Where) -> bool:
-        """Whether the nearest tier that a text could go to is known to be down."""
-        return bool(where.reachable) and self.upstreams[self.route.toward(where.reachable[0])].breaker.open
-
-    def _decide(self, call: Call, text: Text, answer: Answer) -> list[bool] | None:
-        """Decide where a text goes once it has an answer here. Returns which words pruning keeps; null: all of them."""
-        if answer.cut:
-            text.degraded = text.degraded or "deadline"
-        text.confidences = tuple(round(max(exit_), 6) for exit_ in answer.exits)
-        text.decision, text.onward = STAY, None
-        if not (call.final or text.degraded):
-            text.decision = call.policy.after(call.where, max(answer.probabilities), text.draw)
-            self.telemetry.offload_probability.labels(self.name).observe(text.decision.probability)
-        leaves, keep = text.decision.to is not None, None
-        if answer.importance is not None and (leaves or call.request.explain):
-            keep = call.policy.pruning(self.name).mask(answer.encoded, answer.importance)
-        if leaves:
-            text.onward = text.source if keep is None else _pruned(text.source, answer, keep)
-        return keep
+        expected_s = self.worker.expected_s(self._away, self.sizes[self.name])
+        return remaining_s / 2 if expected_s is None else min(expected_s + remaining_s / 10, 0.9 * remaining_s)
 
     def _count(self, call: Call, text: Text) -> None:
         """Count where a text left this tier's model, if it ran, and where the text goes."""
@@ -216,53 +259,3 @@ class Tier:
             self.telemetry.words.labels(self.name, "kept").inc(hop.words_kept or 0)
         if (to := text.decision.to) is not None:
             self.telemetry.offloads.labels(self.name, to, text.decision.reason, name_of(call.policy)).inc()
-
-    # -- further tiers ---------------------------------------------------------------------------------------------
-
-    async def _send(self, call: Call, texts: Sequence[Text], *, reserve_s: float = 0.0) -> None:
-        """Send texts on, one call per destination. Each text then has the further hops, or the reason why none came.
-
-        `reserve_s` of the deadline are kept back, so that this tier can answer if no other does.
-        """
-        remaining_s = call.remaining_s()
-        until = None if remaining_s is None else remaining_s - reserve_s - MERGE_S
-        groups: dict[tuple[str, bool], list[Text]] = {}
-        for text in texts:
-            assert text.decision.to is not None
-            groups.setdefault((text.decision.to, text.decision.final), []).append(text)
-        await asyncio.gather(*(self._ask(call, group, *where, until) for where, group in groups.items()))
-
-    async def _ask(self, call: Call, texts: Sequence[Text], to: str, final: bool, left_s: float | None) -> None:
-        """Ask one tier for the hops of these texts; with `final` that tier must answer itself."""
-        onward = [text.onward or text.source for text in texts]
-        request = call.request.model_copy(
-            update={"indices": [text.index for text in texts], "texts": onward, "target": to if final else None}
-        )
-        upstream = self.upstreams[self.route.toward(to)]
-        try:
-            carried = await upstream.infer(
-                request,
-                dict(call.headers),
-                left_s=left_s,
-                limit=most_bytes(self.bundle, self.name, request),
-                sound=lambda at, came: sound(
-                    self.bundle, self.name, onward[at], came, seed=request.seed, index=request.indices[at]
-                ),
-            )
-        except UpstreamFailure as failure:
-            if failure.reason != "breaker_open":  # said once, when it opened
-                log.warning("upstream_failed", tier=self.name, to=to, reason=failure.reason, detail=str(failure))
-            for text in texts:
-                text.degraded = failure.reason
-            return
-        self.telemetry.stage("link", carried.link_s)
-        for direction, size in (("up", carried.request_bytes), ("down", carried.response_bytes)):
-            self.telemetry.link_bytes.labels(f"{self.name}-{upstream.target}", direction).inc(size)
-        for text, row in zip(texts, upstream.with_link(carried, onward), strict=True):
-            text.behind = row.hops
-            text.degraded = row.degraded or (None if row.hops else "upstream_refused")
-
-
-def _pruned(text: TextPair, answer: Answer, keep: list[bool]) -> TextPair:
-    kept, pair = keep_words(text.text, text.text_pair, answer.encoded, keep)
-    return TextPair(text=kept, text_pair=pair)

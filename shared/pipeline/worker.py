@@ -8,108 +8,56 @@ end after its deadline.
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import structlog
 import torch
 
-from shared.contracts import TextPair
+from shared.contracts import HopTiming, TextPair
 from shared.errors import UnreadableText
 from shared.links.estimates import Smoothed
 from shared.model.classifier import Classifier
 from shared.model.encoder import ExitTrace
-from shared.model.exits import ExitRule
 from shared.model.pools import Signature, Vector
 from shared.model.words import Encoded
 from shared.pipeline.queue import Queue, Work
+from shared.pipeline.text import Answer
 
+log = structlog.get_logger()
+CLOSE_S = 5.0  # for the pass under way when the tier stops
 FORGET_S = 1.0  # an older measured time refuses nobody: only a pass can tell that the model is fast again
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What this tier's model says about one text. `exits` are calibrated, oldest first; `cut`: time ran out there."""
-
-    encoded: Encoded
-    exit_layer: int
-    exits: list[list[float]]
-    importance: list[float] | None
-    cut: bool = False
-
-    @property
-    def probabilities(self) -> list[float]:
-        return self.exits[-1]
-
-
-@dataclass(frozen=True)
 class Batch:
-    """The answers of one call (null where a text could not be read) and its times in seconds."""
+    """The answers of one call (null where a text could not be read), and what each stage took in seconds."""
 
     answers: list[Answer | None]
-    tokenize: float
-    queue: float
-    infer: float
+    times_s: dict[HopTiming, float]
 
 
 class Worker:
-    """Runs one classifier in one thread. `limit` calls may wait, and as many as take `wait_s`; then `QueueFull`.
+    """Runs one classifier in one thread; torch uses `threads` for it."""
 
-    `clock` is what deadlines are told by, in seconds.
-    """
-
-    def __init__(
-        self,
-        classifier: Classifier,
-        *,
-        threads: int,
-        limit: int,
-        wait_s: float = math.inf,
-        batch_texts: int = 1,
-        batch_wait_s: float = 0.0,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self._classifier, self.clock = classifier, clock
-        self._queue = Queue(limit=limit, wait_s=wait_s, batch_texts=batch_texts, batch_wait_s=batch_wait_s, clock=clock)
-        self._row_layer = Smoothed(forget_s=FORGET_S, clock=clock)  # seconds of a row's layer
-        self._tokenize = Smoothed(forget_s=FORGET_S, clock=clock)  # of a text
-        self._text_s = 0.0  # seconds of a text in its pass: grows from nothing, so a slow first pass refuses nobody
+    def __init__(self, classifier: Classifier, queue: Queue, *, threads: int) -> None:
+        self._classifier, self.queue, self.clock = classifier, queue, queue.clock
+        self._row_layer = Smoothed(forget_s=FORGET_S, clock=self.clock)  # seconds of a row's layer
+        self._tokenize = Smoothed(forget_s=FORGET_S, clock=self.clock)  # of a text
         self._thread = threading.Thread(target=self._serve, args=(threads,), name="model", daemon=True)
         self._thread.start()
 
-    @property
-    def waiting(self) -> int:
-        """Calls that wait."""
-        return self._queue.waiting
-
-    def admit(self) -> None:
-        """Refuse a call before anything is done for it, where the queue is full.
-
-        Raises:
-            QueueFull: too many wait.
-        """
-        self._queue.admit(text_s=self._text_s)
-
-    async def run(
-        self,
-        texts: Sequence[TextPair],
-        rule: ExitRule | None,
-        *,
-        importance: bool,
-        explain: bool,
-        expires: float | None = None,
-    ) -> Batch:
-        """Tokenize and run a batch of texts, until `expires` (the clock's time).
+    async def run(self, work: Work) -> Batch:
+        """Tokenize a call's texts and run them through the model.
 
         Raises:
             QueueFull: too many wait.
             DeadlinePassed: it could not be started in time.
         """
-        return await self._do(Work(texts, rule, importance, explain, expires=expires))
+        return await self._do(work)
 
     async def signatures(
         self, texts: Sequence[TextPair], kind: Signature, expires: float | None = None
@@ -121,27 +69,26 @@ class Worker:
         """Wait in the queue for nothing: whether the model still takes work."""
         await self._do(Work([]))
 
-    def expected(self, texts: int, layers: int) -> float | None:
+    def expected_s(self, texts: int, layers: int) -> float | None:
         """Seconds until `texts` put into the queue now have passed `layers`, as measured; null before anything was."""
-        row_layer = self._row_layer.last_high
-        ahead_s = self._queue.ahead * self._text_s
-        return None if row_layer is None else ahead_s + texts * layers * row_layer
+        row_layer_s = self._row_layer.last_high
+        return None if row_layer_s is None else self.queue.ahead_s + texts * layers * row_layer_s
 
     async def _do(self, work: Work) -> Any:
         work.asked = self.clock()
-        self._queue.put(work, text_s=self._text_s)
+        self.queue.put(work)
         try:
             return await asyncio.wrap_future(work.future)
         except asyncio.CancelledError:
-            self._queue.leave(work)
+            self.queue.leave(work)
             raise
 
     def _serve(self, threads: int) -> None:
         torch.set_num_threads(threads)
-        while works := self._queue.take(self._first_exit_s):
+        while works := self.queue.take(self._first_exit_s):
             try:
                 done = self._run(works)
-            except BaseException as error:  # noqa: BLE001 - whatever it is belongs to those who wait, not to this thread
+            except BaseException as error:  # noqa: BLE001 - it belongs to those who wait, not to this thread
                 for work in works:
                     work.future.set_exception(error)
             else:
@@ -162,10 +109,12 @@ class Worker:
         traces = self._forward(works, encoded)
         answers = [[None if item is None else self._answer(item, next(traces)) for item in items] for items in encoded]
         tokenize, infer = tokenized - started, self.clock() - tokenized
-        pairs = zip(works, answers, strict=True)
-        return [Batch(each, tokenize, started - work.asked, infer) for work, each in pairs]
+        return [
+            Batch(each, {"tokenize": tokenize, "queue": started - work.asked, "infer": infer})
+            for work, each in zip(works, answers, strict=True)
+        ]
 
-    def _forward(self, works: list[Work], encoded: list[list[Encoded | None]]) -> Any:
+    def _forward(self, works: list[Work], encoded: list[list[Encoded | None]]) -> Iterator[ExitTrace]:
         """The traces of every readable text, call by call."""
         owners = [work for work, items in zip(works, encoded, strict=True) for item in items if item is not None]
         readable = [item for item in chain.from_iterable(encoded) if item is not None]
@@ -182,8 +131,8 @@ class Worker:
         work = works[0]
         ran = self._classifier.run(readable, work.rule, importance=work.importance, every_exit=work.explain, over=over)
         seconds = self.clock() - started
-        text_s = seconds / len(readable)
-        self._text_s += (min(text_s, 8 * self._text_s or text_s) - self._text_s) / 8
+        text_s, usual_s = seconds / len(readable), self.queue.text_s
+        self.queue.text_s += (min(text_s, 8 * usual_s or text_s) - usual_s) / 8
         self._row_layer.add(seconds / sum(trace.exit_layer for trace in ran))
         return iter(ran)
 
@@ -200,6 +149,8 @@ class Worker:
             return None
 
     def close(self) -> None:
-        """Finish what runs, cancel what waits."""
-        self._queue.close()
-        self._thread.join()
+        """Cancel what waits and finish what runs; a pass that takes over `CLOSE_S` more is abandoned to its thread."""
+        self.queue.close()
+        self._thread.join(CLOSE_S)
+        if self._thread.is_alive():  # a daemon: it does not hold the end of the process
+            log.error("model_still_runs", waited_s=CLOSE_S)

@@ -3,7 +3,7 @@
 A policy may decide before local inference (`before`), after it (`after`), or both; it may name any reachable tier and
 say whether that tier must answer (`final`) or may decide again. It also chooses the exit rule, the pruning and the
 ensemble's weights. The same objects decide live and in replay. To add one: put a module with a subclass of `Policy`
-into this folder and give it a `name`. A module that cannot be imported is left out, and said.
+into this folder and give it a `name`. A module that cannot be imported is left out and logged.
 
     collaborative       Zhang et al. 2025 (arXiv 2412.12102): early exit, S-curve offloading, pruning, ensemble
     tabi                the same without early exit (theta = 0), as that paper reproduces Tabi (Wang et al. 2023)
@@ -18,12 +18,11 @@ into this folder and give it a `name`. A module that cannot be imported is left 
 Tags beside a formula: [S001] arXiv 2410.05338 says it, [C:repository] read in that public code, [R] our reconstruction.
 """
 
-from shared.policies.base import STAY, Clues, Decision, Policy, Where, answer_at
+from shared.policies.base import STAY, Clues, Decision, Policy, Where
 from shared.policies.learner import Learner, Outcome, State, Visit, bind, first_state
-from shared.policies.registry import BROKEN, POLICIES, build, name_of, named, names, spec_of
+from shared.policies.registry import POLICIES, build, name_of, named, names, spec_of
 
 __all__ = [
-    "BROKEN",
     "POLICIES",
     "STAY",
     "Clues",
@@ -34,7 +33,6 @@ __all__ = [
     "State",
     "Visit",
     "Where",
-    "answer_at",
     "bind",
     "build",
     "first_state",

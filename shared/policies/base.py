@@ -8,11 +8,12 @@ A policy never changes. One that learns from its answers is a `Learner` (`shared
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field
 
 from shared.errors import UnknownPolicy
 from shared.model.ensemble import Weighting
@@ -30,6 +31,16 @@ class Where:
     tier: str
     reachable: tuple[str, ...]  # tiers that a text can go to from here, nearest first, within the request's max_tier
     layers: Mapping[str, int]  # that every tier of the bundle holds, shallowest tier first
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """Every tier of the bundle, shallowest first."""
+        return tuple(self.layers)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no tier of the bundle is deeper."""
+        return self.tier == self.tiers[-1]
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,12 @@ class Decision:
 STAY = Decision(None, 0.0, "policy")
 
 
+def draw(seed: str, index: int, tier: str) -> float:
+    """A number in [0, 1) that the same seed, index and tier always give: a request replays exactly."""
+    digest = hashlib.sha256(f"{seed}:{index}:{tier}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
 class Policy(BaseModel):
     """Answers where the text is, at full depth, with the last answer alone. Subclasses change what they must.
 
@@ -61,20 +78,9 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
     name: ClassVar[str]
-    _tiers: tuple[str, ...] = PrivateAttr(())  # the bundle's, shallowest first: `build` sets them
 
-    def among(self, tiers: Sequence[str]) -> Self:
-        """This policy, told which tiers there are."""
-        copy = self.model_copy()
-        copy._tiers = tuple(tiers)
-        return copy
-
-    def check(self, layers: Mapping[str, int], order: Sequence[str]) -> None:
-        """Whether the policy can run live; `order` starts at the tier that is asked.
-
-        Raises:
-            UnknownPolicy: a tier lacks layers that the method needs, or the card says nothing about it.
-        """
+    def check(self, where: Where) -> None:
+        """Raise UnknownPolicy where the policy cannot run live on this tier: it lacks layers, or the card is silent."""
 
     def signature(self, tier: str) -> Signature | None:
         """Which signature `before` wants to see at a tier."""
@@ -106,7 +112,7 @@ class Policy(BaseModel):
         """What is dropped from a text that leaves a tier."""
         return Pruning(coefficient=0)
 
-    def weighting_for(self) -> Weighting:
+    def ensemble_weighting(self) -> Weighting:
         return Weighting.LAST
 
 
@@ -119,17 +125,16 @@ def answer_at(where: Where, tier: str) -> Decision:
     >>> answer_at(Where("end", ("edge",), layers), "cloud").to
     'edge'
     """
-    order = list(where.layers)
-    if order.index(tier) <= order.index(where.tier) or not where.reachable:
+    if where.tiers.index(tier) <= where.tiers.index(where.tier) or not where.reachable:
         return STAY
     return Decision(tier if tier in where.reachable else where.reachable[-1], 1.0, "policy", final=True)
 
 
-def needs_all_layers(name: str, layers: Mapping[str, int], order: Sequence[str]) -> None:
+def needs_all_layers(name: str, where: Where) -> None:
     """Refuse a method that runs the whole model on the tier that is asked, where that one holds a part of it."""
-    asked, deepest = order[0], max(layers.values())
-    if layers[asked] < deepest:
+    held, deepest = where.layers[where.tier], max(where.layers.values())
+    if held < deepest:
         raise UnknownPolicy(
-            f"policy {name!r} runs the whole model on {asked}, which holds {layers[asked]} of its {deepest} layers: "
+            f"policy {name!r} runs the whole model on {where.tier}, which holds {held} of its {deepest} layers: "
             "serve a bundle that gives it all of them (device-imdb does), or use `tierwise replay`"
         )

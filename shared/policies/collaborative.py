@@ -1,8 +1,17 @@
-"""Zhang et al. 2025 (arXiv 2412.12102) and the Tabi that it reproduces."""
+"""Zhang et al. 2025 (arXiv 2412.12102) and the Tabi that it reproduces: an answer that is not good enough here goes on.
+
+    eq. 7   p(C) = 1     if C < threshold,   else S(C)                  a text goes on if its draw is below p(C)
+    eq. 8   S(C) = [sig(-k(u - 1/2)) - sig(-k/2)] / [sig(k/2) - sig(-k/2)],   u = (C - threshold) / (1 - threshold)
+
+Section III-A describes the curve in words; eq. 8 is our reconstruction: S-shaped, 1 at the threshold, 0 at full
+confidence, one steepness k. `linear` and `step` are the shapes it is compared with.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -11,7 +20,35 @@ from shared.model.ensemble import Weighting
 from shared.model.exits import ExitRule, Similarity
 from shared.model.pruning import Pruning
 from shared.policies.base import Decision, Policy, Ratio, Where
-from shared.policies.dispatch import Curve, Dispatcher
+
+FLATTEST = 1e-3  # below it the sigmoid is its limit, the straight line, and the quotient of eq. 8 is rounding errors
+
+
+class Curve(StrEnum):
+    """How the offload probability falls from 1 at the threshold to 0 at full confidence."""
+
+    SIGMOID = "sigmoid"
+    LINEAR = "linear"
+    STEP = "step"  # 0 at once: a hard threshold
+
+
+def offload_probability(
+    confidence: float, threshold: float, steepness: float = 10.0, curve: Curve = Curve.SIGMOID
+) -> float:
+    """Eq. 7-8 for a calibrated confidence. `threshold` in [0, 1]; `steepness` k > 0, used by the sigmoid only."""
+    if confidence < threshold:
+        return 1.0
+    if curve is Curve.STEP or threshold >= 1:
+        return 0.0
+    u = (confidence - threshold) / (1 - threshold)
+    if curve is Curve.LINEAR or steepness < FLATTEST:
+        return 1 - u
+    low, high = _sigmoid(-steepness / 2), _sigmoid(steepness / 2)
+    return min(1.0, max(0.0, (_sigmoid(-steepness * (u - 0.5)) - low) / (high - low)))
+
+
+def _sigmoid(a: float) -> float:
+    return 1 / (1 + math.exp(-a))
 
 
 class Collaborative(Policy):
@@ -51,7 +88,7 @@ class Collaborative(Policy):
         if not self.may_offload_after(where):
             return Decision(None, 0.0, "policy" if where.reachable else "no_link")
         threshold = by_tier(self.offload_threshold, where.tier)
-        probability = Dispatcher(threshold, self.steepness, self.curve).probability(confidence)
+        probability = offload_probability(confidence, threshold, self.steepness, self.curve)
         reason: Literal["confidence", "curve"] = "confidence" if confidence < threshold else "curve"
         return Decision(where.reachable[0] if draw < probability else None, probability, reason)
 
@@ -70,7 +107,7 @@ class Collaborative(Policy):
     def pruning(self, tier: str) -> Pruning:
         return Pruning(self.pruning_coefficient)
 
-    def weighting_for(self) -> Weighting:
+    def ensemble_weighting(self) -> Weighting:
         return self.weighting
 
 

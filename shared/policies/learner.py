@@ -1,4 +1,4 @@
-"""Policies that learn: what such a policy is asked besides, and what it is told of an answered text.
+"""Policies that learn: the further questions that such a policy is asked, and the facts it learns from.
 
 A policy itself never changes. The tier that was asked keeps its state (`shared/policies/states.py`), and `bound(state)`
 gives the plain, stateless policy of one request: its arm chosen, its pools fixed. That one travels, and a replay runs
@@ -45,8 +45,7 @@ class Learner(Policy):
     def initial_state(self, where: Where, pools: Pools | None) -> State | None:
         """The state before the first text, JSON-able; null where the parameters leave nothing to learn.
 
-        Raises:
-            UnknownPolicy: the bundle lacks what the policy starts from.
+        Raise UnknownPolicy where the bundle lacks what the policy starts from.
         """
         raise NotImplementedError
 
@@ -59,11 +58,7 @@ class Learner(Policy):
         raise NotImplementedError
 
     def check_state(self, state: State, fresh: State) -> None:
-        """Whether `state`, read from a file and shaped like the `fresh` one, can have come from it.
-
-        Raises:
-            ValueError: it cannot.
-        """
+        """Raise ValueError where `state`, read from a file and shaped like `fresh`, cannot have come from it."""
 
     def described(self, state: State) -> State:
         """The state in short, for `/info`."""

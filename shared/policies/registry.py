@@ -1,6 +1,7 @@
 """The one registry of policies: every class with a `name` in this folder's modules and in `baselines/`.
 
-A module that cannot be used breaks nothing but itself: it is left out, said once, and told to whoever asks for it.
+A module that cannot be used breaks nothing but itself: it is left out, logged once, and named in the error of a request
+for its policy.
 """
 
 from __future__ import annotations
@@ -43,44 +44,38 @@ def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping
     if isinstance(name, str) and name in BROKEN and name not in POLICIES:
         raise UnknownPolicy(f"policy {name!r}: its module cannot be used: {BROKEN[name]}")
     if name not in names(tiers):
-        live = ", ".join(known for known in names(tiers) if known != Oracle.name)
-        raise UnknownPolicy(
-            f"unknown policy {name!r}: choose one of {live} (or {Oracle.name}, in replay only){_left_out()}"
-        )
-    elsewhere = [tier for value in given.values() if isinstance(value, dict) for tier in value if tier not in tiers]
-    if isinstance(given.get("tier"), str) and given["tier"] not in tiers:
-        elsewhere.append(given["tier"])
-    if elsewhere:
+        known = ", ".join(one for one in names(tiers) if one != Oracle.name)
+        left_out = f"; left out, as they cannot be used: {', '.join(BROKEN)}" if BROKEN else ""
+        raise UnknownPolicy(f"unknown policy {name!r}: choose one of {known} (or oracle, in replay only){left_out}")
+    named_tiers = [tier for value in given.values() if isinstance(value, dict) for tier in value]
+    named_tiers += [given["tier"]] if isinstance(given.get("tier"), str) else []
+    if elsewhere := [tier for tier in named_tiers if tier not in tiers]:
         raise UnknownPolicy(f"policy {name!r}: unknown tier {elsewhere[0]!r}: this bundle has {', '.join(tiers)}")
     try:
         if name in POLICIES:
-            return POLICIES[name].model_validate({**defaults.get(name, {}), **given}).among(tiers)
+            return POLICIES[name].model_validate({**defaults.get(name, {}), **given})
         if given:
             raise UnknownPolicy(f"policy {name!r} has no parameters; got {', '.join(sorted(given))}")
-        return Only(tier=name.removesuffix("-only")).among(tiers)
+        return Only(tier=name.removesuffix("-only"))
     except ValidationError as error:
         unknown = any(problem["type"] == "extra_forbidden" for problem in error.errors())
         known = f" (parameters: {', '.join(POLICIES[name].model_fields)})" if unknown else ""
         raise UnknownPolicy(f"policy {name!r}: {_problems(error)}{known}") from error
 
 
-def _left_out() -> str:
-    return f"; left out, as they cannot be used: {', '.join(BROKEN)}" if BROKEN else ""
-
-
 def _problems(error: ValidationError) -> str:
     """What is wrong with each parameter, once: one that may be a number or one per tier fails as both."""
-    told: dict[str, str] = {}
+    faults: dict[str, str] = {}
     for problem in error.errors():
         loc, message = problem["loc"], plain(problem["msg"])
         name = str(loc[0]) if loc else "parameters"
-        if len(loc) > 2:  # inside of what was given per tier
-            told[name] = f"{name}.{loc[-1]}: {message}"
-        elif problem["type"] == "dict_type" and name in told:
-            told[name] += ', or one per tier, {"end": 0.9}'
+        if len(loc) > 2:  # inside of a value per tier
+            faults[name] = f"{name}.{loc[-1]}: {message}"
+        elif problem["type"] == "dict_type" and name in faults:
+            faults[name] += ', or one per tier, {"end": 0.9}'
         else:
-            told.setdefault(name, f"{name}: {message}")
-    return "; ".join(told.values())
+            faults.setdefault(name, f"{name}: {message}")
+    return "; ".join(faults.values())
 
 
 def named(setting: str) -> str | dict[str, Any]:
@@ -121,18 +116,14 @@ def _named(base: type[Policy]) -> Iterator[type[Policy]]:
 
 
 def _add(module: str) -> None:
-    """Import a module of this folder and offer its policies.
-
-    Raises:
-        BadSetting: a policy's name is no text, or another policy has it.
-    """
+    """Import a module of this folder and offer its policies; BadSetting where a name is no text, or taken."""
     importlib.import_module(f"{policies.__name__}.{module}")
     here = f"{policies.__name__}.{module}."
-    own = [policy for policy in _named(Policy) if f"{policy.__module__}.".startswith(here)]
-    for policy in own:
+    found = [policy for policy in _named(Policy) if f"{policy.__module__}.".startswith(here)]
+    for policy in found:
         if not isinstance(policy.name, str) or policy.name in POLICIES or policy.name.endswith("-only"):
             raise BadSetting(f"{policy.__name__}: the name {policy.name!r} is no text, or taken: choose another")
-    POLICIES.update({policy.name: policy for policy in own})
+    POLICIES.update({policy.name: policy for policy in found})
 
 
 _theirs = [module.name for module in pkgutil.iter_modules(policies.__path__) if module.name not in _FIRST]

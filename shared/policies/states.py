@@ -30,7 +30,8 @@ LIMIT = 100  # states: a request may name any parameters, so the one unused for 
 PAUSE_S = 1.0  # between two writes; after one that failed, twice as long each time, up to
 LONGEST_PAUSE_S = 30.0
 CLOSE_S = 2.0  # for the last write when the tier stops
-_OLD_S = 60.0  # a draft that is older was left behind, whoever has its number now
+_DAMAGED = (OSError, ValueError, AttributeError, TypeError, RecursionError, ArithmeticError, LookupError)
+_OLD_S = 60.0  # an older draft was abandoned, even if a process has its number now
 
 
 class States:
@@ -53,20 +54,15 @@ class States:
         self._keep = None if keep is None else _key(keep)
         self._states: dict[str, State] = {}  # a state is replaced, never changed
         self._encoded: dict[str, tuple[State, str]] = {}  # of the last write: most states are as they were
-        self._writer = Background("states", limit=2)  # one that writes, one that looks afterwards for what came since
-        self._changes = self._saved = 0
-        self._latest = (0, self._states)  # how many changes, and the states after them
+        self._writer = Background("states", limit=2)  # one that writes, one that looks for later changes
+        self._latest = self._saved = self._states  # the states after the last change, and those on disk
         if path is not None:
-            self._states = self._read(path)
+            self._latest = self._saved = self._states = self._read(path)
             self._write(self._states)  # a folder that cannot be written to is an error now, not after the first answer
             _clear(path.parent)
 
     def of(self, policy: Policy) -> State | None:
-        """The state of a policy: what it learned, else its first one.
-
-        Raises:
-            UnknownPolicy: the bundle lacks what it starts from.
-        """
+        """The state of a policy: what it learned, else its first one (raises as `Learner.initial_state`)."""
         fresh = self._fresh(policy)
         if fresh is None:  # most policies: nothing to look up
             return None
@@ -87,9 +83,8 @@ class States:
         self._states[_key(policy)] = state
         while len(self._states) > LIMIT:
             self._states.pop(next(key for key in self._states if key != self._keep))
-        self._changes += 1
         if self.path is not None:
-            self._latest = self._changes, dict(self._states)
+            self._latest = dict(self._states)
             self._writer.put(self._save)  # refused if one has yet to begin: that one will write this change too
 
     def described(self) -> list[dict[str, Any]]:
@@ -103,18 +98,18 @@ class States:
     async def close(self) -> None:
         """Write what is not yet written, for a bounded time."""
         self._writer.close(CLOSE_S)
-        if self._saved != self._changes and self.path is not None:
+        if self._saved is not self._latest:
             log.error("state_lost", path=str(self.path))
 
     def _save(self) -> None:
         """Write until everything is written. When the tier stops no pause is waited for, and one more write is all."""
         pause = PAUSE_S
-        while self._saved != self._changes:
+        while self._saved is not self._latest:
             last = self._writer.closing.wait(pause)
-            changes, states = self._latest
+            states = self._latest
             try:
                 self._write(states)
-                self._saved, pause = changes, PAUSE_S
+                self._saved, pause = states, PAUSE_S
             except BadSetting as error:
                 log.error("state_not_written", detail=str(error))
                 pause = min(2 * pause, LONGEST_PAUSE_S)
@@ -154,10 +149,7 @@ class States:
                 self._check(key, state)
         except (FileNotFoundError, NotADirectoryError):  # the folder is not there yet, or is none: writing will tell
             return {}
-        except (
-            *(OSError, ValueError, AttributeError, TypeError, RecursionError, ArithmeticError, LookupError),
-            TierwiseError,
-        ) as error:
+        except (*_DAMAGED, TierwiseError) as error:
             raise BadSetting(f"{path}: no state that this tier can go on from ({error}); move it away") from error
         return states
 

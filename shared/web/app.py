@@ -24,6 +24,7 @@ from shared.links.upstream import Upstream
 from shared.model.bundle import Bundle, load_bundle
 from shared.model.classifier import Classifier, load_classifier
 from shared.pipeline.front import Front
+from shared.pipeline.queue import Queue
 from shared.pipeline.tier import Tier
 from shared.pipeline.worker import Worker
 from shared.policies import named, names
@@ -99,15 +100,14 @@ def _telemetry(settings: Settings, bundle: Bundle) -> Telemetry:
 
 
 def _worker(settings: Settings, model: Classifier, clock: Callable[[], float]) -> Worker:
-    return Worker(
-        model,
-        threads=settings.threads,
+    queue = Queue(
         limit=settings.queue_limit,
         wait_s=settings.queue_wait_ms / 1e3,
         batch_texts=settings.batch_texts,
         batch_wait_s=settings.batch_wait_ms / 1e3,
         clock=clock,
     )
+    return Worker(model, queue, threads=settings.threads)
 
 
 def _upstreams(

@@ -131,7 +131,7 @@ class Surface:
             self.app.add_exception_handler(error, self.on_error)
 
     async def classify(self, request: Request) -> Response:
-        return await self._answer(request, self.keys.door, self._classify, at_door=self.tier.worker.admit)
+        return await self._answer(request, self.keys.door, self._classify, at_door=self.tier.worker.queue.admit)
 
     async def infer(self, request: Request) -> Response:
         return await self._answer(request, self.keys.tier, self._infer)
@@ -185,7 +185,7 @@ class Surface:
         }
 
     async def metrics(self) -> Response:
-        self.telemetry.queue_depth.labels(self.tier.name).set(self.tier.worker.waiting)
+        self.telemetry.queue_depth.labels(self.tier.name).set(self.tier.worker.queue.waiting)
         for upstream in self.tier.upstreams.values():
             self.telemetry.breaker_open.labels(f"{self.tier.name}-{upstream.target}").set(upstream.breaker.open)
         return Response(generate_latest(self.telemetry.registry), media_type=CONTENT_TYPE_LATEST)

@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from shared.model.bundle import load_bundle
 from shared.model.classifier import load_classifier
-from shared.policies.dispatch import draw
+from shared.policies.base import draw
 from shared.web.app import create_app
 from shared.web.settings import Settings
 from tests.clocks import Clock

@@ -281,7 +281,7 @@ def test_a_full_queue_is_a_429_and_those_inside_are_answered(serve, held_classif
         running = asyncio.create_task(caller.ask("a fine film"))
         await until(held_classifier.running.is_set)
         waiting = asyncio.create_task(caller.ask("a fine film"))
-        await until(lambda: caller.app.state.tier.worker.waiting == 1)
+        await until(lambda: caller.app.state.tier.worker.queue.waiting == 1)
         refused = await caller.ask("a fine film")
         held_classifier.go.set()
         return refused, [(await task).status_code for task in (running, waiting)]
@@ -348,7 +348,7 @@ def test_a_deadline_holds_while_the_model_is_busy(serve, held_classifier, place)
     assert_problem(refused, 504, "deadline-passed", "deadline passed")
     assert first in (None, 200)
     assert after == 200
-    assert caller.app.state.tier.worker.waiting == 0
+    assert caller.app.state.tier.worker.queue.waiting == 0
 
 
 WAVE = 20
@@ -383,10 +383,10 @@ def test_callers_who_leave_are_dropped_from_the_queue_within_100_ms_and_never_ru
 
         leaving = asyncio.Event()
         crowd = [asyncio.create_task(leave_soon()) for _ in range(WAVE)]
-        await until(lambda: worker.waiting == WAVE)
+        await until(lambda: worker.queue.waiting == WAVE)
         leaving.set()
         left = time.perf_counter()
-        await until(lambda: worker.waiting == 0)
+        await until(lambda: worker.queue.waiting == 0)
         took = time.perf_counter() - left
         await asyncio.gather(*crowd)
         held_classifier.go.set()

@@ -29,7 +29,7 @@ BREAKS = {
     "prunes_at": lambda *_: Decision(),
     "check": lambda *_: (_ for _ in ()).throw(Unprintable),
     "bound": lambda *_: sys.exit("bye"),
-    "weighting_for": lambda *_: Path("/nowhere").read_text(),
+    "ensemble_weighting": lambda *_: Path("/nowhere").read_text(),
     "learns": property(lambda _: 1 / 0),
 }
 

@@ -57,7 +57,7 @@ def test_one_run_gives_every_policy_what_it_needs(bundle, texts):
     assert sum(calibrated.pools.sizes) == len(texts)
     for name in POLICIES.keys() - {"oracle", "early-exit", "splitee", "splitee-s", "i-splitee"}:
         policy = build(name, calibrated.order, card.policies)
-        policy.check(where.layers, calibrated.order)
+        policy.check(where)
         bind(policy, first_state(policy, where, calibrated.pools))
     for kind in Signature:
         policy = build({"name": "dimee", "signature": kind.value}, calibrated.order, card.policies)

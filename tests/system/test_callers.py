@@ -149,7 +149,7 @@ def test_who_closes_the_sending_half_is_answered_after_a_long_wait_too(tier, dia
     connection.sendall(post(version=version))
     connection.shutdown(socket.SHUT_WR)
     time.sleep(0.4)
-    assert tier._app.state.tier.worker._queue.busy
+    assert tier._app.state.tier.worker.queue.busy
     held.go.set()
     said = rest(connection)
     assert statuses(said) == [200]
@@ -180,16 +180,16 @@ def test_who_leaves_altogether_is_dropped_at_once_and_never_run(tier, dial, held
     before = counted(tier, "rejected_total", reason="abandoned")
     first = dial()
     first.sendall(post(BODY, b"connection: close"))
-    until(lambda: worker._queue.busy)
+    until(lambda: worker.queue.busy)
     leavers = [dial() for _ in range(20)]
     for leaver in leavers:
         leaver.sendall(post())
-    until(lambda: worker.waiting == 20)
+    until(lambda: worker.queue.waiting == 20)
     for leaver in leavers:
         if how == "reset":
             leaver.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         leaver.close()
-    assert until(lambda: worker.waiting == 0) < ALLOWED_S
+    assert until(lambda: worker.queue.waiting == 0) < ALLOWED_S
     held.go.set()
     assert statuses(rest(first)) == [200]
     assert held.ran == 1
@@ -217,7 +217,7 @@ def test_ordinary_clients_read_past_the_interim_answer(tier, held, client, monke
     out = []
     asking = threading.Thread(target=lambda: out.append(ask()))
     asking.start()
-    until(lambda: tier._app.state.tier.worker._queue.busy)
+    until(lambda: tier._app.state.tier.worker.queue.busy)
     shut[-1].shutdown(socket.SHUT_WR)
     time.sleep(0.3)
     held.go.set()

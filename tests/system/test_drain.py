@@ -76,7 +76,7 @@ def test_while_it_drains_it_is_not_ready_and_says_so_and_what_runs_is_finished(l
     done = []
     worker = threading.Thread(target=lambda: done.append(httpx.post(f"{url}/v1/classify", json=long, timeout=20)))
     worker.start()
-    while not server._app.state.tier.worker._queue.busy:
+    while not server._app.state.tier.worker.queue.busy:
         time.sleep(0.001)
     server.drain()
     ready = httpx.get(f"{url}/readyz")

@@ -18,8 +18,7 @@ raw text travels, not hidden states. A text that should have been offloaded and 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -39,6 +38,12 @@ class Bandit(Learner):
     exploration: Annotated[float, Field(ge=0, le=100)] = Field(1.0, description="weight of an arm's uncertainty (c)")
 
     arm: float | int | None
+    rounds_ahead: ClassVar[int] = 0  # what t is more than the texts so far
+
+    @property
+    def threshold(self) -> float | None:
+        """The confidence below which a text goes to the last tier."""
+        raise NotImplementedError
 
     @property
     def learns(self) -> bool:
@@ -74,12 +79,17 @@ class Bandit(Learner):
         counts, totals = state["counts"], state["totals"]
         if 0 in counts:
             return int(counts.index(0))
-        log = math.log(self.time(state["rounds"]))
+        log = math.log(state["rounds"] + self.rounds_ahead)
         bounds = [q / n + self.exploration * math.sqrt(log / n) for q, n in zip(totals, counts, strict=True)]
         return bounds.index(max(bounds))
 
-    def time(self, rounds: int) -> int:
-        return rounds
+    def after(self, where: Where, confidence: float, draw: float) -> Decision:
+        if self.threshold is None or confidence >= self.threshold or not self.may_offload_after(where):
+            return STAY
+        return Decision(where.reachable[-1], 1.0, "confidence", final=True)
+
+    def may_offload_after(self, where: Where) -> bool:
+        return bool(where.reachable)
 
     def learn(self, state: State, bound: Policy, outcome: Outcome) -> State:
         assert isinstance(bound, Bandit)
@@ -106,15 +116,11 @@ class AdaEE(Bandit):
     def arms(self, where: Where) -> list[float]:
         return [round(0.2 * step, 1) for step in range(6)]
 
-    def after(self, where: Where, confidence: float, draw: float) -> Decision:
-        if self.arm is None or confidence >= self.arm or not where.reachable:
-            return STAY
-        return Decision(where.reachable[-1], 1.0, "confidence", final=True)
+    @property
+    def threshold(self) -> float | None:
+        return self.arm
 
-    def may_offload_after(self, where: Where) -> bool:
-        return bool(where.reachable)
-
-    def weighting_for(self) -> Weighting:
+    def ensemble_weighting(self) -> Weighting:
         return Weighting.SUREST
 
     def rewards(self, state: State, outcome: Outcome) -> dict[float, float]:
@@ -130,30 +136,29 @@ class SplitEE(Bandit):
     """Learns the layer at which a text is answered on the device, or handed over to the last tier."""
 
     name = "splitee"
+    rounds_ahead = 1
+    side: ClassVar[bool] = False  # whether the exits before the split teach their arms too
 
     arm: Annotated[int, Field(ge=1, le=64)] | None = Field(None, description="fixes the split layer; null: learned")
     exit_threshold: Ratio = Field(0.7, description="confidence at which the device answers (alpha)")
     layer_cost: Cost = Field(0.1, description="what a layer on the device costs, in confidence (lambda)")
     offload_cost: Cost = Field(0.1, description="what offloading costs, in confidence (o)")
 
-    def check(self, layers: Mapping[str, int], order: Sequence[str]) -> None:
-        needs_all_layers(self.name, layers, order)
-        if self.arm is not None and self.arm > layers[order[0]]:
-            raise UnknownPolicy(f"policy {self.name!r}: arm {self.arm} is deeper than {order[0]}'s {layers[order[0]]}")
+    def check(self, where: Where) -> None:
+        needs_all_layers(self.name, where)
+        held = where.layers[where.tier]
+        if self.arm is not None and self.arm > held:
+            raise UnknownPolicy(f"policy {self.name!r}: arm {self.arm} is deeper than {where.tier}'s {held}")
 
     def arms(self, where: Where) -> list[float]:
         return list(range(1, where.layers[where.tier] + 1))
 
-    def time(self, rounds: int) -> int:
-        return rounds + 1
-
     def exit_rule(self, where: Where) -> ExitRule | None:
-        return None if self.arm is None or self._tiers[-1:] == (where.tier,) else AtLayer(self.arm)
+        return None if self.arm is None or where.is_last else AtLayer(self.arm)
 
-    def after(self, where: Where, confidence: float, draw: float) -> Decision:
-        if self.arm is None or not self.may_offload_after(where) or confidence >= self.exit_threshold:
-            return STAY
-        return Decision(where.reachable[-1], 1.0, "confidence", final=True)
+    @property
+    def threshold(self) -> float | None:
+        return None if self.arm is None else self.exit_threshold
 
     def may_offload_after(self, where: Where) -> bool:
         return bool(where.reachable) and (self.arm is None or self.arm < where.layers[where.tier])
@@ -164,30 +169,20 @@ class SplitEE(Bandit):
         could_not_go = stays and arm != deepest and here.confidence < self.exit_threshold
         if arm is None or here.exit_layer != arm or could_not_go:
             return {}
-        last = outcome.visits[-1].confidence  # C_L where it was seen, else C_s
-        credited = [a for a in state["arms"] if a < arm and len(here.confidences) == arm] if self.side else []
-        return {a: self._reward(here.confidences[a - 1], last, a) for a in credited} | {
-            arm: (here.confidence if stays else last - self.offload_cost) - self.layer_cost * arm
-        }
-
-    def _reward(self, confidence: float, last: float, arm: int) -> float:
-        kept = confidence if confidence >= self.exit_threshold else last - self.offload_cost
-        return kept - self.layer_cost * arm
-
-    @property
-    def side(self) -> bool:
-        """Whether the exits before the split teach their arms too."""
-        return False
+        handed_over = outcome.visits[-1].confidence - self.offload_cost  # C_L where it was seen, else C_s
+        gains = {arm: here.confidence if stays else handed_over}
+        if self.side and len(here.confidences) == arm:
+            for a in [a for a in state["arms"] if a < arm]:
+                confidence = here.confidences[a - 1]
+                gains[a] = confidence if confidence >= self.exit_threshold else handed_over
+        return {a: gain - self.layer_cost * a for a, gain in gains.items()}
 
 
 class SplitEES(SplitEE):
     """SplitEE with side observations."""
 
     name = "splitee-s"
-
-    @property
-    def side(self) -> bool:
-        return True
+    side = True
 
 
 class ISplitEE(SplitEES):

@@ -56,18 +56,16 @@ class Dimee(Pooled, Learner):
     def initial_state(self, where: Where, pools: Pools | None) -> State:
         if pools is None or self.signature_kind not in pools.means:
             raise UnknownPolicy("policy 'dimee' needs pools.safetensors beside the card: run `tierwise calibrate`")
-        if len(pools.sizes) != len(self._tiers):
-            raise UnknownPolicy(
-                f"policy 'dimee': {len(pools.sizes)} pools for {len(self._tiers)} tiers: calibrate again"
-            )
-        if where.tier != self._tiers[0]:
-            raise UnknownPolicy(f"policy 'dimee' knows the pools of {self._tiers[0]}'s embeddings: ask that tier")
+        first, tiers = where.tiers[0], len(where.tiers)
+        if len(pools.sizes) != tiers:
+            raise UnknownPolicy(f"policy 'dimee': {len(pools.sizes)} pools for {tiers} tiers: calibrate again")
+        if where.tier != first:
+            raise UnknownPolicy(f"policy 'dimee' knows the pools of {first}'s embeddings: ask that tier")
         return {"sizes": list(pools.sizes), "means": list(pools.means[self.signature_kind])}
 
     def check_state(self, state: State, fresh: State) -> None:
-        if any(
-            not isinstance(now, int) or now < first for now, first in zip(state["sizes"], fresh["sizes"], strict=True)
-        ):
+        sizes = zip(state["sizes"], fresh["sizes"], strict=True)
+        if any(not isinstance(now, int) or now < first for now, first in sizes):
             raise ValueError(f"pools of {fresh['sizes']} texts cannot have become {state['sizes']}")
 
     def bound(self, state: State) -> Policy:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 from pydantic import Field, NonNegativeInt
@@ -45,11 +45,11 @@ class Pooled(Policy):
         raise NotImplementedError
 
     def before(self, where: Where, clues: Clues, draw: float) -> Decision:
-        pool, tiers = self.pool(clues), list(where.layers)
-        return STAY if pool is None else answer_at(where, tiers[min(pool, len(tiers) - 1)])
+        pool = self.pool(clues)
+        return STAY if pool is None else answer_at(where, where.tiers[min(pool, len(where.tiers) - 1)])
 
     def exit_rule(self, where: Where) -> ExitRule | None:
-        return None if self._tiers[-1:] == (where.tier,) else Confidence(self.exit_threshold)
+        return None if where.is_last else Confidence(self.exit_threshold)
 
 
 class LengthQuantile(Pooled):
@@ -61,10 +61,10 @@ class LengthQuantile(Pooled):
         [], description="words up to which a text belongs to each tier but the last, ascending"
     )
 
-    def check(self, layers: Mapping[str, int], order: Sequence[str]) -> None:
-        if len(self.edges) != len(self._tiers) - 1 or self.edges != sorted(self.edges):
+    def check(self, where: Where) -> None:
+        if len(self.edges) != len(where.tiers) - 1 or self.edges != sorted(self.edges):
             raise UnknownPolicy(
-                f"policy {self.name!r}: edges must be {len(self._tiers) - 1} ascending numbers of words, one for each "
+                f"policy {self.name!r}: edges must be {len(where.tiers) - 1} ascending numbers of words, one for each "
                 "tier but the last; the card of a calibrated bundle has them (`tierwise calibrate`)"
             )
 
@@ -77,7 +77,7 @@ class Oracle(Policy):
 
     name = "oracle"
 
-    def check(self, layers: Mapping[str, int], order: Sequence[str]) -> NoReturn:
+    def check(self, where: Where) -> NoReturn:
         raise UnknownPolicy("policy 'oracle' knows the labels, so it only runs on recorded texts: `tierwise replay`")
 
     @staticmethod

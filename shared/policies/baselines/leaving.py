@@ -9,7 +9,6 @@ Where we differ: probabilities are calibrated, one entropy threshold serves ever
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -25,8 +24,8 @@ class EarlyExit(Policy):
 
     exit_threshold: Ratio = Field(0.9, description="confidence at which a text leaves (alpha)")
 
-    def check(self, layers: Mapping[str, int], order: Sequence[str]) -> None:
-        needs_all_layers(self.name, layers, order)
+    def check(self, where: Where) -> None:
+        needs_all_layers(self.name, where)
 
     def exit_rule(self, where: Where) -> ExitRule | None:
         return Confidence(self.exit_threshold)
@@ -38,7 +37,7 @@ class _AtTier(Policy):
     tier: str | None = Field(None, description="which tier answers; null: the deepest")
 
     def before(self, where: Where, clues: Clues, draw: float) -> Decision:
-        return answer_at(where, self.tier or list(where.layers)[-1])
+        return answer_at(where, self.tier or where.tiers[-1])
 
 
 class DeeBert(_AtTier):

@@ -29,7 +29,7 @@ def breaker(clock):
 def tell(breaker, pattern):
     """x: failed, o: answered."""
     for letter in pattern:
-        breaker.tell(failed=letter == "x")
+        breaker.count(failed=letter == "x")
     return breaker.open
 
 
@@ -80,7 +80,7 @@ def test_it_opens_exactly_when_a_rule_says_so(pattern):
         seen = pattern[:upto]
         mostly = len(seen) >= 20 and seen.count("x") > len(seen) / 2
         expected = expected or seen.endswith("xxxxx") or mostly
-        breaker.tell(failed=seen[-1] == "x")
+        breaker.count(failed=seen[-1] == "x")
         assert breaker.open == expected
 
 

@@ -88,7 +88,7 @@ def test_a_message_takes_its_bytes_at_the_rate_plus_half_the_rtt():
 
 
 def test_an_ideal_link_costs_nothing():
-    (took,) = seconds(SimulatedLink.named("ideal"), (10_000_000, "up"))
+    (took,) = seconds(SimulatedLink(profile("ideal")), (10_000_000, "up"))
     assert took == 0
 
 
@@ -200,7 +200,7 @@ def test_a_lost_packet_costs_one_more_rtt(monkeypatch):
 
 def test_an_outage_raises_at_once():
     with pytest.raises(UpstreamFailure, match="link offline is out") as caught:
-        seconds(SimulatedLink.named("offline"), (1, "up"))
+        seconds(SimulatedLink(profile("offline")), (1, "up"))
     assert caught.value.reason == "upstream_unavailable"
 
 

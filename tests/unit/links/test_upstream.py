@@ -33,7 +33,9 @@ HOP = Hop(
 GOOD = InferResponse(call="c0", rows=[InferredRow(index=at, hops=[HOP]) for at in (0, 1)], total_ms=0.0)
 
 
-def call(handler, *, request=REQUEST, timeout_s=5.0, backend=Backend.NONE, profile="ideal", headers=None, left_s=None):
+def call(
+    handler, *, request=REQUEST, timeout_s=5.0, backend=Backend.NONE, profile="ideal", headers=None, within_s=None
+):
     async def once():
         upstream = Upstream(
             source="end",
@@ -46,7 +48,7 @@ def call(handler, *, request=REQUEST, timeout_s=5.0, backend=Backend.NONE, profi
             clock=now,
         )
         try:
-            return await upstream.infer(request, headers or {}, left_s=left_s)
+            return await upstream.infer(request, headers or {}, within_s=within_s)
         finally:
             await upstream.close()
 
@@ -71,7 +73,10 @@ def test_an_answer_comes_back_with_its_bytes_and_its_time_on_the_link():
 
     carried = call(handler, headers={"x-request-id": "r1"})
     asked = InferRequest.model_validate_json(seen[0].content)
-    assert carried.response == GOOD.model_copy(update={"call": asked.call})
+    for row, given in zip(carried.rows, GOOD.rows, strict=True):
+        link = row.hops[0].link
+        assert row == given.model_copy(update={"hops": [HOP.model_copy(update={"link": link})]})
+        assert (link.source, link.target, link.profile) == ("end", "edge", "ideal")
     assert (seen[0].method, seen[0].url) == ("POST", "http://edge:8081/v1/infer")
     assert seen[0].headers["content-type"] == "application/json"
     assert seen[0].headers["x-request-id"] == "r1"
@@ -167,7 +172,7 @@ def test_an_outage_of_the_link_makes_the_tier_unavailable():
 
 def test_what_is_left_cuts_a_longer_timeout():
     with pytest.raises(UpstreamFailure, match="edge took over 100 ms") as caught:
-        call(never, left_s=0.1, timeout_s=20.0)
+        call(never, within_s=0.1, timeout_s=20.0)
     assert caught.value.reason == "deadline"
 
 
@@ -194,7 +199,7 @@ def calls(handlers, count):
             transport=httpx.MockTransport(handler),
             count_retry=lambda: retries.append(1),
         )
-        upstream.breaker.tell = lambda *, failed: None  # the breaker would end the story early
+        upstream.breaker.count = lambda *, failed: None  # the breaker would end the story early
         for _ in range(count):
             try:
                 await upstream.infer(REQUEST, {})
@@ -242,8 +247,8 @@ def test_a_row_that_the_next_tier_could_not_read_is_a_good_answer():
     carried = call(
         answering_with(rows=[{"index": 0, "hops": []}, {"index": 1, "hops": [hop], "degraded": "breaker_open"}])
     )
-    assert [len(row.hops) for row in carried.response.rows] == [0, 1]
-    assert carried.response.rows[1].degraded == "breaker_open"
+    assert [len(row.hops) for row in carried.rows] == [0, 1]
+    assert carried.rows[1].degraded == "breaker_open"
 
 
 def test_the_link_that_a_hop_came_by_survives_the_wire():
@@ -256,5 +261,5 @@ def test_the_link_that_a_hop_came_by_survives_the_wire():
         "response_bytes": 2,
     }
     hop = {**HOP.model_dump(mode="json"), "link": {**link, "ms": 0.5}}
-    rows = call(answering_with(rows=[{"index": at, "hops": [hop]} for at in (0, 1)])).response.rows
+    rows = call(answering_with(rows=[{"index": at, "hops": [hop]} for at in (0, 1)])).rows
     assert json.loads(rows[0].model_dump_json())["hops"][0]["link"] == {**link, "ms": 0.5}

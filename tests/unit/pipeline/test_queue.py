@@ -5,10 +5,12 @@ import threading
 import time
 
 import pytest
+import structlog
 
 from shared.contracts import TextPair
 from shared.errors import DeadlinePassed, QueueFull
 from shared.model.exits import Confidence
+from shared.pipeline import worker as module
 from shared.pipeline.queue import Queue, Work
 from shared.pipeline.worker import Worker
 from tests.clocks import Clock
@@ -20,8 +22,9 @@ def work(*texts, **options):
 
 def queue(limit=100, wait_s=60.0, batch_texts=1, batch_wait_s=0.0, works=(), clock=time.perf_counter):
     out = Queue(limit=limit, wait_s=wait_s, batch_texts=batch_texts, batch_wait_s=batch_wait_s, clock=clock)
+    out.text_s = 1.0
     for one in works:
-        out.put(one, text_s=1)
+        out.put(one)
     return out
 
 
@@ -33,18 +36,21 @@ def test_calls_leave_in_the_order_they_came():
 
 def test_the_queue_is_bounded_and_says_when_to_come_back():
     full = queue(limit=1, works=[work("a", "b")])
+    full.text_s = 1.6
     with pytest.raises(QueueFull) as refused:
-        full.put(work("c"), text_s=1.6)
+        full.put(work("c"))
     assert refused.value.retry_after_s == 3.2
     assert full.waiting == 1
 
 
 def test_the_queue_is_bounded_in_time_and_an_empty_one_takes_anything():
     waiting = queue(wait_s=1.0)
-    waiting.put(work(*"abc"), text_s=0.4)
+    waiting.text_s = 0.4
+    waiting.put(work(*"abc"))
     with pytest.raises(QueueFull, match="1 requests wait"):
-        waiting.put(work("d"), text_s=0.4)  # it would wait 1.2 s
-    waiting.put(work("d"), text_s=0.3)
+        waiting.put(work("d"))  # it would wait 1.2 s
+    waiting.text_s = 0.3
+    waiting.put(work("d"))
     assert waiting.waiting == 2
 
 
@@ -106,7 +112,7 @@ def test_waiting_for_company_is_bounded_and_only_for_those_who_had_to_queue():
     assert queue(batch_texts=8, batch_wait_s=3600, works=[first]).take(lambda: 0.0) == [first]  # the model was idle
     waiting = queue(batch_texts=8, batch_wait_s=0.2, works=[work("c")])
     waiting.take(lambda: 0.0)
-    waiting.put(second, text_s=1)
+    waiting.put(second)
     started = time.perf_counter()
     assert waiting.take(lambda: 0.0) == [second]
     assert time.perf_counter() - started >= 0.2
@@ -116,8 +122,8 @@ def test_company_ends_the_wait():
     works = [work("a"), work("b"), work("c")]
     waiting = queue(batch_texts=2, batch_wait_s=3600, works=works[:1])
     waiting.take(lambda: 0.0)
-    waiting.put(works[1], text_s=1)
-    threading.Timer(0.05, lambda: waiting.put(works[2], text_s=1)).start()
+    waiting.put(works[1])
+    threading.Timer(0.05, lambda: waiting.put(works[2])).start()
     assert waiting.take(lambda: 0.0) == works[1:]
 
 
@@ -145,12 +151,10 @@ def answers(classifier, texts, **options):
             passes.append(len(encoded))
             return classifier.run(encoded, *args, **kwargs)
 
-    worker = Worker(Counting(), threads=1, limit=100, **options)
+    worker = Worker(Counting(), Queue(limit=100, **options), threads=1)
 
     async def crowd():
-        return await asyncio.gather(
-            *(worker.run([TextPair(text=t)], Confidence(0.9), importance=False, explain=False) for t in texts)
-        )
+        return await asyncio.gather(*(worker.run(work(text, rule=Confidence(0.9))) for text in texts))
 
     try:
         return [batch.answers[0] for batch in asyncio.run(crowd())], passes
@@ -193,17 +197,17 @@ def test_one_late_row_of_a_joint_pass_leaves_the_others_alone(classifier, senten
         assert go.wait(30)
         clock.sleep(0.1)
 
-    worker = Worker(watched(classifier, between_layers), threads=1, limit=10, batch_texts=4, clock=clock)
+    worker = Worker(watched(classifier, between_layers), Queue(limit=10, batch_texts=4, clock=clock), threads=1)
 
     def ask(text, expires=None):
-        return worker.run([TextPair(text=text)], None, importance=False, explain=False, expires=expires)
+        return worker.run(work(text, expires=expires))
 
     async def crowd():
         first = asyncio.create_task(ask("a"))
         await asyncio.to_thread(held.wait, 30)
         others = [asyncio.create_task(ask(text)) for text in (sentences[0], sentences[2])]
         late = asyncio.create_task(ask(sentences[1], expires=0.2 + 0.25))  # the first pass takes 0.2 s
-        while worker.waiting < 3:
+        while worker.queue.waiting < 3:
             await asyncio.sleep(0.001)
         go.set()
         return await asyncio.gather(first, *others, late)
@@ -225,10 +229,10 @@ def test_an_abandoned_pass_stops_before_its_next_layer(classifier):
         held.set()
         assert go.wait(30)
 
-    worker = Worker(watched(classifier, between_layers), threads=1, limit=10)
+    worker = Worker(watched(classifier, between_layers), Queue(limit=10), threads=1)
 
     async def leave():
-        task = asyncio.create_task(worker.run([TextPair(text="a")], None, importance=False, explain=False))
+        task = asyncio.create_task(worker.run(work("a")))
         await asyncio.to_thread(held.wait, 30)
         task.cancel()
         await asyncio.wait({task})
@@ -237,6 +241,23 @@ def test_an_abandoned_pass_stops_before_its_next_layer(classifier):
     asyncio.run(leave())
     worker.close()
     assert len(layers) == 1
+
+
+def test_a_pass_that_hangs_does_not_hold_the_stop(classifier, monkeypatch):
+    held, go = threading.Event(), threading.Event()
+
+    def between_layers():
+        held.set()
+        assert go.wait(30)
+
+    monkeypatch.setattr(module, "CLOSE_S", 0.05)
+    worker = Worker(watched(classifier, between_layers), Queue(limit=10), threads=1)
+    worker.queue.put(work("a"))
+    assert held.wait(30)
+    with structlog.testing.capture_logs() as logged:
+        worker.close()
+    go.set()
+    assert logged == [{"event": "model_still_runs", "waited_s": 0.05, "log_level": "error"}]
 
 
 def test_a_model_that_fails_fails_its_caller_and_not_the_thread(classifier):
@@ -250,10 +271,10 @@ def test_a_model_that_fails_fails_its_caller_and_not_the_thread(classifier):
             return classifier.run(*args, **kwargs)
 
     broken = Broken()
-    worker = Worker(broken, threads=1, limit=10)
+    worker = Worker(broken, Queue(limit=10), threads=1)
 
     async def ask():
-        return await worker.run([TextPair(text="a")], None, importance=False, explain=False)
+        return await worker.run(work("a"))
 
     with pytest.raises(RuntimeError, match="no memory"):
         asyncio.run(ask())

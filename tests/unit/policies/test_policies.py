@@ -14,8 +14,7 @@ from shared.model.exits import Similarity
 from shared.model.pruning import Pruning
 from shared.policies import STAY, Clues, Decision, Where, build, names, spec_of
 from shared.policies.baselines.fixed import Random
-from shared.policies.collaborative import Collaborative, Tabi
-from shared.policies.dispatch import Curve
+from shared.policies.collaborative import Collaborative, Curve, Tabi
 
 TIERS = ("end", "edge", "cloud")
 LAYERS = {"end": 3, "edge": 6, "cloud": 12}
@@ -67,7 +66,7 @@ def test_collaborative_names_its_exit_rule_pruning_and_weights():
     policy = made({**spec, "pruning_coefficient": 0.9, "weighting": "accuracy"})
     assert policy.exit_rule(END) == Similarity(0.02, 3, 0.7)
     assert policy.pruning("end") == Pruning(0.9)
-    assert policy.weighting_for() is Weighting.ACCURACY
+    assert policy.ensemble_weighting() is Weighting.ACCURACY
     assert made({"name": "collaborative", "theta": 0}).exit_rule(END) is None
 
 
@@ -147,7 +146,7 @@ def test_policies_that_decide_before_change_nothing_afterwards():
         assert not policy.may_offload_after(END)
         assert policy.exit_rule(END) is None
         assert policy.pruning("end").coefficient == 0
-        assert policy.weighting_for() is Weighting.LAST
+        assert policy.ensemble_weighting() is Weighting.LAST
 
 
 def test_parameters_not_given_come_from_the_card():

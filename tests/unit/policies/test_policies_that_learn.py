@@ -91,7 +91,7 @@ def test_dimee_says_what_is_missing():
     with pytest.raises(UnknownPolicy, match="run `tierwise calibrate`"):
         made("dimee", signature="token_norms").initial_state(where(), POOLS)
     with pytest.raises(UnknownPolicy, match="3 pools for 2 tiers"):
-        build("dimee", ("end", "cloud"), {}).initial_state(where(), POOLS)
+        made("dimee").initial_state(Where("end", ("cloud",), {"end": 3, "cloud": 12}), POOLS)
     with pytest.raises(UnknownPolicy, match="ask that tier"):
         policy.initial_state(where("edge"), POOLS)
 
@@ -151,7 +151,7 @@ def test_then_the_upper_confidence_bound_decides():
 
 
 def test_adaee_takes_ln_t_where_splitee_takes_ln_of_t_plus_one():
-    assert (made("adaee").time(5), made("splitee").time(5)) == (5, 6)
+    assert (made("adaee").rounds_ahead, made("splitee").rounds_ahead) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_adaee_sends_below_its_arm_straight_to_the_last_tier_and_the_surer_answe
     assert policy.after(where(), 0.8, 0.0).to is None
     assert policy.after(Where("end", (), SPLIT), 0.1, 0.0).to is None
     ensemble = Ensemble()
-    assert policy.weighting_for() is Weighting.SUREST
+    assert policy.ensemble_weighting() is Weighting.SUREST
     assert ensemble.weights(["end", "cloud"], Weighting.SUREST, [0.7, 0.6]) == [1.0, 0.0]
     assert ensemble.weights(["end", "cloud"], Weighting.SUREST, [0.6, 0.6]) == [0.0, 1.0]
 
@@ -225,11 +225,11 @@ def test_i_splitee_always_has_the_deepest_arm():
 
 @pytest.mark.parametrize("name", ["early-exit", "splitee", "splitee-s", "i-splitee"])
 def test_whole_model_methods_want_all_layers(name):
-    made(name).check(WHOLE, TIERS)
+    made(name).check(where(layers=WHOLE))
     with pytest.raises(UnknownPolicy, match=f"{name}.*end, which holds 3 of its 12 layers"):
-        made(name).check(SPLIT, TIERS)
+        made(name).check(where(layers=SPLIT))
     with pytest.raises(UnknownPolicy, match="edge, which holds 6 of its 12 layers"):
-        made(name).check(WHOLE, TIERS[1:])
+        made(name).check(where("edge", layers=WHOLE))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The dispatcher: the published shape of the curve, its printed values, and a draw that replays."""
+"""The offload probability: the published shape of the curve, its printed values, and a draw that replays."""
 
 import hashlib
 
@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.policies.dispatch import Curve, Dispatcher, draw
+from shared.policies.base import draw
+from shared.policies.collaborative import Curve, offload_probability
 
 RATIO = st.floats(0, 1)
 STEEP = st.floats(0, 1000, exclude_min=True)
-DISPATCHERS = st.builds(Dispatcher, RATIO, STEEP, st.sampled_from(Curve))
+CURVES = st.sampled_from(Curve)
 
 # confidence    .70    .80    .90    .95    .98    .99      steepness 10
 TABLE = {
@@ -22,54 +23,51 @@ TABLE = {
 
 @pytest.mark.parametrize(("threshold", "curve"), TABLE)
 def test_the_table_of_check_values(threshold, curve):
-    dispatcher = Dispatcher(threshold, 10.0, curve)
-    found = [dispatcher.probability(c) for c in (0.70, 0.80, 0.90, 0.95, 0.98, 0.99)]
+    found = [offload_probability(c, threshold, 10.0, curve) for c in (0.70, 0.80, 0.90, 0.95, 0.98, 0.99)]
     assert found == pytest.approx(TABLE[threshold, curve], abs=6e-4)
 
 
 def test_below_the_threshold_a_text_is_always_offloaded():
     for curve in Curve:
-        assert Dispatcher(0.8, 10.0, curve).probability(0.7999) == 1
+        assert offload_probability(0.7999, 0.8, 10.0, curve) == 1
 
 
 def test_the_curve_starts_at_one_and_ends_at_zero():
     for curve in (Curve.SIGMOID, Curve.LINEAR):
-        dispatcher = Dispatcher(0.8, 10.0, curve)
-        assert dispatcher.probability(0.8) == pytest.approx(1, abs=1e-9)
-        assert dispatcher.probability(0.8 + 1e-7) == pytest.approx(1, abs=1e-5)  # continuous with the plateau
-        assert dispatcher.probability(1.0) == pytest.approx(0, abs=1e-9)
-        assert dispatcher.probability(0.9) == pytest.approx(0.5)
+        assert offload_probability(0.8, 0.8, 10.0, curve) == pytest.approx(1, abs=1e-9)
+        just_above = offload_probability(0.8 + 1e-7, 0.8, 10.0, curve)
+        assert just_above == pytest.approx(1, abs=1e-5)  # continuous with the plateau
+        assert offload_probability(1.0, 0.8, 10.0, curve) == pytest.approx(0, abs=1e-9)
+        assert offload_probability(0.9, 0.8, 10.0, curve) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("steepness", [5e-324, 1e-17, 1e-12, 9e-4])
 def test_hardly_any_steepness_is_a_straight_line(steepness):
     for confidence in (0.8, 0.85, 0.93, 1.0):
-        line = Dispatcher(0.8, curve=Curve.LINEAR).probability(confidence)
-        assert Dispatcher(0.8, steepness).probability(confidence) == pytest.approx(line, abs=1e-6)
+        line = offload_probability(confidence, 0.8, curve=Curve.LINEAR)
+        assert offload_probability(confidence, 0.8, steepness) == pytest.approx(line, abs=1e-6)
 
 
 def test_a_step_offloads_below_the_threshold_only():
-    step = Dispatcher(0.8, curve=Curve.STEP)
-    assert [step.probability(c) for c in (0.79, 0.8, 1.0)] == [1, 0, 0]
+    assert [offload_probability(c, 0.8, curve=Curve.STEP) for c in (0.79, 0.8, 1.0)] == [1, 0, 0]
 
 
 def test_a_threshold_of_one_offloads_all_but_certain_answers():
     for curve in Curve:
-        assert Dispatcher(1.0, curve=curve).probability(0.999999) == 1
-        assert Dispatcher(1.0, curve=curve).probability(1.0) == 0
+        assert offload_probability(0.999999, 1.0, curve=curve) == 1
+        assert offload_probability(1.0, 1.0, curve=curve) == 0
 
 
 def test_beyond_the_middle_the_sigmoid_offloads_less_than_the_line():
     for confidence in (0.86, 0.9, 0.95, 0.99):
-        sigmoid, linear = Dispatcher(0.7), Dispatcher(0.7, curve=Curve.LINEAR)
-        assert sigmoid.probability(confidence) < linear.probability(confidence)
+        assert offload_probability(confidence, 0.7) < offload_probability(confidence, 0.7, curve=Curve.LINEAR)
 
 
-@given(DISPATCHERS, RATIO, RATIO)
-def test_a_probability_that_never_rises_with_confidence(dispatcher, a, b):
-    low, high = sorted((a, b))
-    assert 1 >= dispatcher.probability(low) >= dispatcher.probability(high) - 1e-9
-    assert dispatcher.probability(high) >= 0
+@given(RATIO, STEEP, CURVES, RATIO, RATIO)
+def test_a_probability_that_never_rises_with_confidence(threshold, steepness, curve, a, b):
+    less, more = (offload_probability(confidence, threshold, steepness, curve) for confidence in sorted((a, b)))
+    assert 1 >= less >= more - 1e-9
+    assert more >= 0
 
 
 def test_the_draw_is_the_documented_formula():
