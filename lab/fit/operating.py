@@ -8,12 +8,13 @@ every path. Latency is *modelled*: measured compute per tier, plus RTT and size 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lab.choice import last_within, operating_point
 from shared.model.ensemble import Ensemble, Weighting
 from shared.policies.dispatch import Curve, Dispatcher
 
@@ -83,10 +84,7 @@ def sweep(stages: Sequence[Stage], labels: Tensor, ensemble: Ensemble, weighting
 
 def fastest(points: Sequence[Point], accuracy: float) -> Point:
     """The least latency that reaches this accuracy; if none does, the most accurate."""
-    good = [point for point in points if point.accuracy >= accuracy]
-    if good:
-        return min(good, key=lambda p: (p.seconds, -p.accuracy))
-    return max(points, key=lambda p: (p.accuracy, -p.seconds))
+    return points[operating_point([p.seconds for p in points], [p.accuracy for p in points], accuracy)]
 
 
 def fitted(stages: Sequence[Stage], labels: Tensor, stop: Tensor) -> dict[str, list[float]]:
@@ -110,15 +108,6 @@ def fitted(stages: Sequence[Stage], labels: Tensor, stop: Tensor) -> dict[str, l
             round(w, 4) for w in (weights / weights.sum()).tolist()
         ]
     return out
-
-
-def last_within(within: Callable[[float], bool], *, steps: int = 14) -> float:
-    """The greatest threshold in [0, 1] that is `within` a limit, where all lower ones are too, to 2**-steps."""
-    low, high = 0.0, 1.0
-    for _ in range(steps):
-        middle = (low + high) / 2
-        low, high = (middle, high) if within(middle) else (low, middle)
-    return low
 
 
 def sent_share(dispatcher: Dispatcher, confidences: Sequence[float]) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lab.fit.operating import last_within
+from lab.choice import last_within
 from lab.fit.pools import bins
 from lab.papers.trial import Outcomes, Spec, Trial
 from lab.replay.costs import references

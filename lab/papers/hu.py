@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from lab.fit.operating import last_within, sent_share, threshold_for
+from lab.choice import last_within
+from lab.fit.operating import sent_share, threshold_for
 from lab.papers.trial import Trial
 from lab.stats import Z_ONE_SIDED, unseen_share
 from shared.model.bundle import Bundle
