@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from lab.choice import last_within
-from lab.fit.operating import sent_share, threshold_for
+from lab.fit.cascade import sent_share, threshold_for
 from lab.papers.trial import Trial
 from lab.stats import Z_ONE_SIDED, unseen_share
 from shared.model.bundle import Bundle
