@@ -191,7 +191,8 @@ def choose(
 ) -> Plan:
     """The front on the rows to search, walked on the rest, after the `pinned` setting if it keeps the other limits."""
     searched = {at: measure(outcomes, search) for at, outcomes in enumerate(every)}
-    limits, able = replace(targets, **{targets.traded: None}), list(searched)
+    untraded: dict[str, Any] = {targets.traded: None}
+    limits, able = replace(targets, **untraded), list(searched)
     if limits != Targets(objective=targets.objective):
         figures = [at for at in able if searched[at].meets(limits, bounds=False)]
         able = [at for at in figures if confirm(every[at], search).meets(limits, bounds=True)] or figures or able
