@@ -62,6 +62,23 @@ def test_one_run_gives_every_policy_what_it_needs(bundle, texts):
     assert figures["tiers"]["end"]["exits"][0].keys() >= {"accuracy", "mcc", "mcc_ci95"}
 
 
+def test_the_strongest_pruning_that_costs_little_is_chosen_and_every_tier_gets_what_it_leaves(
+    bundle, texts, monkeypatch
+):
+    monkeypatch.setattr("lab.fit.calibrate.PRUNING_TEXTS", 20)
+    monkeypatch.setattr("lab.fit.calibrate.PRUNING_COST", 1.0)
+    long = [Example(" ".join([text.text] * 14), None, text.label) for text in texts[:60]]
+    calibration(bundle, long).run(within=1.0, offload_share=None)
+    card = load_bundle(str(bundle)).card
+    by = card.report["pruning"]["by"]
+    assert [row["coefficient"] for row in by] == [0.0, 0.75, 0.9, 1.0, 1.1, 1.25]
+    kept = [row["words_kept"] for row in by]
+    assert kept == sorted(kept, reverse=True)
+    assert kept[0] == 1 > kept[-1]
+    assert card.policies["collaborative"]["pruning_coefficient"] == card.report["pruning"]["chosen"] == 1.25
+    assert card.report["stages"].keys() == {"end", "edge", "cloud"}
+
+
 def test_the_others_alone_leave_the_card_as_it_is(bundle, texts):
     with pytest.raises(BadSetting, match="calibrate it in full first"):
         calibration(bundle, texts).others(within=1.0)
