@@ -136,10 +136,9 @@ def paired_score_difference(
 
 
 def score(metric: Metric, said: np.ndarray, truth: np.ndarray) -> float:
-    """Accuracy, Matthews' correlation (0 where it is undefined), or F1 of label 1.
-
-    Equal to scikit-learn's, which take a hundred times as long: a bootstrap asks for 2,000 scores.
-    """
+    """Accuracy, Matthews' correlation (0 where it is undefined), or F1 of label 1."""
+    # By hand, as an interval asks for 1,000 scores or 2,000, and scikit-learn takes 60 to 120 times as long for each
+    # (1,000 texts: 12 ms, not 0.1 or 0.2). A test holds these equal to scikit-learn's.
     if metric is Metric.ACCURACY:
         return float((said == truth).mean())
     if metric is Metric.F1:
