@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from lab.stats import front
+from lab.choice import front
 
 Axes = Any  # matplotlib has no types
 Estimate = list[float]  # a value; or one with the ends of its interval; or nothing

@@ -16,21 +16,6 @@ from shared.model.bundle import Metric
 Z_ONE_SIDED = 1.644854  # one-sided 95 %
 
 
-def front(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
-    """The points that no other beats: none costs less and gives as much, or costs as much and gives more.
-
-    From the least cost up; of points that are alike in both, the first.
-
-    >>> front([3.0, 1.0, 2.0, 2.0], [0.9, 0.5, 0.5, 0.7])
-    [1, 3, 0]
-    """
-    out: list[int] = []
-    for at in sorted(range(len(costs)), key=lambda at: (costs[at], -gains[at])):
-        if not out or gains[at] > gains[out[-1]]:
-            out.append(at)
-    return out
-
-
 def wilson(right: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Two-sided interval of a share (Wilson 1927); `n` >= 1."""
     from scipy.stats import binomtest
@@ -151,10 +136,9 @@ def paired_score_difference(
 
 
 def score(metric: Metric, said: np.ndarray, truth: np.ndarray) -> float:
-    """Accuracy, Matthews' correlation (0 where it is undefined), or F1 of label 1.
-
-    Equal to scikit-learn's, which take a hundred times as long: a bootstrap asks for 2,000 scores.
-    """
+    """Accuracy, Matthews' correlation (0 where it is undefined), or F1 of label 1."""
+    # By hand, as an interval asks for 1,000 scores or 2,000, and scikit-learn takes 60 to 120 times as long for each
+    # (1,000 texts: 12 ms, not 0.1 or 0.2). A test holds these equal to scikit-learn's.
     if metric is Metric.ACCURACY:
         return float((said == truth).mean())
     if metric is Metric.F1:

@@ -250,15 +250,15 @@ def calibrate(
     """Fit temperatures and ensemble weights, choose the operating point, write the model card. Status 1: the card is
     written, but --offload-share cannot be met."""
     from lab.data.examples import hold_out as divide
-    from lab.fit.calibrate import Job
+    from lab.fit.calibrate import Calibration
     from lab.live.stack import ACCESS, BACKBONE
 
     _, validation = divide(_training_rows(data, split), hold_out)
-    path = {"access": access or ACCESS, "backbone": backbone or BACKBONE}
-    job = Job(bundle, validation[:n], **path, threads=threads, console=console)
+    links = {"access": access or ACCESS, "backbone": backbone or BACKBONE}
+    calibration = Calibration(bundle, validation[:n], **links, threads=threads, console=console)
     if only_others:
-        job.others(within=within)
-    elif not job.run(within=within, offload_share=offload_share, pruning=pruning):
+        calibration.others(within=within)
+    elif not calibration.run(within=within, offload_share=offload_share, pruning=pruning):
         raise typer.Exit(1)
 
 

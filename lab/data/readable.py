@@ -83,13 +83,13 @@ def left_out_of(examples: Sequence[Example], read: Sequence[bool] | np.ndarray) 
     return LeftOut([(example, no_text(example) or "no word that the tokenizer knows") for example in unread])
 
 
-def readers_of(bundle: Bundle, max_tokens: int | None = None) -> list[Reader]:
+def readers_of(bundle: Bundle) -> list[Reader]:
     """What reads a text in each tier of a bundle.
 
     Raises:
         WrongWeights: a classifier or its tokenizer cannot be read.
     """
-    models = {(model.network, max_tokens or model.max_tokens) for model in bundle.tiers.values()}
+    models = {(model.network, model.max_tokens) for model in bundle.tiers.values()}
     return [
         Reader(SpecialTokens(load_tokenizer(base_of(bundle.folder / classifier))), tokens)
         for classifier, tokens in sorted(models)

@@ -72,11 +72,11 @@ def check_out(out: Path) -> None:
         raise BadSetting(f"--out {out}: cannot be written: {error.strerror}") from error
 
 
-def check_bundle(bundle: Bundle, max_tokens: int | None = None) -> None:
+def check_bundle(bundle: Bundle) -> None:
     """Every tier's classifier is there, and its base reads as many tokens."""
     for model in bundle.tiers.values():
         base = base_of(bundle.folder / model.network)
-        _reads(base, max_tokens or model.max_tokens, positions(read_config(base)))
+        _reads(base, model.max_tokens, positions(read_config(base)))
 
 
 def check_validation(examples: Sequence[Example], labels: Sequence[str]) -> list[str]:

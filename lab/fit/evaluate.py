@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from lab.console import aside
 from lab.data.examples import ALL, Example, check_labels, digest
 from lab.data.readable import readable, readers_of
 from lab.fit.checks import check_bundle
-from lab.fit.collect import every_exit
+from lab.fit.exits import every_exit
 from lab.outputs import write_json
+from lab.replay.recorder import Recorders
 from lab.stats import judged, wilson
 from shared.errors import BadSetting
 from shared.model.bundle import Metric, load_bundle
@@ -38,29 +40,31 @@ def evaluate(
     Raises:
         BadSetting: labels or tokens that the bundle does not have, texts that cannot be read, no card to save into.
     """
-    torch.set_num_threads(threads)
     bundle, asked = load_bundle(name), examples
-    check_bundle(bundle, max_tokens)
+    if max_tokens:
+        tiers = {tier: model.model_copy(update={"max_tokens": max_tokens}) for tier, model in bundle.tiers.items()}
+        bundle = replace(bundle, tiers=tiers)
+    check_bundle(bundle)
     check_labels(asked, bundle.labels, f"bundle {bundle.name}")
     card = bundle.folder / "card.json"
     if save and not card.is_file():
         raise BadSetting(f"bundle {bundle.name} has no card to save into: calibrate it first, or leave out --save")
-    examples, left_out = readable(asked, readers_of(bundle, max_tokens))
+    examples, left_out = readable(asked, readers_of(bundle))
     left_out.tell(aside())
     labels = torch.tensor([example.label for example in examples])
     report: dict[str, Any] = {"n": len(asked), "split": split, "data_sha256": digest(asked)}
     report |= {"left_out": left_out.report(), "tiers": {}}
     tables = []
-    for tier, model in bundle.tiers.items():
-        logits = every_exit(bundle, tier, examples, console, max_tokens=max_tokens)
+    for tier, logits in every_exit(bundle, examples, Recorders(console, threads=threads)).items():
+        model = bundle.tiers[tier]
         temperatures = bundle.card.temperatures.get(tier, [1.0] * model.layers)
         rows: list[dict[str, Any]] = []
         for layer, temperature in enumerate(temperatures, start=1):
             own = logits[:, layer - 1]
             found = quality(calibrated(own, temperature), labels)
             rows.append(exit_row(rows, own, labels, found, bundle.metric) | nll_ece_brier(found))
-        report["tiers"][tier] = {"max_tokens": max_tokens or model.max_tokens, "exits": rows}
-        what = f"{len(examples)} texts, {max_tokens or model.max_tokens} tokens"
+        report["tiers"][tier] = {"max_tokens": model.max_tokens, "exits": rows}
+        what = f"{len(examples)} texts, {model.max_tokens} tokens"
         tables.append(_table(tier, rows, bundle.metric, what))
     if save:
         said = json.loads(card.read_text())

@@ -1,4 +1,4 @@
-"""What the other policies need from validation data: DIMEE's alpha and pools, length bins, and exit thresholds.
+"""What the other policies need from validation data: DIMEE's alpha and pools, and length bins of as many texts.
 
     pool of x     the first tier with an exit l where C_l >= alpha, else the last         (S001 III-B, Algorithm 1)
     r_alpha(x)  = C_l - mu*lambda1*l          left on the first tier                      (eq. 2, [R])
@@ -23,16 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lab.data.examples import Example
-from shared.model.bundle import Bundle
-from shared.model.classifier import Classifier
-from shared.model.exits import Confidence, Entropy, ExitRule, Patience, exit_taken
+from lab.fit.exits import early_exit_rules
+from lab.replay.walk import Replay
+from shared.model.exits import Confidence, exit_taken
 from shared.model.pools import Pools, Signature
 
 SMALLEST = 0.05  # share of the validation texts in the smallest pool
 HALVINGS = 8
-FINE = (0.96, 0.97, 0.98, 0.99, 0.995)  # above the paper's ten points, for rules that must lose little [ours]
-ENTROPIES = (0.02, 0.04, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)  # nats
 
 
 @dataclass(frozen=True)
@@ -86,33 +83,21 @@ class Chosen:
     report: dict[str, Any] = field(default_factory=dict)
 
 
-def choose(
-    bundle: Bundle,
-    classifier: Classifier,
-    probabilities: dict[str, Tensor],
-    texts: Sequence[Example],
-    *,
-    within: float,
-    costs: Costs | None = None,
-) -> Chosen:
-    """All of it. `probabilities` are calibrated, [N, E, C] by tier; `classifier` is the first tier's."""
-    labels = torch.tensor([text.label for text in texts])
-    exits = list(probabilities.values())
-    thresholds, report = _thresholds(exits[-1], labels, within)
+def choose(replay: Replay, probabilities: dict[str, Tensor], *, within: float) -> Chosen:
+    """All of it, and the early-exit rules. `probabilities` of the replay's texts are calibrated, [N, E, C] by tier."""
+    labels, exits, costs, count = torch.tensor(replay.labels), list(probabilities.values()), Costs(), len(replay.order)
+    thresholds, report = early_exit_rules(exits[-1], labels, within)
     chosen = Chosen(thresholds, report={"exit_thresholds": report})
-    costs = costs or Costs()
-    if len(bundle.order) < 2:
+    if count < 2:
         return chosen
     alpha, why = choose_alpha(exits, labels, costs, within)
     chosen.report["pools"] = {"costs_fitted_to_table_1": asdict(costs), **why}
     if alpha is None:
         return chosen
     exited = _exited(exits, labels, alpha, costs)
-    pool, count = exited.pool, len(bundle.order)
-    words = torch.tensor([len(text.text.split()) + len((text.pair or "").split()) for text in texts])
+    pool, words = exited.pool, torch.tensor(replay.corpus.words[replay.numbers])
     signatures = {
-        kind: torch.tensor([classifier.signature(classifier.encode(t.text, t.pair), kind) for t in texts])
-        for kind in Signature
+        kind: torch.tensor(replay.stations[0].recorder.signatures(replay.numbers.tolist(), kind)) for kind in Signature
     }
     chosen.pools = pools_of(signatures, pool, count)
     edges = bins(words, torch.bincount(pool, minlength=count))
@@ -226,31 +211,3 @@ def _route(exited: Exited, tier: Tensor, count: int) -> dict[str, Any]:
         "accuracy_at_random": round((exited.right.double().mean(1) @ shares).item(), 4),
         "mean_cost_at_random": round((exited.cost.mean(1) @ shares).item(), 4),
     }
-
-
-def _thresholds(exits: Tensor, labels: Tensor, within: float) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """For each early-exit policy, the parameter with the fewest layers that loses at most `within`, on all exits."""
-    classes, depth = exits.shape[2], exits.shape[1]
-    alphas = [round(alpha, 6) for alpha in torch.linspace(1 / classes, 1, 10).tolist()]
-    candidates: dict[tuple[str, str], list[tuple[float, ExitRule]]] = {
-        ("early-exit", "exit_threshold"): [(a, Confidence(a)) for a in (*alphas, *FINE)],
-        ("deebert", "entropy_threshold"): [(s, Entropy(s)) for s in (0.0, *ENTROPIES)],
-        ("pabee", "patience"): [(p, Patience(p)) for p in range(1, depth + 1)],
-    }
-    full = (exits[:, -1].argmax(-1) == labels).double().mean().item()
-    policies: dict[str, dict[str, Any]] = {}
-    report: dict[str, Any] = {"full_accuracy": round(full, 4), "may_cost": within}
-    for (policy, parameter), rules in candidates.items():
-        rows = []
-        for value, rule in rules:
-            layer = exit_taken(exits.transpose(0, 1), rule)
-            right = exits[torch.arange(len(labels)), layer - 1].argmax(-1) == labels
-            rows.append((layer.double().mean().item(), right.double().mean().item(), value))
-        good = [row for row in rows if row[1] >= full - within]
-        best = min(good, key=lambda row: (row[0], -row[1])) if good else max(rows, key=lambda row: (row[1], -row[0]))
-        mean, accuracy, value = best
-        policies[policy] = {parameter: value}
-        report[policy] = {parameter: value, "mean_exit_layer": round(mean, 3), "accuracy": round(accuracy, 4)}
-    for splitting in ("splitee", "splitee-s", "i-splitee"):
-        policies[splitting] = dict(policies["early-exit"])
-    return policies, report

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from lab.fit.operating import sent_share, threshold_for
+from lab.fit.cascade import sent_share, threshold_for
 from lab.replay.trial import Trial
 from lab.stats import Z_ONE_SIDED, unseen_share
 from shared.model.bundle import Bundle

@@ -27,14 +27,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from lab.choice import front as beaten_by_none
+from lab.choice import operating_point
 from lab.replay.trial import Outcomes, Trial
 from lab.stats import Z_ONE_SIDED, share_above, wilson
-from lab.stats import front as beaten_by_none
 from shared.errors import UnknownPolicy
 from shared.policies import Where
 
@@ -191,9 +192,9 @@ def choose(
 ) -> Plan:
     """The front on the rows to search, walked on the rest, after the `pinned` setting if it keeps the other limits."""
     searched = {at: measure(outcomes, search) for at, outcomes in enumerate(every)}
-    limits = Targets(**{name: value for name, value in asdict(targets).items() if name != targets.traded})
-    able = list(searched)
-    if asdict(limits) != asdict(Targets(objective=targets.objective)):
+    untraded: dict[str, Any] = {targets.traded: None}
+    limits, able = replace(targets, **untraded), list(searched)
+    if limits != Targets(objective=targets.objective):
         figures = [at for at in able if searched[at].meets(limits, bounds=False)]
         able = [at for at in figures if confirm(every[at], search).meets(limits, bounds=True)] or figures or able
     path = front({at: searched[at] for at in able}, targets)
@@ -203,10 +204,10 @@ def choose(
         path = [pinned, *(at for at in path if at != pinned)]
     confirmed = {at: confirm(every[at], rest) for at in path}
     passed = list(itertools.takewhile(lambda at: confirmed[at].meets(targets, bounds=True), path))
-    whole = {at: measure(every[at], np.concatenate([search, rest])) for at in passed}
-    chosen = min(passed, key=lambda at: whole[at].worth(targets), default=None)
-    nearest = min(path, key=lambda at: (_missed(confirmed[at], targets), *confirmed[at].worth(targets)))
-    return Plan(specs, path, pinned, searched, confirmed, chosen, chosen if chosen is not None else nearest)
+    judged = {at: measure(every[at], np.concatenate([search, rest])) for at in passed} or confirmed
+    costs, missed = [own.worth(targets) for own in judged.values()], [_missed(confirmed[at], targets) for at in judged]
+    nearest = list(judged)[operating_point(costs, [-gap for gap in missed], 0.0)]
+    return Plan(specs, path, pinned, searched, confirmed, nearest if passed else None, nearest)
 
 
 def _missed(measured: Measured, targets: Targets) -> float:

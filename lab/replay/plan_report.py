@@ -14,12 +14,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lab.choice import front
 from lab.live.bench_report import cpu
 from lab.outputs import REPLACED, write_json
 from lab.picture import BLUE, GREEN, GREY, ORANGE, Axes, interval, label, note, picture
 from lab.replay.plan import Plan, Spec, Targets, choose, confirm, measure, parts
 from lab.replay.trial import Trial
-from lab.stats import front
 from shared.model.bundle import MODELS, Metric
 from shared.policies import spec_of
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import os
 import statistics
 from collections.abc import Callable, Mapping
@@ -93,23 +92,15 @@ class _Clock:
 
 def measure_table(source: Source, threads: int, console: Console, *, anew: bool = False) -> Table:
     """A classifier's table: from the cache, or measured now (up to a minute). What it was trained on takes no time."""
-    path = _path(f"{source.shape} {threads}")
-    if _held(path, anew):
-        return _read(path, Table)
-    measured = table_now(source, threads, console)
-    _keep(path, measured)
-    return measured
+    return _cached(f"{source.shape} {threads}", Table, lambda: table_now(source, threads, console), anew=anew)
 
 
 def table_now(source: Source, threads: int, console: Console, *, rounds: int = ROUNDS) -> Table:
     """A classifier's table, measured now and not kept. No spinner: it would run beside what is measured."""
     console.print(f"measuring {source.folder.name}, {source.layers} layers, {threads} threads (up to a minute)")
-    classifier = load_classifier(source.folder, layers=source.layers, max_tokens=source.max_tokens)
+    max_tokens = source.max_tokens
+    classifier = load_classifier(source.folder, layers=source.layers, max_tokens=max_tokens)
     torch.set_num_threads(threads)
-    return _measure(classifier, source.max_tokens, rounds)
-
-
-def _measure(classifier: Classifier, max_tokens: int, rounds: int) -> Table:
     lengths = [*(n for n in LENGTHS if n < max_tokens), max_tokens]
     works: dict[tuple[object, ...], Work] = {}
     for length in lengths:
@@ -180,14 +171,13 @@ def _prune(text: str, encoded: Encoded) -> list[float]:
 
 def measure_http(bundle: Bundle, console: Console, *, anew: bool = False) -> Http:
     """What HTTP adds on this machine: from the cache, or measured on live tiers over loopback, links unshaped."""
-    path = _path("http")
-    if _held(path, anew):
-        return _read(path, Http)
-    layout = Layout(bundle=str(bundle.folder), port=free_ports(len(bundle.order)), access="ideal", backbone="ideal")
-    with running(layout, console) as stack:
-        measured = http_now(stack.url, bundle)
-    _keep(path, measured)
-    return measured
+
+    def measured() -> Http:
+        layout = Layout(bundle=str(bundle.folder), port=free_ports(len(bundle.order)), access="ideal", backbone="ideal")
+        with running(layout, console) as stack:
+            return http_now(stack.url, bundle)
+
+    return _cached("http", Http, measured, anew=anew)
 
 
 def http_now(url: str, bundle: Bundle) -> Http:
@@ -210,30 +200,23 @@ async def _calls(url: str, order: tuple[str, ...]) -> Http:
     return Http(client=near, hop=max(0.0, far - near))
 
 
-def _path(what: str) -> Path:
+def _cached(what: str, kind: type[Kept], measure: Callable[[], Kept], *, anew: bool) -> Kept:
+    """What is in the cache; measured and put there if it is not, or if it is wanted anew and this process has not."""
     machine = f"{cpu()} {cpus():g} {torch.__version__}"
     name = hashlib.sha256(f"{VERSION} {what} {machine}".encode()).hexdigest()[:24]
-    folder = cache_dir() / "replay" / "profiles"
+    path = cache_dir() / "replay" / "profiles" / f"{name}.json"
     try:
-        folder.mkdir(parents=True, exist_ok=True)  # now, not after a minute of measuring
+        path.parent.mkdir(parents=True, exist_ok=True)  # now, not after a minute of measuring
     except OSError as error:
-        raise BadSetting(f"{folder}: cannot be written; TIERWISE_CACHE_DIR names another place: {error}") from error
-    return folder / f"{name}.json"
-
-
-def _held(path: Path, anew: bool) -> bool:
-    return path in _MEASURED if anew else path.exists()
-
-
-def _read(path: Path, kind: type[Kept]) -> Kept:
+        raise BadSetting(
+            f"{path.parent}: cannot be written; TIERWISE_CACHE_DIR names another place: {error}"
+        ) from error
+    if not path.exists() or (anew and path not in _MEASURED):
+        unfinished = path.with_suffix(f".{os.getpid()}.part")
+        unfinished.write_text(measure().model_dump_json())
+        unfinished.replace(path)
+        _MEASURED.add(path)
     try:
         return kind.model_validate_json(path.read_text())
     except ValueError as error:
         raise BadSetting(f"{path}: damaged: delete it, and it is measured again") from error
-
-
-def _keep(path: Path, measured: BaseModel) -> None:
-    unfinished = path.with_suffix(f".{os.getpid()}.part")
-    unfinished.write_text(json.dumps(measured.model_dump(mode="json")))
-    unfinished.replace(path)
-    _MEASURED.add(path)

@@ -71,7 +71,8 @@ class Times:
         if worst <= BUSY:
             return []
         return [
-            f"the machine was busy when it was measured (times varied {worst:.1f}-fold): measure again with --profile"
+            f"the machine was busy when it was measured (times varied {worst:.1f}-fold): "
+            "measure again with `tierwise replay --profile`"
         ]
 
     def of(self, run: Run) -> Modelled:

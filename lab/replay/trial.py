@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from lab.choice import last_within
 from lab.console import aside
 from lab.data.examples import Example, digest, load, training_rows, without
 from lab.data.examples import unseen as unseen_split
 from lab.data.readable import LeftOut, left_out_of
-from lab.fit.operating import last_within
 from lab.replay.costs import unit_costs
 from lab.replay.recorder import Recorders
 from lab.replay.report import figures

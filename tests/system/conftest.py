@@ -21,6 +21,7 @@ import pytest
 import structlog
 
 from lab.live.stack import free_ports
+from lab.replay.profile import Http
 from shared.logs import configure_logs
 from shared.web.app import create_app
 from shared.web.server import Server
@@ -194,3 +195,11 @@ def three(staying):
     upstreams = {"edge": edge, "cloud": cloud}
     yield staying(upstreams=upstreams, link_profiles=dict.fromkeys(upstreams, "ideal"))[0]
     structlog.reset_defaults()
+
+
+@pytest.fixture
+def quick_profile(monkeypatch):
+    """Tables of times are measured without rests, HTTP's share not at all: how long things take is not tested."""
+    for pause in ("REST", "SECONDS"):
+        monkeypatch.setattr(f"lab.replay.profile.{pause}", 0.0)
+    monkeypatch.setattr("lab.replay.times.measure_http", lambda *_, **__: Http(client=0.003, hop=0.002))

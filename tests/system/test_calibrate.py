@@ -4,13 +4,13 @@ import json
 import shutil
 
 import pytest
-import torch
 from rich.console import Console
 
 from lab.data.examples import Example
-from lab.fit.calibrate import Job
-from lab.fit.collect import classifier_of
+from lab.fit.calibrate import Calibration
 from lab.fit.evaluate import evaluate
+from lab.fit.exits import every_exit
+from lab.replay.recorder import Recorders
 from shared.errors import BadSetting
 from shared.model.bundle import load_bundle
 from shared.model.pools import Signature
@@ -18,7 +18,7 @@ from shared.policies import POLICIES, Where, bind, build, first_state
 
 
 @pytest.fixture
-def bundle(tiny_bundle, tmp_path, monkeypatch):
+def bundle(tiny_bundle, tmp_path, monkeypatch, quick_profile):
     """A copy of the tiny bundle without card and pools, judged by Matthews' correlation."""
     monkeypatch.setenv("TIERWISE_CACHE_DIR", str(tmp_path / "cache"))
     folder = tmp_path / "bundle"
@@ -34,21 +34,17 @@ def texts(sentences, bundle):
     words = " ".join(sentences).split()
     texts = [" ".join(words[n : n + 3 + n % 11]) for n in range(len(words) - 3)]
     read = load_bundle(str(bundle))
-    votes = torch.zeros(len(texts))
-    for tier in read.order:
-        classifier = classifier_of(read, tier)
-        votes += torch.stack(
-            [t.logits[-1] for t in classifier.run([classifier.encode(t) for t in texts], None)]
-        ).argmax(-1)
+    logits = every_exit(read, [Example(text, None, 0) for text in texts], Recorders(Console(quiet=True)))
+    votes = sum(exits[:, -1].argmax(-1) for exits in logits.values())
     return [Example(text, None, int(vote >= 2)) for text, vote in zip(texts, votes, strict=True)]
 
 
-def job(bundle, texts):
-    return Job(str(bundle), texts, access="5g-nsa", backbone="metro", threads=1, console=Console(quiet=True))
+def calibration(bundle, texts):
+    return Calibration(str(bundle), texts, access="5g-nsa", backbone="metro", threads=1, console=Console(quiet=True))
 
 
 def test_one_run_gives_every_policy_what_it_needs(bundle, texts):
-    job(bundle, texts).run(within=1.0, offload_share=None)
+    calibration(bundle, texts).run(within=1.0, offload_share=None)
     calibrated = load_bundle(str(bundle))
     card, where = calibrated.card, Where("end", ("edge", "cloud"), {"end": 3, "edge": 2, "cloud": 4})
     assert card.report["pruning"] == {"chosen": 0.0, "by": [], "not_tried": "0 texts are long enough"}
@@ -66,14 +62,31 @@ def test_one_run_gives_every_policy_what_it_needs(bundle, texts):
     assert figures["tiers"]["end"]["exits"][0].keys() >= {"accuracy", "mcc", "mcc_ci95"}
 
 
+def test_the_strongest_pruning_that_costs_little_is_chosen_and_every_tier_gets_what_it_leaves(
+    bundle, texts, monkeypatch
+):
+    monkeypatch.setattr("lab.fit.calibrate.PRUNING_TEXTS", 20)
+    monkeypatch.setattr("lab.fit.calibrate.PRUNING_COST", 1.0)
+    long = [Example(" ".join([text.text] * 14), None, text.label) for text in texts[:60]]
+    calibration(bundle, long).run(within=1.0, offload_share=None)
+    card = load_bundle(str(bundle)).card
+    by = card.report["pruning"]["by"]
+    assert [row["coefficient"] for row in by] == [0.0, 0.75, 0.9, 1.0, 1.1, 1.25]
+    kept = [row["words_kept"] for row in by]
+    assert kept == sorted(kept, reverse=True)
+    assert kept[0] == 1 > kept[-1]
+    assert card.policies["collaborative"]["pruning_coefficient"] == card.report["pruning"]["chosen"] == 1.25
+    assert card.report["stages"].keys() == {"end", "edge", "cloud"}
+
+
 def test_the_others_alone_leave_the_card_as_it_is(bundle, texts):
     with pytest.raises(BadSetting, match="calibrate it in full first"):
-        job(bundle, texts).others(within=1.0)
-    job(bundle, texts).run(within=1.0, offload_share=None)
+        calibration(bundle, texts).others(within=1.0)
+    calibration(bundle, texts).run(within=1.0, offload_share=None)
     before = json.loads((bundle / "card.json").read_text())
     del before["policies"]["dimee"]
     (bundle / "card.json").write_text(json.dumps(before))
-    job(bundle, texts).others(within=1.0)
+    calibration(bundle, texts).others(within=1.0)
     after = json.loads((bundle / "card.json").read_text())
     assert after["policies"].pop("dimee")["exit_threshold"] > 0
     assert after == before

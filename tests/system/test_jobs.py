@@ -19,7 +19,7 @@ UNREADABLE = ("\U0001f642\U0001f642", " ", "\x07\x08")  # emoji alone, blank, co
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch):
+def command(tmp_path, monkeypatch, quick_profile):
     """A command in this process: its result, and all that it said."""
     for name in [name for name in os.environ if name.startswith("TIERWISE_")]:
         monkeypatch.delenv(name)
@@ -72,9 +72,13 @@ def test_evaluate_names_leaves_out_and_counts_what_no_tier_reads(command, bundle
     assert (report["n"], report["split"], report["left_out"]["n"]) == (31, "test", 1)
 
 
+def calibration(data, bundle):
+    return ("calibrate", "--data", data, "--bundle", bundle, "--within", 1, "--threads", 1)
+
+
 def test_calibrate_leaves_them_out_and_still_names_the_rows_that_were_held_out(command, bundle, rows, tmp_path):
     data = written(tmp_path / "data.csv", [*rows(60), (UNREADABLE[0], 1), *rows(80)], "train")
-    done, said = command("calibrate", "--data", data, "--bundle", bundle, "--hold-out", 100, "--within", 1)
+    done, said = command(*calibration(data, bundle), "--hold-out", 100)
     assert done.exit_code == 0, said
     assert "data.csv, line 62 (" in said
     validation = json.loads((bundle / "card.json").read_text())["report"]["validation"]
@@ -248,7 +252,7 @@ def test_validation_that_tells_nothing_is_refused(command, bundle, rows, tmp_pat
 def test_labels_at_random_are_said_and_kept_in_the_card(command, bundle, rows, tmp_path):
     coin = [(text, (at * 7919 // 13) % 2) for at, (text, _) in enumerate(rows(200))]
     data = written(tmp_path / "data.csv", coin, "train")
-    done, said = command("calibrate", "--data", data, "--bundle", bundle, "--hold-out", 150, "--within", 1)
+    done, said = command(*calibration(data, bundle), "--hold-out", 150)
     assert done.exit_code == 0, said
     assert "no better than always saying their most frequent label" in said
     notes = json.loads((bundle / "card.json").read_text())["report"]["notes"]
@@ -259,8 +263,7 @@ def test_a_share_that_cannot_be_sent_on_is_said_and_is_status_1(command, bundle,
     """A threshold that a bisection cannot find: every confidence is 1."""
     monkeypatch.setattr("lab.fit.calibrate.threshold_for", lambda *_: 0.0)
     data = written(tmp_path / "data.csv", rows(200), "train")
-    asked = ("calibrate", "--data", data, "--bundle", bundle, "--hold-out", 150, "--within", 1)
-    done, said = command(*asked, "--offload-share", 0.9)
+    done, said = command(*calibration(data, bundle), "--hold-out", 150, "--offload-share", 0.9)
     point = json.loads((bundle / "card.json").read_text())["report"]["operating_point"]
     assert done.exit_code == 1
     assert "--offload-share 0.9 cannot be met" in said

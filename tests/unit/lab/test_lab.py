@@ -14,8 +14,8 @@ import services.cloud
 import services.edge
 import services.end
 from lab.data.examples import Example, hold_out, load, without
-from lab.fit.calibrate import choose_exits
-from lab.fit.operating import Stage, expectation, fitted, paths, sweep, threshold_for
+from lab.fit.cascade import Cascade, Setting, threshold_for
+from lab.fit.exits import similarity_rule
 from lab.live.stack import Layout
 from lab.policies import parse_policy
 from lab.stats import paired_difference, wilson
@@ -26,6 +26,18 @@ from shared.model.ensemble import Ensemble, Weighting
 
 def probabilities(*positive: float) -> Tensor:
     return torch.tensor([[1 - p, p] for p in positive])
+
+
+def cascade(*tiers: list[float], labels: list[int] | None = None, seconds: list[list[float]] | None = None) -> Cascade:
+    """Tiers from the chance of label 1 that each gives every text."""
+    names, shape = ("end", "edge", "cloud")[-len(tiers) :], (len(tiers), len(tiers[0]))
+    return Cascade(
+        names if len(tiers) != 2 else ("end", "cloud"),
+        torch.tensor(labels or [1] * shape[1]),
+        torch.stack([probabilities(*tier) for tier in tiers]),
+        torch.ones(shape, dtype=torch.long),
+        torch.tensor(seconds or [[0.0] * shape[1]] * shape[0]),
+    )
 
 
 def test_wilson_matches_a_published_example():
@@ -39,47 +51,51 @@ def test_paired_difference_of_a_constant_shift_has_no_width():
 
 
 def test_paths_sum_to_one_and_follow_the_dispatcher():
-    stages = [
-        Stage("end", probabilities(0.6, 0.99), torch.zeros(2)),
-        Stage("cloud", probabilities(0.9, 0.9), torch.ones(2)),
-    ]
-    stop = paths(stages, {"end": 0.8}, 10)
+    stop = cascade([0.6, 0.99], [0.9, 0.9]).stops(Setting({"end": 0.8}, 10))
     assert torch.allclose(stop.sum(0), torch.ones(2))
     assert stop[1, 0] == 1  # below the threshold: always sent on
     assert stop[1, 1] < 0.05
 
 
-def test_expected_latency_counts_every_tier_on_the_way():
-    stages = [
-        Stage("end", probabilities(0.6), torch.tensor([0.01])),
-        Stage("cloud", probabilities(0.9), torch.tensor([0.3])),
-    ]
-    labels = torch.tensor([1])
-    accuracy, nll, seconds = expectation(stages, labels, paths(stages, {"end": 1.0}, 10), Ensemble(), Weighting.LAST)
-    assert (accuracy, round(seconds, 6)) == (1.0, 0.31)
-    assert nll == pytest.approx(-np.log(0.9), abs=1e-6)
+def test_expected_latency_is_that_of_the_tier_where_a_text_stops():
+    texts = cascade([0.6], [0.9], seconds=[[0.01], [0.31]])
+    expected = texts.expected(texts.stops(Setting({"end": 1.0}, 10)), Ensemble(), Weighting.LAST)
+    assert (expected.accuracy, round(expected.seconds, 6)) == (1.0, 0.31)
+    assert expected.nll == pytest.approx(-np.log(0.9), abs=1e-6)
+    assert texts.expected(torch.tensor([[0.5], [0.5]]), Ensemble(), Weighting.LAST).seconds == pytest.approx(0.16)
 
 
 def test_fitted_weights_trust_the_tier_that_is_right():
-    labels = torch.tensor([1, 1, 0, 0] * 10)
-    wrong, right = probabilities(*[0.3, 0.3, 0.7, 0.7] * 10), probabilities(*[0.9, 0.8, 0.1, 0.2] * 10)
-    stages = [Stage("end", wrong, torch.zeros(40)), Stage("cloud", right, torch.zeros(40))]
-    weights = fitted(stages, labels, paths(stages, {"end": 1.0}, 10))
+    texts = cascade([0.3, 0.3, 0.7, 0.7] * 10, [0.9, 0.8, 0.1, 0.2] * 10, labels=[1, 1, 0, 0] * 10)
+    weights = texts.fitted_weights(texts.stops(Setting({"end": 1.0}, 10)))
     assert "end" not in weights  # no text stops there
     assert weights["end+cloud"][1] > 0.99
 
 
-def test_a_sweep_covers_every_pair_of_thresholds_and_shares_sum_to_one():
-    stages = [Stage(t, probabilities(0.6, 0.2, 0.8), torch.ones(3)) for t in ("end", "edge", "cloud")]
-    points = list(sweep(stages, torch.tensor([1, 0, 1]), Ensemble(), Weighting.LAST))
-    assert len({(tuple(p.thresholds.items()), p.steepness) for p in points}) == len(points) == 2 * 12 * 12
-    assert all(sum(p.stops.values()) == pytest.approx(1) for p in points)
+def test_settings_are_every_pair_of_thresholds():
+    texts = cascade([0.6, 0.2, 0.8], [0.6, 0.2, 0.8], [0.6, 0.2, 0.8])
+    settings = texts.settings()
+    assert len({(*setting.thresholds.items(), setting.steepness) for setting in settings}) == 2 * 12 * 12
+    assert all(torch.allclose(texts.stops(setting).sum(0), torch.ones(3)) for setting in settings)
+
+
+def test_the_fastest_setting_that_is_accurate_enough_is_taken_else_the_most_accurate():
+    texts = cascade([0.4, 0.9], [0.9, 0.9], seconds=[[0.1, 0.1], [1.0, 1.0]])  # the end is wrong about the first
+    found = {}
+    for wanted in (0.5, 0.99, 1.01):
+        setting = texts.fastest(Ensemble(), Weighting.LAST, wanted)
+        found[wanted] = texts.expected(texts.stops(setting), Ensemble(), Weighting.LAST)
+    every = [texts.expected(texts.stops(s), Ensemble(), Weighting.LAST) for s in texts.settings()]
+    assert found[0.5].seconds == min(own.seconds for own in every)
+    assert found[0.99].seconds == min(own.seconds for own in every if own.accuracy >= 0.99)
+    assert found[1.01].accuracy == max(own.accuracy for own in every)
 
 
 def test_a_wanted_offload_share_gives_its_threshold():
-    stage = Stage("end", probabilities(*np.linspace(0.5, 1, 201)), torch.zeros(201))
-    threshold = threshold_for(stage.probabilities.amax(-1).tolist(), 0.4, 10)
-    stop = paths([stage, stage], {"end": threshold}, 10)
+    chances = np.linspace(0.5, 1, 201).tolist()
+    texts = cascade(chances, chances)
+    threshold = threshold_for(texts.probabilities[0].amax(-1).tolist(), 0.4, 10)
+    stop = texts.stops(Setting({"end": threshold}, 10))
     assert stop[1].mean().item() == pytest.approx(0.4, abs=0.01)
 
 
@@ -88,8 +104,8 @@ def test_exits_are_chosen_only_where_they_cost_little():
     late = agreeing.clone()
     late[:, :5] = torch.tensor([0.9, 0.1])  # every exit but the last agrees on the wrong label
     labels = torch.ones(40, dtype=torch.long)
-    assert choose_exits({"end": agreeing}, labels).theta["end"] > 0
-    assert choose_exits({"end": late}, labels).theta["end"] == 0
+    assert similarity_rule({"end": agreeing}, labels, 0.0025)["theta"]["end"] > 0
+    assert similarity_rule({"end": late}, labels, 0.0025)["theta"]["end"] == 0
 
 
 def test_policies_are_written_with_parameters():

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lab import stats
+from lab import choice as chooser
 from lab.replay.plan import Measured, Targets, bytes_below, choose, confirm, front, measure, parts, rank_above
 
 
@@ -156,7 +156,7 @@ def test_no_point_of_a_front_is_beaten_by_another(seed):
     def beats(a, b):
         return a != b and a[0] <= b[0] and a[1] >= b[1]
 
-    own = [points[at] for at in stats.front(*map(list, zip(*points, strict=True)))]
+    own = [points[at] for at in chooser.front(*map(list, zip(*points, strict=True)))]
     assert not any(beats(a, b) for a in points for b in own)
     assert set(own) == {b for b in points if not any(beats(a, b) for a in points)}
     assert len(own) == len(set(own))

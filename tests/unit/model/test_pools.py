@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lab.fit import pools as lab
+from lab.fit.exits import early_exit_rules
 from lab.stats import judged, score
 from shared.errors import BadSetting
 from shared.model.bundle import Metric
@@ -104,7 +105,7 @@ def test_bins_are_as_large_as_the_pools():
 
 
 def test_each_rule_takes_the_fewest_layers_that_cost_little():
-    policies, report = lab._thresholds(CLOUD[:3], LABELS[:3], within=0.0)
+    policies, report = early_exit_rules(CLOUD[:3], LABELS[:3], 0.0)
     assert report["full_accuracy"] == 1.0
     assert report["early-exit"]["mean_exit_layer"] == 1.0  # every exit is right already
     assert policies["pabee"] == {"patience": 1}

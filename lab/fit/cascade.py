@@ -1,0 +1,163 @@
+"""Expected accuracy and latency of a cascade on validation data, exactly over the offload draws.
+
+A text that tier k answers with calibrated confidence C_k leaves it with probability p_k(C_k) (eq. 7-8), so it stops at
+tier j with probability p_1 ... p_{j-1} (1 - p_j). No draw is simulated: accuracy, NLL and latency are expectations over
+every path. What each tier says, and how long an answer by it takes, are the replay's (`lab/replay/times.py`).
+
+`tierwise plan` judges its settings by one draw a text instead: it compares policies that have no such closed form, and
+bounds accuracy, p95 and bytes by what single texts did. Here there are texts enough for neither the draws' noise nor a
+second set, and the ensemble's weights are fitted on the chances of the paths.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lab.choice import last_within, operating_point
+from lab.replay.recorder import Kernel
+from lab.replay.run import NONE, Run
+from lab.replay.times import Times
+from lab.replay.walk import Replay
+from shared.model.ensemble import Ensemble, Weighting
+from shared.policies.collaborative import Curve, offload_probability
+
+THRESHOLDS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.98, 0.99)
+STEEPNESS = (10.0, 30.0)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What decides who answers: a threshold for every tier but the last, and one steepness."""
+
+    thresholds: dict[str, float]
+    steepness: float
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Accuracy, NLL (nats) and latency over all paths."""
+
+    accuracy: float
+    nll: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """Every validation text at every tier, as it would get there (pruned by the tiers before): T tiers, N texts."""
+
+    tiers: tuple[str, ...]
+    labels: Tensor  # [N]
+    probabilities: Tensor  # [T, N, C], calibrated, at the exit under the exit rule
+    exit_layer: Tensor  # [T, N]; 0 where a text does not get there
+    seconds: Tensor  # [T, N], modelled: the whole answer, had the text stopped at this tier
+
+    def stops(self, setting: Setting) -> Tensor:
+        """Probability that each text stops at each tier, [T, N]; columns sum to 1."""
+        reach, stop = torch.ones(len(self.labels)), []
+        for tier, probabilities in zip(self.tiers[:-1], self.probabilities, strict=False):
+            threshold, confidences = setting.thresholds[tier], probabilities.amax(-1).tolist()
+            leave = torch.tensor([offload_probability(c, threshold, setting.steepness) for c in confidences])
+            stop.append(reach * (1 - leave))
+            reach = reach * leave
+        return torch.stack([*stop, reach])
+
+    def expected(self, stop: Tensor, ensemble: Ensemble, weighting: Weighting) -> Expected:
+        """What texts that stop with these probabilities [T, N] give and take."""
+        accuracy = nll = 0.0
+        for depth, chance in enumerate(stop, start=1):
+            weights = torch.tensor(ensemble.weights(self.tiers[:depth], weighting))
+            mixed = (weights[:, None, None] * self.probabilities[:depth]).sum(0)  # [N, C]
+            accuracy += (chance * (mixed.argmax(-1) == self.labels)).mean().item()
+            nll -= (chance * mixed.gather(1, self.labels[:, None])[:, 0].clamp_min(1e-9).log()).mean().item()
+        return Expected(accuracy, nll, (stop * self.seconds).sum(0).mean().item())
+
+    def settings(self) -> list[Setting]:
+        """Every combination of a threshold per tier and a steepness."""
+        tiers = self.tiers[:-1]
+        return [
+            Setting(dict(zip(tiers, thresholds, strict=True)), steepness)
+            for steepness in STEEPNESS
+            for thresholds in itertools.product(THRESHOLDS, repeat=len(tiers))
+        ]
+
+    def fastest(self, ensemble: Ensemble, weighting: Weighting, accuracy: float) -> Setting:
+        """The setting with the least expected latency at this accuracy; if none reaches it, the most accurate."""
+        settings = self.settings()
+        found = [self.expected(self.stops(setting), ensemble, weighting) for setting in settings]
+        return settings[operating_point([own.seconds for own in found], [own.accuracy for own in found], accuracy)]
+
+    def fitted_weights(self, stop: Tensor) -> dict[str, list[float]]:
+        """Ensemble weights with the least NLL for each set of visited tiers, texts weighted by their chance of it.
+
+        Expectation-maximisation of mixture weights: each round can only lower the NLL. Paths that no text takes are
+        left out; the deepest tier then answers alone.
+        """
+        out: dict[str, list[float]] = {}
+        truth = self.labels.expand(len(self.tiers), -1)[..., None]
+        right = self.probabilities.gather(2, truth)[..., 0].clamp_min(1e-9)  # [T, N]: what the true label gets
+        for depth, on_path in enumerate(stop, start=1):
+            if on_path.sum() < 1:  # less than one text is expected to end here: nothing to fit on
+                continue
+            chance = on_path / on_path.sum()
+            weights = torch.full((depth,), 1 / depth)
+            for _ in range(300):
+                share = weights[:, None] * right[:depth]
+                weights = (chance * share / share.sum(0)).sum(1)
+            out["+".join(self.tiers[:depth])] = [round(weight, 4) for weight in (weights / weights.sum()).tolist()]
+        return out
+
+
+def cascade_of(replay: Replay, times: Times, parameters: Mapping[str, Any]) -> Cascade:
+    """A run of `collaborative` in which every text is sent on; `parameters` are its exit rule and pruning.
+
+    A text of confidence 1 is never sent on, under any threshold: the tiers behind have no weight in its expectation.
+    """
+    spec = {"name": "collaborative", **parameters, "offload_threshold": 1.0}
+    run = replay.run(replay.policy(spec))
+    probabilities = torch.zeros(len(run.tiers), *run.probabilities.shape)
+    for at, station in enumerate(replay.stations):
+        for kernel in Kernel:
+            rows = np.flatnonzero(run.ran[at] & (run.counted[at] == (kernel is Kernel.COUNTED)))
+            numbers = run.numbers[at, rows]
+            exits = station.table(numbers, kernel).exits
+            probabilities[at, rows] = exits[numbers, run.exit_layer[at, rows] - 1]
+    return Cascade(
+        run.tiers,
+        torch.tensor(replay.labels),
+        probabilities,
+        torch.tensor(run.exit_layer),
+        torch.tensor(np.stack([times.of(_stopped(run, at)).seconds for at in range(len(run.tiers))])),
+    )
+
+
+def _stopped(run: Run, last: int) -> Run:
+    """The run, had every text stopped at this tier."""
+    out = copy(run)
+    out.exit_layer, out.sent_to = run.exit_layer.copy(), run.sent_to.copy()
+    out.exit_layer[last + 1 :], out.sent_to[last:] = 0, NONE
+    out.carried = {link: numbers for link, numbers in run.carried.items() if link[1] <= last}
+    return out
+
+
+def sent_share(confidences: Sequence[float], threshold: float, steepness: float, curve: Curve) -> float:
+    """The share of texts that leave a tier, as is expected over the draws."""
+    expected = sum(offload_probability(c, threshold, steepness, curve) for c in confidences)
+    return expected / max(1, len(confidences))
+
+
+def threshold_for(confidences: Sequence[float], share: float, steepness: float, curve: Curve = Curve.SIGMOID) -> float:
+    """The threshold at which this share of texts leaves a tier: the share grows with it."""
+
+    def fewer(threshold: float) -> bool:
+        return sent_share(confidences, threshold, steepness, curve) < share
+
+    return round(last_within(fewer, steps=30), 4)
