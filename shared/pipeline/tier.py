@@ -58,17 +58,17 @@ class Tier:
         await self._add_signatures(call)
         for text in call.texts:
             self._decide_before(call, text)
-        early = [text for text in call.texts if text.decision.to]  # they leave before any layer runs
+        unread = [text for text in call.texts if text.decision.to]  # they go on before any layer runs here
         here = [text for text in call.texts if not text.decision.to]
-        self._away += len(early)
-        sent = asyncio.create_task(self._send(call, early, reserve_s=self._reserve_s(call)))
+        self._away += len(unread)
+        sent = asyncio.create_task(self._send(call, unread, reserve_s=self._reserve_s(call)))
         try:
-            await self._infer(call, here)
+            await self._infer_and_send(call, here)
             await sent
         finally:
-            self._away -= len(early)
+            self._away -= len(unread)
             sent.cancel()
-        await self._infer(call, [text for text in early if text.came_back])  # their upstream failed
+        await self._infer_and_send(call, [text for text in unread if text.came_back])  # their upstream failed
 
     # -- before any layer runs -------------------------------------------------------------------------------------
 
@@ -95,7 +95,7 @@ class Tier:
 
     # -- inference here --------------------------------------------------------------------------------------------
 
-    async def _infer(self, call: Call, texts: Sequence[Text]) -> None:
+    async def _infer_and_send(self, call: Call, texts: Sequence[Text]) -> None:
         """Run the model here, decide about each text, and send on those that leave.
 
         A degraded text stays, since its upstream failed. So does one whose time runs out between two layers: its answer
@@ -107,6 +107,7 @@ class Tier:
         batch = await self._run(call, texts)
         inferred = self._clock()
         for text, answer in zip(texts, batch.answers, strict=True):
+            text.decision = STAY  # where it was sent before inference, that upstream has failed
             if answer is not None:  # else the tokenizer knows no word of it
                 text.answer = answer
                 self._decide_after(call, text, answer)
@@ -133,7 +134,6 @@ class Tier:
         """Decide where a text goes, now that the model has read it."""
         if answer.cut:
             text.degraded = text.degraded or "deadline"
-        text.decision = STAY
         if not (call.final or text.degraded):
             text.decision = call.policy.after(call.where, max(answer.probabilities), text.draw)
             self.telemetry.offload_probability.labels(self.name).observe(text.decision.probability)

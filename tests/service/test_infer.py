@@ -2,6 +2,7 @@
 
 import json
 
+import httpx
 import pytest
 
 
@@ -52,6 +53,17 @@ def test_an_unreadable_text_does_not_travel_and_its_neighbours_do(serve, edge, a
     assert [[hop["tier"] for hop in row["hops"]] for row in rows] == [["end", "edge"], [], ["end", "edge"]]
     assert [text["text"] for text in edge.bodies[0]["texts"]] == ["a fine film", "a plot"]
     assert edge.bodies[0]["indices"] == [0, 2]
+
+
+def test_an_unreadable_text_whose_upstream_failed_is_not_sent_a_second_time(serve):
+    asked = []
+
+    def refuses(request):
+        asked.append(request)
+        return httpx.Response(400)
+
+    (row,) = ask(serve(edge=refuses), ["\u200b"], policy={"name": "edge-only"}).json()["rows"]
+    assert (row["hops"], len(asked)) == ([], 1)
 
 
 @pytest.mark.parametrize("policy", ["collaborative", "tabi", "random", "cloud-only"])
