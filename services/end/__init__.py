@@ -1,8 +1,8 @@
 """The end tier: on the user's device, before any network.
 
-It answers the texts that its small model is sure of. It sends the others on as raw text, pruned by the attention that
-it has computed already. It reaches the cloud through the edge, and directly for policies that choose a tier before
-inference.
+It answers the texts that its small model is sure of, and sends the words of the others on. Where the policy's
+`pruning_coefficient` is above 0, words that received little attention stay behind. It reaches the cloud through the
+edge, and directly for policies that choose a tier before inference.
 Change its defaults here: `python -m services.end`, `make demo`, `make serve` and the container start this role.
 """
 

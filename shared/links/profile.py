@@ -94,7 +94,8 @@ def profile(name: str) -> Profile:
 
 def packets(size: Size) -> Size:
     """How many packets carry a message with a body of `size` bytes (a number, or an array of them)."""
-    return 1 - -size // PAYLOAD
+    full = -(-size // PAYLOAD)  # rounded up
+    return 1 + full
 
 
 def on_the_wire(size: Size) -> Size:

@@ -70,6 +70,7 @@ def _read(path: Path) -> dict[str, Profile]:
 
 
 def _shaped(raw: dict[str, Any]) -> Profile:
+    # A shaper knows the rate of its own end alone; it stands for both directions.
     numbers = [raw["rate"], raw["rate"], raw["rtt"], raw["jitter"], raw["loss"]]
     if not isinstance(raw["profile"], str) or raw["mode"] not in _MODES:
         raise ValueError(f"profile {raw['profile']!r}, mode {raw['mode']!r}")

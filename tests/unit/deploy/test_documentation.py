@@ -141,7 +141,7 @@ def sources():
     """Every module of ours, parsed: path -> tree."""
     return {
         path: ast.parse(path.read_text())
-        for ours in ("shared", "services", "tests", "deploy")
+        for ours in ("shared", "services", "lab", "tests", "deploy")
         for path in (ROOT / ours).rglob("*.py")
     }
 
