@@ -43,6 +43,7 @@ class Cycle(RequestResponseCycle):
     """One request and its answer; the connection is its transport, so that it may linger."""
 
     transport: Http11  # type: ignore[assignment]
+    begun = False  # whether its head is ready
 
     async def send(self, message: Any) -> None:
         if not self.response_started and (self.more_body or self.transport.draining()):
@@ -66,6 +67,7 @@ class Http11(HttpToolsProtocol):
         self._head = self._pieces = self._body = self._raw = 0  # of the message that is read
         self._refusal: Refused | None = None  # of what is no request; answered once those before it are
         self._deaf = self._lingering = self._eof = False
+        self._answer_head = b""
         self._dropped, self._end = 0, 0.0  # bytes so far, and when that ends
 
     # -- the connection ----------------------------------------------------------------------------------------------
@@ -210,19 +212,30 @@ class Http11(HttpToolsProtocol):
     # -- what goes out: the cycle's transport -------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
-        self.transport.write(data)
+        """An answer's head waits for the first piece of its body: one write, and one wake-up of the caller."""
+        if self.cycle.response_started and not self.cycle.begun:
+            self.cycle.begun, self._answer_head = True, data
+        else:
+            self.transport.write(self._answer_head + data)
+            self._answer_head = b""
+
+    def _send_head(self) -> None:
+        if self._answer_head:
+            self.write(b"")
 
     def is_closing(self) -> bool:
         return self.transport.is_closing() or self._lingering
 
     def close(self) -> None:
         """After an answer that is the last."""
+        self._send_head()
         if self.cycle.more_body or self._deaf or self.pipeline or self._in_head:
             self._linger()
         else:
             self.transport.close()
 
     def on_response_complete(self) -> None:
+        self._send_head()
         if self.is_closing():
             self.server_state.total_requests += 1
             return

@@ -43,6 +43,7 @@ class Server(uvicorn.Server):
                 timeout_keep_alive=75,  # longer than the callers' pool keeps one: they, not we, close idle connections
                 timeout_graceful_shutdown=math.ceil(drain_s),
                 server_header=False,
+                proxy_headers=False,  # nobody asks for the caller's address
                 **options,
             )
         )
