@@ -1,26 +1,32 @@
 # One command per intention. `make` lists them. A virtual environment is made on first use; nothing else is installed.
+# `demo` and `serve` put into it what tiers on CPUs need; other commands add torch (gigabytes where it is for CUDA) and tools.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TIERS := $(VENV)/.tiers
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep -o 'torch==[^"]*' pyproject.toml)
 
 help:  ## print this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(STAMP): requirements.lock pyproject.toml
+$(TIERS): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Tierwise needs Python 3.11 or newer; set PYTHON=") if sys.version_info < (3, 11) else 0' && { test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); }
-	$(PIP) --no-deps --require-hashes --requirement requirements.lock
-	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(TORCH)
+	@$(BIN)/python deploy/lock.py --pick 'tierwise[lab,otel]' setuptools >$(VENV)/picked
+	$(PIP) --no-deps --require-hashes --requirement $(VENV)/picked
 	$(PIP) --no-deps --no-build-isolation --editable . && touch $@
 
-setup: $(STAMP)  ## create .venv from requirements.lock
+$(STAMP): $(TIERS)
+	$(PIP) --no-deps --require-hashes --requirement requirements.lock
+	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(TORCH) && touch $@
 
-demo: $(STAMP)  ## classify a dozen reviews through three live tiers (the first run fetches about 500 MB of base weights)
+setup: $(STAMP)  ## create .venv from requirements.lock, with torch
+
+demo: $(TIERS)  ## classify a dozen reviews through three live tiers (the first run fetches about 500 MB of base weights)
 	@$(BIN)/tierwise demo
 
-serve: $(STAMP)  ## keep three tiers up until Ctrl-C (ports 8080 to 8082)
+serve: $(TIERS)  ## keep three tiers up until Ctrl-C (ports 8080 to 8082)
 	@$(BIN)/tierwise serve
 
 test: $(STAMP)  ## run the unit, service, system and load tests
@@ -61,8 +67,8 @@ audit: $(STAMP)  ## look for known vulnerabilities of the pinned packages (needs
 lock: $(STAMP)  ## resolve pyproject.toml into requirements.lock (a minute or two)
 	$(BIN)/python deploy/lock.py
 
-bench: $(STAMP)  ## measure the encoder against transformers' own, and what a tier adds to it (minutes)
-	$(BIN)/python -m tests.bench.speed
+bench: $(STAMP)  ## measure the encoder beside what one would run instead, and what a tier adds (minutes; DATA=: real texts)
+	$(BIN)/python -m tests.bench.speed $(if $(DATA),--data $(DATA))
 
 docs: $(STAMP)  ## write the manual's tables and pictures from measured JSON, then build the site in site/
 	$(BIN)/python -m lab.docs.tables

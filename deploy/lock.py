@@ -4,7 +4,8 @@ Every package stands with the hashes of its files on PyPI, so that pip takes no 
 `--pick NAME...` prints the part that some packages need; `tierwise[EXTRA]` stands for what pyproject.toml lists.
 
 torch is left out, with its CUDA dependencies: its builds lie on several indexes and have other bytes on each. Its
-version stands in pyproject.toml alone.
+version stands in pyproject.toml alone. openvino-telemetry is left out too: it reports use to its makers, and openvino
+runs without it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements.lock"
 HEADER = "# Every package at the version that is tested. Made by `make lock` from pyproject.toml.\n"
-LEFT_OUT = ("torch==", "pip==", "nvidia-", "triton", "cuda-")
+LEFT_OUT = ("torch==", "pip==", "nvidia-", "triton", "cuda-", "openvino-telemetry==")
 _ENTRY = re.compile(r"^(?P<name>[a-z0-9-]+)==.*\n(?: +.*\n)*", re.MULTILINE)  # a pin, its hashes, who asked for it
 _ASKED = re.compile(r"^ +# +(?:via +)?(?P<by>[a-z0-9-]+)$", re.MULTILINE)
 

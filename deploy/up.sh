@@ -35,7 +35,7 @@ if docker info --format '{{json .Runtimes}}' | grep -q '"nvidia"'; then
   echo "NVIDIA runtime found: tiers run on the GPU"
 fi
 
-[ "$(value build)" = 0 ] || docker compose build end end-shaper
+[ "$(value build)" = 0 ] || docker compose build end edge cloud end-shaper
 if [ "$(value links)" = netem ]; then  # say it now: a tier without shape must not start
   docker run --rm --network none --cap-drop ALL --cap-add NET_ADMIN tierwise-shaper python -m services.shaper --check
 fi

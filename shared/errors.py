@@ -37,6 +37,11 @@ if TYPE_CHECKING:
     from shared.contracts import DegradedReason
 
 
+def one_line(error: Exception) -> str:
+    """An error's message on one line of at most 300 characters; its class where it has none."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def plain(message: str) -> str:
     """A validator's message without pydantic's prefix."""
     return message.removeprefix("Value error, ")

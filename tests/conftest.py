@@ -2,13 +2,18 @@
 
 tiny_tokenizer(kind)                "wordpiece" in BERT's layout, "bpe" in RoBERTa's, "mpnet": WordPiece in RoBERTa's
 tiny_base(family, layers=3)         transformers' own BERT, RoBERTa or MPNet: hidden 32, 4 heads, fresh at each call
-tiny_classifier(family, layers=3)   the same as a Classifier: exits after each layer, tokenizer, 64 tokens
+tiny_classifier(family, layers=3)   the same as a Classifier, on OpenVINO in fp32: exits after each layer, 64 tokens
 base_on_disk(family, layers=3)      a folder with config.json, tokenizer.json and model.safetensors
+classifier_on_disk(family, ...)     a trained classifier's folder over it
 tiny_bundle                         a folder for TIERWISE_BUNDLE: end (BERT, 3 layers), edge and cloud (MPNet, 2 and 4)
 whole_bundle                        the same, the end holding all four layers of the MPNet
+
+The cache is a new folder in which only the pinned base weights are the user's: what is built or recorded stays there.
 """
 
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,13 +22,14 @@ from hypothesis import settings
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModel, BertConfig, MPNetConfig, RobertaConfig, logging
 
-from shared.model.classifier import Classifier, load_classifier, save_classifier
-from shared.model.encoder import MultiExitEncoder
+from shared.model.classifier import load_classifier
 from shared.model.pools import Pools, Signature
-from shared.model.tokens import SpecialTokens
+from shared.model.torch_engine import MultiExitEncoder, save_classifier
+from shared.model.weights import cache_dir
 
 pytest_plugins = ["tests.hooks"]
 torch.set_num_threads(1)
+os.environ["TIERWISE_PRECISION"] = "fp32"  # the same numbers on every processor; tests of int8 and bf16 ask for them
 logging.disable_progress_bar()
 settings.register_profile("tierwise", deadline=None, derandomize=True)  # a busy machine is no failure
 settings.load_profile("tierwise")
@@ -90,6 +96,17 @@ def _tokenizer(kind: str) -> Tokenizer:
     return tokenizer
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache():
+    """TIERWISE_CACHE_DIR for all tests and what they start."""
+    bases = cache_dir() / "base"
+    with tempfile.TemporaryDirectory(prefix="tierwise-cache-") as folder, pytest.MonkeyPatch.context() as patch:
+        if bases.is_dir():
+            (Path(folder) / "base").symlink_to(bases.resolve())
+        patch.setenv("TIERWISE_CACHE_DIR", folder)
+        yield Path(folder)
+
+
 @pytest.fixture(scope="session")
 def sentences():
     """Twelve sentences that the tiny tokenizers were trained on."""
@@ -139,14 +156,38 @@ def tiny_base(tiny_tokenizer):
 
 
 @pytest.fixture(scope="session")
-def tiny_classifier(tiny_base):
-    """A builder: an untrained Classifier whose exits are sure of some texts and unsure of others."""
+def tiny_classifier(classifier_on_disk):
+    """A builder: an untrained Classifier whose exits are sure of some texts and unsure of others, fresh at each call.
 
-    def build(family, layers=3, *, classes=2, seed=0, max_tokens=MAX_TOKENS):
-        base, tokenizer = tiny_base(family, layers, seed=seed)
-        encoder = MultiExitEncoder(base, layers=layers, classes=classes).eval()
-        _random_heads(encoder, seed)
-        return Classifier(encoder, SpecialTokens(tokenizer), max_tokens)
+    `engine` "torch" is the reference.
+    """
+
+    def build(
+        family, layers=3, *, classes=2, seed=0, max_tokens=MAX_TOKENS, engine="openvino", precision="fp32", device="cpu"
+    ):
+        folder = classifier_on_disk(family, layers, classes=classes, seed=seed)
+        return load_classifier(
+            folder, layers=layers, max_tokens=max_tokens, engine=engine, precision=precision, device=device
+        )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def classifier_on_disk(tmp_path_factory, tiny_base, base_on_disk):
+    """A builder: a folder that `load_classifier` reads, with heads but no adapters; the same for the same arguments."""
+    folders = {}
+
+    def build(family, layers=3, *, classes=2, seed=0):
+        asked = (family, layers, classes, seed)
+        if asked not in folders:
+            encoder = MultiExitEncoder(tiny_base(family, layers, seed=seed)[0], layers=layers, classes=classes)
+            _random_heads(encoder, seed)
+            base = str(base_on_disk(family, layers, seed=seed))
+            folders[asked] = tmp_path_factory.mktemp(f"{family}-{layers}-classifier")
+            meta = {"base": base, "layers": layers, "classes": classes, "scale": 2.0}
+            save_classifier(folders[asked], {}, encoder, meta)
+        return folders[asked]
 
     return build
 
@@ -156,14 +197,14 @@ def base_on_disk(tmp_path_factory, tiny_base):
     """A builder: a folder that `load_base` reads, the same one for the same arguments."""
     folders = {}
 
-    def build(family, layers=3):
-        if (family, layers) not in folders:
+    def build(family, layers=3, *, seed=0):
+        if (family, layers, seed) not in folders:
             folder = tmp_path_factory.mktemp(f"{family}-{layers}")
-            model, tokenizer = tiny_base(family, layers)
+            model, tokenizer = tiny_base(family, layers, seed=seed)
             model.save_pretrained(folder)
             tokenizer.save(str(folder / "tokenizer.json"))
-            folders[family, layers] = folder
-        return folders[family, layers]
+            folders[family, layers, seed] = folder
+        return folders[family, layers, seed]
 
     return build
 
@@ -183,6 +224,7 @@ def tiny_bundle(tmp_path_factory, tiny_base, base_on_disk) -> Path:
         "cloud": {"network": "mpnet-4", "layers": 4, "max_tokens": MAX_TOKENS},
     }
     card = {
+        "engine": "openvino fp32",
         "temperatures": {"end": [1.3, 1.2, 1.1], "edge": [1.4, 1.2], "cloud": [1.4, 1.2, 1.1, 0.9]},
         "model_temperatures": {"end": 1.2, "edge": 1.3, "cloud": 1.1},
         "accuracy": {"end": 0.8, "edge": 0.85, "cloud": 0.9},
@@ -201,7 +243,9 @@ def tiny_bundle(tmp_path_factory, tiny_base, base_on_disk) -> Path:
         },
         "report": {"note": "random weights: these numbers mean nothing"},
     }
-    classifier = load_classifier(folder / "bert-3", layers=3, max_tokens=MAX_TOKENS)
+    classifier = load_classifier(
+        folder / "bert-3", layers=3, max_tokens=MAX_TOKENS, engine="openvino", precision="fp32"
+    )
     means = {  # three of the sentences stand for their pools
         kind: tuple(classifier.signature(classifier.encode(text), kind) for text in SENTENCES[:3]) for kind in Signature
     }

@@ -197,7 +197,10 @@ def train(
 ) -> None:
     """Train a classifier with an exit at every layer; a killed run resumes when called again."""
     from lab.data.examples import hold_out as divide
+    from lab.engine import check_torch
     from lab.fit.checks import check_out
+
+    check_torch("train")
     from lab.fit.train import Recipe
     from lab.fit.train import train as job
 
@@ -223,6 +226,32 @@ def train(
     check_out(out)
     with sole_writer(out):
         job(recipe, examples[:n], validation[:600], out, threads=threads, console=console)
+
+
+@app.command()
+def quantize(
+    data: options.Data,
+    bundle: options.BundleName = "collaborative",
+    split: TrainSplit = None,
+    hold_out: HoldOut = 2500,
+    threads: Threads = 2,
+) -> None:
+    """Find the int8 ranges of all classifiers of a bundle on validation texts; `calibrate` must follow."""
+    from lab.data.examples import hold_out as divide
+    from lab.data.readable import readable, readers_of
+    from lab.engine import check_torch
+    from lab.fit.checks import check_bundle, folders_of
+    from shared.model.bundle import load_bundle
+
+    check_torch("quantize")
+    from lab.fit.quantize import quantize_all
+
+    loaded = load_bundle(bundle)
+    check_bundle(loaded)
+    _, validation = divide(_training_rows(data, split), hold_out)
+    texts, left_out = readable(validation, readers_of(loaded))
+    left_out.tell(aside())
+    quantize_all(loaded, folders_of(loaded), texts, console, threads=threads)
 
 
 @app.command()

@@ -18,8 +18,9 @@ from rich.console import Console
 from lab.data.examples import Example
 from shared.contracts import TextPair
 from shared.errors import BadSetting, UnreadableText, plain
+from shared.model.base import load_tokenizer
 from shared.model.bundle import Bundle
-from shared.model.classifier import base_of, load_tokenizer
+from shared.model.classifier import read_trained
 from shared.model.tokens import SpecialTokens
 
 SHOWN = 5
@@ -91,7 +92,7 @@ def readers_of(bundle: Bundle) -> list[Reader]:
     """
     models = {(model.network, model.max_tokens) for model in bundle.tiers.values()}
     return [
-        Reader(SpecialTokens(load_tokenizer(base_of(bundle.folder / classifier))), tokens)
+        Reader(SpecialTokens(load_tokenizer(read_trained(bundle.folder / classifier).base)), tokens)
         for classifier, tokens in sorted(models)
     ]
 

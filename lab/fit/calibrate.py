@@ -1,5 +1,6 @@
 """Calibrate a bundle on validation data and write its model card.
 
+    0. a quantization table for each classifier that has none, if it is to run in int8 (`lab/fit/quantize.py`)
     1. a temperature per exit and per model, from every text at full depth
     2. theta and patience: the fewest layers that keep each tier's accuracy within `EXIT_COST` (`lab/fit/exits.py`)
     3. alpha, pools, length bins and exit thresholds of the other policies (`lab/fit/pools.py`)
@@ -8,40 +9,44 @@
     6. thresholds and ensemble weights: the fastest expected setting within `within` of cloud-only (the deepest tier,
        whole texts, all layers); the weighting is the one with the least expected NLL
 
-No classifier is called here: texts are recorded once, and times are those that `tierwise replay` models, compute
-measured on this machine. All of it goes into the card with its reasons.
+After step 0 no classifier is called here: texts are recorded once, and times are those that `tierwise replay` models,
+compute measured on this machine. All of it goes into the card with its reasons.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from rich.console import Console
-from torch import Tensor
 
 from lab.choice import operating_point
 from lab.console import aside
 from lab.data.examples import Example, check_labels, digest
 from lab.data.readable import readable, readers_of
+from lab.engine import asked
 from lab.fit.cascade import Cascade, cascade_of, threshold_for
-from lab.fit.checks import check_bundle, check_validation
+from lab.fit.checks import check_bundle, check_validation, folders_of
 from lab.fit.evaluate import exit_row, nll_ece_brier
 from lab.fit.exits import every_exit, similarity_rule
 from lab.fit.pools import Chosen, choose
 from lab.outputs import write_json
-from lab.replay.recorder import Kernel, Recorders
+from lab.replay.recorder import Kernel, Recorders, other_engine, runs_on
 from lab.replay.times import Times
 from lab.replay.trial import links_of, threads_of
 from lab.replay.walk import Replay
 from lab.stats import wilson
-from shared.errors import BadSetting
+from shared.errors import BadSetting, WrongWeights
+from shared.model.base import Array
 from shared.model.bundle import Bundle, Card, load_bundle
 from shared.model.calibration import T_MAX, T_MIN, calibrated, fit_temperature, quality
 from shared.model.ensemble import Ensemble, Weighting
 from shared.model.pruning import Pruning
+from shared.model.quantization import load_table
 from shared.policies import Where
 
 EXIT_COST = 0.0025  # accuracy that early exit may cost a tier
@@ -76,11 +81,14 @@ class Calibration:
         self.notes: list[str] = []
         for note in check_validation(self.texts, self.bundle.labels):
             self._note(note)
-        self.labels = torch.tensor([text.label for text in self.texts])
+        self.labels = np.array([text.label for text in self.texts])
         self.recorders = Recorders(console, threads=threads)
 
     def run(self, *, within: float, offload_share: float | None, pruning: bool = True) -> bool:
         """Fit everything, write `card.json`, print what was chosen and why; whether the share asked for is met."""
+        self._quantize()
+        engine = runs_on(self.bundle)
+        self.console.print(f"engine: {engine}")
         logits = every_exit(self.bundle, self.texts, self.recorders)
         card, exits_report = self._temperatures(logits)
         self._doubt(card.temperatures, logits[self.bundle.order[-1]])
@@ -115,7 +123,13 @@ class Calibration:
             "stages": _by_tier(cascade),
             "operating_point": {**point, "target_accuracy": target, "within": within},
         }
-        found = {"accuracy": accuracy, "fitted_weights": weights, "policies": policies, "report": report}
+        found = {
+            "engine": engine,
+            "accuracy": accuracy,
+            "fitted_weights": weights,
+            "policies": policies,
+            "report": report,
+        }
         self._write(card.model_copy(update=found), others)
         self.console.print_json(json.dumps({"operating_point": point}))
         return bool(point["offload_share"]["reached"])
@@ -129,11 +143,26 @@ class Calibration:
         card = self.bundle.card
         if card.temperatures.keys() != set(self.bundle.order):
             raise BadSetting(f"bundle {self.bundle.name!r} has no temperatures yet: calibrate it in full first")
+        for note in other_engine(self.bundle):
+            self._note(note)
         every_exit(self.bundle, self.texts, self.recorders)
         replay = self._replay(card)
         chosen = choose(replay, _probabilities(replay), within=within)
         policies, report = {**card.policies, **chosen.policies}, {**card.report, **chosen.report}
         self._write(card.model_copy(update={"policies": policies, "report": report}), chosen)
+
+    def _quantize(self) -> None:
+        """Give every classifier that is to run in int8 a quantization table, if it has none."""
+        if not asked().needs_table:
+            return
+        without = [folder for folder in folders_of(self.bundle) if not _has_table(folder)]
+        if without and find_spec("torch") is None:
+            names = ", ".join(folder.name for folder in without)
+            self._note(f"no quantization table of {names}: finding one needs torch; install tierwise[torch]")
+        elif without:
+            from lab.fit.quantize import quantize_all
+
+            quantize_all(self.bundle, without, self.texts, self.console, threads=self.threads[self.bundle.order[-1]])
 
     def _replay(self, card: Card) -> Replay:
         return Replay(replace(self.bundle, card=card), self.texts, self.recorders)
@@ -143,7 +172,7 @@ class Calibration:
         self.notes.append(text)
         aside().print(f"calibrate: {text}", style="yellow")
 
-    def _doubt(self, temperatures: dict[str, list[float]], deepest: Tensor) -> None:
+    def _doubt(self, temperatures: dict[str, list[float]], deepest: Array) -> None:
         """Say what makes a fit doubtful: temperatures at their bounds, and tiers that are no better than no model."""
         at_bound = [
             f"{tier} exit {layer} ({temperature:g})"
@@ -156,7 +185,7 @@ class Calibration:
                 f"temperatures at their bound, so confidences mean little: {', '.join(at_bound)}; the texts may be "
                 "too easy, too few, or labelled at random"
             )
-        n, most = len(self.labels), int(self.labels.bincount().max())
+        n, most = len(self.labels), int(np.bincount(self.labels).max())
         right = int((deepest[:, -1].argmax(-1) == self.labels).sum())
         if wilson(right, n)[0] <= most / n:
             self._note(
@@ -173,7 +202,7 @@ class Calibration:
         self.console.print_json(json.dumps({"policies": card.policies}))
         self.console.print(f"written: {path}")
 
-    def _temperatures(self, logits: dict[str, Tensor]) -> tuple[Card, dict[str, list[dict[str, Any]]]]:
+    def _temperatures(self, logits: dict[str, Array]) -> tuple[Card, dict[str, list[dict[str, Any]]]]:
         """A temperature per exit and per model, and each exit's quality before and after."""
         per_exit: dict[str, list[float]] = {}
         report: dict[str, list[dict[str, Any]]] = {}
@@ -198,7 +227,7 @@ class Calibration:
         first, second = replay.stations[:2]
         rule = replay.policy({"name": "collaborative", **exits}).exit_rule(Where(first.name, (), {}))
         layers = first.left(replay.numbers, rule, Kernel.PLAIN)
-        confidence = first.table(replay.numbers, Kernel.PLAIN).exits[replay.numbers, layers - 1].amax(-1)
+        confidence = first.table(replay.numbers, Kernel.PLAIN).exits[replay.numbers, layers - 1].max(-1)
         unsure = confidence.argsort()[:PRUNING_TEXTS]
         numbers, labels = replay.numbers[unsure], self.labels[unsure]
         layers, rows = first.left(numbers, rule, Kernel.COUNTED), list[dict[str, Any]]()
@@ -206,7 +235,7 @@ class Calibration:
             pruned = first.pruned(numbers, layers, Pruning(coefficient)) if coefficient else numbers
             right = second.table(pruned, Kernel.PLAIN).exits[pruned, -1].argmax(-1) == labels
             kept = float(replay.corpus.words[pruned].sum() / replay.corpus.words[numbers].sum())
-            accuracy = round(right.double().mean().item(), 4)
+            accuracy = round(float(right.mean()), 4)
             rows.append({"coefficient": coefficient, "accuracy": accuracy, "words_kept": round(kept, 4)})
         costs, gains = [row["words_kept"] for row in rows], [row["accuracy"] for row in rows]
         best = rows[operating_point(costs, gains, gains[0] - PRUNING_COST)]["coefficient"]
@@ -224,12 +253,12 @@ class Calibration:
         weighting = min(compared, key=lambda weighting: compared[weighting].nll)
         setting = cascade.fastest(ensemble, weighting, target)
         if offload_share is not None:
-            confidences = cascade.probabilities[0].amax(-1).tolist()
+            confidences = cascade.probabilities[0].max(-1).tolist()
             setting.thresholds[cascade.tiers[0]] = threshold_for(confidences, offload_share, setting.steepness)
         stop = cascade.stops(setting)
         weights = cascade.fitted_weights(stop)
         expected = cascade.expected(stop, Ensemble(accuracy, weights), weighting)
-        sent = round(1 - stop[0].mean().item(), 4)
+        sent = round(1 - float(stop[0].mean()), 4)
         met = offload_share is None or abs(sent - offload_share) <= SHARE_WITHIN
         if not met:
             self._note(f"--offload-share {offload_share:g} cannot be met: no threshold comes nearer than {sent:.1%}")
@@ -242,7 +271,7 @@ class Calibration:
             "weighting": weighting.value,
             "why_this_weighting": {w.value: {"accuracy": e.accuracy, "nll": e.nll} for w, e in compared.items()},
             "expected": {"accuracy": expected.accuracy, "nll": expected.nll, "modelled_ms": expected.seconds * 1e3},
-            "stops_at": {tier: round(row.mean().item(), 4) for tier, row in zip(cascade.tiers, stop, strict=True)},
+            "stops_at": {tier: round(float(row.mean()), 4) for tier, row in zip(cascade.tiers, stop, strict=True)},
             "reached_target": expected.accuracy >= target and met,
             "offload_share": {"asked": offload_share, "got": sent, "reached": met},
             "settings_tried": len(cascade.settings()),
@@ -251,7 +280,15 @@ class Calibration:
         return point, weights
 
 
-def _probabilities(replay: Replay) -> dict[str, Tensor]:
+def _has_table(folder: Path) -> bool:
+    """Whether a classifier has a quantization table; one found for other adapters is none."""
+    try:
+        return load_table(folder, 0) is not None
+    except WrongWeights:
+        return False
+
+
+def _probabilities(replay: Replay) -> dict[str, Array]:
     """Calibrated probabilities of every exit on whole texts, [N, E, C] by tier."""
     numbers = replay.numbers
     return {station.name: station.table(numbers, Kernel.PLAIN).exits[numbers] for station in replay.stations}
@@ -260,25 +297,30 @@ def _probabilities(replay: Replay) -> dict[str, Tensor]:
 def _by_tier(cascade: Cascade) -> dict[str, Any]:
     """What each tier does with the texts that get there, and the time that it adds."""
     out: dict[str, Any] = {}
-    added = torch.cat([cascade.seconds[:1], cascade.seconds.diff(dim=0)])
+    added = np.diff(cascade.seconds, axis=0, prepend=0.0)
     for at, tier in enumerate(cascade.tiers):
         there = cascade.exit_layer[at] > 0
         probabilities, labels = cascade.probabilities[at, there], cascade.labels[there]
         layers = cascade.exit_layer[at, there]
-        accuracy = (probabilities.argmax(-1) == labels).double().mean().item()
+        right = probabilities.argmax(-1) == labels
         out[tier] = {
-            "mean_exit_layer": round(layers.double().mean().item(), 3),
-            "accuracy_on_texts_as_they_arrive": round(accuracy, 4),
-            "mean_modelled_ms": round(added[at, there].mean().item() * 1e3, 2),
+            "mean_exit_layer": _mean(layers, 3),
+            "accuracy_on_texts_as_they_arrive": _mean(right, 4),
+            "mean_modelled_ms": _mean(added[at, there] * 1e3, 2),
             "ece_of_those_that_left_there": _ece_by_exit(probabilities, layers, labels),
         }
     return out
 
 
-def _ece_by_exit(probabilities: Tensor, layers: Tensor, labels: Tensor) -> dict[int, Any]:
+def _mean(values: Array, digits: int) -> float | None:
+    """Their mean; null where there are none."""
+    return round(float(values.mean()), digits) if len(values) else None
+
+
+def _ece_by_exit(probabilities: Array, layers: Array, labels: Array) -> dict[int, Any]:
     """ECE over the texts that really left at an exit, where there are enough of them."""
     out: dict[int, dict[str, float]] = {}
-    for layer in layers.unique().tolist():
+    for layer in np.unique(layers).tolist():
         here = layers == layer
         out[layer] = {"n": int(here.sum())}
         if out[layer]["n"] >= ENOUGH_FOR_ECE:

@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lab.choice import last_within, operating_point
 from lab.replay.recorder import Kernel
 from lab.replay.run import NONE, Run
 from lab.replay.times import Times
 from lab.replay.walk import Replay
+from shared.model.base import Array
 from shared.model.ensemble import Ensemble, Weighting
 from shared.policies.collaborative import Curve, offload_probability
 
@@ -55,30 +54,31 @@ class Cascade:
     """Every validation text at every tier, as it would get there (pruned by the tiers before): T tiers, N texts."""
 
     tiers: tuple[str, ...]
-    labels: Tensor  # [N]
-    probabilities: Tensor  # [T, N, C], calibrated, at the exit under the exit rule
-    exit_layer: Tensor  # [T, N]; 0 where a text does not get there
-    seconds: Tensor  # [T, N], modelled: the whole answer, had the text stopped at this tier
+    labels: Array  # [N]
+    probabilities: Array  # [T, N, C], calibrated, at the exit under the exit rule
+    exit_layer: Array  # [T, N]; 0 where a text does not get there
+    seconds: Array  # [T, N], modelled: the whole answer, had the text stopped at this tier
 
-    def stops(self, setting: Setting) -> Tensor:
+    def stops(self, setting: Setting) -> Array:
         """Probability that each text stops at each tier, [T, N]; columns sum to 1."""
-        reach, stop = torch.ones(len(self.labels)), []
+        reach, stop = np.ones(len(self.labels)), []
         for tier, probabilities in zip(self.tiers[:-1], self.probabilities, strict=False):
-            threshold, confidences = setting.thresholds[tier], probabilities.amax(-1).tolist()
-            leave = torch.tensor([offload_probability(c, threshold, setting.steepness) for c in confidences])
+            threshold, confidences = setting.thresholds[tier], probabilities.max(-1).tolist()
+            leave = np.array([offload_probability(c, threshold, setting.steepness) for c in confidences])
             stop.append(reach * (1 - leave))
             reach = reach * leave
-        return torch.stack([*stop, reach])
+        return np.stack([*stop, reach])
 
-    def expected(self, stop: Tensor, ensemble: Ensemble, weighting: Weighting) -> Expected:
+    def expected(self, stop: Array, ensemble: Ensemble, weighting: Weighting) -> Expected:
         """What texts that stop with these probabilities [T, N] give and take."""
         accuracy = nll = 0.0
+        everything = np.arange(len(self.labels))
         for depth, chance in enumerate(stop, start=1):
-            weights = torch.tensor(ensemble.weights(self.tiers[:depth], weighting))
+            weights = np.array(ensemble.weights(self.tiers[:depth], weighting))
             mixed = (weights[:, None, None] * self.probabilities[:depth]).sum(0)  # [N, C]
-            accuracy += (chance * (mixed.argmax(-1) == self.labels)).mean().item()
-            nll -= (chance * mixed.gather(1, self.labels[:, None])[:, 0].clamp_min(1e-9).log()).mean().item()
-        return Expected(accuracy, nll, (stop * self.seconds).sum(0).mean().item())
+            accuracy += float((chance * (mixed.argmax(-1) == self.labels)).mean())
+            nll -= float((chance * np.log(np.maximum(mixed[everything, self.labels], 1e-9))).mean())
+        return Expected(accuracy, nll, float((stop * self.seconds).sum(0).mean()))
 
     def settings(self) -> list[Setting]:
         """Every combination of a threshold per tier and a steepness."""
@@ -95,20 +95,20 @@ class Cascade:
         found = [self.expected(self.stops(setting), ensemble, weighting) for setting in settings]
         return settings[operating_point([own.seconds for own in found], [own.accuracy for own in found], accuracy)]
 
-    def fitted_weights(self, stop: Tensor) -> dict[str, list[float]]:
+    def fitted_weights(self, stop: Array) -> dict[str, list[float]]:
         """Ensemble weights with the least NLL for each set of visited tiers, texts weighted by their chance of it.
 
         Expectation-maximisation of mixture weights: each round can only lower the NLL. Paths that no text takes are
         left out; the deepest tier then answers alone.
         """
         out: dict[str, list[float]] = {}
-        truth = self.labels.expand(len(self.tiers), -1)[..., None]
-        right = self.probabilities.gather(2, truth)[..., 0].clamp_min(1e-9)  # [T, N]: what the true label gets
+        of_label = self.probabilities[:, np.arange(len(self.labels)), self.labels]
+        right = np.maximum(of_label, 1e-9)  # [T, N]: what the true label gets
         for depth, on_path in enumerate(stop, start=1):
             if on_path.sum() < 1:  # less than one text is expected to end here: nothing to fit on
                 continue
             chance = on_path / on_path.sum()
-            weights = torch.full((depth,), 1 / depth)
+            weights = np.full(depth, 1 / depth)
             for _ in range(300):
                 share = weights[:, None] * right[:depth]
                 weights = (chance * share / share.sum(0)).sum(1)
@@ -123,7 +123,7 @@ def cascade_of(replay: Replay, times: Times, parameters: Mapping[str, Any]) -> C
     """
     spec = {"name": "collaborative", **parameters, "offload_threshold": 1.0}
     run = replay.run(replay.policy(spec))
-    probabilities = torch.zeros(len(run.tiers), *run.probabilities.shape)
+    probabilities = np.zeros((len(run.tiers), *run.probabilities.shape))
     for at, station in enumerate(replay.stations):
         for kernel in Kernel:
             rows = np.flatnonzero(run.ran[at] & (run.counted[at] == (kernel is Kernel.COUNTED)))
@@ -132,10 +132,10 @@ def cascade_of(replay: Replay, times: Times, parameters: Mapping[str, Any]) -> C
             probabilities[at, rows] = exits[numbers, run.exit_layer[at, rows] - 1]
     return Cascade(
         run.tiers,
-        torch.tensor(replay.labels),
+        replay.labels,
         probabilities,
-        torch.tensor(run.exit_layer),
-        torch.tensor(np.stack([times.of(_stopped(run, at)).seconds for at in range(len(run.tiers))])),
+        run.exit_layer,
+        np.stack([times.of(_stopped(run, at)).seconds for at in range(len(run.tiers))]),
     )
 
 

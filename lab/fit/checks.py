@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from lab.data.examples import Example
 from shared.errors import BadSetting
+from shared.model.base import read_config
 from shared.model.bundle import Bundle
-from shared.model.classifier import base_of, positions, read_config
+from shared.model.classifier import read_trained
 
 if TYPE_CHECKING:
     from lab.fit.train import Recipe
@@ -28,13 +29,13 @@ def check_recipe(recipe: Recipe) -> None:
     config = read_config(recipe.base)
     if recipe.pruned_share:
         read_config(recipe.prune_with)
-    _reads(recipe.base, recipe.max_tokens, positions(config))
-    if recipe.layers > config.num_hidden_layers:
-        raise BadSetting(f"--layers {recipe.layers}: {recipe.base} has {config.num_hidden_layers}")
+    _reads(recipe.base, recipe.max_tokens, config.positions)
+    if recipe.layers > config.layers:
+        raise BadSetting(f"--layers {recipe.layers}: {recipe.base} has {config.layers}")
     if beyond := [end for end in recipe.tier_ends if not 1 <= end <= recipe.layers]:
         raise BadSetting(f"--tier-end {beyond[0]}: the classifier has layers 1 to {recipe.layers}")
-    if recipe.rank > config.hidden_size:
-        raise BadSetting(f"--rank {recipe.rank}: {recipe.base} is only {config.hidden_size} wide")
+    if recipe.rank > config.hidden:
+        raise BadSetting(f"--rank {recipe.rank}: {recipe.base} is only {config.hidden} wide")
     for option, value in (("--adapter-lr", recipe.adapter_lr), ("--epochs", recipe.epochs)):
         if not (math.isfinite(value) and value > 0):
             raise BadSetting(f"{option} {value}: must be a number above 0")
@@ -75,8 +76,13 @@ def check_out(out: Path) -> None:
 def check_bundle(bundle: Bundle) -> None:
     """Every tier's classifier is there, and its base reads as many tokens."""
     for model in bundle.tiers.values():
-        base = base_of(bundle.folder / model.network)
-        _reads(base, model.max_tokens, positions(read_config(base)))
+        base = read_trained(bundle.folder / model.network).base
+        _reads(base, model.max_tokens, read_config(base).positions)
+
+
+def folders_of(bundle: Bundle) -> list[Path]:
+    """The folder of every classifier, each once."""
+    return list(dict.fromkeys(bundle.folder / model.network for model in bundle.tiers.values()))
 
 
 def check_validation(examples: Sequence[Example], labels: Sequence[str]) -> list[str]:

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
+import numpy as np
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from lab.console import aside
 from lab.data.examples import ALL, Example, check_labels, digest
@@ -18,9 +17,10 @@ from lab.data.readable import readable, readers_of
 from lab.fit.checks import check_bundle
 from lab.fit.exits import every_exit
 from lab.outputs import write_json
-from lab.replay.recorder import Recorders
+from lab.replay.recorder import Recorders, other_engine, runs_on
 from lab.stats import judged, wilson
 from shared.errors import BadSetting
+from shared.model.base import Array
 from shared.model.bundle import Metric, load_bundle
 from shared.model.calibration import Quality, calibrated, quality
 
@@ -51,9 +51,11 @@ def evaluate(
         raise BadSetting(f"bundle {bundle.name} has no card to save into: calibrate it first, or leave out --save")
     examples, left_out = readable(asked, readers_of(bundle))
     left_out.tell(aside())
-    labels = torch.tensor([example.label for example in examples])
+    for note in other_engine(bundle):
+        aside().print(f"evaluate: {note}", style="yellow")
+    labels, engine = np.array([example.label for example in examples]), runs_on(bundle)
     report: dict[str, Any] = {"n": len(asked), "split": split, "data_sha256": digest(asked)}
-    report |= {"left_out": left_out.report(), "tiers": {}}
+    report |= {"left_out": left_out.report(), "engine": engine, "tiers": {}}
     tables = []
     for tier, logits in every_exit(bundle, examples, Recorders(console, threads=threads)).items():
         model = bundle.tiers[tier]
@@ -64,7 +66,7 @@ def evaluate(
             found = quality(calibrated(own, temperature), labels)
             rows.append(exit_row(rows, own, labels, found, bundle.metric) | nll_ece_brier(found))
         report["tiers"][tier] = {"max_tokens": model.max_tokens, "exits": rows}
-        what = f"{len(examples)} texts, {model.max_tokens} tokens"
+        what = f"{len(examples)} texts, {model.max_tokens} tokens, {engine}"
         tables.append(_table(tier, rows, bundle.metric, what))
     if save:
         said = json.loads(card.read_text())
@@ -76,7 +78,7 @@ def evaluate(
 
 
 def exit_row(
-    shallower: Sequence[dict[str, Any]], logits: Tensor, labels: Tensor, found: Quality, metric: Metric
+    shallower: Sequence[dict[str, Any]], logits: Array, labels: Array, found: Quality, metric: Metric
 ) -> dict[str, Any]:
     """What a card says of the next exit's answers, from its logits [N, C]."""
     low, high = wilson(round(found.accuracy * len(labels)), len(labels))
@@ -84,8 +86,8 @@ def exit_row(
         "exit": len(shallower) + 1,
         "accuracy": round(found.accuracy, 4),
         "ci95": [round(low, 4), round(high, 4)],
-        **judged(metric, logits.argmax(-1).numpy(), labels.numpy()),
-        "worse_than_the_exit_before": bool(shallower) and found.accuracy < shallower[-1]["accuracy"],
+        **judged(metric, logits.argmax(-1), labels),
+        "worse_than_the_exit_before": bool(shallower) and round(found.accuracy, 4) < shallower[-1]["accuracy"],
     }
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from lab.choice import operating_point
 from lab.data.examples import Example
 from lab.replay.recorder import Kernel, Recorders, source_of
+from shared.model.base import Array
 from shared.model.bundle import Bundle
 from shared.model.exits import Confidence, Entropy, ExitRule, Patience, Similarity, exit_taken
 
@@ -23,18 +23,18 @@ FINE = (0.96, 0.97, 0.98, 0.99, 0.995)  # above DIMEE's ten points, for rules th
 ENTROPIES = (0.0, 0.02, 0.04, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)  # nats
 
 
-def every_exit(bundle: Bundle, texts: Sequence[Example], recorders: Recorders) -> dict[str, Tensor]:
+def every_exit(bundle: Bundle, texts: Sequence[Example], recorders: Recorders) -> dict[str, Array]:
     """Logits of every exit, [N, E, C] by tier; every text must be readable."""
     numbers, out = [recorders.corpus.number(text.text, text.pair) for text in texts], {}
     for tier, model in bundle.tiers.items():
         records = recorders.of(source_of(bundle, tier), len(bundle.labels)).records(numbers, Kernel.PLAIN)
-        out[tier] = torch.stack([record.logits[: model.layers] for record in records])
+        out[tier] = np.stack([record.logits[: model.layers] for record in records])
     recorders.save()
     return out
 
 
 def fewest_layers(
-    exits: Tensor, labels: Tensor, rules: Mapping[float, ExitRule | None], may_cost: float
+    exits: Array, labels: Array, rules: Mapping[float, ExitRule | None], may_cost: float
 ) -> tuple[float, float, float]:
     """The rule with the fewest layers that loses at most `may_cost` against the last exit; else the most accurate.
 
@@ -43,19 +43,19 @@ def fewest_layers(
     """
     rows = []
     for parameter, rule in rules.items():
-        layer = exit_taken(exits.transpose(0, 1), rule)
-        right = exits[torch.arange(len(labels)), layer - 1].argmax(-1) == labels
-        rows.append((parameter, layer.double().mean().item(), right.double().mean().item()))
+        layer = exit_taken(exits.swapaxes(0, 1), rule)
+        right = exits[np.arange(len(labels)), layer - 1].argmax(-1) == labels
+        rows.append((parameter, float(layer.mean()), float(right.mean())))
     _, layers, accuracies = zip(*rows, strict=True)
     return rows[operating_point(layers, accuracies, full_accuracy(exits, labels) - may_cost)]
 
 
-def full_accuracy(exits: Tensor, labels: Tensor) -> float:
+def full_accuracy(exits: Array, labels: Array) -> float:
     """Accuracy of the last exit, from probabilities [N, E, C]."""
-    return (exits[:, -1].argmax(-1) == labels).double().mean().item()
+    return float((exits[:, -1].argmax(-1) == labels).mean())
 
 
-def similarity_rule(probabilities: Mapping[str, Tensor], labels: Tensor, may_cost: float) -> dict[str, Any]:
+def similarity_rule(probabilities: Mapping[str, Array], labels: Array, may_cost: float) -> dict[str, Any]:
     """A theta per tier and one patience with the least share of layers run; theta is 0 where none is cheap enough."""
     shares, thetas = dict[int, float](), dict[int, dict[str, float]]()
     for patience in PATIENCES:
@@ -67,12 +67,10 @@ def similarity_rule(probabilities: Mapping[str, Tensor], labels: Tensor, may_cos
     return {"theta": thetas[best], "patience": best}
 
 
-def early_exit_rules(
-    exits: Tensor, labels: Tensor, may_cost: float
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+def early_exit_rules(exits: Array, labels: Array, may_cost: float) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """For each policy that only exits early, its parameter on all layers [N, E, C]; and what each gives."""
     depth, classes = exits.shape[1:]
-    alphas = torch.linspace(1 / classes, 1, 10).tolist()
+    alphas = np.linspace(1 / classes, 1, 10).tolist()
     candidates: dict[tuple[str, str], dict[float, ExitRule | None]] = {
         ("early-exit", "exit_threshold"): {round(alpha, 6): Confidence(round(alpha, 6)) for alpha in (*alphas, *FINE)},
         ("deebert", "entropy_threshold"): {entropy: Entropy(entropy) for entropy in ENTROPIES},

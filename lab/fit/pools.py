@@ -20,11 +20,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from lab.fit.exits import early_exit_rules
 from lab.replay.walk import Replay
+from shared.model.base import Array
 from shared.model.exits import Confidence, exit_taken
 from shared.model.pools import Pools, Signature
 
@@ -42,32 +42,32 @@ class Costs:
     o2: float = 10.0  # sending a text to the last tier
     gamma: float = 18.0  # the last tier's price
 
-    def of(self, tier: int, tiers: int, layers: Tensor) -> Tensor:
+    def of(self, tier: int, tiers: int, layers: Array) -> Array:
         """The cost of texts that a tier answers after these layers."""
         if tier == tiers - 1 > 0:
-            return torch.full(layers.shape, self.o2 + self.gamma).double()
-        return self.lambda1 * layers.double() if tier == 0 else self.lambda2 * layers.double() + self.o1
+            return np.full(layers.shape, self.o2 + self.gamma)
+        return self.lambda1 * layers if tier == 0 else self.lambda2 * layers + self.o1
 
 
 @dataclass(frozen=True)
 class Exited:
     """Every text at every tier under `C_l >= alpha`, all [tiers, N]; the last tier runs all its layers."""
 
-    confidence: Tensor
-    right: Tensor
-    cost: Tensor
-    sure: Tensor  # whether some exit reached alpha
+    confidence: Array
+    right: Array
+    cost: Array
+    sure: Array  # whether some exit reached alpha
 
     @property
-    def pool(self) -> Tensor:
+    def pool(self) -> Array:
         """The first tier that is sure, else the last."""
-        sure = self.sure.clone()
+        sure = self.sure.copy()
         sure[-1] = True
-        return sure.int().argmax(0)
+        return np.asarray(sure.argmax(0))
 
-    def at(self, tier: Tensor, what: Tensor) -> Tensor:
+    def at(self, tier: Array, what: Array) -> Array:
         """What a text gets at its tier, [N]."""
-        return what.gather(0, tier[None])[0]
+        return np.asarray(what[tier, np.arange(len(tier))])
 
     def reward(self, mu: float) -> float:
         """Mean reward of eq. 2, every text at its pool's tier."""
@@ -83,9 +83,9 @@ class Chosen:
     report: dict[str, Any] = field(default_factory=dict)
 
 
-def choose(replay: Replay, probabilities: dict[str, Tensor], *, within: float) -> Chosen:
+def choose(replay: Replay, probabilities: dict[str, Array], *, within: float) -> Chosen:
     """All of it, and the early-exit rules. `probabilities` of the replay's texts are calibrated, [N, E, C] by tier."""
-    labels, exits, costs, count = torch.tensor(replay.labels), list(probabilities.values()), Costs(), len(replay.order)
+    labels, exits, costs, count = replay.labels, list(probabilities.values()), Costs(), len(replay.order)
     thresholds, report = early_exit_rules(exits[-1], labels, within)
     chosen = Chosen(thresholds, report={"exit_thresholds": report})
     if count < 2:
@@ -95,38 +95,39 @@ def choose(replay: Replay, probabilities: dict[str, Tensor], *, within: float) -
     if alpha is None:
         return chosen
     exited = _exited(exits, labels, alpha, costs)
-    pool, words = exited.pool, torch.tensor(replay.corpus.words[replay.numbers])
+    pool, words = exited.pool, replay.corpus.words[replay.numbers]
     signatures = {
-        kind: torch.tensor(replay.stations[0].recorder.signatures(replay.numbers.tolist(), kind)) for kind in Signature
+        kind: np.array(replay.stations[0].recorder.signatures(replay.numbers.tolist(), kind), dtype=np.float32)
+        for kind in Signature
     }
     chosen.pools = pools_of(signatures, pool, count)
-    edges = bins(words, torch.bincount(pool, minlength=count))
+    edges = bins(words, np.bincount(pool, minlength=count))
     chosen.policies |= {
         "dimee": {"exit_threshold": alpha},
         "length-quantile": {"exit_threshold": alpha, "edges": edges},
     }
     routes = {kind.value: _crossfit(s, pool, count) for kind, s in signatures.items()}
-    routes["length_quantile"] = sum((words > edge).long() for edge in edges)  # type: ignore[assignment]
+    routes["length_quantile"] = np.sum([words > edge for edge in edges], axis=0)
     routes["known_pools"] = pool
     chosen.report["pools"]["routing"] = {name: _route(exited, tier, count) for name, tier in routes.items()}
     return chosen
 
 
 def choose_alpha(
-    exits: Sequence[Tensor], labels: Tensor, costs: Costs, within: float
+    exits: Sequence[Array], labels: Array, costs: Costs, within: float
 ) -> tuple[float | None, dict[str, Any]]:
     """alpha by the reward under the dearest mu that leaves useful pools; null where none does."""
     deepest, by_alpha = exits[-1].shape[1], exited_by_alpha(exits, labels, costs)
-    target = by_alpha[min(by_alpha)].right[-1].double().mean().item() - within
+    target = float(by_alpha[min(by_alpha)].right[-1].mean()) - within
 
     def step(alpha: float, mu: float | None) -> dict[str, Any]:
         exited = by_alpha[alpha]
         return {
             "mu": mu,
             "alpha": alpha,
-            "pools": torch.bincount(exited.pool, minlength=len(exits)).tolist(),
-            "accuracy": round(exited.at(exited.pool, exited.right).double().mean().item(), 4),
-            "mean_cost": round(exited.at(exited.pool, exited.cost).mean().item(), 4),
+            "pools": np.bincount(exited.pool, minlength=len(exits)).tolist(),
+            "accuracy": round(float(exited.at(exited.pool, exited.right).mean()), 4),
+            "mean_cost": round(float(exited.at(exited.pool, exited.cost).mean()), 4),
         }
 
     def useful(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -148,9 +149,9 @@ def choose_alpha(
     return (found[0]["alpha"] if found else None), report
 
 
-def exited_by_alpha(exits: Sequence[Tensor], labels: Tensor, costs: Costs) -> dict[float, Exited]:
+def exited_by_alpha(exits: Sequence[Array], labels: Array, costs: Costs) -> dict[float, Exited]:
     """Every text under each of ten equidistant alphas from 1 / C to 1; `exits` as in `choose_alpha`."""
-    alphas = [round(alpha, 6) for alpha in torch.linspace(1 / exits[-1].shape[2], 1, 10).tolist()]
+    alphas = [round(alpha, 6) for alpha in np.linspace(1 / exits[-1].shape[2], 1, 10).tolist()]
     return {alpha: _exited(exits, labels, alpha, costs) for alpha in alphas}
 
 
@@ -159,55 +160,59 @@ def best_alpha(by_alpha: Mapping[float, Exited], mu: float) -> float:
     return max(by_alpha, key=lambda alpha: by_alpha[alpha].reward(mu))
 
 
-def pools_of(signatures: Mapping[Signature, Tensor], pool: Tensor, count: int) -> Pools:
+def pools_of(signatures: Mapping[Signature, Array], pool: Array, count: int) -> Pools:
     """Sizes and means of the pools, [N] each text's own; a void one is infinitely far from every text."""
-    sizes = torch.bincount(pool, minlength=count)
-    means = {kind: _means(own, pool, count).nan_to_num(nan=math.inf) for kind, own in signatures.items()}
+    sizes = np.bincount(pool, minlength=count)
+    means = {kind: _means(own, pool, count) for kind, own in signatures.items()}
     return Pools(tuple(sizes.tolist()), {kind: tuple(map(tuple, own.tolist())) for kind, own in means.items()})
 
 
-def bins(words: Tensor, sizes: Tensor) -> list[int]:
+def bins(words: Array, sizes: Array) -> list[int]:
     """Words up to which a text belongs to each bin but the last: as many texts in a bin as in its pool, ties apart."""
-    ordered = words.sort().values
-    ends = sizes.cumsum(0)[:-1].clamp(1, len(words))
-    return [int(ordered[int(end) - 1]) for end in ends]
+    ordered = np.sort(words)
+    ends = np.clip(np.cumsum(sizes)[:-1], 1, len(words))
+    return [int(ordered[end - 1]) for end in ends]
 
 
-def _exited(exits: Sequence[Tensor], labels: Tensor, alpha: float, costs: Costs) -> Exited:
-    rows = torch.arange(len(labels))
+def _exited(exits: Sequence[Array], labels: Array, alpha: float, costs: Costs) -> Exited:
+    rows = np.arange(len(labels))
     confidence, right, cost, sure = [], [], [], []
     for tier, own in enumerate(exits):
         last = tier == len(exits) - 1
-        layer = torch.full((len(labels),), own.shape[1]) if last else exit_taken(own.transpose(0, 1), Confidence(alpha))
-        best, label = own[rows, layer - 1].max(-1)
+        layer = exit_taken(own.swapaxes(0, 1), None if last else Confidence(alpha))
+        taken = own[rows, layer - 1]  # [N, C]
+        best = taken.max(-1)
         confidence.append(best)
-        right.append(label == labels)
+        right.append(taken.argmax(-1) == labels)
         cost.append(costs.of(tier, len(exits), layer))
         sure.append(best >= alpha)
-    return Exited(*(torch.stack(item) for item in (confidence, right, cost, sure)))
+    return Exited(*(np.stack(item) for item in (confidence, right, cost, sure)))
 
 
-def _means(signatures: Tensor, pool: Tensor, count: int) -> Tensor:
-    return torch.stack([signatures[pool == g].mean(0) for g in range(count)])
+def _means(signatures: Array, pool: Array, count: int) -> Array:
+    """The mean of each pool, [pools, D]; infinite for a void one."""
+    of_pool = [signatures[pool == g] for g in range(count)]
+    return np.stack([own.mean(0) if len(own) else np.full(signatures.shape[1], math.inf) for own in of_pool])
 
 
-def _crossfit(signatures: Tensor, pool: Tensor, count: int) -> Tensor:
+def _crossfit(signatures: Array, pool: Array, count: int) -> Array:
     """The nearest mean of each text, the means coming from the other half of the texts."""
-    half, out = torch.arange(len(pool)) % 2 == 0, torch.zeros(len(pool), dtype=torch.long)
+    half, out = np.arange(len(pool)) % 2 == 0, np.zeros(len(pool), dtype=np.int64)
     for rows in (half, ~half):
-        out[rows] = torch.cdist(signatures[rows], _means(signatures[~rows], pool[~rows], count)).argmin(1)
+        means = _means(signatures[~rows], pool[~rows], count)
+        out[rows] = np.stack([np.linalg.norm(signatures[rows] - mean, axis=1) for mean in means]).argmin(0)
     return out
 
 
-def _route(exited: Exited, tier: Tensor, count: int) -> dict[str, Any]:
+def _route(exited: Exited, tier: Array, count: int) -> dict[str, Any]:
     """What a way of routing gives, and what sending as many texts to each tier at random would give."""
-    sent = torch.bincount(tier, minlength=count)
-    shares = sent.double() / len(tier)
+    sent = np.bincount(tier, minlength=count)
+    shares = sent / len(tier)
     return {
         "sent_to": sent.tolist(),
-        "agrees_with_pools": round((tier == exited.pool).double().mean().item(), 4),
-        "accuracy": round(exited.at(tier, exited.right).double().mean().item(), 4),
-        "mean_cost": round(exited.at(tier, exited.cost).mean().item(), 4),
-        "accuracy_at_random": round((exited.right.double().mean(1) @ shares).item(), 4),
-        "mean_cost_at_random": round((exited.cost.mean(1) @ shares).item(), 4),
+        "agrees_with_pools": round(float((tier == exited.pool).mean()), 4),
+        "accuracy": round(float(exited.at(tier, exited.right).mean()), 4),
+        "mean_cost": round(float(exited.at(tier, exited.cost).mean()), 4),
+        "accuracy_at_random": round(float(exited.right.mean(1) @ shares), 4),
+        "mean_cost_at_random": round(float(exited.cost.mean(1) @ shares), 4),
     }

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
@@ -29,10 +30,11 @@ from lab.data.examples import Example, digest
 from lab.data.readable import LeftOut, Reader, readable
 from lab.fit.checks import check_out, check_recipe, check_texts
 from shared.errors import BadSetting
-from shared.model.classifier import load_base, load_tokenizer, save_classifier
-from shared.model.encoder import MultiExitEncoder
+from shared.model.base import load_tokenizer
+from shared.model.encoder import run as run_layers
 from shared.model.pruning import Pruning, keep_words
 from shared.model.tokens import SpecialTokens
+from shared.model.torch_engine import MultiExitEncoder, TorchEngine, batch, load_base, save_classifier
 from shared.model.words import Encoded
 
 _TARGETS = {
@@ -221,7 +223,7 @@ def _start(recipe: Recipe) -> tuple[_Run, SpecialTokens]:
 
 
 def _step(recipe: Recipe, run: _Run, tokens: SpecialTokens, texts: list[Encoded], labels: Tensor) -> float:
-    ids, segments, padding = tokens.batch(texts, run.encoder.device)
+    ids, segments, padding = batch(texts, tokens.pad_id, run.encoder.device)
     with torch.autocast(run.encoder.device.type, dtype=torch.bfloat16, enabled=recipe.bf16):
         logits = run.encoder(ids, segments, padding)  # [E, B, C]
     loss = joint_loss(logits, labels, recipe)
@@ -257,7 +259,7 @@ def exit_accuracy(
     with torch.inference_mode():
         for start in range(0, len(texts), 32):
             chunk = texts[start : start + 32]
-            logits = encoder(*tokens.batch([item for item, _ in chunk], encoder.device))
+            logits = encoder(*batch([item for item, _ in chunk], tokens.pad_id, encoder.device))
             right += (logits.argmax(-1).cpu() == torch.tensor([label for _, label in chunk])).float().sum(1)
     return [round(float(value) / len(texts), 4) for value in right]
 
@@ -281,12 +283,13 @@ def _pruned(recipe: Recipe, texts: list[tuple[str, str | None]], console: Consol
     base, tokenizer = load_base(recipe.prune_with)
     encoder = MultiExitEncoder(base, layers=base.config.num_hidden_layers, classes=2).eval()
     tokens = SpecialTokens(tokenizer)
+    engine, temperatures = TorchEngine(encoder, tokens.pad_id), np.ones(len(encoder.layers))
     out: dict[int, list[str | None]] = {}
     with progress(console) as bar:
         for row in bar.track(rows, description="pruning a share"):
             text, pair = texts[row]
             item = tokens.encode(text, pair, PRUNED_TOKENS)
-            trace = encoder.run([item], tokens, None, importance=True)[0]
+            trace = run_layers(engine, temperatures, [item], None, importance=True)[0]
             assert trace.importance is not None
             keep = Pruning(chooser.choice(recipe.prune_coefficients)).mask(item, trace.importance.tolist())
             out[row] = list(keep_words(text, pair, item, keep))

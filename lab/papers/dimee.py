@@ -18,7 +18,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import torch
 
 from lab.fit.pools import Costs, best_alpha, bins, exited_by_alpha, pools_of
 from lab.replay.costs import references, unit_costs
@@ -77,7 +76,7 @@ def matched(trial: Trial) -> dict[str, Any]:
     """Length bins and a cascade at DIMEE's cost; `paired` is each of them less DIMEE."""
     dimee, alpha = trial.of(DIMEE), trial.bundle.card.policies["dimee"]["exit_threshold"]
     sizes = np.bincount(dimee.run.answered_by, minlength=len(dimee.run.tiers))
-    edges = bins(torch.tensor(dimee.run.words[trial.replay.numbers]), torch.tensor(sizes))
+    edges = bins(dimee.run.words[trial.replay.numbers], sizes)
     cascade = trial.within(CASCADE, "cost", float(dimee.cost.mean()), digits=6)
     by_length = {"name": "length-quantile", "exit_threshold": alpha, "edges": edges}
     return {
@@ -115,9 +114,7 @@ def pools(trial: Trial) -> dict[str, Any]:
     """How often a text's embedding puts it into the pool that its exits say, and how often chance would."""
     alpha = trial.bundle.card.policies["dimee"]["exit_threshold"]
     numbers = trial.replay.numbers[trial.read]
-    sure = [
-        (s.table(numbers, Kernel.PLAIN).exits[numbers].amax(-1) >= alpha).any(1).numpy() for s in trial.replay.stations
-    ]
+    sure = [(s.table(numbers, Kernel.PLAIN).exits[numbers].max(-1) >= alpha).any(1) for s in trial.replay.stations]
     sure[-1][:] = True
     true = np.stack(sure).argmax(0)
     assigned = trial.of(DIMEE).run.answered_by[trial.read]
@@ -130,10 +127,10 @@ def variation(chosen_on: Trial, judged_on: Trial) -> dict[str, Any]:
     the unchanged one's, paired."""
     mu, metric = judged_on.bundle.card.report["pools"]["chosen"]["mu"], judged_on.bundle.metric
     replay, read = chosen_on.replay, judged_on.read
-    numbers, labels = replay.numbers[chosen_on.read], torch.tensor(chosen_on.truth)
+    numbers, labels = replay.numbers[chosen_on.read], chosen_on.truth
     exits = [station.table(numbers, Kernel.PLAIN).exits[numbers] for station in replay.stations]
     vectors = replay.stations[0].recorder.signatures(numbers.tolist(), Signature.MEAN_WORD)
-    signatures = {Signature.MEAN_WORD: torch.tensor(vectors)}
+    signatures = {Signature.MEAN_WORD: np.array(vectors, dtype=np.float32)}
 
     @cache
     def alpha_at(costs: Costs) -> float:

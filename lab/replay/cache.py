@@ -10,24 +10,24 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.numpy import save_file
 
 from shared.errors import BadSetting
+from shared.model.base import Array
 
 T = TypeVar("T")
 CHUNK, CHUNK_S = 32, 20.0  # items in a file at most, and seconds of work that a kill may cost
 
 
 class Shelf(Generic[T]):
-    """Items by key, in memory and in the files of one folder. `pack` makes tensors of items, `unpack` the reverse.
+    """Items by key, in memory and in the files of one folder. `pack` makes arrays of items, `unpack` the reverse.
 
     Raises:
         BadSetting: a file is damaged.
     """
 
     def __init__(
-        self, folder: Path, pack: Callable[[list[T]], dict[str, Tensor]], unpack: Callable[[dict[str, Tensor]], list[T]]
+        self, folder: Path, pack: Callable[[list[T]], dict[str, Array]], unpack: Callable[[dict[str, Array]], list[T]]
     ) -> None:
         self.folder, self._pack, self._unpack = folder, pack, unpack
         self.items: dict[str, T] = {}
@@ -44,8 +44,8 @@ class Shelf(Generic[T]):
         for path in {self._files[key] for key in missing if key in self._files}:
             with _opened(path) as file:
                 names = json.loads(file.metadata()["keys"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-            self.items.update(zip(names, self._unpack(tensors), strict=True))
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            self.items.update(zip(names, self._unpack(arrays), strict=True))
         return list(dict.fromkeys(key for key in missing if key not in self.items))
 
     def put(self, key: str, item: T) -> None:
@@ -64,8 +64,8 @@ class Shelf(Generic[T]):
         path = self.folder / f"{name}.safetensors"
         unfinished = path.with_suffix(f".{id(self)}.part")  # two replays may record the same texts at once
         self.folder.mkdir(parents=True, exist_ok=True)
-        tensors = self._pack([self.items[key] for key in self._unsaved])
-        save_file(tensors, unfinished, {"keys": json.dumps(self._unsaved)})
+        arrays = self._pack([self.items[key] for key in self._unsaved])
+        save_file(arrays, unfinished, {"keys": json.dumps(self._unsaved)})
         unfinished.replace(path)
         self._files.update(dict.fromkeys(self._unsaved, path))
         self._unsaved = []
@@ -73,6 +73,6 @@ class Shelf(Generic[T]):
 
 def _opened(path: Path) -> Any:  # safetensors does not name the type
     try:
-        return safe_open(path, "pt")
+        return safe_open(path, "np")
     except SafetensorError as error:
         raise BadSetting(f"{path}: damaged ({error}): delete it, and its texts are run again") from error

@@ -15,6 +15,7 @@ from lab.live.bench_report import cpu
 from lab.policies import parse_policy
 from lab.records import Record
 from lab.replay.measured import live_ms
+from lab.replay.recorder import runs_on
 from lab.replay.report import figures, records_of
 from lab.replay.trial import Conditions, Trial, deeper_threads, held_out
 from shared.errors import BadSetting, UnknownPolicy
@@ -49,7 +50,7 @@ def compare(
         "seed": conditions.seed,
         "links": conditions.links,
         "threads": {"first_tier": 1, "deeper_tiers": deeper_threads(conditions.threads)},
-        "hardware": {"cpu": cpu(), "cores": os.cpu_count(), "device": "cpu"},
+        "hardware": {"cpu": cpu(), "cores": os.cpu_count(), "device": "cpu", "engine": _engines(sets)},
         "notes": [],
         "bundles": {},
     }
@@ -59,7 +60,7 @@ def compare(
                 check_labels(texts.examples, bundle.labels, f"bundle {bundle.name}")
                 trial = Trial(bundle, texts.examples, conditions, split=texts.split)
                 report["bundles"][bundle.name] = _bundle(trial, texts, policies, measured, records)
-                report["notes"] += [note for note in trial.times.notes if note not in report["notes"]]
+                report["notes"] += [note for note in trial.notes if note not in report["notes"]]
     finally:
         recorders.save()
     report |= {"texts_run": recorders.ran, "took_s": time.perf_counter() - started}
@@ -80,6 +81,12 @@ def _check(sets: Sequence[Texts], policies: Sequence[str]) -> None:
             raise refused[0]
 
 
+def _engines(sets: Sequence[Texts]) -> str:
+    """What computes, over all bundles: ENGINE PRECISION, or several of them."""
+    every = {name for texts in sets for bundle in texts.bundles for name in runs_on(bundle).split(", ")}
+    return ", ".join(sorted(every))
+
+
 def _bundle(
     trial: Trial, texts: Texts, policies: Sequence[str], measured: Sequence[Path], records: list[Record]
 ) -> dict[str, Any]:
@@ -91,6 +98,7 @@ def _bundle(
         "split": texts.split,
         "data_sha256": digest(texts.examples),
         "card_sha256": bundle.digest,
+        "engine": runs_on(bundle),
         "metric": bundle.metric.value,
         "http_ms": {"client": times.http.client * 1e3, "hop": times.http.hop * 1e3},
         "left_out": trial.left_out.report(),

@@ -62,5 +62,5 @@ def references(replay: Replay) -> References:
 @cache
 def _width(folder: Path) -> int:
     """Hidden size of a trained classifier."""
-    with safe_open(folder / "adapters.safetensors", "pt") as file:
+    with safe_open(folder / "adapters.safetensors", "np") as file:
         return int(file.get_slice("heads.0.query").get_shape()[0])

@@ -53,7 +53,7 @@ def _ledger(path: Path, replay: Replay, spec: dict[str, Any], _: str) -> list[tu
     return [
         (line["timings_ms"]["total"], 1)
         for line in lines
-        if line["model"] == model
+        if line["model"].split()[0] == model
         and line["text_sha256"] in texts
         and texts_of[line["id"]] == 1
         and not line["degraded"]

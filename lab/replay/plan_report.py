@@ -19,6 +19,7 @@ from lab.live.bench_report import cpu
 from lab.outputs import REPLACED, write_json
 from lab.picture import BLUE, GREEN, GREY, ORANGE, Axes, interval, label, note, picture
 from lab.replay.plan import Plan, Spec, Targets, choose, confirm, measure, parts
+from lab.replay.recorder import runs_on
 from lab.replay.trial import Trial
 from shared.model.bundle import MODELS, Metric
 from shared.policies import spec_of
@@ -49,6 +50,7 @@ def report(found: Plan, targets: Targets, chosen_on: Trial, judged_on: Trial) ->
         "policy": spec_of(chosen_on.replay.policy(spec)),
         "missed_by": _told(misses),
         "hardware": f"{cpu()}, {os.cpu_count()} cores",
+        "engine": runs_on(chosen_on.bundle),
         "settings": len(found.specs),
         "validation": chosen_on.described(),
         "deepest_tier_alone": {"validation": _alone(chosen_on), "unseen": _alone(judged_on)},
@@ -61,7 +63,7 @@ def report(found: Plan, targets: Targets, chosen_on: Trial, judged_on: Trial) ->
             "holds_of_100_resamplings": resampled(judged_on, spec, targets),
             "replanned": replanned(found, targets, chosen_on, judged_on),
         },
-        "notes": [*judged_on.times.notes, *_metric_note(chosen_on.bundle.metric)],
+        "notes": [*judged_on.notes, *_metric_note(chosen_on.bundle.metric)],
     }
 
 
@@ -155,7 +157,7 @@ def table(said: dict[str, Any]) -> Table:
     made = said["validation"]
     out = Table(
         title=f"{said['settings']} settings of {made['bundle']}, {made['n']} validation texts, a third to search on; "
-        f"links {made['links']}; times are MODELLED",
+        f"links {made['links']}; {said['engine']}; times are MODELLED",
         box=box.SIMPLE_HEAD,
         title_justify="left",
         pad_edge=False,

@@ -18,23 +18,24 @@ import hashlib
 import os
 import statistics
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter, sleep
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
-import torch
 from pydantic import BaseModel
 from rich.console import Console
-from torch import Tensor
 
 from lab.live.bench_report import cpu
 from lab.live.client import classify, connect
 from lab.live.stack import Layout, free_ports, running
 from lab.replay.recorder import Kernel, Source
 from shared.errors import BadSetting
+from shared.model.base import Array
 from shared.model.bundle import Bundle
-from shared.model.classifier import Classifier, load_classifier
+from shared.model.classifier import Classifier
+from shared.model.encoder import Engine
 from shared.model.exits import Similarity
 from shared.model.pruning import Pruning, keep_words
 from shared.model.weights import cache_dir
@@ -45,7 +46,7 @@ LENGTHS = (8, 16, 32, 64, 96, 128, 192, 256, 384, 512)  # tokens
 WORDS = (8, 32, 128, 512)
 ROUNDS, SECONDS = 10, 0.015  # and how long at least each thing is done in each
 REST, RESTED = 0.05, 2  # seconds before every pass; and how many passes a round at most
-VERSION = 2  # of how it is measured: what an older one measured is not read
+VERSION = 3  # of how it is measured: what an older one measured is not read
 HTTP_CALLS = 40
 _MEASURED: set[Path] = set()  # by this process: anew is once a run, however many bundles share a shape
 _FILLER = "the film was good but slow and i would watch it again with a friend "
@@ -75,16 +76,24 @@ class Http(BaseModel):
 
 
 class _Clock:
-    """An exit rule that lets nobody leave, as dear as the usual one; notes when each exit's head began and it ended."""
+    """An engine that notes when each exit's head begins, and an exit rule that notes when it ends.
 
-    def __init__(self) -> None:
+    The rule lets nobody leave, and is as dear as the usual one.
+    """
+
+    def __init__(self, engine: Engine) -> None:
         self.began, self.ended = list[float](), list[float]()
-        self._rule = Similarity(1e-30, 2, 0.9)
+        self._engine, self._rule = engine, Similarity(1e-30, 2, 0.9)
 
-    def head(self, *_: object) -> None:
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def exits(self, n: int, state: Any) -> Array:
+        """The engine's own exits."""
         self.began.append(perf_counter())
+        return self._engine.exits(n, state)
 
-    def __call__(self, history: Tensor) -> Tensor:
+    def __call__(self, history: Array) -> Array:
         leave = self._rule(history)
         self.ended.append(perf_counter())
         return leave & False
@@ -97,10 +106,9 @@ def measure_table(source: Source, threads: int, console: Console, *, anew: bool 
 
 def table_now(source: Source, threads: int, console: Console, *, rounds: int = ROUNDS) -> Table:
     """A classifier's table, measured now and not kept. No spinner: it would run beside what is measured."""
-    console.print(f"measuring {source.folder.name}, {source.layers} layers, {threads} threads (up to a minute)")
-    max_tokens = source.max_tokens
-    classifier = load_classifier(source.folder, layers=source.layers, max_tokens=max_tokens)
-    torch.set_num_threads(threads)
+    what = f"{source.folder.name}, {source.layers} layers, {source.computes}, {threads} threads"
+    console.print(f"measuring {what} (up to a minute)")
+    max_tokens, classifier = source.max_tokens, source.load(threads)
     lengths = [*(n for n in LENGTHS if n < max_tokens), max_tokens]
     works: dict[tuple[object, ...], Work] = {}
     for length in lengths:
@@ -145,13 +153,11 @@ def _rounds(works: Mapping[tuple[object, ...], Work], rounds: int) -> dict[tuple
 def _pass(classifier: Classifier, text: Encoded, kernel: Kernel) -> list[float]:
     """Seconds until each exit, after a rest; and until the last one had the others not been evaluated."""
     sleep(REST)
-    clock = _Clock()
-    hooks = [head.register_forward_pre_hook(clock.head) for head in classifier.encoder.heads]
+    clock = _Clock(classifier.engine)
+    timed = replace(classifier, engine=cast(Engine, clock))
     started = perf_counter()
-    classifier.run([text], clock, importance=kernel is Kernel.COUNTED)
+    timed.run([text], clock, importance=kernel is Kernel.COUNTED)
     ended = perf_counter()
-    for hook in hooks:
-        hook.remove()
     exits = sum(end - began for began, end in zip(clock.began, clock.ended, strict=False))  # the last asks no rule
     return [*(end - started for end in clock.ended), ended - started, ended - started - exits]
 
@@ -202,7 +208,7 @@ async def _calls(url: str, order: tuple[str, ...]) -> Http:
 
 def _cached(what: str, kind: type[Kept], measure: Callable[[], Kept], *, anew: bool) -> Kept:
     """What is in the cache; measured and put there if it is not, or if it is wanted anew and this process has not."""
-    machine = f"{cpu()} {cpus():g} {torch.__version__}"
+    machine = f"{cpu()} {cpus():g}"
     name = hashlib.sha256(f"{VERSION} {what} {machine}".encode()).hexdigest()[:24]
     path = cache_dir() / "replay" / "profiles" / f"{name}.json"
     try:

@@ -1,4 +1,4 @@
-"""The recorder: run each text once per classifier, at full depth and alone, and keep what every exit said, on disk.
+"""The recorder: run each text once per classifier, at full depth, and keep what every exit said, on disk.
 
 What is kept can answer for any policy with any parameters: the logits of every exit [E, C], the attention received
 after every layer [E, S], which word each token belongs to, the signatures. A tier with fewer layers of the same
@@ -7,42 +7,40 @@ classifier reads the deepest tier's recording; a differently pruned text is just
     CACHE/replay/SOURCE/KIND/*.safetensors     SOURCE: sha256 over the trained classifier, its base, the layers, the
                                                maximum length, and what computes it; KIND: a kernel, or a signature
 
-Importance comes with another attention kernel, whose logits differ by about 1e-6, and live tiers count only where a
-text may be pruned. So both kernels are recorded, each when first asked for, and replay takes the one that the live
-tier would run. On a CPU a text alone gives the same bits every time, on one thread as on several (tested) but for texts
-under 12 tokens, whose MPNet logits differ by up to 1e-5 on several. Left out: the noise of padded batches (about 2e-7)
-and of GPUs, so several texts in one request, and CUDA.
+Importance comes with another attention kernel, whose logits differ (by about 1e-6 in fp32, up to 0.1 in int8), and live
+tiers count only where a text may be pruned. So both kernels are recorded, each when first asked for, and replay takes
+the one that the live tier would run. The openvino engine gives a text the same bits whatever shares its pass, on one
+thread as on several (tested). torch does so for a text that runs alone, which is how it is recorded: padding moves its
+last bits (about 2e-7), and so do several threads under 12 tokens (up to 1e-5). Left out: this noise, and CUDA.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from pydantic_core import to_json
 from rich.console import Console
-from torch import Tensor
 
-from lab.console import tracked
+from lab.console import progress
+from lab.engine import Computes, computes
 from lab.replay.cache import Shelf
 from shared.errors import UnreadableText
+from shared.model.base import Array
 from shared.model.bundle import Bundle
-from shared.model.classifier import Classifier, load_classifier
-from shared.model.encoder import Received
+from shared.model.classifier import Classifier, read_trained, recipe_of
 from shared.model.pools import Signature, Vector
-from shared.model.weights import PINNED, base_folder, cache_dir, sha256
+from shared.model.weights import cache_dir
 from shared.model.words import Encoded, words_of
 from shared.web.ledger import text_sha256
 
 T = TypeVar("T")
-FORMAT = 1
+FORMAT = 2
 
 
 class Kernel(StrEnum):
@@ -91,47 +89,74 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Source:
-    """What is run: the first `layers` layers of a trained classifier, reading `max_tokens` tokens."""
+    """What is run, and by what: the first `layers` layers of a trained classifier, reading `max_tokens` tokens."""
 
     folder: Path
     layers: int
     max_tokens: int
+    computes: Computes
 
     @property
     def shape(self) -> str:
-        """Names what a pass takes: the base, as adapters are merged into it, how deep, and how many tokens."""
-        return f"{json.loads((self.folder / 'network.json').read_text())['base']} {self.layers} {self.max_tokens}"
+        """Names what a pass takes: the base, as adapters are merged into it, how deep, how many tokens, by what."""
+        base, by = read_trained(self.folder).base, self.computes
+        return f"{base} {self.layers} {self.max_tokens} {by} {by.version}"
 
     @property
     def digest(self) -> str:
         """Names everything that the recorded bits depend on."""
-        meta = json.loads((self.folder / "network.json").read_text())
-        base = meta["base"]
-        if base in PINNED:
-            weights = PINNED[base].files["model.safetensors"]
-        else:
-            weights = "+".join(sha256(path) for path in sorted(base_folder(base).glob("*.safetensors")))
-        runs = f"{torch.__version__} {torch.backends.cpu.get_cpu_capability()}"
-        what = f"{FORMAT} {weights} {meta['scale']} {self.layers} {self.max_tokens} {runs} "
-        return hashlib.sha256(what.encode() + (self.folder / "adapters.safetensors").read_bytes()).hexdigest()
+        made_of = recipe_of(read_trained(self.folder), self.layers, self.computes.precision).digest
+        what = f"{FORMAT} {made_of} {self.max_tokens} {self.computes} {self.computes.version}"
+        return hashlib.sha256(what.encode()).hexdigest()
+
+    def load(self, threads: int) -> Classifier:
+        """The classifier, ready to run in this thread."""
+        return self.computes.load(self.folder, layers=self.layers, max_tokens=self.max_tokens, threads=threads)
+
+    def computed(self, tokens: Array) -> Array:
+        """The tokens that are computed for a text of so many: openvino pads."""
+        if self.computes.engine != "openvino":
+            return tokens
+        from shared.model.openvino_engine import PAD
+
+        return -(-tokens // PAD) * PAD
 
 
 def source_of(bundle: Bundle, tier: str) -> Source:
-    """The deepest tier that runs the same classifier on as many tokens: its recording serves this tier too."""
+    """The deepest tier that runs the same classifier on as many tokens: its recording serves this tier too.
+
+    Raises:
+        BadSetting: what the environment asks for is not to be had here.
+        WrongWeights: the classifier is not there.
+    """
     model = bundle.tiers[tier]
     same = [m for m in bundle.tiers.values() if (m.network, m.max_tokens) == (model.network, model.max_tokens)]
-    return Source(bundle.folder / model.network, max(m.layers for m in same), model.max_tokens)
+    folder = bundle.folder / model.network
+    return Source(folder, max(m.layers for m in same), model.max_tokens, computes(folder))
+
+
+def runs_on(bundle: Bundle) -> str:
+    """ENGINE PRECISION of its classifiers: more than one where only some have a quantization table."""
+    return ", ".join(sorted({str(source_of(bundle, tier).computes) for tier in bundle.order}))
+
+
+def other_engine(bundle: Bundle) -> list[str]:
+    """What must be said of a bundle whose card was fitted on answers of another engine."""
+    now, fitted = runs_on(bundle), bundle.card.engine
+    if now == fitted or not bundle.card.temperatures:
+        return []
+    return [f"the card of {bundle.name} was fitted on {fitted}; here runs {now}: `tierwise calibrate` fits it anew"]
 
 
 @dataclass(frozen=True)
 class Record:
     """One text under one kernel."""
 
-    word_of: Tensor  # [S] int32: the word of each token, -1 for special ones; empty if the text cannot be read
+    word_of: Array  # int32 [S]: the word of each token, -1 for special ones; empty if the text cannot be read
     first_words: int
     truncated: bool
-    logits: Tensor  # [E, C]
-    importance: Tensor | None  # [E, S], accumulated
+    logits: Array  # [E, C]
+    importance: Array | None  # [E, S], accumulated
 
     @property
     def tokens(self) -> int:
@@ -143,18 +168,6 @@ class Record:
         unused = [0] * self.tokens
         words = words_of(text) + words_of(pair or "")
         return Encoded(unused, unused, self.word_of.tolist(), words, self.first_words, self.truncated)
-
-
-class _AfterEachLayer(Received):
-    """Remembers what had been received after each layer, of a batch of one."""
-
-    def __init__(self, ids: Tensor) -> None:
-        super().__init__(ids, None)
-        self.after: list[Tensor] = []
-
-    def add(self, attention: Tensor) -> None:
-        super().add(attention)
-        self.after.append(self.total[0].clone())
 
 
 class Recorder:
@@ -174,50 +187,53 @@ class Recorder:
 
     def records(self, numbers: list[int], kernel: Kernel) -> list[Record]:
         """What a kernel gave for these texts."""
-        return self._get(kernel, numbers, lambda number: self._run(number, kernel))
+        return self._get(kernel, numbers, lambda missing: self._run(missing, kernel))
 
     def signatures(self, numbers: list[int], kind: Signature) -> list[Vector | None]:
         """What stands for each text before any layer runs; null where it cannot be read."""
-        return self._get(kind, numbers, lambda number: self._sign(number, kind))
+        return self._get(kind, numbers, lambda missing: ((number, self._sign(number, kind)) for number in missing))
 
     def save(self) -> None:
         """Write what is not on disk yet."""
         for shelf in self._shelves.values():
             shelf.save()
 
-    def _get(self, what: str, numbers: list[int], run: Callable[[int], T]) -> list[T]:
+    def _get(self, what: str, numbers: list[int], run: Callable[[list[int]], Iterable[tuple[int, T]]]) -> list[T]:
+        """Items by number; `run` gives those that no file has, in any order."""
         shelf, by_key = self._shelves[what], {self.corpus.keys[number]: number for number in numbers}
         if missing := shelf.fetch(by_key):
-            torch.set_num_threads(self._threads)
             self.ran += len(missing)
-            folder = self.source.folder
-            for key in tracked(missing, self.console, f"{folder.parent.name}/{folder.name}, {what}"):
-                shelf.put(key, run(by_key[key]))
+            quiet = len(missing) == 1 or not self.console.is_terminal
+            with progress(self.console, transient=True, disable=quiet) as bar:
+                task = bar.add_task(
+                    f"{self.source.folder.parent.name}/{self.source.folder.name}, {what}", total=len(missing)
+                )
+                for number, item in run([by_key[key] for key in missing]):
+                    shelf.put(self.corpus.keys[number], item)
+                    bar.advance(task)
         return [shelf.items[self.corpus.keys[number]] for number in numbers]
 
     def classifier(self) -> Classifier:
         """The classifier itself, loaded when first needed."""
         if self._classifier is None:
-            source = self.source
-            self._classifier = load_classifier(source.folder, layers=source.layers, max_tokens=source.max_tokens)
+            self._classifier = self.source.load(self._threads)
         return self._classifier
 
-    @torch.inference_mode()
-    def _run(self, number: int, kernel: Kernel) -> Record:
-        classifier, encoded = self.classifier(), self._read(number)
-        if encoded is None:
-            logits = torch.zeros(self.source.layers, self.classes)
-            return Record(torch.zeros(0, dtype=torch.int32), 0, False, logits, None)
-        ids, segments, padding = classifier.tokens.batch([encoded], classifier.encoder.device)
-        received = _AfterEachLayer(ids) if kernel is Kernel.COUNTED else None
-        logits = classifier.encoder(ids, segments, padding, received)[:, 0]  # [E, C]
-        importance = torch.stack(received.after) if received else None
-        word_of = torch.tensor(encoded.word_of, dtype=torch.int32)
-        return Record(word_of, encoded.first_words, encoded.truncated, logits, importance)
+    def _run(self, numbers: list[int], kernel: Kernel) -> Iterator[tuple[int, Record]]:
+        classifier = self.classifier()
+        classifier.engine.enter()  # another classifier may have run in this thread since
+        for number in numbers:
+            encoded = self._read(number)
+            yield number, self._unread() if encoded is None else _at_every_exit(classifier, encoded, kernel)
+
+    def _unread(self) -> Record:
+        """What there is of a text that cannot be read."""
+        logits = np.zeros((self.source.layers, self.classes), dtype=np.float32)
+        return Record(np.zeros(0, dtype=np.int32), 0, False, logits, None)
 
     def _sign(self, number: int, kind: Signature) -> Vector | None:
-        classifier, encoded = self.classifier(), self._read(number)
-        return None if encoded is None else classifier.signature(encoded, kind)
+        encoded = self._read(number)
+        return None if encoded is None else self.classifier().signature(encoded, kind)
 
     def _read(self, number: int) -> Encoded | None:
         try:
@@ -226,13 +242,28 @@ class Recorder:
             return None
 
 
+def _at_every_exit(classifier: Classifier, text: Encoded, kernel: Kernel) -> Record:
+    """What every exit says of a text, and what its tokens had received after each layer."""
+    engine, counted = classifier.engine, kernel is Kernel.COUNTED
+    state = engine.start([text], importance=counted)
+    logits: list[Array] = []
+    received: list[Array] = []
+    for n in range(engine.layers):
+        state = engine.layer(n, state)
+        logits.append(engine.exits(n, state)[0])
+        if counted:
+            received.append(np.array(engine.received(state, 0)))  # a copy: an engine may go on adding to its own
+    word_of = np.array(text.word_of, dtype=np.int32)
+    importance = np.stack(received) if counted else None
+    return Record(word_of, text.first_words, text.truncated, np.stack(logits), importance)
+
+
 class Recorders:
     """Every recorder of a replay, over one corpus: bundles that run the same classifier share its recording."""
 
     def __init__(self, console: Console, *, threads: int = 1, kind: type[Recorder] = Recorder) -> None:
         self.corpus, self.console = Corpus(), console
         self._threads, self._kind = threads, kind
-        torch.set_num_threads(threads)  # what is computed here is small: more would only wait for each other
         self._by_digest: dict[str, Recorder] = {}
         self._by_source: dict[Source, Recorder] = {}
 
@@ -254,35 +285,40 @@ class Recorders:
             recorder.save()
 
 
-def _packed(records: list[Record]) -> dict[str, Tensor]:
-    """Records of any lengths as flat tensors, with their lengths."""
+def _packed(records: list[Record]) -> dict[str, Array]:
+    """Records of any lengths as flat arrays, with their lengths."""
     counted = [record.importance.reshape(-1) for record in records if record.importance is not None]
     return {
-        "logits": torch.stack([record.logits for record in records]),
-        "tokens": torch.tensor([record.tokens for record in records]),
-        "first_words": torch.tensor([record.first_words for record in records]),
-        "truncated": torch.tensor([record.truncated for record in records]),
-        "word_of": torch.cat([record.word_of for record in records]),
-        **({"importance": torch.cat(counted)} if counted else {}),
+        "logits": np.stack([record.logits for record in records]),
+        "tokens": np.array([record.tokens for record in records]),
+        "first_words": np.array([record.first_words for record in records]),
+        "truncated": np.array([record.truncated for record in records]),
+        "word_of": np.concatenate([record.word_of for record in records]),
+        **({"importance": np.concatenate(counted)} if counted else {}),
     }
 
 
-def _unpacked(packed: dict[str, Tensor]) -> list[Record]:
-    lengths, layers = packed["tokens"].tolist(), packed["logits"].shape[1]
-    counted: Iterable[Tensor | None] = [None] * len(lengths)
+def _unpacked(packed: dict[str, Array]) -> list[Record]:
+    lengths, layers = packed["tokens"], packed["logits"].shape[1]
+    counted: Iterable[Array | None] = [None] * len(lengths)
     if "importance" in packed:
         counted = [
-            flat.view(layers, len(flat) // layers) for flat in packed["importance"].split([n * layers for n in lengths])
+            flat.reshape(layers, -1) if len(flat) else None for flat in _split(packed["importance"], lengths * layers)
         ]
-    words, first, cut = packed["word_of"].split(lengths), packed["first_words"].tolist(), packed["truncated"].tolist()
+    words, first, cut = _split(packed["word_of"], lengths), packed["first_words"].tolist(), packed["truncated"].tolist()
     return [Record(*row) for row in zip(words, first, cut, packed["logits"], counted, strict=True)]
 
 
-def _vectors(signatures: list[Vector | None]) -> dict[str, Tensor]:
+def _split(flat: Array, lengths: Array) -> list[Array]:
+    """Parts of these lengths."""
+    return np.split(flat, np.cumsum(lengths)[:-1])
+
+
+def _vectors(signatures: list[Vector | None]) -> dict[str, Array]:
     length = max((len(vector) for vector in signatures if vector), default=1)
     rows = [vector or (float("nan"),) * length for vector in signatures]
-    return {"vectors": torch.tensor(rows, dtype=torch.float32)}
+    return {"vectors": np.array(rows, dtype=np.float32)}
 
 
-def _tuples(packed: dict[str, Tensor]) -> list[Vector | None]:
+def _tuples(packed: dict[str, Array]) -> list[Vector | None]:
     return [None if row[0] != row[0] else tuple(row) for row in packed["vectors"].tolist()]

@@ -119,7 +119,7 @@ def table(report: dict[str, Any]) -> Table:
     """One row per bundle and policy."""
     hardware = report["hardware"]
     out = Table(
-        title=f"Replayed; links {report['links']}; times are MODELLED from tables measured on "
+        title=f"Replayed on {hardware['engine']}; links {report['links']}; times are MODELLED from tables measured on "
         f"{hardware['cpu']}, {report['threads']['deeper_tiers']} thread(s) for each tier but the first, which has 1",
         caption="cost in DIMEE's units (constants fitted to its Table I, not the paper's own), relative to the whole "
         "model on the device, and to the cloud. *: replay only; what needs the whole model on the first tier gets the "

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lab.replay.recorder import Kernel, Recorder
 from lab.replay.run import NONE
+from shared.model.base import Array
 from shared.model.calibration import calibrated
 from shared.model.exits import ExitRule, exit_taken
 from shared.model.pruning import Pruning, keep_words
@@ -26,7 +25,7 @@ Layers = np.ndarray  # int64 [n]: 1-based exits
 class ExitTable:
     """What one kernel gave, by text number; rows that nobody asked for are zero."""
 
-    exits: Tensor  # [texts, E, C] fp32, calibrated
+    exits: Array  # float32 [texts, E, C], calibrated
     rounded: np.ndarray  # [texts, E, C] float64, to 6 digits as on the wire
     tokens: np.ndarray  # [texts] int64; 0 where the text cannot be read, -1 where it is not known yet
 
@@ -37,7 +36,7 @@ class Station:
     def __init__(self, name: str, recorder: Recorder, layers: int, temperatures: Sequence[float]) -> None:
         assert len(temperatures) == layers <= recorder.source.layers
         self.name, self.recorder, self.corpus, self.layers = name, recorder, recorder.corpus, layers
-        self._temperatures = torch.tensor(temperatures)
+        self._temperatures = np.array(temperatures, dtype=np.float32)
         self._tables: dict[Kernel, ExitTable] = {}
         self._left: dict[tuple[Kernel, ExitRule], np.ndarray] = {}
         self._pruned: dict[Pruning, np.ndarray] = {}
@@ -50,8 +49,8 @@ class Station:
         missing = np.unique(numbers[table.tokens[numbers] < 0])
         if len(missing):
             records = self.recorder.records(missing.tolist(), kernel)
-            logits = torch.stack([record.logits[: self.layers] for record in records], 1)  # [E, n, C]
-            exits = calibrated(logits, self._temperatures).transpose(0, 1)
+            logits = np.stack([record.logits[: self.layers] for record in records], 1)  # [E, n, C]
+            exits = calibrated(logits, self._temperatures).swapaxes(0, 1)
             table.exits[missing] = exits
             values = [round(value, 6) for value in exits.flatten().tolist()]
             table.rounded[missing] = np.array(values).reshape(exits.shape)
@@ -59,10 +58,10 @@ class Station:
         return table
 
     def _grown(self, old: ExitTable | None) -> ExitTable:
-        exits, rounded, tokens = (old.exits.numpy(), old.rounded, old.tokens) if old else (None, None, None)
+        exits, rounded, tokens = (old.exits, old.rounded, old.tokens) if old else (None, None, None)
         shape = (self.layers, self.recorder.classes)
         return ExitTable(
-            torch.from_numpy(self._long(exits, shape, 0, np.float32)),
+            self._long(exits, shape, 0, np.float32),
             self._long(rounded, shape, 0, np.float64),
             self._long(tokens, (), -1, np.int64),
         )
@@ -84,7 +83,7 @@ class Station:
             known = self._left[kernel, rule] = self._long(known, (), 0, np.int64)
         missing = numbers[known[numbers] == 0]
         if len(missing):
-            known[missing] = exit_taken(table.exits[missing].transpose(0, 1), rule).numpy()
+            known[missing] = exit_taken(table.exits[missing].swapaxes(0, 1), rule)
         return known[numbers]
 
     def pruned(self, numbers: Numbers, layers: Layers, pruning: Pruning) -> Numbers:

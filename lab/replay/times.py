@@ -119,7 +119,7 @@ class Times:
         key = (station.recorder.digest, threads, kernel, rule)
         if key not in self._dense:
             measured = self._table(station.recorder, threads)
-            tokens = np.arange(measured.lengths[-1] + 1)
+            tokens = station.recorder.source.computed(np.arange(measured.lengths[-1] + 1))
             passes = np.array([np.interp(tokens, measured.lengths, row) for row in measured.infer[kernel]])
             if not rule:
                 passes *= np.interp(tokens, measured.lengths, measured.whole[kernel]) / passes[-1]

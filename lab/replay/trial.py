@@ -23,7 +23,7 @@ from lab.data.examples import Example, digest, load, training_rows, without
 from lab.data.examples import unseen as unseen_split
 from lab.data.readable import LeftOut, left_out_of
 from lab.replay.costs import unit_costs
-from lab.replay.recorder import Recorders
+from lab.replay.recorder import Recorders, other_engine, runs_on
 from lab.replay.report import figures
 from lab.replay.run import NONE, Run
 from lab.replay.times import Times
@@ -87,6 +87,11 @@ class Trial:
             raise BadSetting(f"bundle {self.bundle.name} can read none of the texts")
         left_out_of(self.replay.examples, run.label != NONE).tell(aside())
         return run
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the figures must know."""
+        return [*self.times.notes, *other_engine(self.bundle)]
 
     @property
     def read(self) -> np.ndarray:
@@ -169,7 +174,8 @@ class Trial:
             "seed": self.conditions.seed,
             "links": self.conditions.links,
             "threads": threads_of(self.bundle, self.conditions.threads),
-            "notes": self.times.notes,
+            "engine": runs_on(self.bundle),
+            "notes": self.notes,
         }
 
 

@@ -217,7 +217,7 @@ class Walk:
         out.hops[at, rows] = table.rounded[numbers, layer - 1]
         if final or type(policy).after is Policy.after:
             return
-        confidence = table.exits[numbers, layer - 1].amax(-1).tolist()
+        confidence = table.exits[numbers, layer - 1].max(-1).tolist()
         decisions = [policy.after(where, c, draws[r]) for r, c in zip(rows.tolist(), confidence, strict=True)]
         out.probability[at, rows] = [decision.probability for decision in decisions]
         out.sent_to[at, rows] = [NONE if d.to is None else out.tiers.index(d.to) for d in decisions]

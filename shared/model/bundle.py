@@ -96,6 +96,7 @@ class Card(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    engine: str = "torch fp32"  # what it was fitted on: ENGINE PRECISION
     temperatures: dict[str, list[Temperature]] = {}  # per tier, one per exit
     model_temperatures: dict[str, Temperature] = {}  # per tier, the paper's one per model
     accuracy: dict[str, Share] = {}  # per tier, its last exit, on unpruned validation texts

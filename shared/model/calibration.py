@@ -13,9 +13,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy, one_hot
+import numpy as np
+
+from shared.model.base import Array
 
 T_MIN, T_MAX = 0.05, 20.0
 
@@ -30,22 +30,28 @@ class Quality:
     brier: float
 
 
-def calibrated(logits: Tensor, temperatures: Tensor | Sequence[float] | float) -> Tensor:
+def calibrated(logits: Array, temperatures: Array | Sequence[float] | float) -> Array:
     """softmax(z / T): probabilities from logits [E, ..., C] and a temperature for each of E exits, or one for all."""
-    of_exit = torch.as_tensor(temperatures, device=logits.device)
-    return (logits / of_exit.view(-1, *[1] * (logits.dim() - 1))).softmax(-1)
+    of_exit = np.asarray(temperatures, dtype=logits.dtype)
+    scaled = logits / of_exit.reshape(-1, *[1] * (logits.ndim - 1))
+    powers = np.exp(scaled - scaled.max(-1, keepdims=True))
+    return np.asarray(powers / powers.sum(-1, keepdims=True))
 
 
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+def fit_temperature(logits: Array, labels: Array) -> float:
     """The temperature with the least NLL, from logits [N, C] and labels [N]; golden-section search on log T.
 
     NLL is convex in 1/T, hence has one minimum in log T.
     """
     shrink = (math.sqrt(5) - 1) / 2
     low, high = math.log(T_MIN), math.log(T_MAX)
+    exact = logits.astype(np.float64)
 
     def nll(log_t: float) -> float:
-        return cross_entropy(logits.double() / math.exp(log_t), labels).item()
+        scaled = exact / math.exp(log_t)
+        most = scaled.max(-1, keepdims=True)
+        total = most[:, 0] + np.log(np.exp(scaled - most).sum(-1))
+        return float((total - scaled[np.arange(len(labels)), labels]).mean())
 
     while high - low > 1e-4:
         left, right = high - shrink * (high - low), low + shrink * (high - low)
@@ -53,26 +59,23 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return math.exp((low + high) / 2)
 
 
-def quality(probabilities: Tensor, labels: Tensor) -> Quality:
+def quality(probabilities: Array, labels: Array) -> Quality:
     """All four figures of probabilities [N, C] against labels [N]."""
     assert probabilities.shape == (len(labels), probabilities.shape[-1])
-    truth = one_hot(labels, probabilities.shape[1])
+    truth = np.eye(probabilities.shape[1])[labels]
+    of_label = probabilities[np.arange(len(labels)), labels]
     return Quality(
-        accuracy=(probabilities.argmax(-1) == labels).double().mean().item(),
-        nll=-probabilities.gather(1, labels[:, None]).clamp_min(1e-12).log().mean().item(),
+        accuracy=float((probabilities.argmax(-1) == labels).mean()),
+        nll=float(-np.log(np.maximum(of_label, 1e-12)).mean()),
         ece=expected_calibration_error(probabilities, labels),
-        brier=((probabilities - truth) ** 2).sum(-1).mean().item(),
+        brier=float(((probabilities - truth) ** 2).sum(-1).mean()),
     )
 
 
-def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+def expected_calibration_error(probabilities: Array, labels: Array, bins: int = 15) -> float:
     """Mean gap between confidence and accuracy over equal-width confidence bins, weighted by their counts."""
-    confidence, label = probabilities.max(-1)
-    right = (label == labels).double()
-    which = (confidence * bins).long().clamp(max=bins - 1)
-    gap = 0.0
-    for b in range(bins):
-        inside = which == b
-        if bool(inside.any()):
-            gap += abs(confidence[inside].double().mean().item() - right[inside].mean().item()) * inside.sum().item()
-    return gap / len(labels)
+    confidence = probabilities.max(-1).astype(np.float64)
+    right = (probabilities.argmax(-1) == labels).astype(np.float64)
+    which = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    sums = [np.bincount(which, weights=values, minlength=bins) for values in (confidence, right)]
+    return float(np.abs(sums[0] - sums[1]).sum() / len(labels))

@@ -1,211 +1,249 @@
-"""A trained classifier: a base encoder, its merged adapters, its exit heads and its tokenizer.
+"""A trained classifier: a base encoder, its adapters, its exit heads and its tokenizer, on an engine.
 
 deploy/models/BUNDLE/NETWORK/adapters.safetensors   fp16: "<linear map>.A" [R, in], "<linear map>.B" [out, R],
                                                     "heads.<n>.query|weight|bias"
 deploy/models/BUNDLE/NETWORK/network.json           base, layers, classes, scale, and how it was trained
+deploy/models/BUNDLE/NETWORK/quantization.safetensors   what int8 needs (`quantization.py`); may be missing
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import torch
-import transformers
+import numpy as np
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import load_file
 from tokenizers import Tokenizer
-from torch import Tensor
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
-from shared.errors import BadSetting, WrongWeights
-from shared.model.encoder import SUPPORTED, ExitTrace, MultiExitEncoder
+from shared.errors import BadSetting, WrongWeights, one_line
+from shared.model.base import Array, Checkpoint, Embeddings, check_factors, read_config
+from shared.model.built import Progress, Recipe, built
+from shared.model.calibration import calibrated
+from shared.model.encoder import Engine, EngineName, ExitTrace, Precision, PrecisionName, run
 from shared.model.exits import ExitRule
 from shared.model.pools import Signature, Vector
+from shared.model.quantization import FILE as QUANTIZATION
 from shared.model.tokens import SpecialTokens
 from shared.model.weights import base_folder
 from shared.model.words import Encoded
 
-# neither a pickled checkpoint nor code that lies beside the weights
-_TRUST_NOTHING = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
-FEWEST_PIECES = 26  # of a vocabulary
-_HEAD = {"query": "query", "weight": "classify.weight", "bias": "classify.bias"}
-
 
 @dataclass(frozen=True)
 class Classifier:
-    """An encoder ready to run, with the tokenizer that feeds it."""
+    """An encoder on an engine, with the tokenizer that feeds it and a temperature per exit."""
 
-    encoder: MultiExitEncoder
+    engine: Engine
+    embeddings: Embeddings
     tokens: SpecialTokens
     max_tokens: int
+    temperatures: Array  # [E]
+
+    @property
+    def runs_on(self) -> str:
+        """ENGINE PRECISION: names what computes, as in `Card.engine`."""
+        return f"{self.engine.name} {self.engine.precision}"
+
+    def at(self, temperatures: Sequence[float]) -> Classifier:
+        """The same classifier with these temperatures, one per exit."""
+        assert len(temperatures) == self.engine.layers
+        return replace(self, temperatures=np.array(temperatures, dtype=np.float32))
 
     def encode(self, text: str, pair: str | None = None) -> Encoded:
         return self.tokens.encode(text, pair, self.max_tokens)
 
     def run(
         self,
-        texts: list[Encoded],
+        texts: Sequence[Encoded],
         rule: ExitRule | None,
         *,
         importance: bool = False,
         every_exit: bool = False,
         over: Callable[[list[int]], list[bool]] | None = None,
     ) -> list[ExitTrace]:
-        return self.encoder.run(texts, self.tokens, rule, importance=importance, every_exit=every_exit, over=over)
+        return run(self.engine, self.temperatures, texts, rule, importance=importance, every_exit=every_exit, over=over)
+
+    def calibrate(self, logits: Array, *, last: int | None = None) -> Array:
+        """Probabilities from logits [E, ..., C] of E neighbouring exits: eq. 5-6 with each exit's temperature.
+
+        They end with the exit after layer `last`; without it they begin with the first.
+        """
+        end = len(logits) if last is None else last
+        return calibrated(logits, self.temperatures[end - len(logits) : end])
 
     def signature(self, text: Encoded, kind: Signature) -> Vector:
         """What stands for a text before any layer runs: [D], or for token norms [max_tokens]."""
         ids, segments = text.ids, text.segments
         if kind is Signature.TOKEN_NORMS:
             missing = self.max_tokens - len(ids)
-            ids, segments = ids + [self.tokens.pad_id] * missing, segments + [0] * missing
-        embedded = self.encoder.embed(ids, segments, words_only=kind is Signature.MEAN_WORD)  # [S, D]
-        if kind is Signature.TOKEN_NORMS:
-            return tuple(embedded.norm(dim=-1).tolist())
-        own = torch.tensor([word >= 0 for word in text.word_of], device=embedded.device)
-        return tuple(embedded[own].mean(0).tolist())
+            padded = self.embeddings(ids + [self.tokens.pad_id] * missing, segments + [0] * missing)
+            return tuple(np.linalg.norm(padded, axis=-1).tolist())
+        words_only = kind is Signature.MEAN_WORD
+        embedded = self.embeddings.words(ids) if words_only else self.embeddings(ids, segments)  # [S, D]
+        return tuple(embedded[np.array(text.word_of) >= 0].mean(0).tolist())
 
 
-def read_config(name: str) -> PretrainedConfig:
-    """What a base says of itself: known before its weights are read.
+@dataclass(frozen=True)
+class Trained:
+    """What lies in a classifier's folder."""
 
-    Raises:
-        WrongWeights: the base cannot be had, or is no encoder.
-        BadSetting: an encoder of a family that we cannot read.
-    """
-    folder = base_folder(name)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise WrongWeights(f"{folder}: transformers cannot load an encoder from it: {_one_line(error)}") from error
-    if config.model_type not in SUPPORTED:
-        raise BadSetting(f"{name}: a {config.model_type!r} encoder; supported families are {', '.join(SUPPORTED)}")
-    return config
+    folder: Path
+    base: str
+    classes: int
+    scale: float
 
+    @cached_property
+    def tensors(self) -> dict[str, Array]:
+        """Adapter factors and exit heads, by name."""
+        try:
+            return load_file(self.folder / "adapters.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise WrongWeights(f"{self.folder}: cannot read the trained classifier: {one_line(error)}") from error
 
-def positions(config: PretrainedConfig) -> int:
-    """How many tokens an encoder can read."""
-    return int(config.max_position_embeddings) - (0 if config.model_type == "bert" else 2)
+    @property
+    def factors(self) -> dict[str, Array]:
+        """The adapters' alone."""
+        return {key: value for key, value in self.tensors.items() if not key.startswith("heads.")}
 
-
-def load_tokenizer(name: str) -> Tokenizer:
-    """The fast tokenizer of a base.
-
-    Raises:
-        WrongWeights: the base cannot be had, or has no tokenizer that can be read.
-    """
-    folder = base_folder(name)
-    try:
-        if (folder / "tokenizer.json").exists():
-            return Tokenizer.from_file(str(folder / "tokenizer.json"))
-        from transformers import AutoTokenizer
-
-        found = AutoTokenizer.from_pretrained(
-            folder, use_fast=True, trust_remote_code=False, local_files_only=True
-        ).backend_tokenizer
-        if len(found.get_vocab()) < FEWEST_PIECES:  # where no file is there, transformers makes up a void one
-            raise ValueError("no tokenizer.json, no vocabulary")
-        return found
-    except Exception as error:  # tokenizers raises plain Exception; transformers what its parts raise
-        raise WrongWeights(f"{folder}: has no tokenizer that can be read: {_one_line(error)}") from error
+    @property
+    def quantized(self) -> bool:
+        """Whether it has a quantization table."""
+        return (self.folder / QUANTIZATION).is_file()
 
 
-def load_base(name: str) -> tuple[PreTrainedModel, Tokenizer]:
-    """transformers' own encoder in fp32 and its fast tokenizer.
+def read_trained(folder: Path) -> Trained:
+    """What `network.json` says.
 
     Raises:
-        WrongWeights: the base cannot be had, is no encoder, or has no tokenizer.
-        BadSetting: an encoder of a family that we cannot read.
-    """
-    transformers.logging.set_verbosity_error()  # its report says that a pooler, which we never use, was not loaded
-    transformers.logging.disable_progress_bar()
-    folder = base_folder(name)
-    read_config(name)
-    try:
-        model = AutoModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32, **_TRUST_NOTHING)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise WrongWeights(f"{folder}: transformers cannot load an encoder from it: {_one_line(error)}") from error
-    return model, load_tokenizer(name)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def base_of(folder: Path) -> str:
-    """The name of the base that a trained classifier stands on.
-
-    Raises:
-        WrongWeights: `network.json` is missing or does not say it.
+        WrongWeights: it is missing or does not say it.
     """
     try:
-        return str(json.loads((folder / "network.json").read_text())["base"])
+        told = json.loads((folder / "network.json").read_text())
+        return Trained(folder, str(told["base"]), int(told["classes"]), float(told["scale"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WrongWeights(f"{folder}: cannot read the trained classifier: {_one_line(error)}") from error
+        raise WrongWeights(f"{folder}: cannot read the trained classifier: {one_line(error)}") from error
 
 
-def load_classifier(folder: Path, *, layers: int, max_tokens: int, device: str = "cpu") -> Classifier:
-    """The first `layers` layers of a trained classifier, adapters merged.
+def load_classifier(
+    folder: Path,
+    *,
+    layers: int,
+    max_tokens: int,
+    engine: EngineName = "auto",
+    precision: PrecisionName = "auto",
+    device: str = "auto",
+    threads: int = 1,
+    progress: Progress = lambda done, of: None,
+) -> Classifier:
+    """The first `layers` layers of a trained classifier, adapters merged, temperatures 1.
 
     Raises:
         WrongWeights: files missing or unreadable, or adapters whose names do not fit the base.
-        BadSetting: a family, a number of layers or of tokens that the encoder does not have.
+        BadSetting: a family, a number of layers or of tokens that the encoder does not have, or an engine or a
+            precision that is not to be had here.
     """
-    try:
-        meta = json.loads((folder / "network.json").read_text())
-        name, classes, scale = meta["base"], meta["classes"], meta["scale"]
-        trained = load_file(folder / "adapters.safetensors")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise WrongWeights(f"{folder}: cannot read the trained classifier: {error}") from error
-    base, tokenizer = load_base(name)
-    if max_tokens > (most := positions(base.config)):
-        raise BadSetting(f"{name} reads at most {most} tokens, the bundle says {max_tokens}")
-    merge_adapters(base, {k: v for k, v in trained.items() if not k.startswith("heads.")}, scale)
-    encoder = MultiExitEncoder(base, layers=layers, classes=classes)
-    try:
-        for n, head in enumerate(encoder.heads):
-            head.load_state_dict({own: trained[f"heads.{n}.{key}"].float() for key, own in _HEAD.items()})
-    except (KeyError, RuntimeError) as error:
-        raise WrongWeights(f"{folder}: exit heads do not fit {layers} layers: {error}") from error
-    encoder.eval().requires_grad_(False)
-    if device == "cuda":
-        encoder.half()
-    return Classifier(encoder.to(device), SpecialTokens(tokenizer), max_tokens)
+    trained = read_trained(folder)
+    name, chosen = choice(trained, engine, precision, device)
+    if name == "torch":
+        loaded, embeddings, tokenizer = _on_torch(trained, layers, chosen, device, threads)
+    else:
+        loaded, embeddings, tokenizer = _on_openvino(trained, layers, chosen, threads, progress)
+    if max_tokens > (most := embeddings.config.positions):
+        raise BadSetting(f"{trained.base} reads at most {most} tokens, the bundle says {max_tokens}")
+    ones = np.ones(layers, dtype=np.float32)
+    return Classifier(loaded, embeddings, SpecialTokens(tokenizer), max_tokens, ones)
 
 
-@torch.no_grad()
-def merge_adapters(base: PreTrainedModel, factors: dict[str, Tensor], scale: float) -> None:
-    """W <- W + scale * B @ A for every pair of factors (Hu et al. 2021, LoRA).
+def choice(
+    trained: Trained, engine: EngineName, precision: PrecisionName, device: str
+) -> tuple[Literal["openvino", "torch"], Precision]:
+    """The engine and the precision that a classifier gets for what was asked.
 
     Raises:
-        WrongWeights: a factor without its partner, or a linear map the base does not have. A wrong prefix would
-            otherwise leave every weight as it was, silently.
+        BadSetting: they are not to be had here.
     """
-    names = {key.rpartition(".")[0] for key in factors}
-    if {f"{name}.{factor}" for name in names for factor in "AB"} != set(factors):
-        raise WrongWeights("adapters: every linear map needs exactly the factors A and B")
-    for name in names:
-        try:
-            weight = base.get_submodule(name).weight
-        except AttributeError as error:
-            raise WrongWeights(f"adapters: the base has no linear map {name!r}") from error
-        a, b = factors[f"{name}.A"].float(), factors[f"{name}.B"].float()  # [R, in], [out, R]
-        if not isinstance(weight, Tensor) or len(a) != b.shape[1] or weight.shape != (len(b), a.shape[1]):
-            raise WrongWeights(f"adapters: {name!r} does not fit the base")
-        weight += scale * b @ a
+    if engine == "torch" or (engine == "auto" and device != "cpu" and (device == "cuda" or has_cuda())):
+        return "torch", _torch_precision(precision, device)
+    if device == "cuda":
+        raise BadSetting("TIERWISE_DEVICE=cuda: the openvino engine runs on CPUs; set TIERWISE_ENGINE=torch")
+    from shared.model.openvino_engine import capabilities
+
+    return "openvino", precision_of(precision, capabilities(), quantized=trained.quantized)
 
 
-def save_classifier(folder: Path, factors: dict[str, Tensor], encoder: MultiExitEncoder, meta: dict[str, Any]) -> None:
-    """Write what was trained: adapter factors and heads in fp16, and how they came to be."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {key: value.detach().half().contiguous() for key, value in factors.items()}
-    for n, head in enumerate(encoder.heads):
-        state = head.state_dict()
-        tensors |= {f"heads.{n}.{key}": state[own].half().contiguous() for key, own in _HEAD.items()}
-    save_file(tensors, folder / "adapters.safetensors")
-    (folder / "adapters.safetensors").chmod(0o644)  # safetensors: the owner alone; tiers may run as another
-    (folder / "network.json").write_text(json.dumps(meta, indent=2) + "\n")
+def has_cuda() -> bool:
+    """Whether torch is installed and sees a CUDA device; without a driver, torch is not even imported."""
+    if find_spec("torch") is None or not any(Path("/dev").glob("nvidia[0-9]*")):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _on_openvino(
+    trained: Trained, layers: int, precision: Precision, threads: int, progress: Progress
+) -> tuple[Engine, Embeddings, Tokenizer]:
+    from shared.model.openvino_engine import OpenVinoEngine
+
+    found = built(recipe_of(trained, layers, precision), progress)
+    tokenizer = Tokenizer.from_file(str(found.tokenizer))
+    return OpenVinoEngine(found, precision=precision, threads=threads), found.embeddings, tokenizer
+
+
+def recipe_of(trained: Trained, layers: int, precision: Precision) -> Recipe:
+    """What the first layers of a classifier are built from."""
+    return Recipe(trained, layers, quantized=precision is Precision.INT8)
+
+
+def precision_of(asked: PrecisionName, able: Sequence[str], *, quantized: bool) -> Precision:
+    """The precision asked for, or the best that this processor and this classifier have.
+
+    Raises:
+        BadSetting: it is not to be had.
+    """
+    if asked == "auto":
+        if quantized and "INT8" in able:
+            return Precision.INT8
+        return Precision.BF16 if "BF16" in able else Precision.FP32
+    if asked == "int8" and not quantized:
+        raise BadSetting("TIERWISE_PRECISION=int8: this classifier has no quantization table; `tierwise quantize` it")
+    if asked == "bf16" and "BF16" not in able:
+        raise BadSetting("TIERWISE_PRECISION=bf16: this processor has no bfloat16")
+    return Precision(asked)
+
+
+def _torch_precision(precision: PrecisionName, device: str) -> Precision:
+    """The precision that torch has on this device.
+
+    Raises:
+        BadSetting: there is no torch, no such device, or no such precision.
+    """
+    if find_spec("torch") is None:
+        raise BadSetting("TIERWISE_ENGINE=torch: torch is not installed; install tierwise[torch]")
+    if precision == "int8":
+        raise BadSetting("TIERWISE_PRECISION=int8: the torch engine has bf16 and fp32")
+    if device == "cuda" and not has_cuda():
+        raise BadSetting("TIERWISE_DEVICE=cuda: torch sees no CUDA device; use auto or cpu")
+    halves = precision == "bf16" or (precision == "auto" and device != "cpu" and has_cuda())
+    return Precision.BF16 if halves else Precision.FP32
+
+
+def _on_torch(
+    trained: Trained, layers: int, precision: Precision, device: str, threads: int
+) -> tuple[Engine, Embeddings, Tokenizer]:
+    from shared.model.torch_engine import TorchEngine, load_base, load_encoder
+
+    where = "cuda" if device != "cpu" and has_cuda() else "cpu"
+    base, tokenizer = load_base(trained.base)
+    check_factors(trained.factors, read_config(trained.base))
+    encoder = load_encoder(base, trained, layers)
+    if precision is Precision.BF16:
+        encoder.half()
+    embeddings = Embeddings.of_base(Checkpoint(base_folder(trained.base)), read_config(trained.base))
+    engine = TorchEngine(encoder.to(where), SpecialTokens(tokenizer).pad_id, threads)
+    return engine, embeddings, tokenizer

@@ -18,22 +18,25 @@ that one theta or threshold means the same at every depth. Left out: rules that 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:  # policies name rules, and must not cost a torch import
-    from torch import Tensor
+import numpy as np
+
+from shared.model.base import Array
+
+_TINY = np.finfo(np.float32).tiny
 
 
 class ExitRule(Protocol):
     """Accepts or refuses the newest exit. `history` is [E, B, C], oldest exit first; the answer is bool [B]."""
 
-    def __call__(self, history: Tensor) -> Tensor: ...
+    def __call__(self, history: Array) -> Array: ...
 
 
-def exit_taken(history: Tensor, rule: ExitRule | None) -> Tensor:
+def exit_taken(history: Array, rule: ExitRule | None) -> Array:
     """The 1-based exit [B] that each row takes, from all its exits [E, B, C]: the rule asked after every layer."""
     E, B, _ = history.shape
-    layer = history.new_full((B,), E).long()
+    layer = np.full(B, E)
     if rule is not None:
         for depth in range(E - 1, 0, -1):
             layer[rule(history[:depth])] = depth
@@ -53,12 +56,12 @@ class Similarity:
     min_confidence: float = 0.0
     unsure: float = 0.0
 
-    def __call__(self, history: Tensor) -> Tensor:
+    def __call__(self, history: Array) -> Array:
         if history.shape[0] <= self.patience:
-            return history.new_zeros(history.shape[1]).bool()
+            return np.zeros(history.shape[1], dtype=bool)
         recent = history[-self.patience - 1 :]
-        difference = (recent[1:] - recent[:-1]).abs().sum(-1) / 2  # [patience, B]
-        confidence = history[-1].amax(-1)
+        difference = np.abs(recent[1:] - recent[:-1]).sum(-1) / 2  # [patience, B]
+        confidence = history[-1].max(-1)
         return (difference < self.theta).all(0) & ((confidence >= self.min_confidence) | (confidence < self.unsure))
 
 
@@ -68,19 +71,19 @@ class Confidence:
 
     threshold: float
 
-    def __call__(self, history: Tensor) -> Tensor:
-        return history[-1].amax(-1) >= self.threshold
+    def __call__(self, history: Array) -> Array:
+        return history[-1].max(-1) >= self.threshold
 
 
 @dataclass(frozen=True)
 class Entropy:
-    """The exit's entropy in nats falls below `threshold`; `xlogy` keeps p = 0 from turning into NaN."""
+    """The exit's entropy in nats falls below `threshold`; p = 0 adds nothing to it."""
 
     threshold: float
 
-    def __call__(self, history: Tensor) -> Tensor:
+    def __call__(self, history: Array) -> Array:
         newest = history[-1]
-        return -newest.xlogy(newest).sum(-1) < self.threshold
+        return -(newest * np.log(np.maximum(newest, _TINY))).sum(-1) < self.threshold
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,9 @@ class Patience:
 
     patience: int
 
-    def __call__(self, history: Tensor) -> Tensor:
+    def __call__(self, history: Array) -> Array:
         if history.shape[0] <= self.patience:
-            return history.new_zeros(history.shape[1]).bool()
+            return np.zeros(history.shape[1], dtype=bool)
         labels = history[-self.patience - 1 :].argmax(-1)
         return (labels[1:] == labels[:-1]).all(0)
 
@@ -102,5 +105,5 @@ class AtLayer:
 
     layer: int
 
-    def __call__(self, history: Tensor) -> Tensor:
-        return history.new_ones(history.shape[1]).bool() & (history.shape[0] >= self.layer)
+    def __call__(self, history: Array) -> Array:
+        return np.full(history.shape[1], history.shape[0] >= self.layer)

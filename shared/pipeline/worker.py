@@ -1,8 +1,7 @@
 """The model's worker: one thread takes calls from the queue, tokenizes their texts and runs them through the model.
 
-torch keeps its thread count per thread, so it is set where the model runs. The event loop is never blocked. A text may
-leave between two layers: at once if its caller has left, or with the deepest exit it reached if the next layer would
-end after its deadline.
+The event loop is never blocked. A text may leave between two layers: at once if its caller has left, or with the
+deepest exit it reached if the next layer would end after its deadline.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from itertools import chain
 from typing import Any
 
 import structlog
-import torch
 
 from shared.contracts import HopTiming, TextPair
 from shared.errors import UnreadableText
@@ -41,13 +39,13 @@ class Batch:
 
 
 class Worker:
-    """Runs one classifier in one thread; torch uses `threads` for it."""
+    """Runs one classifier in one thread."""
 
-    def __init__(self, classifier: Classifier, queue: Queue, *, threads: int) -> None:
+    def __init__(self, classifier: Classifier, queue: Queue) -> None:
         self._classifier, self.queue, self.clock = classifier, queue, queue.clock
         self._row_layer = Smoothed(forget_s=FORGET_S, clock=self.clock)  # seconds of a row's layer
         self._tokenize = Smoothed(forget_s=FORGET_S, clock=self.clock)  # of a text
-        self._thread = threading.Thread(target=self._serve, args=(threads,), name="model", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="model", daemon=True)
         self._thread.start()
 
     async def run(self, work: Work) -> Batch:
@@ -83,8 +81,8 @@ class Worker:
             self.queue.leave(work)
             raise
 
-    def _serve(self, threads: int) -> None:
-        torch.set_num_threads(threads)
+    def _serve(self) -> None:
+        self._classifier.engine.enter()
         while works := self.queue.take(self._first_exit_s):
             try:
                 done = self._run(works)
@@ -137,8 +135,7 @@ class Worker:
         return iter(ran)
 
     def _answer(self, item: Encoded, trace: ExitTrace) -> Answer:
-        encoder = self._classifier.encoder
-        exits = encoder.calibrate(trace.logits.to(encoder.device), last=trace.exit_layer)
+        exits = self._classifier.calibrate(trace.logits, last=trace.exit_layer)
         weights = None if trace.importance is None else trace.importance.tolist()
         return Answer(item, trace.exit_layer, exits.tolist(), weights, trace.cut)
 

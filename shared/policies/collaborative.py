@@ -120,5 +120,5 @@ class Tabi(Collaborative):
 
 
 def by_tier(value: float | Mapping[str, float], tier: str) -> float:
-    """A parameter that may differ by tier: 0 for a tier that is not named. That one neither offloads nor exits early."""
+    """A parameter that may differ by tier. A tier that is not named has 0: it neither offloads nor exits early."""
     return value.get(tier, 0.0) if isinstance(value, Mapping) else value

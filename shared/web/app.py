@@ -21,6 +21,7 @@ from shared.errors import BadSetting
 from shared.links.profile import Backend
 from shared.links.shaped import ShapedLinks
 from shared.links.upstream import Upstream
+from shared.model.built import Progress
 from shared.model.bundle import Bundle, load_bundle
 from shared.model.classifier import Classifier, load_classifier
 from shared.pipeline.front import Front
@@ -57,7 +58,7 @@ def create_app(
     model = classifier or _load(settings, bundle)
     keys = read_keys(settings.door_key_file, settings.key_file)
     telemetry = _telemetry(settings, bundle)
-    telemetry.info.labels(settings.tier, __version__, bundle.name, model.encoder.device.type).set(1)
+    telemetry.info.labels(settings.tier, __version__, bundle.name, model.runs_on).set(1)
     worker, upstreams = _worker(settings, model, clock), _upstreams(settings, keys, telemetry, transport)
     tier = Tier(name=settings.tier, bundle=bundle, worker=worker, upstreams=upstreams, telemetry=telemetry)
     front = Front(
@@ -68,7 +69,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        log.info("loaded", tier=settings.tier, bundle=bundle.name, card=bundle.digest[:12])
+        log.info("loaded", tier=settings.tier, bundle=bundle.name, card=bundle.digest[:12], engine=model.runs_on)
         yield
         app.state.draining = True
         for upstream in upstreams:
@@ -107,7 +108,7 @@ def _worker(settings: Settings, model: Classifier, clock: Callable[[], float]) -
         batch_wait_s=settings.batch_wait_ms / 1e3,
         clock=clock,
     )
-    return Worker(model, queue, threads=settings.threads)
+    return Worker(model, queue)
 
 
 def _upstreams(
@@ -159,22 +160,29 @@ def _shaped_links(settings: Settings) -> ShapedLinks | None:
 
 
 def _load(settings: Settings, bundle: Bundle) -> Classifier:
-    import torch
-
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise BadSetting("TIERWISE_DEVICE=cuda: torch sees no CUDA device; use auto or cpu")
-    torch.set_num_threads(settings.threads)
-    model = bundle.tiers[settings.tier]
+    model, card, tier = bundle.tiers[settings.tier], bundle.card, settings.tier
     classifier = load_classifier(
-        bundle.folder / model.network, layers=model.layers, max_tokens=model.max_tokens, device=device
+        bundle.folder / model.network,
+        layers=model.layers,
+        max_tokens=model.max_tokens,
+        engine=settings.engine,
+        precision=settings.precision,
+        device=settings.device,
+        threads=settings.threads,
+        progress=_say_progress(tier),
     )
-    card, tier = bundle.card, settings.tier
+    if card.temperatures and card.engine != classifier.runs_on:
+        log.warning("card_of_another_engine", tier=tier, card=card.engine, runs_on=classifier.runs_on)
     if settings.calibration == "per_exit" and tier in card.temperatures:
-        temperatures = card.temperatures[tier]
-    else:
-        temperatures = [card.model_temperatures.get(tier, 1.0)] * model.layers
-    classifier.encoder.temperatures.copy_(torch.tensor(temperatures))
-    return classifier
+        return classifier.at(card.temperatures[tier])
+    return classifier.at([card.model_temperatures.get(tier, 1.0)] * model.layers)
+
+
+def _say_progress(tier: str) -> Progress:
+    started = time.monotonic()
+
+    def say(done: int, of: int) -> None:
+        seconds = round(time.monotonic() - started, 1)
+        log.info("building_engine", tier=tier, layers=done, of=of, seconds=seconds)
+
+    return say

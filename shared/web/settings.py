@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from shared.errors import BadSetting, plain
 from shared.links.address import fault_of, may_hold_secret
 from shared.links.profile import Backend, profile
+from shared.model.encoder import EngineName, PrecisionName
 
 PREFIX = "TIERWISE_"
 # Read elsewhere (shared/model/weights.py, the containers' files), so not unknown here.
@@ -78,6 +79,8 @@ class Settings(BaseSettings):
         2_000.0, gt=0, le=600_000, description="pause before a failed upstream is probed, up to 4 times this (ms)"
     )
     deadline_ms: float | None = Field(None, gt=0, le=600_000, description="deadline of requests that name none (ms)")
+    engine: EngineName = Field("auto", description="what computes the model; auto: torch on CUDA, else openvino")
+    precision: PrecisionName = Field("auto", description="what its linear maps compute in; auto: the best there is")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     threads: int = Field(1, ge=1, le=512, description="compute threads of the model")
     max_inputs: int = Field(32, ge=1, description="inputs in one request")

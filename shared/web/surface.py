@@ -107,6 +107,7 @@ class Surface:
         self.app, self.settings, self.keys, self.classifier, self.front = app, settings, keys, classifier, front
         self.ledger, self.traces = ledger, traces
         self.tier, self.bundle, self.telemetry = front.tier, front.tier.bundle, front.tier.telemetry
+        self.model = f"{self.bundle.card_name} {classifier.runs_on}"  # what answers
         self.shelf = Shelf(_BODIES * settings.max_body_bytes)
 
     def add_routes(self) -> None:
@@ -145,9 +146,6 @@ class Surface:
         return Response('{"status":"ready"}', media_type="application/json")
 
     async def info(self) -> dict[str, Any]:
-        import torch
-        import transformers
-
         model = self.bundle.tiers[self.tier.name]
         policy = self.front.default_policy
         return {
@@ -172,15 +170,16 @@ class Surface:
                 }
                 for u in self.tier.upstreams.values()
             ],
-            "device": str(self.classifier.encoder.device),
-            "dtype": str(next(self.classifier.encoder.layers.parameters()).dtype).removeprefix("torch."),
+            "engine": self.classifier.engine.name,
+            "precision": self.classifier.engine.precision.value,
+            "card_engine": self.bundle.card.engine,
+            "device": self.classifier.engine.device,
             "threads": self.settings.threads,
             "cpus": cpus(),
             "versions": {
                 "tierwise": __version__,
                 "contract": CONTRACT_VERSION,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
+                self.classifier.engine.name: self.classifier.engine.version,
             },
         }
 
@@ -252,7 +251,7 @@ class Surface:
         answered = await self.front.classify(request, request_id, headers)
         results, total_s = answered.results, time.perf_counter() - started
         timings: dict[AnswerTiming, float] = {"ensemble": _ms(answered.ensemble_s), "total": _ms(total_s)}
-        answer = ClassifyResponse(id=request_id, model=self.bundle.card_name, results=results, timings_ms=timings)
+        answer = ClassifyResponse(id=request_id, model=self.model, results=results, timings_ms=timings)
         if self.ledger is not None:
             self.ledger.add(request, answer, spec_of(answered.policy))
         stages = [*results[0].hops[0].timings_ms.items(), *timings.items()]

@@ -3,11 +3,10 @@
 The models' layers sleep, as on an accelerator, so that the line is what saturates and not a busy core.
 """
 
-import time
-
 import pytest
 
 from shared.model.classifier import load_classifier
+from tests.engines import slowed
 from tests.load.open_loop import load
 from tests.load.tiers import Tiers
 
@@ -15,15 +14,7 @@ SLOW = {"end": ("bert-3", 3, 0.012), "edge": ("mpnet-4", 2, 0.02), "cloud": ("mp
 
 
 def sleeping(bundle, name, layers, seconds):
-    classifier = load_classifier(bundle / name, layers=layers, max_tokens=64)
-
-    class Sleeping(type(classifier.encoder)):
-        def _layer(self, *args):
-            time.sleep(seconds)
-            return super()._layer(*args)
-
-    classifier.encoder.__class__ = Sleeping
-    return classifier
+    return slowed(load_classifier(bundle / name, layers=layers, max_tokens=64), seconds)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ Caller                                               post(body), get(path): one 
 Neighbour                                            a faked tier that answers well and remembers what it was asked
 held_classifier                                      a model that waits until the test lets it go
 slow_classifier                                      a model whose every layer takes `seconds`, by `sleep`
-clock                                                a clock that stands still, for `serve` and `slow_classifier.sleep`
+clock                                                a clock that stands still, for `serve` and `slow_classifier`
 """
 
 import asyncio
@@ -13,11 +13,9 @@ import inspect
 import json
 import threading
 import time
-from types import SimpleNamespace
 
 import httpx
 import pytest
-import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from shared.model.bundle import load_bundle
@@ -26,6 +24,7 @@ from shared.policies.base import draw
 from shared.web.app import create_app
 from shared.web.settings import Settings
 from tests.clocks import Clock
+from tests.engines import slowed
 
 JSON = {"content-type": "application/json"}
 
@@ -111,8 +110,10 @@ class HeldClassifier:
 
     def __init__(self, classifier):
         self._classifier = classifier
-        self.encoder, self.encode = classifier.encoder, classifier.encode
         self.go, self.running = threading.Event(), threading.Event()
+
+    def __getattr__(self, name):
+        return getattr(self._classifier, name)
 
     def run(self, *args, **kwargs):
         self.running.set()
@@ -132,7 +133,7 @@ def serve(tiny_bundle):
             given = neighbours[request.url.host](request)
             return await given if inspect.isawaitable(given) else given
 
-        chosen = {"upstreams": {name: f"http://{name}" for name in neighbours}, **settings}
+        chosen = {"precision": "fp32", "upstreams": {name: f"http://{name}" for name in neighbours}, **settings}
         profiles = dict.fromkeys(chosen["upstreams"], "ideal") | chosen.pop("link_profiles", {})
         app = create_app(
             Settings(tier=tier, bundle=str(tiny_bundle), link_profiles=profiles, **chosen),
@@ -172,25 +173,15 @@ def clock():
 
 @pytest.fixture
 def held_classifier(tiny_bundle):
-    held = HeldClassifier(load_classifier(tiny_bundle / "bert-3", layers=3, max_tokens=64))
+    held = HeldClassifier(load_classifier(tiny_bundle / "bert-3", layers=3, max_tokens=64, precision="fp32"))
     yield held
     held.go.set()
 
 
 @pytest.fixture
 def slow_classifier(tiny_bundle):
-    classifier = load_classifier(tiny_bundle / "bert-3", layers=3, max_tokens=64)
-    classifier.encoder.temperatures.copy_(torch.tensor([1.3, 1.2, 1.1]))
-
-    class Slow(type(classifier.encoder)):
-        def _layer(self, *args):
-            slow.sleep(slow.seconds)
-            return super()._layer(*args)
-
-    classifier.encoder.__class__ = Slow
-    slow = SimpleNamespace(**vars(classifier), encode=classifier.encode, run=classifier.run, seconds=0.0)
-    slow.sleep = time.sleep
-    return slow
+    classifier = load_classifier(tiny_bundle / "bert-3", layers=3, max_tokens=64, precision="fp32")
+    return slowed(classifier.at([1.3, 1.2, 1.1]))
 
 
 @pytest.fixture(scope="session")

@@ -320,10 +320,10 @@ def test_a_deadline_that_passed_before_the_first_exit_is_a_504(alone):
 def test_a_pass_that_was_stopped_for_long_is_forgotten(serve, slow_classifier, clock, passes):
     """The process was stopped in its first pass, or after others: requests with a short deadline are answered again."""
     caller = serve(classifier=slow_classifier, clock=clock)
-    slow_classifier.sleep = clock.sleep
-    for slow_classifier.seconds in [0.01] * passes + [20.0]:
+    slow_classifier.engine.sleep = clock.sleep
+    for slow_classifier.engine.seconds in [0.01] * passes + [20.0]:
         assert caller.classify("a fine film").status_code == 200
-    slow_classifier.seconds = 0.01
+    slow_classifier.engine.seconds = 0.01
     stopped = clock.now
     while caller.classify("a fine film", deadline_ms=400).status_code != 200:
         clock.now += 0.1

@@ -46,14 +46,16 @@ def test_info_says_what_answers(serve, edge, cloud, card):
         ("edge", "simulated", "lte"),
         ("cloud", "simulated", "ideal"),
     ]
-    assert (info["device"], info["dtype"], info["threads"]) == ("cpu", "float32", 1)
+    assert (info["engine"], info["device"], info["threads"]) == ("openvino", "cpu", 1)
     assert info["versions"]["tierwise"] == __version__
-    assert set(info["versions"]) == {"tierwise", "contract", "torch", "transformers"}
+    assert set(info["versions"]) == {"tierwise", "contract", "openvino"}
 
 
 def test_an_answer_names_the_model_that_info_describes(alone):
-    bundle, _, digest = alone.classify("a fine film").json()["model"].partition("@")
+    card, engine = alone.classify("a fine film").json()["model"].split(" ", 1)
+    bundle, _, digest = card.partition("@")
     info = alone.get("/info").json()
+    assert engine == f"{info['engine']} {info['precision']}"
     assert info["bundle"] == bundle
     assert info["card_sha256"].startswith(digest)
 

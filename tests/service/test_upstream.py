@@ -214,7 +214,7 @@ def test_time_is_kept_back_for_all_that_are_away_at_once(serve, slow_classifier)
         await asyncio.sleep(30)
 
     caller = serve(edge=sleeps, classifier=slow_classifier)
-    slow_classifier.seconds = 0.02
+    slow_classifier.engine.seconds = 0.02
     for _ in range(3):
         caller.results("a fine film", policy="end-only")
 
@@ -269,7 +269,7 @@ def test_time_that_runs_out_between_layers_leaves_the_deepest_exit_reached(serve
     """A layer takes 20 s: 50 s are enough for two."""
     edge_or_none = edge if isinstance(policy, dict) else breaks(httpx.ConnectError)
     caller = serve(edge=edge_or_none, classifier=slow_classifier, clock=clock)
-    slow_classifier.seconds, slow_classifier.sleep = 20.0, clock.sleep
+    slow_classifier.engine.seconds, slow_classifier.engine.sleep = 20.0, clock.sleep
     response = caller.classify(["a fine film", "a plot"], policy=policy, deadline_ms=50_000, explain=True)
     for result in response.json()["results"]:
         assert (result["tier"], result["exit_layer"]) == ("end", 2)
@@ -282,7 +282,7 @@ def test_a_cut_pass_is_calibrated_as_the_exit_it_left_by(serve, slow_classifier,
     """Without an exit rule only the last exit is looked at: here the second, with its own temperature."""
     caller = serve(classifier=slow_classifier, clock=clock)
     (whole,) = caller.results("a fine film", policy="end-only", explain=True)
-    slow_classifier.seconds, slow_classifier.sleep = 20.0, clock.sleep
+    slow_classifier.engine.seconds, slow_classifier.engine.sleep = 20.0, clock.sleep
     (cut,) = caller.results("a fine film", policy="end-only", deadline_ms=50_000)
     assert cut["exit_layer"] == 2
     assert cut["probabilities"] == pytest.approx(whole["hops"][0]["exits"][1], abs=1e-5)

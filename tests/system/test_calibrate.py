@@ -10,10 +10,12 @@ from lab.data.examples import Example
 from lab.fit.calibrate import Calibration
 from lab.fit.evaluate import evaluate
 from lab.fit.exits import every_exit
-from lab.replay.recorder import Recorders
+from lab.replay.recorder import Recorders, runs_on
 from shared.errors import BadSetting
 from shared.model.bundle import load_bundle
+from shared.model.openvino_engine import capabilities
 from shared.model.pools import Signature
+from shared.model.quantization import FILE, adapters_digest
 from shared.policies import POLICIES, Where, bind, build, first_state
 
 
@@ -21,6 +23,7 @@ from shared.policies import POLICIES, Where, bind, build, first_state
 def bundle(tiny_bundle, tmp_path, monkeypatch, quick_profile):
     """A copy of the tiny bundle without card and pools, judged by Matthews' correlation."""
     monkeypatch.setenv("TIERWISE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("TIERWISE_PRECISION")
     folder = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, folder, ignore=shutil.ignore_patterns("card.json", "pools.safetensors"))
     file = json.loads((folder / "bundle.json").read_text())
@@ -47,6 +50,8 @@ def test_one_run_gives_every_policy_what_it_needs(bundle, texts):
     calibration(bundle, texts).run(within=1.0, offload_share=None)
     calibrated = load_bundle(str(bundle))
     card, where = calibrated.card, Where("end", ("edge", "cloud"), {"end": 3, "edge": 2, "cloud": 4})
+    assert card.engine == runs_on(calibrated)
+    assert "INT8" not in capabilities() or card.engine == "openvino int8"  # it found the tables first
     assert card.report["pruning"] == {"chosen": 0.0, "by": [], "not_tried": "0 texts are long enough"}
     assert "mcc" in card.report["exits"]["cloud"][-1]
     assert calibrated.pools is not None
@@ -59,7 +64,21 @@ def test_one_run_gives_every_policy_what_it_needs(bundle, texts):
         policy = build({"name": "dimee", "signature": kind.value}, calibrated.order, card.policies)
         assert len(policy.initial_state(where, calibrated.pools)["means"]) == 3
     figures = evaluate(str(bundle), texts, max_tokens=None, threads=1, console=Console(quiet=True), save=True)
+    assert figures["engine"] == card.engine
     assert figures["tiers"]["end"]["exits"][0].keys() >= {"accuracy", "mcc", "mcc_ci95"}
+
+
+def test_a_table_that_was_found_for_other_adapters_is_found_anew(bundle, texts):
+    folder = bundle / "bert-3"
+    calibrate = calibration(bundle, texts)
+    calibrate._quantize()
+    if "INT8" not in capabilities():
+        assert not (folder / FILE).exists()
+        return
+    first = (folder / FILE).read_bytes()
+    (folder / FILE).write_bytes(first.replace(adapters_digest(folder).encode(), b"0" * 64))
+    calibrate._quantize()
+    assert (folder / FILE).read_bytes() == first
 
 
 def test_the_strongest_pruning_that_costs_little_is_chosen_and_every_tier_gets_what_it_leaves(

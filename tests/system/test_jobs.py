@@ -14,6 +14,7 @@ from lab.data.examples import load
 from lab.replay.trial import held_out
 from shared.errors import TierwiseError
 from shared.model.bundle import load_bundle
+from shared.model.quantization import load_table
 
 UNREADABLE = ("\U0001f642\U0001f642", " ", "\x07\x08")  # emoji alone, blank, control characters alone
 
@@ -87,6 +88,14 @@ def test_calibrate_leaves_them_out_and_still_names_the_rows_that_were_held_out(c
     assert held_out(load_bundle(str(bundle)), load(str(data), "train"), 100) == held
 
 
+def test_quantize_writes_a_table_of_every_classifier(command, bundle, rows, tmp_path):
+    data = written(tmp_path / "data.csv", [*rows(30), (UNREADABLE[0], 1)], "train")
+    done, said = command("quantize", "--data", data, "--bundle", bundle, "--hold-out", 12, "--threads", 1)
+    assert done.exit_code == 0, said
+    assert "data.csv, line 32 (" in said
+    assert [len(load_table(bundle / name, layers)) for name, layers in (("bert-3", 3), ("mpnet-4", 4))] == [3, 4]
+
+
 def test_train_leaves_them_out(command, base_on_disk, rows, tmp_path):
     data = written(tmp_path / "data.csv", [*rows(20), *((text, 0) for text in UNREADABLE), *rows(12)], "train")
     done, said = command(*training(data, base_on_disk("bert", 3)), "--hold-out", 14)
@@ -149,7 +158,7 @@ def training(data, base, *more):
         (["--out", "/proc/net"], "cannot be written"),
         (["--base", "./distil"], "a 'distilbert' encoder; supported families are bert, roberta, mpnet"),
         (["--base", "./bare"], "has no tokenizer that can be read"),
-        (["--base", "./void"], "cannot load an encoder from it"),
+        (["--base", "./void"], "cannot read an encoder's config.json"),
         (["--data", "one.csv"], "have label 1: nothing to tell apart"),
         (["--data", "same.csv"], "nothing to train on: every text occurs among the last rows"),
         (["--split", "dev"], "no split 'dev'"),

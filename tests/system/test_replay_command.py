@@ -19,7 +19,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def command(cache, tmp_path, monkeypatch):
-    """The command in this process: a new one takes seconds to import torch."""
+    """The command in this process: a new one takes seconds to start."""
     for name in [name for name in os.environ if name.startswith("TIERWISE_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("TIERWISE_CACHE_DIR", str(cache))
@@ -65,6 +65,8 @@ def test_every_policy_from_a_fresh_cache_and_from_a_full_one(command, data, tiny
     assert second.pop("texts_run") == 0
     assert first == second
     tiny, whole = first["bundles"].values()
+    engines = {engine for bundle in (tiny, whole) for engine in bundle["engine"].split(", ")}
+    assert first["hardware"]["engine"] == ", ".join(sorted(engines))
     names = {"collaborative", "tabi", "dimee", "adaee", "splitee", "early-exit", "random", "oracle", "cloud-only"}
     assert names <= set(tiny["policies"])
     assert [name for name, f in tiny["policies"].items() if f["replay_only"]] == [

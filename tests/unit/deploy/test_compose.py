@@ -86,6 +86,22 @@ def test_pulled_images_can_be_had_by_their_bytes(services):
         assert re.search(digest, pulled), name
 
 
+def test_every_tier_has_an_image_that_is_built_for_it(services):
+    found = services(TIERWISE_BUNDLE="split-sst2")
+    for tier in TIERS:
+        assert found[tier]["image"] == f"tierwise-{tier}"
+        assert found[tier]["build"]["args"] == {"TIER": tier, "BUNDLE": "split-sst2", "PRECISION": "auto"}
+        assert found[tier]["environment"]["TIERWISE_BUNDLE"] == "split-sst2"
+
+
+def test_with_a_gpu_tiers_run_torch_from_an_image_that_has_it(services):
+    found = services("docker-compose.yml", "deploy/compose.gpu.yml")
+    for tier in TIERS:
+        assert found[tier]["image"] == "tierwise-tier-cuda"
+        assert found[tier]["build"]["args"]["ENGINE"] == found[tier]["environment"]["TIERWISE_ENGINE"] == "torch"
+        assert found[tier]["environment"]["TIERWISE_DEVICE"] == "cuda"
+
+
 def starts(monkeypatch, environment, tier):
     """Whether a tier with a container's environment would start, as far as its address and keys are concerned."""
     for key in [key for key in os.environ if key.startswith("TIERWISE_")]:

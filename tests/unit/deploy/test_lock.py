@@ -43,7 +43,12 @@ def test_no_machine_s_own_index_or_path_is_in_it():
         assert not re.search(r"://|--index|--find|file:|\+cpu| /", line), line
 
 
-@pytest.mark.parametrize("extras", ["", "[otel]", "[lab,otel]"])
+def test_no_telemetry_is_installed():
+    assert "openvino" in PINS
+    assert not [name for name in PINS if name.endswith("-telemetry")]
+
+
+@pytest.mark.parametrize("extras", ["", "[otel]", "[lab]", "[lab,torch,otel]"])
 def test_a_part_holds_what_was_asked_for_and_all_that_it_needs(extras):
     part = lock("--pick", f"tierwise{extras}")
     listed = [*PROJECT["dependencies"]]
@@ -51,9 +56,14 @@ def test_a_part_holds_what_was_asked_for_and_all_that_it_needs(extras):
         listed += PROJECT["optional-dependencies"][extra]
     found = names(re.findall(r"^[a-z0-9-]+==", part, re.MULTILINE))
     assert names(listed) - {"torch"} <= found
-    assert {"sympy", "networkx", "anyio", "h11", "certifi"} <= found  # torch's, and those of others
-    assert not {"pytest", "ruff", "mypy", "pip-tools"} & found
-    assert ("opentelemetry-sdk" in found, "peft" in found) == ("otel" in extras, "lab" in extras)
+    assert {"openvino", "anyio", "h11", "certifi"} <= found
+    assert not {"pytest", "ruff", "mypy", "pip-tools", "onnxruntime"} & found
+    for extra, its in {
+        "torch": {"transformers", "peft", "sympy"},
+        "lab": {"scipy"},
+        "otel": {"opentelemetry-sdk"},
+    }.items():
+        assert its & found == (its if extra in extras else set())
     assert set(part.splitlines()) <= set(LOCK.splitlines())
 
 
@@ -99,9 +109,11 @@ def test_images_and_make_take_packages_by_their_hashes_alone():
             ), f"{path}: {step}"
 
 
-def test_the_tier_s_image_has_what_its_settings_may_ask_for():
+def test_the_tier_s_image_has_what_its_settings_may_ask_for_and_torch_only_for_gpus():
     """TIERWISE_OTLP_ENDPOINT reaches the containers, so the exporter must be in their image."""
-    tier, _, _ = (ROOT / "deploy/docker/Dockerfile").read_text().partition("FROM tier AS lab")
-    (step,) = re.findall(r"--pick '(tierwise[^']*)' >picked", tier)
-    found = names(lock("--pick", step).splitlines())
-    assert {"opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"} <= found
+    for engine in ("openvino", "torch"):
+        stage = (ROOT / "deploy/docker/Dockerfile").read_text().partition(f" AS packages-{engine}\n")[2]
+        (step,) = re.findall(r"--pick '(tierwise[^']*)' >picked", stage.partition("\nFROM ")[0])
+        found = names(lock("--pick", step).splitlines())
+        assert {"opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"} <= found
+        assert ("transformers" in found) == (engine == "torch")

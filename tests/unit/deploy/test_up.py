@@ -92,6 +92,7 @@ def test_without_env_it_is_as_documented(up):
         ["run", "--rm"],
         ["compose", "up"],
     ]
+    assert told[0].endswith(" docker compose build end edge cloud end-shaper")  # an image for each tier
 
 
 def test_the_environment_wins_over_env(up):

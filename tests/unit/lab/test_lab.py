@@ -7,8 +7,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
 import services.cloud
 import services.edge
@@ -24,8 +22,8 @@ from shared.model.bundle import load_bundle
 from shared.model.ensemble import Ensemble, Weighting
 
 
-def probabilities(*positive: float) -> Tensor:
-    return torch.tensor([[1 - p, p] for p in positive])
+def probabilities(*positive: float) -> np.ndarray:
+    return np.array([[1 - p, p] for p in positive])
 
 
 def cascade(*tiers: list[float], labels: list[int] | None = None, seconds: list[list[float]] | None = None) -> Cascade:
@@ -33,10 +31,10 @@ def cascade(*tiers: list[float], labels: list[int] | None = None, seconds: list[
     names, shape = ("end", "edge", "cloud")[-len(tiers) :], (len(tiers), len(tiers[0]))
     return Cascade(
         names if len(tiers) != 2 else ("end", "cloud"),
-        torch.tensor(labels or [1] * shape[1]),
-        torch.stack([probabilities(*tier) for tier in tiers]),
-        torch.ones(shape, dtype=torch.long),
-        torch.tensor(seconds or [[0.0] * shape[1]] * shape[0]),
+        np.array(labels or [1] * shape[1]),
+        np.stack([probabilities(*tier) for tier in tiers]),
+        np.ones(shape, dtype=np.int64),
+        np.array(seconds or [[0.0] * shape[1]] * shape[0]),
     )
 
 
@@ -52,7 +50,7 @@ def test_paired_difference_of_a_constant_shift_has_no_width():
 
 def test_paths_sum_to_one_and_follow_the_dispatcher():
     stop = cascade([0.6, 0.99], [0.9, 0.9]).stops(Setting({"end": 0.8}, 10))
-    assert torch.allclose(stop.sum(0), torch.ones(2))
+    assert np.allclose(stop.sum(0), 1)
     assert stop[1, 0] == 1  # below the threshold: always sent on
     assert stop[1, 1] < 0.05
 
@@ -62,7 +60,7 @@ def test_expected_latency_is_that_of_the_tier_where_a_text_stops():
     expected = texts.expected(texts.stops(Setting({"end": 1.0}, 10)), Ensemble(), Weighting.LAST)
     assert (expected.accuracy, round(expected.seconds, 6)) == (1.0, 0.31)
     assert expected.nll == pytest.approx(-np.log(0.9), abs=1e-6)
-    assert texts.expected(torch.tensor([[0.5], [0.5]]), Ensemble(), Weighting.LAST).seconds == pytest.approx(0.16)
+    assert texts.expected(np.array([[0.5], [0.5]]), Ensemble(), Weighting.LAST).seconds == pytest.approx(0.16)
 
 
 def test_fitted_weights_trust_the_tier_that_is_right():
@@ -76,7 +74,7 @@ def test_settings_are_every_pair_of_thresholds():
     texts = cascade([0.6, 0.2, 0.8], [0.6, 0.2, 0.8], [0.6, 0.2, 0.8])
     settings = texts.settings()
     assert len({(*setting.thresholds.items(), setting.steepness) for setting in settings}) == 2 * 12 * 12
-    assert all(torch.allclose(texts.stops(setting).sum(0), torch.ones(3)) for setting in settings)
+    assert all(np.allclose(texts.stops(setting).sum(0), 1) for setting in settings)
 
 
 def test_the_fastest_setting_that_is_accurate_enough_is_taken_else_the_most_accurate():
@@ -94,16 +92,16 @@ def test_the_fastest_setting_that_is_accurate_enough_is_taken_else_the_most_accu
 def test_a_wanted_offload_share_gives_its_threshold():
     chances = np.linspace(0.5, 1, 201).tolist()
     texts = cascade(chances, chances)
-    threshold = threshold_for(texts.probabilities[0].amax(-1).tolist(), 0.4, 10)
+    threshold = threshold_for(texts.probabilities[0].max(-1).tolist(), 0.4, 10)
     stop = texts.stops(Setting({"end": threshold}, 10))
-    assert stop[1].mean().item() == pytest.approx(0.4, abs=0.01)
+    assert stop[1].mean() == pytest.approx(0.4, abs=0.01)
 
 
 def test_exits_are_chosen_only_where_they_cost_little():
-    agreeing = probabilities(*[0.9] * 6).expand(40, 6, 2)
-    late = agreeing.clone()
-    late[:, :5] = torch.tensor([0.9, 0.1])  # every exit but the last agrees on the wrong label
-    labels = torch.ones(40, dtype=torch.long)
+    agreeing = np.tile(probabilities(*[0.9] * 6), (40, 1, 1))  # [N, E, C]
+    late = agreeing.copy()
+    late[:, :5] = [0.9, 0.1]  # every exit but the last agrees on the wrong label
+    labels = np.ones(40, dtype=np.int64)
     assert similarity_rule({"end": agreeing}, labels, 0.0025)["theta"]["end"] > 0
     assert similarity_rule({"end": late}, labels, 0.0025)["theta"]["end"] == 0
 

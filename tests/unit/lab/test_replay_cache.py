@@ -1,7 +1,7 @@
 """The cache of a replay: whole files, nothing run twice or mixed up; a kill costs what was not yet written."""
 
+import numpy as np
 import pytest
-import torch
 from rich.console import Console
 
 from lab.replay.cache import CHUNK, Shelf
@@ -17,10 +17,10 @@ def _own_cache(monkeypatch, tmp_path):
 
 
 def shelf(folder):
-    def unpack(tensors):
-        return tensors["values"].tolist()
+    def unpack(arrays):
+        return arrays["values"].tolist()
 
-    return Shelf[int](folder, lambda items: {"values": torch.tensor(items)}, unpack)
+    return Shelf[int](folder, lambda items: {"values": np.array(items)}, unpack)
 
 
 def record(bundle, tier="cloud", **options):
@@ -74,11 +74,11 @@ def test_a_second_recorder_runs_nothing(tiny_bundle, sentences):
     assert (ran, ran2) == (3 * len(sentences), 0)
     assert signs == signs2
     for one, two in zip([*plain, *counted], [*plain2, *counted2], strict=True):
-        assert torch.equal(one.logits, two.logits)
-        assert torch.equal(one.word_of, two.word_of)
+        assert np.array_equal(one.logits, two.logits)
+        assert np.array_equal(one.word_of, two.word_of)
         assert (one.first_words, one.truncated) == (two.first_words, two.truncated)
     for one, two in zip(counted, counted2, strict=True):
-        assert torch.equal(one.importance, two.importance)
+        assert np.array_equal(one.importance, two.importance)
 
 
 def test_a_recording_is_what_the_classifier_says_at_every_exit(tiny_bundle, sentences):
@@ -88,10 +88,10 @@ def test_a_recording_is_what_the_classifier_says_at_every_exit(tiny_bundle, sent
     (plain,), (counted,) = (recorder.records([number], kernel) for kernel in Kernel)
     classifier = recorder.classifier()
     encoded = classifier.encode(text)
-    assert torch.equal(plain.logits, classifier.run([encoded], None, every_exit=True)[0].logits)
+    assert np.array_equal(plain.logits, classifier.run([encoded], None, every_exit=True)[0].logits)
     trace = classifier.run([encoded], None, every_exit=True, importance=True)[0]
-    assert torch.equal(counted.logits, trace.logits)
-    assert torch.equal(counted.importance[-1], trace.importance)
+    assert np.array_equal(counted.logits, trace.logits)
+    assert np.array_equal(counted.importance[-1], trace.importance)
     assert bool((counted.importance[1:] > counted.importance[:-1]).all())  # accumulated
     assert counted.encoded(text, None).word_of == encoded.word_of
     assert counted.encoded(text, None).words == encoded.words
@@ -103,9 +103,8 @@ def test_threads_change_no_bit(tiny_bundle, sentences, kernel):
     for threads in (1, 2):
         recorders, recorder = record(load_bundle(str(tiny_bundle)), threads=threads)
         numbers = [recorders.corpus.number(" ".join(sentences[at : at + 4]), None) for at in range(8)]
-        logits.append(torch.stack([r.logits for r in recorder.records(numbers, kernel)]))
-    torch.set_num_threads(1)
-    assert torch.equal(*logits)
+        logits.append(np.stack([r.logits for r in recorder.records(numbers, kernel)]))
+    assert np.array_equal(*logits)
 
 
 def test_tiers_of_one_classifier_share_a_recording_and_other_weights_have_their_own(tiny_bundle, whole_bundle):

@@ -2,8 +2,8 @@
 
 import math
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,8 +22,8 @@ RULES = [
 
 def history(*exits):
     """Positive probabilities of each row, exit by exit -> [E, B, 2]."""
-    positive = torch.tensor(exits, dtype=torch.float64)
-    return torch.stack([1 - positive, positive], -1)
+    positive = np.array(exits, dtype=np.float64)
+    return np.stack([1 - positive, positive], -1)
 
 
 def first_exit(rule, whole):
@@ -44,7 +44,7 @@ def test_similarity_leaves_after_patience_small_differences_in_a_row():
 
 
 def test_similarity_is_the_total_variation_over_all_classes():
-    whole = torch.tensor([[[0.5, 0.3, 0.2]], [[0.3, 0.3, 0.4]]], dtype=torch.float64)  # |.2| + |0| + |.2|, halved: .2
+    whole = np.array([[[0.5, 0.3, 0.2]], [[0.3, 0.3, 0.4]]])  # |.2| + |0| + |.2|, halved: .2
     assert Similarity(0.2001, 1)(whole).tolist() == [True]
     assert Similarity(0.1999, 1)(whole).tolist() == [False]
 
@@ -103,7 +103,7 @@ def test_no_history_is_long_enough_before_patience_plus_one_exits(rule):
 def test_a_row_is_judged_by_itself_and_by_bool(exits, rule):
     whole = history(*exits)
     together = rule(whole)
-    assert together.dtype == torch.bool
+    assert together.dtype == bool
     assert together.tolist() == [rule(whole[:, [row]]).item() for row in range(3)]
 
 

@@ -1,5 +1,6 @@
 """Signatures of texts, DIMEE's pools and alpha from validation data, and the file they are kept in."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,40 +14,40 @@ from shared.model.pools import FILE, Pools, Signature, read_pools
 
 def exits(*rows):
     """Calibrated probabilities [N, E, 2] from the chance of label 1 at each exit."""
-    p = torch.tensor(rows)
-    return torch.stack([1 - p, p], -1)
+    p = np.array(rows, dtype=np.float32)
+    return np.stack([1 - p, p], -1)
 
 
 END = exits([0.95, 0.97], [0.6, 0.7], [0.55, 0.6], [0.6, 0.65])
 EDGE = exits([0.95, 0.97, 0.98], [0.6, 0.7, 0.95], [0.55, 0.6, 0.7], [0.6, 0.65, 0.7])
 CLOUD = exits([0.99] * 4, [0.99] * 4, [0.9] * 4, [0.3] * 4)
-LABELS = torch.ones(4, dtype=torch.long)
+LABELS = np.ones(4, dtype=np.int64)
 
 
 # -- signatures -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["bert", "mpnet", "roberta"])
-def test_a_signature_is_a_mean_over_the_texts_own_tokens(tiny_classifier, sentences, family):
-    classifier = tiny_classifier(family)
+def test_a_signature_is_a_mean_over_the_texts_own_tokens(tiny_base, tiny_classifier, sentences, family):
+    classifier, embeddings = tiny_classifier(family), tiny_base(family)[0].embeddings
     text = classifier.encode(sentences[0])
     own = [i for i, word in enumerate(text.word_of) if word >= 0]
-    table = classifier.encoder.embeddings.word_embeddings.weight
-    expected = table[[text.ids[i] for i in own]].mean(0)
+    expected = embeddings.word_embeddings.weight[[text.ids[i] for i in own]].mean(0)
     assert classifier.signature(text, Signature.MEAN_WORD) == pytest.approx(expected.tolist(), abs=1e-6)
-    embedded = classifier.encoder.embeddings(input_ids=torch.tensor([text.ids]))[0]
+    embedded = embeddings(input_ids=torch.tensor([text.ids]))[0]
     assert classifier.signature(text, Signature.LAYERNORM_MEAN) == pytest.approx(
         embedded[own].mean(0).tolist(), abs=1e-6
     )
 
 
-def test_token_norms_are_those_of_the_padded_sequence(tiny_classifier, sentences):
+def test_token_norms_are_those_of_the_padded_sequence(tiny_base, tiny_classifier, sentences):
     classifier = tiny_classifier("bert", max_tokens=40)
     text = classifier.encode(sentences[0])
     norms = classifier.signature(text, Signature.TOKEN_NORMS)
     assert len(norms) == 40
     padded = torch.tensor([text.ids + [classifier.tokens.pad_id] * (40 - len(text.ids))])
-    assert norms == pytest.approx(classifier.encoder.embeddings(input_ids=padded)[0].norm(dim=-1).tolist(), abs=1e-5)
+    expected = tiny_base("bert")[0].embeddings(input_ids=padded)[0].norm(dim=-1)
+    assert norms == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 # -- the file ---------------------------------------------------------------------------------------------------------
@@ -82,7 +83,7 @@ def test_alpha_has_the_greatest_mean_reward_and_every_step_is_on_record():
     assert len(report["tried"]) == lab.HALVINGS
     step = report["tried"][-1]
     mu, exited = step["mu"], lab._exited([END, EDGE, CLOUD], LABELS, step["alpha"], lab.Costs())
-    mean = (exited.at(exited.pool, exited.confidence) - mu * exited.at(exited.pool, exited.cost)).mean().item()
+    mean = (exited.at(exited.pool, exited.confidence) - mu * exited.at(exited.pool, exited.cost)).mean()
     assert step["reward"] == pytest.approx(mean, abs=1e-3)
     assert alpha == report["chosen"]["alpha"]
     assert min(report["chosen"]["pools"]) >= 1
@@ -94,14 +95,14 @@ def test_where_every_text_is_alike_there_are_no_pools():
 
 
 def test_costs_of_two_tiers_have_no_edge():
-    costs, layers = lab.Costs(), torch.tensor([1, 3])
+    costs, layers = lab.Costs(), np.array([1, 3])
     assert costs.of(0, 2, layers).tolist() == [2.0, 6.0]
     assert costs.of(1, 2, layers).tolist() == [28.0, 28.0]
     assert costs.of(0, 1, layers).tolist() == [2.0, 6.0]
 
 
 def test_bins_are_as_large_as_the_pools():
-    assert lab.bins(torch.tensor([5, 3, 9, 7, 1, 8]), torch.tensor([2, 3, 1])) == [3, 8]
+    assert lab.bins(np.array([5, 3, 9, 7, 1, 8]), np.array([2, 3, 1])) == [3, 8]
 
 
 def test_each_rule_takes_the_fewest_layers_that_cost_little():
@@ -116,7 +117,7 @@ def test_each_rule_takes_the_fewest_layers_that_cost_little():
 
 
 def test_mcc_and_f1_by_hand():
-    said, truth = torch.tensor([1, 1, 1, 0, 0, 1]).numpy(), torch.tensor([1, 1, 0, 0, 1, 1]).numpy()
+    said, truth = np.array([1, 1, 1, 0, 0, 1]), np.array([1, 1, 0, 0, 1, 1])
     tp, tn, fp, fn = 3, 1, 1, 1
     expected = (tp * tn - fp * fn) / ((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)) ** 0.5
     assert score(Metric.MCC, said, truth) == pytest.approx(expected)
@@ -126,6 +127,6 @@ def test_mcc_and_f1_by_hand():
 
 
 def test_a_card_holds_the_metric_with_its_interval():
-    said = torch.tensor([1, 0] * 50).numpy()
+    said = np.array([1, 0] * 50)
     assert judged(Metric.ACCURACY, said, said) == {}
     assert judged(Metric.F1, said, said) == {"f1": 1.0, "f1_ci95": [1.0, 1.0]}

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, pre_tokenizers, processors
 
 from shared.errors import UnreadableText
 from shared.model.tokens import SpecialTokens
+from shared.model.torch_engine import batch
 
 KINDS = ["wordpiece", "bpe", "mpnet"]
 WORDS = [
@@ -219,7 +220,7 @@ def test_one_known_word_makes_a_text_or_a_pair_readable(tokens):
 
 def test_a_batch_is_padded_to_its_longest_text(tokens):
     short, long = tokens.encode("a film", None, 64), tokens.encode("a fine film", "it is old", 64)
-    ids, segments, padding = tokens.batch([short, long], torch.device("cpu"))
+    ids, segments, padding = batch([short, long], tokens.pad_id, torch.device("cpu"))
     S = len(long.ids)
     assert ids.shape == segments.shape == padding.shape == (2, S)
     assert ids.dtype == segments.dtype == torch.int64
@@ -232,7 +233,7 @@ def test_a_batch_is_padded_to_its_longest_text(tokens):
 
 def test_a_batch_of_equal_lengths_has_no_padding(tokens):
     text = tokens.encode("a film", None, 64)
-    assert tokens.batch([text, text], torch.device("cpu"))[2] is None
+    assert batch([text, text], tokens.pad_id, torch.device("cpu"))[2] is None
 
 
 def test_of_a_very_long_text_only_the_ends_are_tokenized_and_read_as_ever(tokens, monkeypatch):

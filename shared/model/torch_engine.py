@@ -1,0 +1,340 @@
+"""The engine for CUDA and for training, and the reference: transformers' BERT, RoBERTa or MPNet layers, one by one.
+
+The layers are transformers' modules with their own weights; only the attention *kernel* is ours, because we need two
+things that the library does not offer together: the fastest kernel when nobody asks for importance, and the attention
+received by each token, without keeping [H, S, S] matrices, when somebody does.
+
+Keys for shapes: B batch, S sequence, H heads, D hidden, C classes, E exits. Left out: decoder use, cross attention,
+head masks, gradient checkpointing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AutoModel, PreTrainedModel
+from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
+
+from shared.errors import BadSetting, WrongWeights, one_line
+from shared.model.base import SUPPORTED, Array, load_tokenizer, read_config
+from shared.model.encoder import Precision
+from shared.model.weights import base_folder
+from shared.model.words import Encoded
+
+if TYPE_CHECKING:
+    from shared.model.classifier import Trained
+
+
+class Received:
+    """Accumulates the attention that each token receives, [B, S]; queries at padding do not count."""
+
+    def __init__(self, ids: Tensor, padding: Tensor | None) -> None:
+        self.total = torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
+        self.queries = None if padding is None else (~padding)[:, None, None, :].float()  # [B, 1, 1, S]
+
+    def add(self, attention: Tensor) -> None:
+        """Add the column sums of one layer's attention [B, H, S, S]."""
+        if self.queries is None:
+            self.total += attention.sum(dim=(1, 2), dtype=torch.float32)
+        else:
+            self.total += torch.matmul(self.queries.to(attention.dtype), attention).sum(dim=(1, 2))
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop the rows that left; `rows` are the numbers of the others."""
+        self.total = self.total[rows]
+        self.queries = None if self.queries is None else self.queries[rows]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, received: Received | None, dropout: float) -> Tensor:
+    """Attention of [B, H, S, D/H] tensors; its column sums go to `received` if somebody asked for them.
+
+    `bias` is additive and broadcasts to [B, H, S, S]; `None` means every position sees every other one.
+    """
+    if received is None:
+        return scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+    scores = torch.matmul(q * (1 / math.sqrt(q.shape[-1])), k.transpose(-1, -2))  # [B, H, S, S]
+    if bias is not None:
+        scores += bias
+    attention = torch.softmax(scores, dim=-1)
+    received.add(attention)
+    return torch.matmul(attention, v)
+
+
+def _registered_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    received: Received | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    return attend(query, key, value, attention_mask, received, dropout).transpose(1, 2), None
+
+
+class _MPNetAttention(MPNetSelfAttention):
+    """MPNet's attention over the same kernel (transformers has only the eager one). An MPNetLayer passes nothing
+    through but `output_attentions`: truthy or not, so that is where our accumulator travels."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        output_attentions: Received | bool = False,
+        **_: Any,
+    ) -> tuple[Tensor]:
+        assert position_bias is None, "the relative positions are part of the additive mask here"
+        B, S, _D = hidden_states.shape
+        q, k, v = (
+            project(hidden_states).view(B, S, self.num_attention_heads, -1).transpose(1, 2)
+            for project in (self.q, self.k, self.v)
+        )
+        received = output_attentions if isinstance(output_attentions, Received) else None
+        dropout = self.dropout.p if self.training else 0.0
+        mixed = attend(q, k, v, attention_mask, received, dropout)
+        return (self.o(mixed.transpose(1, 2).reshape(B, S, -1)),)
+
+
+class ExitHead(nn.Module):
+    """Pools [B, S, D] to [B, D] by a learned query (mean pooling where it is zero) and maps to logits [B, C], in fp32.
+
+    bf16 would make .999 and .99999 equal: the difference of neighbouring exits would be 0 and every theta would fire.
+    """
+
+    def __init__(self, hidden: int, classes: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(hidden))
+        self.classify = nn.Linear(hidden, classes)
+
+    def forward(self, hidden: Tensor, padding: Tensor | None) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = hidden.float()
+            scores = torch.matmul(hidden, self.query)  # [B, S]
+            if padding is not None:
+                scores = scores.masked_fill(padding, -torch.inf)
+            pooled = torch.matmul(scores.softmax(-1).unsqueeze(1), hidden).squeeze(1)  # [B, D]
+            return self.classify(pooled)
+
+
+class MultiExitEncoder(nn.Module):
+    """The first `layers` layers of `base`, with an exit head after each.
+
+    Raises:
+        BadSetting: a family other than BERT, RoBERTa and MPNet, or more layers than the base has.
+    """
+
+    def __init__(self, base: PreTrainedModel, *, layers: int, classes: int) -> None:
+        super().__init__()
+        family = base.config.model_type
+        if family not in SUPPORTED:
+            raise BadSetting(f"cannot read a {family!r} encoder: supported families are {', '.join(SUPPORTED)}")
+        if not 1 <= layers <= base.config.num_hidden_layers:
+            raise BadSetting(f"asked for {layers} layers of an encoder that has {base.config.num_hidden_layers}")
+        self.family: str = family
+        self.embeddings: nn.Module = base.embeddings
+        self.layers = nn.ModuleList(base.encoder.layer[:layers])
+        self.heads = nn.ModuleList(ExitHead(base.config.hidden_size, classes) for _ in range(layers))
+        self.position_bias: Callable[[Tensor], Tensor] | None = None
+        if family == "mpnet":
+            self.relative_attention_bias = base.encoder.relative_attention_bias
+            self.position_bias = base.encoder.compute_position_bias
+            for layer in self.layers:
+                layer.attention.attn.__class__ = _MPNetAttention  # type: ignore[union-attr]
+        else:
+            AttentionInterface.register("tierwise", _registered_attention)
+            base.config._attn_implementation = "tierwise"
+
+    @property
+    def device(self) -> torch.device:
+        return self.heads[0].query.device  # type: ignore[return-value]
+
+    def half(self) -> MultiExitEncoder:
+        """Embeddings and layers in bf16 (CUDA only); heads stay fp32."""
+        self.embeddings.bfloat16()
+        self.layers.bfloat16()
+        if self.family == "mpnet":
+            self.relative_attention_bias.bfloat16()
+        return self
+
+    def forward(
+        self, ids: Tensor, segments: Tensor, padding: Tensor | None, received: Received | None = None
+    ) -> Tensor:
+        """Logits of every exit, [E, B, C], from ids and segments [B, S] and padding (True where padded) [B, S]."""
+        hidden = self.embed(ids, segments)
+        bias = self.bias(hidden, padding)
+        logits = []
+        for layer, head in zip(self.layers, self.heads, strict=True):
+            hidden = self.layer(layer, hidden, bias, received)
+            logits.append(head(hidden, padding))
+        return torch.stack(logits)
+
+    def embed(self, ids: Tensor, segments: Tensor) -> Tensor:
+        if self.family == "bert":
+            return self.embeddings(input_ids=ids, token_type_ids=segments)
+        return self.embeddings(input_ids=ids)
+
+    def bias(self, hidden: Tensor, padding: Tensor | None) -> Tensor | None:
+        """Added to the attention scores: -inf at padding [B, 1, 1, S], MPNet's relative positions [1, H, S, S]."""
+        mask = None
+        if padding is not None:
+            mask = torch.zeros(padding.shape, dtype=hidden.dtype, device=hidden.device)
+            mask = mask.masked_fill(padding, torch.finfo(hidden.dtype).min)[:, None, None, :]
+        if self.position_bias is None:
+            return mask
+        relative = self.position_bias(hidden[:1]).to(hidden.dtype)
+        return relative if mask is None else relative + mask
+
+    def layer(self, layer: nn.Module, hidden: Tensor, bias: Tensor | None, received: Received | None) -> Tensor:
+        if self.family == "mpnet":
+            return layer(hidden, bias, output_attentions=received or False)[0]
+        return layer(hidden, bias, received=received)
+
+
+@dataclass
+class State:
+    """A padded batch between two layers."""
+
+    hidden: Tensor  # [B, S, D]
+    bias: Tensor | None
+    padding: Tensor | None
+    received: Received | None
+    tokens: list[int]  # of each row
+
+
+class TorchEngine:
+    """Runs a `MultiExitEncoder`: in bf16 on CUDA, in fp32 elsewhere."""
+
+    name = "torch"
+    version: str = torch.__version__
+
+    def __init__(self, encoder: MultiExitEncoder, pad_id: int, threads: int = 1) -> None:
+        self.encoder, self._pad_id, self._threads = encoder, pad_id, threads
+        self.layers, self.device = len(encoder.layers), str(encoder.device)
+        half = next(encoder.layers.parameters()).dtype is torch.bfloat16
+        self.precision = Precision.BF16 if half else Precision.FP32
+
+    def enter(self) -> None:
+        """Prepare the thread that will run it: torch keeps its thread count per thread."""
+        torch.set_num_threads(self._threads)
+
+    @torch.inference_mode()
+    def start(self, texts: Sequence[Encoded], *, importance: bool) -> State:
+        """Embed texts: the state before the first layer."""
+        ids, segments, padding = batch(texts, self._pad_id, self.encoder.device)
+        hidden = self.encoder.embed(ids, segments)
+        received = Received(ids, padding) if importance else None
+        return State(hidden, self.encoder.bias(hidden, padding), padding, received, [len(text.ids) for text in texts])
+
+    @torch.inference_mode()
+    def layer(self, n: int, state: State) -> State:
+        """The state after layer `n`, counted from 0."""
+        hidden = self.encoder.layer(self.encoder.layers[n], state.hidden, state.bias, state.received)
+        return replace(state, hidden=hidden)
+
+    @torch.inference_mode()
+    def exits(self, n: int, state: State) -> Array:
+        """Logits of the exit after layer `n`, float32 [B, C]."""
+        return self.encoder.heads[n](state.hidden, state.padding).cpu().numpy()
+
+    def received(self, state: State, row: int) -> Array | None:
+        """Attention that each of a text's own tokens received so far, [S]."""
+        return None if state.received is None else state.received.total[row, : state.tokens[row]].cpu().numpy()
+
+    @torch.inference_mode()
+    def keep(self, state: State, rows: Sequence[int]) -> State:
+        """The state of some rows alone."""
+        stay = torch.tensor(rows, device=state.hidden.device)
+        if state.received is not None:
+            state.received.keep(stay)
+        return State(
+            state.hidden[stay],
+            state.bias[stay] if state.bias is not None and state.bias.shape[0] > 1 else state.bias,
+            None if state.padding is None else state.padding[stay],
+            state.received,
+            [state.tokens[row] for row in rows],
+        )
+
+
+def batch(texts: Sequence[Encoded], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Ids and segments, int64 [B, S], and padding, bool [B, S] (True where padded), or None where nothing is."""
+    S = max(len(text.ids) for text in texts)
+    ids = torch.tensor([t.ids + [pad_id] * (S - len(t.ids)) for t in texts])
+    segments = torch.tensor([t.segments + [0] * (S - len(t.ids)) for t in texts])
+    padding = None
+    if any(len(text.ids) < S for text in texts):
+        padding = torch.tensor([[False] * len(t.ids) + [True] * (S - len(t.ids)) for t in texts]).to(device)
+    return ids.to(device), segments.to(device), padding
+
+
+# neither a pickled checkpoint nor code that lies beside the weights
+_TRUST_NOTHING = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+_HEAD = {"query": "query", "weight": "classify.weight", "bias": "classify.bias"}
+
+
+def load_base(name: str) -> tuple[PreTrainedModel, Tokenizer]:
+    """transformers' own encoder in fp32 and its fast tokenizer.
+
+    Raises:
+        WrongWeights: the base cannot be had, is no encoder, or has no tokenizer.
+        BadSetting: an encoder of a family that we cannot read.
+    """
+    transformers.logging.set_verbosity_error()  # its report says that a pooler, which we never use, was not loaded
+    transformers.logging.disable_progress_bar()
+    folder = base_folder(name)
+    read_config(name)
+    try:
+        model = AutoModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32, **_TRUST_NOTHING)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise WrongWeights(f"{folder}: transformers cannot load an encoder from it: {one_line(error)}") from error
+    return model, load_tokenizer(name)
+
+
+@torch.no_grad()
+def load_encoder(base: PreTrainedModel, trained: Trained, layers: int) -> MultiExitEncoder:
+    """The first `layers` layers of a trained classifier, adapters merged into its base.
+
+    Raises:
+        WrongWeights: adapters or heads that do not fit.
+    """
+    factors = trained.factors
+    for name in {key.rpartition(".")[0] for key in factors}:
+        a, b = (torch.from_numpy(factors[f"{name}.{factor}"]).float() for factor in "AB")  # [R, in], [out, R]
+        weight = base.get_submodule(name).weight
+        if not isinstance(weight, Tensor) or len(a) != b.shape[1] or weight.shape != (len(b), a.shape[1]):
+            raise WrongWeights(f"adapters: {name!r} does not fit the base")
+        weight += trained.scale * b @ a
+    encoder = MultiExitEncoder(base, layers=layers, classes=trained.classes)
+    try:
+        for n, head in enumerate(encoder.heads):
+            state = {own: trained.tensors[f"heads.{n}.{key}"] for key, own in _HEAD.items()}
+            head.load_state_dict({key: torch.from_numpy(value).float() for key, value in state.items()})
+    except (KeyError, RuntimeError) as error:
+        raise WrongWeights(f"{trained.folder}: exit heads do not fit {layers} layers: {one_line(error)}") from error
+    return encoder.eval().requires_grad_(False)
+
+
+def save_classifier(folder: Path, factors: dict[str, Tensor], encoder: MultiExitEncoder, meta: dict[str, Any]) -> None:
+    """Write what was trained: adapter factors and heads in fp16, and how they came to be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().half().contiguous() for key, value in factors.items()}
+    for n, head in enumerate(encoder.heads):
+        state = head.state_dict()
+        tensors |= {f"heads.{n}.{key}": state[own].half().contiguous() for key, own in _HEAD.items()}
+    save_file(tensors, folder / "adapters.safetensors")
+    (folder / "adapters.safetensors").chmod(0o644)  # safetensors: the owner alone; tiers may run as another
+    (folder / "network.json").write_text(json.dumps(meta, indent=2) + "\n")
