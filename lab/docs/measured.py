@@ -82,10 +82,20 @@ def load() -> Rows:
     return Rows([phase for phase in read(RESULTS / "load.json")["phases"] if phase["name"] != "ladder"])
 
 
-def encoders() -> Rows:
-    """`make bench`: our encoders against transformers' own."""
-    rows = read(RESULTS / "speed.json")["encoders"]
-    return Rows([row | {"base": row["base"].partition("/")[2]} for row in rows])
+def _speed(part: str, times: str) -> Rows:
+    """Rows of `make bench`, with a column for what each engine took."""
+    rows = read(RESULTS / "speed.json")[part]
+    return Rows(rows, columns={f"{name}, ms": f"{{{times}[{name}]:.1f}}" for name in rows[0][times]})
+
+
+def speed_shapes() -> Rows:
+    """`make bench`: our encoder at full depth beside its rivals."""
+    return _speed("shapes", "ms")
+
+
+def speed_rules() -> Rows:
+    """`make bench`: the card's exit rule beside the rivals, which have none."""
+    return _speed("rules", "mean_ms")
 
 
 def speed_of_tiers() -> Rows:

@@ -1,9 +1,10 @@
-"""Speed claims, measured: our encoder against transformers' own, and what a tier adds on loopback.
+"""Speed claims, measured: our encoder beside what a user would run instead, and what tiers add on loopback.
 
-    python -m tests.bench.speed [--threads 1]
+    python -m tests.bench.speed --data imdb.parquet
 
-Paired: both sides run alternately in one process on the same ids with the same thread count; the figure is the median
-of the per-pair ratios. transformers' fastest attention is SDPA for BERT and eager for MPNet (it has no other).
+Needs the extra `rivals`. Ends with exit status 1 where a goal is missed (`goals.py`). Everything has one thread.
+ONEDNN_MAX_CPU_ISA limits what OpenVINO and torch use of the processor: a proxy for a lesser one, since ONNX Runtime
+does not heed it.
 """
 
 from __future__ import annotations
@@ -11,127 +12,120 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import statistics
-import time
-from collections.abc import Callable
+import sys
+from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import psutil
-import torch
 import typer
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
-from lab.live.bench_report import cpu
-from lab.live.client import classify, connect
-from lab.live.demo import REVIEWS
-from lab.live.stack import Layout, Process, running
-from shared.model.classifier import load_base
-from shared.model.encoder import MultiExitEncoder
-from shared.model.tokens import SpecialTokens
-from shared.model.words import Encoded
+from lab.console import screen, sheet
+from lab.live.stack import Layout, running
+from shared.errors import TierwiseError
+from shared.model.bundle import load_bundle
+from tests.bench import engines, overhead, rivals
+from tests.bench.goals import goals
 
-BASES = ("sentence-transformers/all-MiniLM-L6-v2", "sentence-transformers/all-mpnet-base-v2")
-console = Console(width=120)
+BUNDLE = "collaborative"
+LAYOUT = {"access": "ideal", "backbone": "ideal", "threads": {"end": 1, "edge": 1, "cloud": 1}}
 
 
-def encoder_speed(base_name: str, threads: int, pairs: int) -> list[dict[str, Any]]:
-    """Full depth without and with importance, over transformers' own forward: ratios, one row per shape."""
-    torch.set_num_threads(threads)
-    theirs, tokenizer = load_base(base_name)
-    theirs.eval()
-    base, _ = load_base(base_name)
-    ours = MultiExitEncoder(base, layers=base.config.num_hidden_layers, classes=2).eval()
-    specials = SpecialTokens(tokenizer)
-    rows = []
-    for S, B in track([(S, B) for S in (64, 128, 256) for B in (1, 8)], description=base_name, console=console):
-        ids = torch.randint(1000, 20000, (B, S))
-        texts = [Encoded(row, [0] * S, list(range(S)), [], 0, False) for row in ids.tolist()]
+def hardware() -> dict[str, Any]:
+    """The processor, and what of it the engines may use."""
+    from shared.model.openvino_engine import capabilities, core
 
-        def forward(ids: torch.Tensor = ids) -> None:
-            with torch.inference_mode():
-                theirs(input_ids=ids, attention_mask=torch.ones_like(ids))
-
-        def plain(texts: list[Encoded] = texts) -> None:
-            ours.run(texts, specials, None)
-
-        def counted(texts: list[Encoded] = texts) -> None:
-            ours.run(texts, specials, None, importance=True)
-
-        times = [[_time(side) for side in (forward, plain, counted)] for _ in range(pairs + 2)][2:]
-        ratio = [statistics.median(t[side] / t[0] for t in times) for side in (1, 2)]
-        ms = statistics.median(t[0] for t in times) * 1e3
-        rows.append(
-            {
-                "base": base_name,
-                "tokens": S,
-                "batch": B,
-                "transformers_ms": ms,
-                "plain": ratio[0],
-                "importance": ratio[1],
-            }
-        )
-    return rows
+    cpuinfo = Path("/proc/cpuinfo")
+    return {
+        "processor": str(core().get_property("CPU", "FULL_DEVICE_NAME")).strip(),
+        "cores": os.cpu_count(),
+        "allowed_cores": len(os.sched_getaffinity(0)),
+        "amx": "amx_tile" in cpuinfo.read_text() if cpuinfo.is_file() else None,
+        "isa": os.environ.get("ONEDNN_MAX_CPU_ISA", "all that the processor has"),
+        "isa_is_a_proxy": "ONEDNN_MAX_CPU_ISA" in os.environ,
+        "capabilities": capabilities(),
+        "load_before": os.getloadavg()[0],  # processes that ran or waited: beyond the cores, times are others' too
+    }
 
 
-def _time(work: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+def measure_engines(data: str | None, pairs: int, count: int, labelled: int, console: Console) -> dict[str, Any]:
+    """Times and accuracies of both classifiers."""
+    texts, bundle = engines.texts_of(data, labelled), load_bundle(BUNDLE)
+    out: dict[str, Any] = {**texts.about, "engines": {}, "shapes": [], "rules": [], "accuracy": []}
+    for tier in engines.TIERS:
+        contest = engines.contest(bundle, tier, texts)
+        out["engines"][contest.name] = contest.classifier.runs_on
+        out["shapes"] += engines.shapes(contest, pairs, console)
+        out["rules"] += engines.rules(contest, count, console)
+        out["accuracy"] += engines.accuracies(contest, console)
+    return out
 
 
-async def overhead(processes: list[Process], requests: int) -> list[dict[str, Any]]:
-    """What a tier adds to its model on loopback, and its resident memory after half of the requests and after all."""
-    rows = []
-    for process in processes:
-        seen, server, resident = [], [], []
-        async with connect(process.url, timeout=60) as client:
-            for at in track(range(requests), description=process.tier, console=console):
-                timed = await classify(client, REVIEWS[at % 6], {"policy": f"{process.tier}-only"})
-                model = timed.answer.results[0].hops[0].timings_ms["infer"]
-                seen.append(timed.seconds * 1e3 - model)
-                server.append(timed.answer.timings_ms["total"] - model)
-                if at + 1 in (requests // 2, requests):
-                    resident.append(psutil.Process(process.child.pid).memory_info().rss / 1e6)
-        rows.append(
-            {
-                "tier": process.tier,
-                "client_ms": statistics.median(seen),
-                "server_ms": statistics.median(server),
-                "resident_mb": resident,
-            }
-        )
-    return rows
+def measure_tiers(requests: int, port: int | None, console: Console) -> dict[str, Any]:
+    """What tiers add, from processes on this host."""
+
+    async def measured() -> dict[str, Any]:
+        tiers = await overhead.of_tiers(stack, requests, console)
+        return {"tiers": tiers, "hop": await overhead.of_hop(stack, requests, console)}
+
+    with running(Layout(bundle=BUNDLE, port=port, **LAYOUT), console) as stack:
+        return asyncio.run(measured())
 
 
-def show(title: str, rows: list[dict[str, Any]]) -> None:
-    """Rows of one shape as a table."""
-    table = Table(*rows[0], title=title, title_justify="left", show_edge=False)
-    for row in rows:
-        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
-    console.print(table)
+def show(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
+    """Rows of one kind as a table."""
+    if rows:
+        table = sheet(title, *rows[0])
+        for row in rows:
+            table.add_row(*map(_cell, row.values()))
+        console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_cell(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return " ".join(map(_cell, value))
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def main(
-    threads: Annotated[int, typer.Option(help="Compute threads.")] = 1,
-    pairs: Annotated[int, typer.Option(help="Pairs per setting.")] = 21,
+    data: Annotated[str | None, typer.Option(help="Labelled texts; without, the demo's reviews.")] = None,
+    pairs: Annotated[int, typer.Option(min=2, help="Rounds per shape.")] = 21,
+    rule_n: Annotated[int, typer.Option(min=2, help="Texts per length for the card's exit rule.")] = 50,
+    accuracy_n: Annotated[int, typer.Option(min=1, help="Texts for the accuracies; they need --data.")] = 200,
     requests: Annotated[int, typer.Option(min=2, help="Requests per tier.")] = 1000,
     port: Annotated[int, typer.Option(help="First port of the tiers.")] = 8090,
     out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("docs/results/speed.json"),
 ) -> None:
-    """Measure, print one table per claim, and write the figures."""
-    hardware = f"{cpu()}, {os.cpu_count()} cores, torch {torch.__version__}"
-    console.print(hardware)
-    with running(Layout(port=port), console) as stack:
-        tiers = asyncio.run(overhead(stack.processes, requests))
-    show(f"each tier alone, {requests} requests on loopback, one at a time", tiers)
-    encoders = [row for base in BASES for row in encoder_speed(base, threads, pairs)]
-    show(f"{threads} threads, median of {pairs} pairs", encoders)
-    figures = {"hardware": hardware, "threads": threads, "pairs": pairs, "requests": requests}
-    out.write_text(json.dumps({**figures, "encoders": encoders, "tiers": tiers}, indent=1) + "\n")
-    console.print(f"written: {out}")
+    """Measure, print a table per claim and one of the goals, and write the figures."""
+    console = screen()
+    rivals.silence()
+    try:
+        figures: dict[str, Any] = {
+            "date": datetime.now(UTC).date().isoformat(),
+            "versions": rivals.versions(),
+            "hardware": hardware(),
+            "threads": 1,
+            "pairs": pairs,
+            "requests": requests,
+        }
+        figures |= measure_tiers(requests, port, console)
+        figures |= measure_engines(data, pairs, rule_n, accuracy_n, console)
+    except TierwiseError as error:
+        sys.exit(f"bench: {error}")
+    found = [goal.report() for goal in goals(figures)]
+    figures["goals"] = found
+    out.write_text(json.dumps(figures, indent=1) + "\n")
+    show(console, f"full depth, medians of {pairs} rounds", figures["shapes"])
+    show(console, "the card's exit rule, means", figures["rules"])
+    show(console, "accuracy, one text at a time", figures["accuracy"])
+    show(console, f"each tier alone, {requests} requests one at a time", figures["tiers"])
+    show(console, "goals", found)
+    console.print(f"{_cell(dict(Counter(goal['verdict'] for goal in found)))}; written: {out}")
+    if any(goal["verdict"] == "missed" for goal in found):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
