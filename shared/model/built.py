@@ -1,6 +1,6 @@
 """What the CPU engine runs, built once from public base weights and a bundle's adapters, then kept in the cache.
 
-    CACHE/engine/DIGEST/   layer-00.xml, .bin   each layer's graph, adapters merged, int8 where there is a table
+    CACHE/engine/DIGEST/   layer-00.xml, .bin   each layer's graph, adapters merged, int8 where that is chosen
                            word.npy ...         the embedding tables, read by mapping the file
                            heads.safetensors    the exit heads
                            tokenizer.json       the base's
