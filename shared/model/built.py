@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 FORMAT = 4  # raise it when what a tier computes changes
 HEADS, CONFIG, MANIFEST, COMPILED = "heads.safetensors", "config.json", "manifest.json", "compiled-"
+_MAPPED_BYTES = 4_000_000
 _SEAL = hashlib.sha256().digest_size
 Progress = Callable[[int, int], None]  # layers that are built, of how many
 
@@ -232,13 +233,18 @@ def _read(place: Path, digest: str, recipe: Recipe) -> Built | None:
         return None
     try:
         config = BaseConfig(**json.loads((place / CONFIG).read_text()))
-        tables = {path.stem: np.load(path, mmap_mode="r") for path in place.glob("*.npy")}
+        tables = {path.stem: _table(path) for path in place.glob("*.npy")}
         tensors = load_file(place / HEADS)
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         log.warning("engine_files_unreadable", folder=str(place), detail=one_line(error))
         return None
     heads = heads_of(tensors, recipe.layers, (recipe.trained.classes, config.hidden), recipe.trained.folder)
     return Built(place, recipe.layers, Embeddings(config, tables), heads)
+
+
+def _table(path: Path) -> Array:
+    """An embedding table. A large one is mapped, which keeps its file open; few of its rows are ever read."""
+    return np.load(path, mmap_mode="r" if path.stat().st_size > _MAPPED_BYTES else None)
 
 
 def read_sealed(path: Path) -> bytes | None:

@@ -56,14 +56,16 @@ def test_it_is_built_once_and_then_found(folder, monkeypatch):
     assert list((cache_dir() / "engine").iterdir()) == [found.folder]  # nothing is left of building
 
 
-def test_its_tables_are_mapped_and_those_of_the_base(folder):
+@pytest.mark.parametrize(("bytes_", "mapped"), [(0, True), (4_000_000, False)])
+def test_its_tables_are_those_of_the_base_and_large_ones_are_mapped(folder, monkeypatch, bytes_, mapped):
+    monkeypatch.setattr(module, "_MAPPED_BYTES", bytes_)
     found, base = built(recipe_of(folder)), read_trained(folder).base
     config = read_config(base)
     assert found.embeddings.config == config
     expected = Embeddings.of_base(Checkpoint(module.base_folder(base)), config).tables
     assert found.embeddings.tables.keys() == expected.keys()
     for name, table in found.embeddings.tables.items():
-        assert isinstance(table, np.memmap)
+        assert isinstance(table, np.memmap) is mapped
         assert np.array_equal(table, expected[name])
 
 
