@@ -85,7 +85,7 @@ class Telemetry:
         self.offload_probability = ratio("offload_probability", "Chance of sending a text on, once inferred.", "tier")
         self.queue_depth = gauge("queue_depth", "Requests waiting for the model.", "tier")
         self.inflight = gauge("inflight", "Requests being answered.", "tier")
-        self.info = gauge("build_info", "Always 1.", "tier", version=(), bundle=(), device=())
+        self.info = gauge("build_info", "Always 1.", "tier", version=(), bundle=(), engine=())
 
     def _metric(self, kind: Callable[..., M], name: str, text: str, /, *labels: str, **values: Sequence[str]) -> M:
         """A metric from zero; `values` are those of further labels, or of labels that mean something else here."""
