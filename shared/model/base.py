@@ -196,11 +196,20 @@ def merge_adapters(layer: Layer, config: BaseConfig, n: int, factors: Mapping[st
         if f"{key}.A" not in factors:
             continue
         weight, bias = layer[part]
-        a, b = (factors[f"{key}.{factor}"].astype(np.float32) for factor in "AB")  # [R, in], [out, R]
-        if weight.ndim != 2 or len(a) != b.shape[1] or weight.shape != (len(b), a.shape[1]):
-            raise WrongWeights(f"adapters: {key!r} does not fit the base")
-        merged[part] = (weight + np.float32(scale) * (b @ a), bias)
+        merged[part] = (weight + adapter(factors, key, scale, weight.shape), bias)
     return merged
+
+
+def adapter(factors: Mapping[str, Array], name: str, scale: float, shape: tuple[int, ...]) -> Array:
+    """scale * B @ A of one linear map, float32 `shape`.
+
+    Raises:
+        WrongWeights: it has another shape.
+    """
+    a, b = (factors[f"{name}.{factor}"].astype(np.float32) for factor in "AB")  # [R, in], [out, R]
+    if len(a) != b.shape[1] or shape != (len(b), a.shape[1]):
+        raise WrongWeights(f"adapters: {name!r} does not fit the base")
+    return np.asarray(np.float32(scale) * (b @ a))
 
 
 def check_factors(factors: Mapping[str, Array], config: BaseConfig) -> None:

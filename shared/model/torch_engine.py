@@ -28,7 +28,7 @@ from transformers import AttentionInterface, AutoModel, PreTrainedModel
 from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 
 from shared.errors import BadSetting, WrongWeights, one_line
-from shared.model.base import SUPPORTED, Array, load_tokenizer, read_config
+from shared.model.base import SUPPORTED, Array, adapter, load_tokenizer, read_config
 from shared.model.encoder import Precision
 from shared.model.weights import base_folder
 from shared.model.words import Encoded
@@ -313,11 +313,9 @@ def load_encoder(base: PreTrainedModel, trained: Trained, layers: int) -> MultiE
     """
     factors = trained.factors
     for name in {key.rpartition(".")[0] for key in factors}:
-        a, b = (torch.from_numpy(factors[f"{name}.{factor}"]).float() for factor in "AB")  # [R, in], [out, R]
         weight = base.get_submodule(name).weight
-        if not isinstance(weight, Tensor) or len(a) != b.shape[1] or weight.shape != (len(b), a.shape[1]):
-            raise WrongWeights(f"adapters: {name!r} does not fit the base")
-        weight += trained.scale * b @ a
+        assert isinstance(weight, Tensor)
+        weight += torch.from_numpy(adapter(factors, name, trained.scale, tuple(weight.shape)))
     encoder = MultiExitEncoder(base, layers=layers, classes=trained.classes)
     try:
         for n, head in enumerate(encoder.heads):
