@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -120,15 +121,16 @@ class OpenVinoEngine:
 
     def _compiled(self, n: int, *, importance: bool) -> Any:
         path = self._prepared / f"layer-{n:02}{'-importance' if importance else ''}.blob"
-        if (blob := read_sealed(path)) is not None:
-            model = self._core.import_model(blob, "CPU", self._config)
-        else:
-            try:
-                graph = self._core.read_model(self._built.layer(n))
-                model = self._core.compile_model(graph if importance else plain(graph), "CPU", self._config)
-            except RuntimeError as error:  # the runtime has no other
-                raise WrongWeights(f"{self._built.layer(n)}: cannot be compiled: {one_line(error)}") from error
-            self._keep(path, model)
+        try:
+            if (blob := read_sealed(path)) is not None:
+                return self._core.import_model(blob, "CPU", self._config).create_infer_request()
+            graph = self._core.read_model(self._built.layer(n))
+            model = self._core.compile_model(graph if importance else plain(graph), "CPU", self._config)
+        except RuntimeError as error:  # the runtime has no other
+            raise WrongWeights(
+                f"{self._built.layer(n)}: cannot be run; delete {path.parent}: {one_line(error)}"
+            ) from error
+        self._keep(path, model)
         return model.create_infer_request()
 
     def _keep(self, path: Path, model: Any) -> None:
@@ -159,6 +161,7 @@ def padded(tokens: int) -> int:
     return -(-tokens // PAD) * PAD
 
 
+@cache
 def core() -> ov.Core:
     """The runtime."""
     runtime = ov.Core()

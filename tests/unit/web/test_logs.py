@@ -126,7 +126,7 @@ import logging, sys, threading, warnings
 from shared.logs import standard_error, take_over
 lines = standard_error()
 take_over("info", lines)
-logging.getLogger("a.library").error("it %s", "failed")
+logging.getLogger("a.package").error("it %s", "failed")
 warnings.warn("old")
 print("out"); print("half", end=""); print(" a line", file=sys.stderr)
 sys.stderr.write("two\\nlines\\rand more\\n")
