@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-import httpx
 from rich.console import Console
 
 from lab.console import aside, progress
 from lab.data.examples import ALL, Example, check_labels, digest
 from lab.data.readable import LeftOut, no_text, too_long
-from lab.live.client import PROBE, TextRefused, classify, connect, info_of
+from lab.live.client import LIMITS, PROBE, TextRefused, classify, connect, info_of
 from lab.policies import parse_policy
 from shared.contracts import Result
 from shared.errors import BadSetting
@@ -124,8 +123,7 @@ def run(plan: Plan, url: str, console: Console, journal: Path | None = None) -> 
 
 
 async def _run(plan: Plan, url: str, console: Console, journal: Path | None) -> Done:
-    limits = httpx.Limits(max_connections=256, max_keepalive_connections=256, keepalive_expiry=60)
-    async with AsyncExitStack() as stack, connect(url, timeout=120, limits=limits) as client:
+    async with AsyncExitStack() as stack, connect(url, timeout=120, limits=LIMITS) as client:
         info = await info_of(client)
         check_labels(plan.examples, info["labels"], f"bundle {info['bundle']} at {url}")
         asks = await _asks(plan, client, stack)

@@ -31,6 +31,8 @@ class TextRefused(NoAnswer):
     """The tier takes a text for what it cannot classify (413, 422): others may do."""
 
 
+# of a client that measures: connections stay open between its turns
+LIMITS = httpx.Limits(max_connections=256, max_keepalive_connections=256, keepalive_expiry=60)
 PROBE = "a fine film"  # a text that is never the reason of a refusal
 
 

@@ -11,7 +11,7 @@ import httpx
 from pydantic import ValidationError
 
 from lab.data.examples import Example
-from lab.live.client import NoAnswer, TextRefused, detail_of
+from lab.live.client import LIMITS, NoAnswer, TextRefused, detail_of
 from lab.whole.service import Answer
 from shared.contracts import Hop, HopTiming, LinkUse, Result
 from shared.errors import UpstreamFailure
@@ -40,7 +40,7 @@ class WholeClient:
     def __init__(self, place: Place, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self._place = place
         self._link = None if place.link is None else SimulatedLink(profile(place.link))
-        self._http = AsyncClient(place.url, timeout=120, transport=transport)
+        self._http = AsyncClient(place.url, timeout=120, limits=LIMITS, transport=transport)
 
     async def ask(self, example: Example, _seed: str = "") -> Result:
         """What it answers, as a tier would say it.
