@@ -2,10 +2,14 @@
 
 import json
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from lab.live.stack import free_ports
+from lab.whole.runtimes import inputs_of, load, runnable
+from shared.model.classifier import load_classifier
+from shared.model.weights import cache_dir
 from tests.commands import tierwise
 
 
@@ -19,14 +23,14 @@ def data(tmp_path, sentences):
     return path
 
 
-def test_whole_models_stand_beside_the_policies(data, tiny_bundle, tmp_path):
+def test_whole_models_stand_beside_the_policies(data, tiny_bundle, tmp_path, sentences):
     wholes = ["whole cloud-only (OpenVINO int8)", "whole end-only (OpenVINO int8)"]
     out, policies = tmp_path / "b", ["end-only", "cloud-only"]
     arguments = ["bench", "--data", str(data), "--bundle", str(tiny_bundle), "--port", str(free_ports(3))]
     arguments += ["--link", "wifi", "--backbone", "metro", "--whole", "openvino", "--out", str(out)]
     for policy in policies:
         arguments += ["--policy", policy]
-    done = tierwise(*arguments, TIERWISE_PRECISION="fp32")
+    done = tierwise(*arguments, TIERWISE_PRECISION="fp32", TIERWISE_CACHE_DIR=str(cache_dir()))
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "b.json").read_text())
     assert [*report["policies"]] == [*policies, *wholes]
@@ -47,6 +51,22 @@ def test_whole_models_stand_beside_the_policies(data, tiny_bundle, tmp_path):
     theirs = [row["predicted"] == row["label"] for row in rows if row["policy"] == wholes[0]]
     assert sum(theirs) / 4 == cloud["accuracy"]
     assert not (tmp_path / "b.jsonl").exists()
+    for tier, whole in zip(("cloud", "end"), wholes, strict=True):
+        check_built(tiny_bundle, tier, report["wholes"][whole]["built"], sentences)
+
+
+def check_built(tiny_bundle, tier, built, sentences):
+    """Every export answers as the network does, at lengths that it was not exported with, padded or not."""
+    name, layers = {"cloud": ("mpnet-4", 4), "end": ("bert-3", 3)}[tier]
+    ours = load_classifier(tiny_bundle / name, layers=layers, max_tokens=64, engine="torch", precision="fp32")
+    texts = [ours.encode(text) for text in sentences]
+    last = np.array([np.diff(trace.logits[-1])[0] for trace in ours.run(texts, None)])
+    for model in runnable():
+        rival = load(model, cache_dir() / "rivals" / built, threads=1)
+        for multiple in (1, 32):
+            theirs = [rival(inputs_of([text], ours.tokens.pad_id, multiple=multiple))[0] for text in texts]
+            agreed = np.corrcoef(last, [np.diff(logits)[0] for logits in theirs])[0, 1]
+            assert agreed > 0.95, (model, tier, multiple)
 
 
 @pytest.mark.parametrize("running", [["--url", "http://127.0.0.1:1"], ["--cell", "lte/metro"]])
