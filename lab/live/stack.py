@@ -59,6 +59,7 @@ class Layout:
     access: str | None = None  # profile of the first tier's links; its link to a deeper tier adds the backbone
     backbone: str | None = None
     threads: Mapping[str, int] = field(default_factory=dict)
+    only: str | None = None  # this tier alone is started
 
     def ports(self, bundle: Bundle) -> list[int]:
         """Where the tiers listen."""
@@ -163,6 +164,8 @@ def running(layout: Layout, console: Console, *, show_logs: bool = False) -> Ite
         stack, ports = Stack([]), layout.ports(bundle)
         try:
             for index, name in enumerate(bundle.order):
+                if layout.only not in (None, name):
+                    continue
                 # other settings reach every tier, which checks them
                 settings = {**os.environ, **layout.environment(bundle, index)}
                 command, logs = [service_of(name), FLAG], Path(scratch) / f"{name}.log"

@@ -131,7 +131,7 @@ def whole_model(trained: Trained, layers: int, attention: str | None = None) -> 
                 self.base.set_attn_implementation(attention)
 
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-            hidden = self.base(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            hidden = self.base(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
             scores = (hidden * self.query).sum(-1)  # [B, S]; no product of matrices, which would become int8 too
             scores = scores + (1 - attention_mask.float()) * -1e9
             return self.classify(torch.matmul(scores.softmax(-1).unsqueeze(1), hidden).squeeze(1))
