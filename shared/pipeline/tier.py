@@ -222,7 +222,7 @@ class Tier:
         if request.target not in (None, self.name, *self.route.deeper):
             raise BadInput(f"tier {request.target!r} cannot be reached from {self.name}")
         texts = [
-            Text(index, source, draw(request.seed, index, self.name), Clues(len(words_in(source))))
+            Text(index, source, draw(request.seed, index, self.name), Clues(words_in(source)))
             for index, source in zip(request.indices, request.texts, strict=True)
         ]
         words = sum(text.clues.words for text in texts)
