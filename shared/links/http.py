@@ -52,7 +52,7 @@ class UpstreamHttp:
         single = httpx.Limits(max_connections=64, max_keepalive_connections=0)
         self._warm, self._fresh = (transport or connections.transport(url, limits) for limits in (warm, single))
         base = address(url)
-        self._url = base.copy_with(path=f"{base.path.rstrip('/')}/v1/infer")
+        self._url = base.copy_with(raw_path=base.raw_path.rstrip(b"/") + b"/v1/infer")
         self._headers = {"user-agent": "tierwise", "content-type": "application/json"}  # as few bytes as do
         if key is not None:
             self._headers["authorization"] = f"Bearer {key}"
