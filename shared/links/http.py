@@ -9,8 +9,7 @@ A request is sent a second time, on a connection of its own, only where no byte 
 An answer is believed only if it names the call: a connection may carry what belongs to nobody (a proxy that sends
 twice). Such a connection is dropped, and so is one with bytes behind its answer.
 
-It uses httpx's transports without its client: the cookies, redirects and merged addresses of a client take a third of
-a hop's time, and no tier uses them.
+It uses httpx's transports without its client, whose cookies, redirects and merged addresses cost time at every call.
 """
 
 from __future__ import annotations

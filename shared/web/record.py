@@ -1,7 +1,6 @@
 """A request on record: counted when it begins, counted and logged once its answer has been sent.
 
-The log line has the request id, the trace id and what happened, never a text or a key. The caller does not wait for it:
-to count and log takes a tenth of the time that a tier adds to its model.
+The log line has the request id, the trace id and what happened, never a text or a key. The caller does not wait for it.
 """
 
 from __future__ import annotations
