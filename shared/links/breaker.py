@@ -24,7 +24,7 @@ class Breaker:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._calls: deque[tuple[float, bool]] = deque()  # when, and whether it failed
-        self._in_a_row = 0
+        self._failures = self._in_a_row = 0  # among these calls; and without an answer in between
         self.open = False
 
     def count(self, *, failed: bool) -> None:
@@ -33,16 +33,16 @@ class Breaker:
             return
         now = self._clock()
         self._calls.append((now, failed))
+        self._failures += failed
         while self._calls[0][0] < now - WINDOW_S:
-            self._calls.popleft()
+            self._failures -= self._calls.popleft()[1]
         self._in_a_row = self._in_a_row + 1 if failed else 0
-        failures = sum(failed for _, failed in self._calls)
-        mostly = len(self._calls) >= LEAST_CALLS and failures > SHARE * len(self._calls)
+        mostly = len(self._calls) >= LEAST_CALLS and self._failures > SHARE * len(self._calls)
         self.open = mostly or self._in_a_row >= IN_A_ROW
 
     def close(self) -> None:
         """The upstream is well again: start afresh."""
-        self.open, self._in_a_row = False, 0
+        self.open, self._failures, self._in_a_row = False, 0, 0
         self._calls.clear()
 
 

@@ -35,10 +35,19 @@ class Client(httpx.Client):  # noqa: TID251
 
 
 def _given(url: str) -> dict[str, Any]:
+    return {"base_url": address(url), "verify": trusted(url), "trust_env": False}
+
+
+def address(url: str) -> httpx.URL:
+    """An address as httpx takes it.
+
+    Raises:
+        BadSetting: it cannot be used.
+    """
     if fault := fault_of(url):
         raise BadSetting(f"an address cannot be used: {fault}")
     try:
-        return {"base_url": httpx.URL(url), "verify": trusted(url), "trust_env": False}
+        return httpx.URL(url)
     except httpx.InvalidURL as error:
         raise BadSetting(f"{url!r} is no address: {error}") from error
 

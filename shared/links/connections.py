@@ -23,11 +23,18 @@ from shared.links.clients import trusted
 _PIECE = 4096  # bytes; in chunks of one byte each, parsing it takes a few milliseconds
 HEAD = 16_384  # bytes that an answer's head may have
 _allowed: ContextVar[int] = ContextVar("allowed", default=HEAD)
+_connected: ContextVar[bool] = ContextVar("connected", default=False)
 
 
 def allow(size: int) -> None:
     """Let the next answer of this task have a body of `size` bytes."""
     _allowed.set(2 * size + HEAD)  # chunk lengths come on top
+    _connected.set(False)
+
+
+def connected() -> bool:
+    """Whether this task's last exchange began a connection of its own, or tried to."""
+    return _connected.get()
 
 
 class Stream(httpcore.AsyncNetworkStream):
@@ -87,6 +94,7 @@ class _Backend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
+        _connected.set(True)
         return Stream(await self._inner.connect_tcp(host, port, timeout, local_address, socket_options))
 
 

@@ -8,13 +8,14 @@ A request is sent a second time, on a connection of its own, only where no byte 
 
 An answer is believed only if it names the call: a connection may carry what belongs to nobody (a proxy that sends
 twice). Such a connection is dropped, and so is one with bytes behind its answer.
+
+It uses httpx's transports without its client, whose cookies, redirects and merged addresses cost time at every call.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable
 
 import httpx
 
@@ -22,7 +23,7 @@ from shared.contracts import DegradedReason
 from shared.errors import UpstreamFailure
 from shared.links import connections
 from shared.links.breaker import RetryBudget
-from shared.links.clients import AsyncClient
+from shared.links.clients import address
 from shared.links.simulated import SimulatedLink
 
 _REFUSALS = {400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 503, 504}
@@ -48,16 +49,13 @@ class UpstreamHttp:
         self._wary = 0  # calls that still get a connection of their own
         warm = httpx.Limits(max_connections=64, max_keepalive_connections=64, keepalive_expiry=60)
         single = httpx.Limits(max_connections=64, max_keepalive_connections=0)
-        self._warm, self._fresh = (
-            AsyncClient(url, transport=transport or connections.transport(url, limits), timeout=timeout_s)
-            for limits in (warm, single)
-        )
-        for client in (self._warm, self._fresh):  # as few header bytes as travel without a loss
-            for needless in ("accept", "accept-encoding", "connection"):
-                del client.headers[needless]
-            client.headers.update({"user-agent": "tierwise", "content-type": "application/json"})
-            if key is not None:
-                client.headers["authorization"] = f"Bearer {key}"
+        self._warm, self._fresh = (transport or connections.transport(url, limits) for limits in (warm, single))
+        base = address(url)
+        self._url = base.copy_with(raw_path=base.raw_path.rstrip(b"/") + b"/v1/infer")
+        self._headers = {"user-agent": "tierwise", "content-type": "application/json"}  # as few bytes as do
+        if key is not None:
+            self._headers["authorization"] = f"Bearer {key}"
+        self._extensions = {"timeout": httpx.Timeout(timeout_s).as_dict()}
 
     async def post(self, body: bytes, headers: dict[str, str], *, call: str, limit_bytes: int) -> bytes:
         """The body of the answer to `call`, at most `limit_bytes`.
@@ -67,17 +65,12 @@ class UpstreamHttp:
             TimeoutError: over the client's own limit; the caller sets the limit that counts.
         """
         self._budget.call()
-        connected: list[str] = []
         first, self._wary = self._fresh if self._wary else self._warm, max(0, self._wary - 1)
-
-        async def trace(event: str, _: dict[str, Any]) -> None:
-            if event == "connection.connect_tcp.started":
-                connected.append(event)
-
         try:
-            return await self._once(first, body, headers, call, limit_bytes, trace)
+            return await self._once(first, body, headers, call, limit_bytes)
         except _Hungup as error:
-            reused = first is self._warm and not connected and not isinstance(error.__cause__, httpx.ConnectError)
+            connected = connections.connected() or isinstance(error.__cause__, httpx.ConnectError)
+            reused = first is self._warm and not connected
             if not (reused or self._budget.take()):
                 raise
         self._wary = WARY if reused else self._wary
@@ -89,24 +82,22 @@ class UpstreamHttp:
         return await self._once(self._fresh, body, {}, call, limit_bytes)
 
     async def _once(
-        self,
-        client: AsyncClient,
-        body: bytes,
-        headers: dict[str, str],
-        call: str,
-        limit_bytes: int,
-        trace: Callable[[str, dict[str, Any]], Awaitable[None]] | None = None,
+        self, transport: httpx.AsyncBaseTransport, body: bytes, headers: dict[str, str], call: str, limit_bytes: int
     ) -> bytes:
         if self._link:
             await self._link.carry(len(body), "up")
         connections.allow(limit_bytes)
-        answered, extensions = False, {} if trace is None else {"trace": trace}
+        request = httpx.Request(
+            "POST", self._url, headers={**self._headers, **headers}, content=body, extensions=self._extensions
+        )
+        answered = False
         try:
-            async with client.stream(
-                "POST", "/v1/infer", content=body, headers=headers, extensions=extensions
-            ) as answer:
-                answered = True
+            answer = await transport.handle_async_request(request)
+            answered = True
+            try:
                 content = await self._content(answer, call, limit_bytes)
+            finally:
+                await answer.aclose()
         except httpx.TimeoutException as error:
             raise TimeoutError from error
         except httpx.HTTPError as error:
@@ -124,7 +115,8 @@ class UpstreamHttp:
         if (coding := answer.headers.get("content-encoding", "identity")) != "identity":
             raise UpstreamFailure("upstream_invalid", f"{self._target} answered with content encoding {coding[:40]}")
         content = bytearray()
-        async for chunk in answer.aiter_bytes():
+        assert isinstance(answer.stream, httpx.AsyncByteStream)
+        async for chunk in answer.stream:
             content += chunk
             if len(content) > limit_bytes:
                 if answer.status_code != 200:  # its status is enough; the connection is closed with the rest unread

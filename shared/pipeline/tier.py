@@ -60,6 +60,9 @@ class Tier:
             self._decide_before(call, text)
         unread = [text for text in call.texts if text.decision.to]  # they go on before any layer runs here
         here = [text for text in call.texts if not text.decision.to]
+        if not unread:
+            await self._infer_and_send(call, here)
+            return
         self._away += len(unread)
         sent = asyncio.create_task(self._send(call, unread, reserve_s=self._reserve_s(call)))
         try:
@@ -115,7 +118,8 @@ class Tier:
         ended = self._clock()
         times_s: dict[HopTiming, float] = {**batch.times_s, "prune": ended - inferred, "total": ended - started}
         self._add_hops(call, texts, times_s)
-        await self._send(call, [text for text in texts if text.decision.to])
+        if onward := [text for text in texts if text.decision.to]:
+            await self._send(call, onward)
 
     async def _run(self, call: Call, texts: Sequence[Text]) -> Batch:
         """Run the model in its worker, with the policy's exit rule, until the deadline."""
@@ -218,7 +222,7 @@ class Tier:
         if request.target not in (None, self.name, *self.route.deeper):
             raise BadInput(f"tier {request.target!r} cannot be reached from {self.name}")
         texts = [
-            Text(index, source, draw(request.seed, index, self.name), Clues(len(words_in(source))))
+            Text(index, source, draw(request.seed, index, self.name), Clues(words_in(source)))
             for index, source in zip(request.indices, request.texts, strict=True)
         ]
         words = sum(text.clues.words for text in texts)

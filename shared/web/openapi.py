@@ -1,10 +1,12 @@
-"""What FastAPI cannot know about a tier's OpenAPI document: problem documents (RFC 9457) and keys."""
+"""A tier's OpenAPI document: what FastAPI cannot know (problem documents, RFC 9457; keys), and routes of our own."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
 
 from shared.contracts import Problem
 from shared.errors import TierwiseError
@@ -18,6 +20,13 @@ def problems(*errors: type[TierwiseError]) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that may answer with these errors."""
     content = {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {error.status: {"description": error.title, "content": content} for error in errors}
+
+
+class Described(APIRoute):
+    """A route whose endpoint takes the request alone: FastAPI describes it, and solves nothing when it is called."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        return self.endpoint
 
 
 def complete(app: FastAPI) -> None:

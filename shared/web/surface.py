@@ -1,7 +1,6 @@
-"""The HTTP surface of a tier: the same on every one. A request is counted and logged once, in one place.
+"""The HTTP surface of a tier: the same on every one.
 
-The log line has the request id, the trace id and what happened, never a text or a key. Pure ASGI only:
-`BaseHTTPMiddleware` breaks disconnect detection.
+Pure ASGI only: `BaseHTTPMiddleware` breaks disconnect detection.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
@@ -55,8 +55,9 @@ from shared.web.body import Shelf, parse, read, validate
 from shared.web.guard import Keys, authorize, while_waited_for
 from shared.web.ledger import Ledger
 from shared.web.machine import cpus
-from shared.web.openapi import KEYED, complete, problems
+from shared.web.openapi import KEYED, Described, complete, problems
 from shared.web.problems import document
+from shared.web.record import Record, Then
 from shared.web.settings import Settings
 from shared.web.tracing import Traces
 
@@ -111,7 +112,7 @@ class Surface:
         self.shelf = Shelf(_BODIES * settings.max_body_bytes)
 
     def add_routes(self) -> None:
-        add = self.app.add_api_route
+        add, add_plain = self.app.add_api_route, partial(self.app.router.add_api_route, route_class_override=Described)
         for path, endpoint, takes, gives, key in (
             ("/v1/classify", self.classify, ClassifyRequest, ClassifyResponse, self.keys.door),
             ("/v1/infer", self.infer, InferRequest, InferResponse, self.keys.tier),
@@ -121,7 +122,7 @@ class Surface:
             body = {"content": {"application/json": {"schema": schema}}, "required": True}
             extra = {"requestBody": body, **({"security": KEYED} if key else {})}
             responses = problems(*_ERRORS, Failed)
-            add(path, endpoint, methods=["POST"], response_model=gives, responses=responses, openapi_extra=extra)
+            add_plain(path, endpoint, methods=["POST"], response_model=gives, responses=responses, openapi_extra=extra)
         head = problems(Refused, HeadersTooLarge)
         add("/livez", self.livez, methods=["GET"], responses=head)
         add("/readyz", self.readyz, methods=["GET"], responses=head | problems(Draining))
@@ -198,20 +199,19 @@ class Surface:
         work: Callable[[bytes, str, Mapping[str, str]], Coroutine[Any, Any, _Done]],
         at_door: Callable[[], None] = lambda: None,
     ) -> Response:
-        """Read the body, run `work`, and turn every error of ours into its problem document; counted and logged once.
+        """Read the body, run `work`, and turn every error of ours into its problem document.
 
         `at_door` may refuse before anything is parsed, whatever the policy: a refusal under overload must cost little.
         """
-        started, request_id = time.perf_counter(), _request_id(request)
-        inflight = self.telemetry.inflight.labels(self.tier.name)
-        outcome, policy, status = "error", NO_POLICY, Failed.status
-        inflight.inc()
+        request_id = _request_id(request)
         with (
             self.traces.span(request.url.path, request.headers) as span,
             bound_contextvars(request_id=request_id, trace_id=span.trace_id),
             self.shelf.place() as grow,
         ):
+            record = Record(self.telemetry, request.url.path, span, request_id)
             headers = {"x-request-id": request_id, "traceparent": span.traceparent}
+            error: BaseException
             try:
                 if self.app.state.draining:
                     raise Draining("this tier is shutting down")
@@ -219,28 +219,21 @@ class Surface:
                 body = await read(request, self.settings.max_body_bytes, self.settings.body_timeout_ms / 1e3, grow)
                 at_door()
                 done = await while_waited_for(request, work(body, request_id, dict(headers)))
-                outcome, policy, status = done.outcome, done.policy, 200
-                span.facts.update(done.facts)
-                headers["server-timing"] = done.timing
                 content = done.answer.model_dump_json(by_alias=True).ljust(done.least_bytes)
-                return Response(content, 200, headers, "application/json")
+                span.facts.update(done.facts, policy=done.policy, outcome=done.outcome, status=200)
+                headers["server-timing"] = done.timing
+                return Then(Response(content, 200, headers, "application/json"), record.end)
             except asyncio.CancelledError:
                 if not self.app.state.draining:
+                    record.end()
                     raise
-                outcome, status = "rejected", Draining.status
-                return self._problem(Draining("this tier stopped before it was answered"), request_id, headers)
-            except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - the outermost edge: a user's policy
-                refused = self._problem(error, request_id, headers)
-                status = refused.status_code
-                outcome = "error" if status == Failed.status else "rejected"
-                return refused
-            finally:
-                seconds = time.perf_counter() - started
-                inflight.dec()
-                self.telemetry.request(outcome, policy, seconds)
-                span.facts.update(tier=self.tier.name, policy=policy, outcome=outcome, status=status)
-                log.info("request", path=request.url.path, ms=_ms(seconds), **span.facts)
-                span.facts["request_id"] = request_id
+                error = Draining("this tier stopped before it was answered")
+            except (Exception, SystemExit, KeyboardInterrupt) as raised:  # noqa: BLE001 - the outermost edge: a user's policy
+                error = raised
+            refused = self._problem(error, request_id, headers)
+            outcome = "error" if refused.status_code == Failed.status else "rejected"
+            span.facts.update(outcome=outcome, status=refused.status_code)
+            return Then(refused, record.end)
 
     async def _classify(self, body: bytes, request_id: str, headers: Mapping[str, str]) -> _Done:
         started = time.perf_counter()

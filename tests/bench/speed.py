@@ -9,7 +9,6 @@ does not heed it.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
@@ -65,13 +64,14 @@ def measure_engines(data: str | None, pairs: int, count: int, labelled: int, con
 
 def measure_tiers(requests: int, port: int | None, console: Console) -> dict[str, Any]:
     """What tiers add, from processes on this host."""
-
-    async def measured() -> dict[str, Any]:
-        tiers = await overhead.of_tiers(stack, requests, console)
-        return {"tiers": tiers, "hop": await overhead.of_hop(stack, requests, console)}
-
+    allowed = os.sched_getaffinity(0)
     with running(Layout(bundle=BUNDLE, port=port, **LAYOUT), console) as stack:
-        return asyncio.run(measured())
+        try:
+            cores = overhead.set_apart(stack)
+            tiers = overhead.of_tiers(stack, requests, console)
+            return {"cores_of": cores, "tiers": tiers, "hop": overhead.of_hop(stack, requests, console)}
+        finally:
+            os.sched_setaffinity(0, allowed)
 
 
 def show(console: Console, title: str, rows: list[dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ from shared.errors import BadSetting
 from shared.model.words import Encoded
 from tests.bench.engines import alternately, ratio, ratio_of_means, texts_of
 from tests.bench.goals import Goal, goals
+from tests.bench.overhead import apart
 
 
 def test_every_side_goes_first_in_turn_and_warm_rounds_do_not_count():
@@ -47,6 +48,11 @@ def test_every_goal_names_its_place():
     found = [goal.report() for goal in goals(figures)]
     assert [goal["at"] for goal in found[2:4]] == ["c, 256 tokens, batch 8", "c, 64 tokens, batch 8"]
     assert [goal["verdict"] for goal in found] == ["met", "met", "missed", "missed", "met", "met", "met", "missed"]
+
+
+@pytest.mark.parametrize(("cores", "client", "tiers"), [({0, 1}, {0}, {1}), ({2, 0, 3}, {0}, {2, 3}), ({3}, {3}, {3})])
+def test_client_and_tiers_have_cores_of_their_own_where_there_are_two(cores, client, tiers):
+    assert apart(cores) == (client, tiers)
 
 
 def test_without_data_texts_are_long_and_differ():

@@ -1,11 +1,14 @@
-"""Clients of tiers: an address that can be used, and the machine's certificates."""
+"""Clients of tiers: an address that can be used, the machine's certificates, and what a call between tiers says."""
 
+import asyncio
 import ssl
 
+import httpx
 import pytest
 
 from shared.errors import BadSetting
 from shared.links.clients import AsyncClient, Client
+from shared.links.http import UpstreamHttp
 
 
 @pytest.mark.parametrize("make", [Client, AsyncClient])
@@ -39,3 +42,41 @@ def test_certificates_that_cannot_be_read_are_one_line(monkeypatch, tmp_path):
     (tmp_path / "missing").write_text("no certificate")
     with pytest.raises(BadSetting, match="SSL_CERT_FILE"):
         Client("https://edge")
+
+
+@pytest.mark.parametrize(
+    ("url", "asked"),
+    [("http://edge:8081", "http://edge:8081/v1/infer"), ("http://edge/a%2Fb/", "http://edge/a%2Fb/v1/infer")],
+)
+def test_a_call_goes_below_the_upstream_s_address_with_few_headers(url, asked):
+    seen = []
+
+    def answer(request):
+        seen.append(request)
+        return httpx.Response(200, content=b"a-call")
+
+    async def post():
+        http = UpstreamHttp(
+            target="edge", url=url, link=None, timeout_s=5, key="k" * 16, transport=httpx.MockTransport(answer)
+        )
+        await http.post(b"{}", {"traceparent": "t"}, call="a-call", limit_bytes=100)
+
+    asyncio.run(post())
+    (request,) = seen
+    assert (request.method, str(request.url), request.content) == ("POST", asked, b"{}")
+    assert dict(request.headers) == {
+        "host": request.url.netloc.decode(),
+        "user-agent": "tierwise",
+        "content-type": "application/json",
+        "authorization": "Bearer " + "k" * 16,
+        "traceparent": "t",
+        "content-length": "2",
+    }
+    assert request.extensions["timeout"] == {"connect": 5, "read": 5, "write": 5, "pool": 5}
+
+
+@pytest.mark.parametrize("url", ["http://me:secret@edge", "http://edge/?a=secret"])
+def test_an_upstream_s_address_holds_no_secret(url):
+    with pytest.raises(BadSetting) as caught:
+        UpstreamHttp(target="edge", url=url, link=None, timeout_s=5)
+    assert "secret" not in str(caught.value)
