@@ -117,7 +117,7 @@ def load_classifier(
     threads: int = 1,
     progress: Progress = lambda done, of: None,
 ) -> Classifier:
-    """The first `layers` layers of a trained classifier, adapters merged, temperatures 1.
+    """The first `layers` layers of a trained classifier, warm, adapters merged, temperatures 1.
 
     Raises:
         WrongWeights: files missing or unreadable, or adapters whose names do not fit the base.
@@ -132,13 +132,15 @@ def load_classifier(
         loaded, embeddings, tokenizer = _on_openvino(trained, layers, chosen, threads, progress)
     if max_tokens > (most := embeddings.config.positions):
         raise BadSetting(f"{trained.base} reads at most {most} tokens, the bundle says {max_tokens}")
-    return Classifier(
+    classifier = Classifier(
         engine=loaded,
         temperatures=np.ones(layers, dtype=np.float32),
         embeddings=embeddings,
         tokens=SpecialTokens(tokenizer),
         max_tokens=max_tokens,
     )
+    classifier.warm_up()
+    return classifier
 
 
 def choice(

@@ -73,6 +73,9 @@ class ExitTrace:
     cut: bool = False  # it left because its time was over, not by the rule
 
 
+_NOTHING = Encoded([0], [0], [-1], [], 0, False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
     """Layers on an engine, with a temperature per exit."""
@@ -123,6 +126,12 @@ class Encoder:
                 rows, state = [rows[at] for at in stay], engine.keep(state, stay)
                 seen = [logits[stay] for logits in seen]
         return [done[row] for row in range(len(texts))]
+
+    def warm_up(self, *, importance: bool = False) -> None:
+        """A first pass, over nothing: what an engine compiles, packs and prepares for it, no request waits for."""
+        state = self.engine.start([_NOTHING], importance=importance)
+        for n in range(self.engine.layers):
+            state = self.engine.layer(n, state)
 
     def calibrate(self, logits: Array, *, last: int | None = None) -> Array:
         """Probabilities from logits [E, ..., C] of E neighbouring exits: eq. 5-6 with each exit's temperature.

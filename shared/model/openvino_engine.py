@@ -59,14 +59,6 @@ class OpenVinoEngine:
         self._plain = [self._compiled(n, importance=False) for n in range(self.layers)]
         self._counted: list[Any] = [None] * self.layers
         self._biases: dict[int, Array] = {}
-        self._warm_up()
-
-    def _warm_up(self) -> None:
-        """A first pass, over nothing: the runtime packs weights and prepares a shape then, not at the first request."""
-        hidden = np.zeros((1, PAD, self._built.embeddings.config.hidden), dtype=np.float32)
-        state = [Row(PAD, self._bias(PAD, PAD), hidden, None)]
-        for n in range(self.layers):
-            state = self.layer(n, state)
 
     def enter(self) -> None:
         """Nothing to prepare: the thread count is part of what was compiled."""
