@@ -2,7 +2,7 @@
 
 Texts run one after the other, layer by layer. A product's shape moves its last bits, and int8 rounding makes these
 visible: so neither company nor padding may change it, and a text gives the same bits whatever shares its pass. Eight
-texts at once would take a tenth less time on one core, and gigabytes: the runtime keeps memory for each shape it met.
+texts at once would take a sixth less time on one core, and gigabytes: the runtime keeps memory for each shape it met.
 For the same reason a length is padded to a multiple of `PAD`; the first text of a length takes about twice its time.
 
 Layers with importance are models of their own, compiled when first asked for. Compiled models are kept beside the
