@@ -73,6 +73,9 @@ bench: $(STAMP)  ## measure the encoder beside what one would run instead, and w
 gpu: $(STAMP)  ## test and measure on an NVIDIA GPU (GPU="--device cpu --quick": rehearse it on a CPU)
 	$(BIN)/python -m tests.bench.gpu $(GPU)
 
+accuracy: $(STAMP)  ## measure what int8 costs beside fp32: DATA=imdb.parquet (an hour at first; goes on where it was stopped)
+	$(BIN)/python -m tests.bench.accuracy --data $(DATA)
+
 docs: $(STAMP)  ## write the manual's tables and pictures from measured JSON, then build the site in site/
 	$(BIN)/python -m lab.docs.tables
 	$(BIN)/python -m lab.docs.pictures
@@ -87,4 +90,4 @@ down:  ## stop the containers and remove their networks and volumes
 clean:  ## remove the virtual environment, the built site and the tools' caches
 	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo serve test e2e faults fuzz load soak netns check audit lock bench gpu docs up down clean
+.PHONY: help setup demo serve test e2e faults fuzz load soak netns check audit lock bench accuracy gpu docs up down clean

@@ -31,7 +31,7 @@ from lab.data.readable import LeftOut, Reader, readable
 from lab.fit.checks import check_out, check_recipe, check_texts
 from shared.errors import BadSetting
 from shared.model.base import load_tokenizer
-from shared.model.encoder import run as run_layers
+from shared.model.encoder import Encoder
 from shared.model.pruning import Pruning, keep_words
 from shared.model.tokens import SpecialTokens
 from shared.model.torch_engine import MultiExitEncoder, TorchEngine, batch, load_base, save_classifier
@@ -283,13 +283,13 @@ def _pruned(recipe: Recipe, texts: list[tuple[str, str | None]], console: Consol
     base, tokenizer = load_base(recipe.prune_with)
     encoder = MultiExitEncoder(base, layers=base.config.num_hidden_layers, classes=2).eval()
     tokens = SpecialTokens(tokenizer)
-    engine, temperatures = TorchEngine(encoder, tokens.pad_id), np.ones(len(encoder.layers))
+    run = Encoder(engine=TorchEngine(encoder, tokens.pad_id), temperatures=np.ones(len(encoder.layers))).run
     out: dict[int, list[str | None]] = {}
     with progress(console) as bar:
         for row in bar.track(rows, description="pruning a share"):
             text, pair = texts[row]
             item = tokens.encode(text, pair, PRUNED_TOKENS)
-            trace = run_layers(engine, temperatures, [item], None, importance=True)[0]
+            trace = run([item], None, importance=True)[0]
             assert trace.importance is not None
             keep = Pruning(chooser.choice(recipe.prune_coefficients)).mask(item, trace.importance.tolist())
             out[row] = list(keep_words(text, pair, item, keep))

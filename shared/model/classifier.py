@@ -9,7 +9,7 @@ deploy/models/BUNDLE/NETWORK/quantization.safetensors   what int8 needs (`quanti
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -24,9 +24,7 @@ from tokenizers import Tokenizer
 from shared.errors import BadSetting, WrongWeights, one_line
 from shared.model.base import Array, Checkpoint, Embeddings, check_factors, read_config
 from shared.model.built import Progress, Recipe, built
-from shared.model.calibration import calibrated
-from shared.model.encoder import Engine, EngineName, ExitTrace, Precision, PrecisionName, run
-from shared.model.exits import ExitRule
+from shared.model.encoder import Encoder, Engine, EngineName, Precision, PrecisionName
 from shared.model.pools import Signature, Vector
 from shared.model.quantization import FILE as QUANTIZATION
 from shared.model.tokens import SpecialTokens
@@ -34,15 +32,13 @@ from shared.model.weights import base_folder
 from shared.model.words import Encoded
 
 
-@dataclass(frozen=True)
-class Classifier:
-    """An encoder on an engine, with the tokenizer that feeds it and a temperature per exit."""
+@dataclass(frozen=True, kw_only=True)
+class Classifier(Encoder):
+    """An encoder on an engine, with the tokenizer that feeds it."""
 
-    engine: Engine
     embeddings: Embeddings
     tokens: SpecialTokens
     max_tokens: int
-    temperatures: Array  # [E]
 
     @property
     def runs_on(self) -> str:
@@ -56,25 +52,6 @@ class Classifier:
 
     def encode(self, text: str, pair: str | None = None) -> Encoded:
         return self.tokens.encode(text, pair, self.max_tokens)
-
-    def run(
-        self,
-        texts: Sequence[Encoded],
-        rule: ExitRule | None,
-        *,
-        importance: bool = False,
-        every_exit: bool = False,
-        over: Callable[[list[int]], list[bool]] | None = None,
-    ) -> list[ExitTrace]:
-        return run(self.engine, self.temperatures, texts, rule, importance=importance, every_exit=every_exit, over=over)
-
-    def calibrate(self, logits: Array, *, last: int | None = None) -> Array:
-        """Probabilities from logits [E, ..., C] of E neighbouring exits: eq. 5-6 with each exit's temperature.
-
-        They end with the exit after layer `last`; without it they begin with the first.
-        """
-        end = len(logits) if last is None else last
-        return calibrated(logits, self.temperatures[end - len(logits) : end])
 
     def signature(self, text: Encoded, kind: Signature) -> Vector:
         """What stands for a text before any layer runs: [D], or for token norms [max_tokens]."""
@@ -140,7 +117,7 @@ def load_classifier(
     threads: int = 1,
     progress: Progress = lambda done, of: None,
 ) -> Classifier:
-    """The first `layers` layers of a trained classifier, adapters merged, temperatures 1.
+    """The first `layers` layers of a trained classifier, warm, adapters merged, temperatures 1.
 
     Raises:
         WrongWeights: files missing or unreadable, or adapters whose names do not fit the base.
@@ -155,8 +132,15 @@ def load_classifier(
         loaded, embeddings, tokenizer = _on_openvino(trained, layers, chosen, threads, progress)
     if max_tokens > (most := embeddings.config.positions):
         raise BadSetting(f"{trained.base} reads at most {most} tokens, the bundle says {max_tokens}")
-    ones = np.ones(layers, dtype=np.float32)
-    return Classifier(loaded, embeddings, SpecialTokens(tokenizer), max_tokens, ones)
+    classifier = Classifier(
+        engine=loaded,
+        temperatures=np.ones(layers, dtype=np.float32),
+        embeddings=embeddings,
+        tokens=SpecialTokens(tokenizer),
+        max_tokens=max_tokens,
+    )
+    classifier.warm_up()
+    return classifier
 
 
 def choice(

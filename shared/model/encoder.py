@@ -73,46 +73,70 @@ class ExitTrace:
     cut: bool = False  # it left because its time was over, not by the rule
 
 
-def run(
-    engine: Engine,
-    temperatures: Array,
-    texts: Sequence[Encoded],
-    rule: ExitRule | None,
-    *,
-    importance: bool = False,
-    every_exit: bool = False,
-    over: Callable[[list[int]], list[bool]] | None = None,
-) -> list[ExitTrace]:
-    """Run layer by layer; each text leaves where `rule` first accepts, and is not computed further.
+_NOTHING = Encoded([0], [0], [-1], [], 0, False)
 
-    Without a rule all layers run and only the last exit is evaluated, unless `every_exit`. `over` is asked between
-    layers which of the texts (by number) must leave now with the exit they have reached.
-    """
-    state = engine.start(texts, importance=importance)
-    rows = list(range(len(texts)))  # the texts still here
-    seen: list[Array] = []  # logits [rows, C] of the exits so far, for the rows still here
-    done: dict[int, ExitTrace] = {}
-    for depth in range(1, engine.layers + 1):
-        last = depth == engine.layers
-        state = engine.layer(depth - 1, state)
-        late = [False] * len(rows) if last or over is None else over(rows)
-        if not (last or rule is not None or every_exit or any(late)):
-            continue
-        newest = engine.exits(depth - 1, state)
-        seen = [*seen, newest] if rule is not None or every_exit else [newest]
-        history = np.stack(seen)  # [E, rows, C]
-        accepted = np.zeros(len(rows), dtype=bool)
-        if rule is not None and not last:
-            accepted = rule(calibrated(history, temperatures[depth - len(seen) : depth]))
-        leaves = [last or bool(is_in) or cut for is_in, cut in zip(accepted, late, strict=True)]
-        for at, row in enumerate(rows):
-            if leaves[at]:
-                cut = late[at] and not accepted[at]
-                done[row] = ExitTrace(depth, history[:, at].copy(), engine.received(state, at), cut)
-        stay = [at for at, leaving in enumerate(leaves) if not leaving]
-        if not stay:
-            break
-        if len(stay) < len(rows):
-            rows, state = [rows[at] for at in stay], engine.keep(state, stay)
-            seen = [logits[stay] for logits in seen]
-    return [done[row] for row in range(len(texts))]
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """Layers on an engine, with a temperature per exit."""
+
+    engine: Engine
+    temperatures: Array  # [E]
+
+    def run(
+        self,
+        texts: Sequence[Encoded],
+        rule: ExitRule | None,
+        *,
+        importance: bool = False,
+        every_exit: bool = False,
+        over: Callable[[list[int]], list[bool]] | None = None,
+    ) -> list[ExitTrace]:
+        """Run layer by layer; each text leaves where `rule` first accepts, and is not computed further.
+
+        Without a rule all layers run and only the last exit is evaluated, unless `every_exit`. `over` is asked between
+        layers which of the texts (by number) must leave now with the exit they have reached.
+        """
+        engine = self.engine
+        state = engine.start(texts, importance=importance)
+        rows = list(range(len(texts)))  # the texts still here
+        seen: list[Array] = []  # logits [rows, C] of the exits so far, for the rows still here
+        done: dict[int, ExitTrace] = {}
+        for depth in range(1, engine.layers + 1):
+            last = depth == engine.layers
+            state = engine.layer(depth - 1, state)
+            late = [False] * len(rows) if last or over is None else over(rows)
+            if not (last or rule is not None or every_exit or any(late)):
+                continue
+            newest = engine.exits(depth - 1, state)
+            seen = [*seen, newest] if rule is not None or every_exit else [newest]
+            history = np.stack(seen)  # [E, rows, C]
+            accepted = np.zeros(len(rows), dtype=bool)
+            if rule is not None and not last:
+                accepted = rule(self.calibrate(history, last=depth))
+            leaves = [last or bool(is_in) or cut for is_in, cut in zip(accepted, late, strict=True)]
+            for at, row in enumerate(rows):
+                if leaves[at]:
+                    cut = late[at] and not accepted[at]
+                    done[row] = ExitTrace(depth, history[:, at].copy(), engine.received(state, at), cut)
+            stay = [at for at, leaving in enumerate(leaves) if not leaving]
+            if not stay:
+                break
+            if len(stay) < len(rows):
+                rows, state = [rows[at] for at in stay], engine.keep(state, stay)
+                seen = [logits[stay] for logits in seen]
+        return [done[row] for row in range(len(texts))]
+
+    def warm_up(self, *, importance: bool = False) -> None:
+        """A first pass, over nothing: what an engine compiles, packs and prepares for it, no request waits for."""
+        state = self.engine.start([_NOTHING], importance=importance)
+        for n in range(self.engine.layers):
+            state = self.engine.layer(n, state)
+
+    def calibrate(self, logits: Array, *, last: int | None = None) -> Array:
+        """Probabilities from logits [E, ..., C] of E neighbouring exits: eq. 5-6 with each exit's temperature.
+
+        They end with the exit after layer `last`; without it they begin with the first.
+        """
+        end = len(logits) if last is None else last
+        return calibrated(logits, self.temperatures[end - len(logits) : end])

@@ -2,7 +2,7 @@
 
 Texts run one after the other, layer by layer. A product's shape moves its last bits, and int8 rounding makes these
 visible: so neither company nor padding may change it, and a text gives the same bits whatever shares its pass. Eight
-texts at once would take a tenth less time on one core, and gigabytes: the runtime keeps memory for each shape it met.
+texts at once would take a sixth less time on one core, and gigabytes: the runtime keeps memory for each shape it met.
 For the same reason a length is padded to a multiple of `PAD`; the first text of a length takes about twice its time.
 
 Layers with importance are models of their own, compiled when first asked for. Compiled models are kept beside the
@@ -59,14 +59,6 @@ class OpenVinoEngine:
         self._plain = [self._compiled(n, importance=False) for n in range(self.layers)]
         self._counted: list[Any] = [None] * self.layers
         self._biases: dict[int, Array] = {}
-        self._warm_up()
-
-    def _warm_up(self) -> None:
-        """A first pass, over nothing: the runtime packs weights and prepares a shape then, not at the first request."""
-        hidden = np.zeros((1, PAD, self._built.embeddings.config.hidden), dtype=np.float32)
-        state = [Row(PAD, self._bias(PAD, PAD), hidden, None)]
-        for n in range(self.layers):
-            state = self.layer(n, state)
 
     def enter(self) -> None:
         """Nothing to prepare: the thread count is part of what was compiled."""

@@ -6,7 +6,7 @@ A client may ask any tier. Each text passes here once, on the first tier of its 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,11 @@ class Front:
         self.states = States(path, tier.policy, self._first_state, keep=self.default_policy)
         if tier.name == order[0]:  # a deeper one may never be asked first
             self._admit(self.default_policy)
+
+    @property
+    def prunes(self) -> bool:
+        """Whether the default policy may prune what leaves this tier."""
+        return self.default_policy.prunes_at(replace(self._where, reachable=self.tier.route.reachable(None)))
 
     def _first_state(self, policy: Policy) -> State | None:
         return first_state(policy, self._where, self._bundle.pools)

@@ -64,6 +64,8 @@ def create_app(
     front = Front(
         tier, default_policy=named(settings.policy), state_dir=settings.state_dir, deadline_ms=settings.deadline_ms
     )
+    if front.prunes:  # else layers with importance would take memory that few requests need
+        model.warm_up(importance=True)
     ledger = _ledger(settings, telemetry)
     traces = traces or exporting(settings.otlp_endpoint, settings.tier)
 
@@ -101,6 +103,8 @@ def _telemetry(settings: Settings, bundle: Bundle) -> Telemetry:
 
 
 def _worker(settings: Settings, model: Classifier, clock: Callable[[], float]) -> Worker:
+    if settings.batch_texts > 1 and model.engine.name == "openvino":  # texts that join wait for each other's layers
+        log.warning("batches_gain_nothing", tier=settings.tier, engine=model.runs_on, batch_texts=settings.batch_texts)
     queue = Queue(
         limit=settings.queue_limit,
         wait_s=settings.queue_wait_ms / 1e3,

@@ -99,7 +99,9 @@ class Settings(BaseSettings):
     queue_wait_ms: float = Field(
         100.0, gt=0, le=600_000, description="requests are refused while those that wait need longer than this (ms)"
     )
-    batch_texts: int = Field(1, ge=1, description="texts of waiting requests that may join; 1: none, and best on a CPU")
+    batch_texts: int = Field(
+        1, ge=1, description="texts of waiting requests that may join; 1: none; more than 1 gains on GPUs alone"
+    )
     batch_wait_ms: float = Field(
         0.0, ge=0, le=10_000, description="how long a request that had to queue waits for others to join (ms)"
     )

@@ -4,6 +4,7 @@ import json
 
 import httpx
 import pytest
+import structlog
 
 
 def ask(caller, given, **changes):
@@ -126,3 +127,24 @@ def test_a_call_without_texts_is_a_probe_it_waits_for_the_model_and_costs_nothin
     assert samples["tierwise_request_duration_seconds_count", "probe", "none"] == 1
     assert samples["tierwise_request_duration_seconds_count", "ok", "collaborative"] == 0
     assert samples["tierwise_stage_duration_seconds_count", "infer"] == 0
+
+
+@pytest.mark.parametrize(("tier", "coefficient", "times"), [("end", 1, 1), ("end", 0, 0), ("cloud", 1, 0)])
+def test_layers_with_importance_are_compiled_at_the_start_only_where_the_default_policy_prunes(
+    serve, edge, held_classifier, tmp_path, tier, coefficient, times
+):
+    (policy := tmp_path / "policy.json").write_text(
+        json.dumps({"name": "collaborative", "pruning_coefficient": coefficient})
+    )
+    warmed = []
+    held_classifier.warm_up = lambda **options: warmed.append(options)
+    serve(tier=tier, edge=edge if tier == "end" else None, classifier=held_classifier, policy=str(policy))
+    assert warmed == [{"importance": True}] * times
+
+
+@pytest.mark.parametrize(("batch_texts", "told"), [(1, []), (8, [("end", "openvino fp32", 8)])])
+def test_a_tier_that_would_batch_on_a_cpu_says_that_it_gains_nothing(serve, batch_texts, told):
+    with structlog.testing.capture_logs() as logged:
+        serve(batch_texts=batch_texts)
+    lines = [line for line in logged if line["event"] == "batches_gain_nothing"]
+    assert [(line["tier"], line["engine"], line["batch_texts"]) for line in lines] == told

@@ -1,7 +1,7 @@
 """What a replay says is what the live tiers say: labels, tiers, exits, words, draws and confidences, bit for bit.
 
-On the tiny random bundle, 200 texts of 1 to 8 sentences, asked one at a time. With a real data set, and the bundle that
-it is for, the same comparison runs on the classifiers themselves:
+On the tiny random bundle, 200 texts of 1 to 8 sentences, asked one at a time, and several in a request beside other
+requests. With a real data set, and the bundle that it is for, the same comparison runs on the classifiers themselves:
 
     REAL_DATA=imdb.parquet REAL_POLICIES="collaborative tabi random" python -m pytest tests/system -k real_bundle -s
 """
@@ -9,6 +9,8 @@ it is for, the same comparison runs on the classifiers themselves:
 import asyncio
 import os
 import random
+import shutil
+from functools import partial
 
 import httpx
 import numpy as np
@@ -16,12 +18,17 @@ import pytest
 from rich.console import Console
 
 from lab.data.examples import Example, load
+from lab.fit.checks import folders_of
+from lab.fit.quantize import quantize_all
 from lab.policies import parse_policy
-from lab.replay.recorder import Recorders
+from lab.replay.recorder import Recorders, source_of
 from lab.replay.run import NONE
 from lab.replay.sizes import Sizes
 from lab.replay.walk import Replay
 from shared.model.bundle import load_bundle
+from shared.model.openvino_engine import capabilities
+from shared.policies.base import draw
+from tests.system.conftest import TRIANGLE
 
 ALWAYS = {"name": "collaborative", "offload_threshold": 1.0}
 POLICIES = [
@@ -46,19 +53,23 @@ POLICIES = [
     "dimee",
     {"name": "dimee", "signature": "layernorm_mean"},
     {"name": "dimee", "signature": "token_norms"},
-    {"name": "dimee", "adaptive": True},
-    {"name": "dimee", "adaptive": True, "half_life": 20.0},
     "length-quantile",
     {"name": "deebert", "entropy_threshold": 0.66},
     {"name": "pabee", "patience": 1},
     {"name": "pabee", "patience": 2, "tier": "end"},
-    {"name": "adaee", "offload_cost": 0.0},
     {"name": "adaee", "arm": 0.6},
+]
+LEARNING = [
+    {"name": "dimee", "adaptive": True},
+    {"name": "dimee", "adaptive": True, "half_life": 20.0},
+    {"name": "adaee", "offload_cost": 0.0},
 ]
 WHOLE = [
     {"name": "early-exit", "exit_threshold": 0.6},
-    {"name": "splitee", "exit_threshold": 0.55, "layer_cost": 0.01},
     {"name": "splitee", "arm": 2, "exit_threshold": 0.6},
+]
+WHOLE_LEARNING = [
+    {"name": "splitee", "exit_threshold": 0.55, "layer_cost": 0.01},
     {"name": "splitee-s", "exit_threshold": 0.55, "layer_cost": 0.01, "offload_cost": 0.02},
     {"name": "i-splitee", "layer_cost": 0.01, "offload_cost": 0.02},
 ]
@@ -78,16 +89,24 @@ def _own_cache(monkeypatch, tmp_path_factory):
 
 def ask(tiers, texts, policy, **options):
     """Live results, each text alone, under the seeds of a replay with seed 0."""
+    alone = [
+        {"inputs": text, "options": {"policy": policy, "seed": f"0-{row}"} | options} for row, text in enumerate(texts)
+    ]
+    return answers(tiers, alone, together=1)
+
+
+def answers(tiers, bodies, *, together):
+    """What the end says to requests, so many at a time: the results of all of them, in order."""
 
     async def every():
         transport = httpx.ASGITransport(tiers.apps["end"])
         async with httpx.AsyncClient(transport=transport, base_url="http://client", timeout=60) as client:
             out = []
-            for row, text in enumerate(texts):
-                body = {"inputs": text, "options": {"policy": policy, "seed": f"0-{row}", **options}}
-                answer = await client.post("/v1/classify", json=body)
-                assert answer.status_code == 200, answer.text
-                out.append(answer.json()["results"][0])
+            for at in range(0, len(bodies), together):
+                asked = [client.post("/v1/classify", json=body) for body in bodies[at : at + together]]
+                for answer in await asyncio.gather(*asked):
+                    assert answer.status_code == 200, answer.text
+                    out += answer.json()["results"]
             return out
 
     return asyncio.run(every())
@@ -153,14 +172,36 @@ def replayed(replay, run, row):
 
 def differing(tiers, replay, texts, policy):
     """Rows on which a policy's live and replayed answers differ, with both."""
-    live = [seen(result, replay.bundle.labels) for result in ask(tiers, texts, policy)]
+    return compared(replay, ask(tiers, texts, policy), policy)
+
+
+def compared(replay, results, policy):
+    """Rows on which live results differ from a replay of a policy, with both."""
     run = replay.run(replay.policy(policy))
-    ours = [replayed(replay, run, row) for row in range(len(texts))]
     assert not run.replay_only
-    return [(row, a, b) for row, (a, b) in enumerate(zip(live, ours, strict=True)) if a != b]
+    pairs = [(seen(live, replay.bundle.labels), replayed(replay, run, row)) for row, live in enumerate(results)]
+    assert len(pairs) == len(replay.examples)
+    return [(row, a, b) for row, (a, b) in enumerate(pairs) if a != b]
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def in_requests(texts):
+    """Texts as requests of 1 to 7 of them, by their seeds."""
+    pick, out = random.Random(5), {}
+    while (taken := sum(map(len, out.values()))) < len(texts):
+        out[f"request-{len(out)}"] = texts[taken : taken + pick.randint(1, 7)]
+    return out
+
+
+def differing_together(tiers, replay, texts, policy):
+    """The same for texts in requests, five of which run at a time."""
+    requests = in_requests(texts)
+    places = [(seed, index) for seed, inside in requests.items() for index in range(len(inside))]
+    replay.draws = [[draw(seed, index, tier) for seed, index in places] for tier in replay.order]
+    bodies = [{"inputs": inside, "options": {"policy": policy, "seed": seed}} for seed, inside in requests.items()]
+    return compared(replay, answers(tiers, bodies, together=5), policy)
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, *LEARNING], ids=str)
 def test_a_replay_equals_the_live_tiers(triangle, tiny_bundle, texts, policy):
     assert differing(triangle, replay(tiny_bundle, texts), texts, policy) == []
 
@@ -194,7 +235,62 @@ def test_requests_are_as_long_as_modelled_and_answers_about(triangle, tiny_bundl
     assert crossed > 5
 
 
+@pytest.fixture
+def company(build_tiers):
+    """A builder of tiers whose models take 16 texts of different requests at once."""
+    return partial(build_tiers, TRIANGLE, batch_texts=16, upstream_timeout_ms=600_000)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_so_it_does_where_texts_share_requests_and_requests_the_model(company, tiny_bundle, texts, policy):
+    assert differing_together(company(), replay(tiny_bundle, texts[:100]), texts[:100], policy) == []
+
+
 @pytest.mark.parametrize("policy", WHOLE, ids=str)
+def test_so_it_does_there_where_the_device_holds_the_whole_model(company, whole_bundle, texts, policy):
+    tiers = company(bundle=whole_bundle)
+    assert differing_together(tiers, replay(whole_bundle, texts[:100]), texts[:100], policy) == []
+
+
+@pytest.fixture(scope="module")
+def quantized_bundle(tiny_bundle, sentences, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quantized") / "tiny"
+    shutil.copytree(tiny_bundle, folder)
+    bundle = load_bundle(str(folder))
+    examples = [Example(text, None, 0) for text in sentences]
+    quantize_all(bundle, folders_of(bundle), examples, Console(quiet=True), threads=1)
+    return folder
+
+
+@pytest.mark.skipif("INT8" not in capabilities(), reason="no int8 here")
+@pytest.mark.parametrize("pruning", [0, 0.9])
+def test_so_it_does_in_int8(company, quantized_bundle, texts, monkeypatch, pruning):
+    monkeypatch.setenv("TIERWISE_PRECISION", "int8")
+    policy = ALWAYS | {"pruning_coefficient": pruning, "theta": 0.2, "patience": 1}
+    own, tiers = replay(quantized_bundle, texts[:100]), company(bundle=quantized_bundle, precision="int8")
+    assert {str(source_of(own.bundle, tier).computes) for tier in own.order} == {"openvino int8"}
+    assert differing_together(tiers, own, texts[:100], policy) == []
+
+
+def test_a_policy_that_learns_answers_a_request_with_what_it_knew_before(triangle, tiny_bundle, texts):
+    own, learns = replay(tiny_bundle, texts[:30]), {"name": "dimee", "adaptive": True}
+    own.draws = [[draw("one", index, tier) for index in range(30)] for tier in own.order]
+    results = answers(triangle, [{"inputs": texts[:30], "options": {"policy": learns, "seed": "one"}}], together=1)
+    assert compared(own, results, "dimee") == []  # which never learns
+    assert compared(own, results, learns) != []  # a replay lets it learn after every text
+
+
+@pytest.mark.parametrize("policy", ["collaborative", "cloud-only", "random", "dimee"])
+def test_a_request_is_refused_for_the_very_texts_that_a_replay_has_no_answer_for(triangle, tiny_bundle, texts, policy):
+    some = [*texts[:3], "\u200b", *texts[3:6], " \u200b\u200b", texts[6]]
+    run = (own := replay(tiny_bundle, some)).run(own.policy(policy))
+    assert np.flatnonzero(run.label == NONE).tolist() == [3, 7]
+    refused = asyncio.run(triangle.ask(some, policy=policy))
+    assert refused.status_code == 422
+    assert refused.json()["detail"].endswith("in input 3, 7")
+
+
+@pytest.mark.parametrize("policy", [*WHOLE, *WHOLE_LEARNING], ids=str)
 def test_so_it_does_where_the_device_holds_the_whole_model(whole, whole_bundle, texts, policy):
     assert differing(whole, replay(whole_bundle, texts), texts, policy) == []
 

@@ -14,7 +14,7 @@ from shared.errors import BadSetting, WrongWeights
 from shared.model.base import NAMES, Checkpoint, check_factors, merge_adapters, read_config, read_layer
 from shared.model.calibration import calibrated
 from shared.model.classifier import load_classifier, precision_of
-from shared.model.encoder import run
+from shared.model.encoder import Encoder
 from shared.model.tokens import SpecialTokens
 from shared.model.torch_engine import MultiExitEncoder, TorchEngine, load_base, save_classifier
 
@@ -94,7 +94,7 @@ def test_adapters_that_do_not_fit_their_base_are_refused(tmp_path, tiny_base, ba
 
 @pytest.fixture(params=["bert", "roberta", "mpnet"])
 def saved(request, tmp_path, tiny_base, base_on_disk):
-    """A classifier's folder, and the engine that must come back: base, merged factors and heads, rounded to fp16."""
+    """A classifier's folder, and the encoder that must come back: base, merged factors and heads, rounded to fp16."""
     family = request.param
     base, tokenizer = tiny_base(family, 3)
     name = QUERY.get(family, QUERY["bert"])
@@ -106,7 +106,8 @@ def saved(request, tmp_path, tiny_base, base_on_disk):
     save_classifier(tmp_path / "net", {f"{name}.A": a, f"{name}.B": b}, encoder, meta)
     base.get_submodule(name).weight.data += 2.0 * b.half().float() @ a.half().float()
     encoder.heads.load_state_dict({key: value.half().float() for key, value in encoder.heads.state_dict().items()})
-    return tmp_path / "net", TorchEngine(encoder, SpecialTokens(tokenizer).pad_id)
+    engine = TorchEngine(encoder, SpecialTokens(tokenizer).pad_id)
+    return tmp_path / "net", Encoder(engine=engine, temperatures=np.ones(3))
 
 
 def loaded(folder, *, layers=3, engine="openvino", **options):
@@ -121,7 +122,7 @@ def test_a_saved_classifier_or_its_first_layers_come_back(saved, sentences, engi
     classifier = loaded(folder, layers=layers, engine=engine)
     texts = [classifier.encode(text) for text in sentences]
     ours = classifier.run(texts, None, every_exit=True)
-    theirs = run(expected, np.ones(3), texts, None, every_exit=True)
+    theirs = expected.run(texts, None, every_exit=True)
     for trace, same in zip(ours, theirs, strict=True):
         assert trace.exit_layer == layers
         assert trace.logits == pytest.approx(same.logits[:layers], abs=1e-4)
@@ -151,7 +152,7 @@ def test_on_a_gpu_layers_are_bf16_and_answers_stay_close(saved, sentences):
     classifier = load_classifier(folder, layers=3, max_tokens=48, device="cuda")
     assert classifier.runs_on == "torch bf16"
     texts = [classifier.encode(text) for text in sentences]
-    for a, b in zip(classifier.run(texts, None), run(expected, np.ones(3), texts, None), strict=True):
+    for a, b in zip(classifier.run(texts, None), expected.run(texts, None), strict=True):
         assert np.abs(calibrated(a.logits, 1.0) - calibrated(b.logits, 1.0)).max() < 0.1
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModel, DistilBertConfig
 from shared.errors import BadSetting
 from shared.model.calibration import calibrated
 from shared.model.classifier import read_trained
-from shared.model.encoder import run
+from shared.model.encoder import Encoder
 from shared.model.exits import Confidence, Entropy, Patience, Similarity
 from shared.model.tokens import SpecialTokens
 from shared.model.torch_engine import MultiExitEncoder, TorchEngine, batch, load_base, load_encoder
@@ -104,7 +104,7 @@ def check_parity(model, tokens, texts):
     engine = TorchEngine(encoder, tokens.pad_id)
     for importance in (False, True):  # two kernels
         calls = watched(encoder)
-        traces = run(engine, np.ones(len(hidden)), texts, None, importance=importance)
+        traces = Encoder(engine=engine, temperatures=np.ones(len(hidden))).run(texts, None, importance=importance)
         ours = torch.stack([output for _, output in calls])
         assert ours.shape == hidden.shape
         assert (ours - hidden)[:, real].abs().max() < TOLERANCE

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +13,7 @@ from lab.data.examples import Example
 from lab.fit.quantize import quantize
 from shared.model.base import read_config
 from shared.model.classifier import load_classifier, read_trained
+from shared.model.encoder import ExitTrace
 from shared.model.exits import Confidence
 from shared.model.openvino_engine import PAD, capabilities, padded
 
@@ -105,7 +107,39 @@ def test_a_second_engine_gives_the_same_bits(folder, classifier, texts, alone):
     assert [bits(trace) for trace in traces] == [bits(trace) for trace in alone[True]]
 
 
-def test_threads_are_those_asked_for_and_stay_exact(folder, classifier, texts):
+def test_once_it_is_warm_a_pass_compiles_nothing(folder, texts, monkeypatch):
+    classifier = load_classifier(folder, layers=4, max_tokens=64, engine="openvino", precision="fp32", device="cpu")
+    compiled = []
+    monkeypatch.setattr(classifier.engine, "_compiled", lambda n, importance: compiled.append(n))
+    classifier.run(texts[:1], None)
+    assert compiled == []
+    with pytest.raises(AttributeError):  # of the layer that is not there
+        classifier.run(texts[:1], None, importance=True)
+    assert compiled == [0]
+    monkeypatch.undo()
+    classifier.warm_up(importance=True)
+    monkeypatch.setattr(classifier.engine, "_compiled", lambda n, importance: compiled.append(n))
+    classifier.run(texts[:1], None, importance=True)
+    assert compiled == [0]
+
+
+@pytest.mark.parametrize("importance", [False, True])
+def test_what_stands_in_the_padding_changes_no_bit(classifier, texts, alone, importance):
+    engine, noise = classifier.engine, np.random.default_rng(0)
+    at, text = next((at, text) for at, text in enumerate(texts) if len(text.ids) % PAD)
+    (row,) = engine.start([text], importance=importance)
+    hidden = row.hidden.copy()
+    hidden[0, row.tokens :] = noise.normal(size=hidden[0, row.tokens :].shape)
+    state, logits = [replace(row, hidden=hidden)], []
+    for n in range(engine.layers):
+        state = engine.layer(n, state)
+        logits.append(engine.exits(n, state)[0])
+    received = engine.received(state, 0)
+    assert bits(ExitTrace(engine.layers, np.stack(logits), received)) == bits(alone[importance][at])
+
+
+@pytest.mark.parametrize("importance", [False, True])
+def test_threads_are_those_asked_for_and_stay_exact(folder, classifier, texts, importance):
     two = load_classifier(
         folder,
         layers=4,
@@ -115,8 +149,9 @@ def test_threads_are_those_asked_for_and_stay_exact(folder, classifier, texts):
         device="cpu",
         threads=2,
     )
-    together = two.run(texts, None, every_exit=True)
-    assert [bits(trace) for trace in together] == [bits(two.run([text], None, every_exit=True)[0]) for text in texts]
+    options = {"importance": importance, "every_exit": True}
+    together = two.run(texts, None, **options)
+    assert [bits(trace) for trace in together] == [bits(two.run([text], None, **options)[0]) for text in texts]
 
 
 def test_a_coarser_precision_stays_close_to_the_reference(folder, classifier, texts, alone):
