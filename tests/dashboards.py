@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+import yaml
 
 from shared.errors import TierwiseError
 from shared.links.clients import Client
 
 FOLDER = Path(__file__).resolve().parents[1] / "deploy" / "grafana" / "dashboards"
+ALERTS = FOLDER.parents[1] / "prometheus" / "alerts.yml"
 STEP_S = 5
 CHOSEN = {  # what Grafana would fill in: all tiers, policies and links, the last quarter of an hour
     "tier": ".*",
@@ -49,6 +51,13 @@ def queries() -> Iterator[Query]:
         for panel in dashboard["panels"]:
             for target in panel["targets"]:
                 yield Query(name, panel["title"], filled(target["expr"]))
+
+
+def alerts() -> Iterator[Query]:
+    """What each alert asks."""
+    for group in yaml.safe_load(ALERTS.read_text())["groups"]:
+        for rule in group["rules"]:
+            yield Query("alerts", rule["alert"], rule["expr"])
 
 
 def filled(expression: str) -> str:

@@ -10,7 +10,7 @@ from threading import Thread
 import pytest
 
 from shared.telemetry import Telemetry
-from tests.dashboards import FOLDER, NoPrometheus, check, filled, queries
+from tests.dashboards import FOLDER, NoPrometheus, alerts, check, filled, queries
 
 GENERATOR = FOLDER.parent / "make_dashboards.py"
 DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in FOLDER.glob("*.json")}
@@ -76,7 +76,7 @@ def test_a_panel_is_a_question_with_a_unit(panel):
     assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
 
 
-@pytest.mark.parametrize("query", list(queries()), ids=lambda query: f"{query.dashboard}: {query.panel}")
+@pytest.mark.parametrize("query", [*queries(), *alerts()], ids=lambda query: f"{query.dashboard}: {query.panel}")
 def test_every_query_asks_for_metrics_and_labels_that_exist(query):
     metrics = exported()
     words = re.sub(r'"[^"]*"', "", query.expression)  # without label values
