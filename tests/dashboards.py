@@ -23,6 +23,7 @@ CHOSEN = {  # what Grafana would fill in: all tiers, policies and links, the las
     "tier": ".*",
     "policy": ".*",
     "link": ".*",
+    "instance": ".*",
     "__rate_interval": "17s",
     "__range": "15m",
 }
@@ -44,6 +45,8 @@ def queries() -> Iterator[Query]:
     """Those of every panel, annotation and variable."""
     for name, dashboard in _dashboards().items():
         for variable in dashboard["templating"]["list"]:
+            if variable["type"] == "datasource":  # the Prometheus that is asked
+                continue
             _, metric, label = re.findall(r"\w+", variable["definition"])  # label_values(metric, label)
             yield Query(name, f"${variable['name']}", f'count by ({label}) ({metric}{{{label}!=""}})')
         for annotation in dashboard["annotations"]["list"]:
