@@ -27,7 +27,15 @@ ELSEWHERE = {
     f"{PREFIX}{name}"
     for name in (
         *("CACHE_DIR", "BIND", "BUILD", "DASHBOARDS", "HEALTH_INTERVAL", "TIER_KEY", "DOOR_KEY", "PROMETHEUS_PORT"),
-        *("GRAFANA_PORT", "PROMETHEUS_MEMORY", "GRAFANA_MEMORY", "LAB_MEMORY", "GPU_MEMORY"),
+        *(
+            "GRAFANA_PORT",
+            "PROMETHEUS_KEEP",
+            "PROMETHEUS_DISK",
+            "PROMETHEUS_MEMORY",
+            "GRAFANA_MEMORY",
+            "LAB_MEMORY",
+            "GPU_MEMORY",
+        ),
         *("END_EDGE", "END_CLOUD", "EDGE_CLOUD", "EDGE_BIND", "CLOUD_BIND", "END_UPSTREAMS", "EDGE_UPSTREAMS"),
         *(f"{tier}_{what}" for tier in ("END", "EDGE", "CLOUD") for what in ("CPUS", "CPUSET", "MEMORY", "THREADS")),
     )
