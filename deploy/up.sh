@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Bring the containers up, wait until they are healthy, and say where to look.
+# Say what is chosen, bring the containers up, wait until they are healthy, and say where to look.
 # TIERWISE_DASHBOARDS=0 leaves Grafana out. TIERWISE_BUILD=0 takes the images as they are. TIERWISE_LINKS=simulated or none does without a kernel that can shape.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,6 +15,7 @@ services:
       separator: ${COMPOSE_PATH_SEPARATOR:-:}
       build: ${TIERWISE_BUILD:-1}
       links: ${TIERWISE_LINKS:-netem}
+      bundle: ${TIERWISE_BUNDLE:-collaborative}
       dashboards: ${TIERWISE_DASHBOARDS:-1}
       bind: ${TIERWISE_BIND:-127.0.0.1:8080}
       prometheus: ${TIERWISE_PROMETHEUS_PORT:-9090}
@@ -22,7 +23,7 @@ services:
 MODEL
 )
 value() { sed -nE "s/^ *\"$1\": \"(.*)\",?\$/\1/p" <<<"$settings"; }
-files=$(value files) bind=$(value bind) dashboards=$(value dashboards)
+files=$(value files) bind=$(value bind) dashboards=$(value dashboards) links=$(value links)
 [[ $bind == *:* ]] || bind=127.0.0.1:$bind
 if docker info --format '{{json .Runtimes}}' | grep -q '"nvidia"'; then
   separator=$(value separator)
@@ -32,13 +33,22 @@ if docker info --format '{{json .Runtimes}}' | grep -q '"nvidia"'; then
   fi
   files+=${separator}deploy/compose.gpu.yml
   export COMPOSE_FILE=$files
-  echo "NVIDIA runtime found: tiers run on the GPU, with torch's CUDA build (gigabytes; \`make gpu\` tests it there)"
+  processor="GPU (Docker has an NVIDIA runtime: deploy/compose.gpu.yml is added)"
 else
-  echo "no NVIDIA runtime: tiers run on the CPU, with OpenVINO"
+  processor="CPU (Docker has no NVIDIA runtime)"
 fi
+case $links in
+  netem) shaped="netem (the kernel shapes them; TIERWISE_LINKS=simulated does without)" ;;
+  simulated) shaped="simulated (in the tiers; the kernel shapes nothing)" ;;
+  *) shaped="$links (as they are; nothing is shaped)" ;;
+esac
+echo "Bundle      $(value bundle)"
+echo "Processor   $processor"
+echo "Links       $shaped"
+[ "$dashboards" = 0 ] && echo "Grafana     no (TIERWISE_DASHBOARDS=0)" || echo "Grafana     yes (TIERWISE_DASHBOARDS=0 leaves it out)"
 
 [ "$(value build)" = 0 ] || docker compose build end edge cloud end-shaper
-if [ "$(value links)" = netem ]; then  # say it now: a tier without shape must not start
+if [ "$links" = netem ]; then  # say it now: a tier without shape must not start
   docker run --rm --network none --cap-drop ALL --cap-add NET_ADMIN tierwise-shaper python -m services.shaper --check
 fi
 services=(end edge cloud prometheus)

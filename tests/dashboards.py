@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+import yaml
 
 from shared.errors import TierwiseError
 from shared.links.clients import Client
 
 FOLDER = Path(__file__).resolve().parents[1] / "deploy" / "grafana" / "dashboards"
+ALERTS = FOLDER.parents[1] / "prometheus" / "alerts.yml"
 STEP_S = 5
 CHOSEN = {  # what Grafana would fill in: all tiers, policies and links, the last quarter of an hour
     "tier": ".*",
     "policy": ".*",
     "link": ".*",
+    "instance": ".*",
     "__rate_interval": "17s",
     "__range": "15m",
 }
@@ -42,6 +45,8 @@ def queries() -> Iterator[Query]:
     """Those of every panel, annotation and variable."""
     for name, dashboard in _dashboards().items():
         for variable in dashboard["templating"]["list"]:
+            if variable["type"] == "datasource":  # the Prometheus that is asked
+                continue
             _, metric, label = re.findall(r"\w+", variable["definition"])  # label_values(metric, label)
             yield Query(name, f"${variable['name']}", f'count by ({label}) ({metric}{{{label}!=""}})')
         for annotation in dashboard["annotations"]["list"]:
@@ -49,6 +54,13 @@ def queries() -> Iterator[Query]:
         for panel in dashboard["panels"]:
             for target in panel["targets"]:
                 yield Query(name, panel["title"], filled(target["expr"]))
+
+
+def alerts() -> Iterator[Query]:
+    """What each alert asks."""
+    for group in yaml.safe_load(ALERTS.read_text())["groups"]:
+        for rule in group["rules"]:
+            yield Query("alerts", rule["alert"], rule["expr"])
 
 
 def filled(expression: str) -> str:

@@ -1,12 +1,14 @@
 """Write dashboards/*.json from questions.yaml, or with `--check` say whether they still fit.
 
 questions.yaml holds what a reader of the dashboards cares about: questions, units, queries. Here is what Grafana needs
-besides: where a panel stands, and how it is drawn. Only Grafana's own panel types; Grafana 11 and later.
+besides: where a panel stands, how it is drawn, and the choices of data source and instance that hold for every query.
+Only Grafana's own panel types; Grafana 11 and later.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,11 @@ import yaml
 
 QUESTIONS = Path(__file__).with_name("questions.yaml")
 FOLDER = Path(__file__).with_name("dashboards")
-SOURCE = {"type": "prometheus", "uid": "prometheus"}
+SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+SHIPPED = {
+    "text": "Prometheus",
+    "value": "prometheus",
+}  # the one that provisioning/ makes; first where there is another
 STEP = "15s"  # least time between points; a rate then covers 17 s
 HEIGHT, WIDTH = 8, 24  # of a panel, of the grid
 CHANGES = {
@@ -24,7 +30,7 @@ CHANGES = {
     "datasource": SOURCE,
     "enable": True,
     "iconColor": "orange",
-    "expr": "sum by (link, kind) (increase(tierwise_link_changes_total[10s]))",
+    "expr": 'sum by (link, kind) (increase(tierwise_link_changes_total{instance=~"$instance"}[10s]))',
     "step": "10s",  # as long as the window: every change is one mark
     "titleFormat": "{{link}} {{kind}}",
 }
@@ -76,17 +82,47 @@ KINDS = {  # how a panel draws its queries: Grafana's type of panel, its options
 }
 
 
+UNITS = {  # Grafana's word -> a reader's; a suffix says itself what it counts
+    "s": "seconds",
+    "short": "a number",
+    "bytes": "bytes",
+    "Bps": "bytes per second",
+    "bps": "bits per second",
+    "reqps": "requests per second",
+    "percentunit": "a share of 100 %",
+    "bool_yes_no": "yes or no",
+}
+
+
 @dataclass(frozen=True)
 class Panel:
     """One entry of questions.yaml, which says what the keys mean; one that is not known is refused."""
 
     question: str
+    about: str
+    bad: str
     unit: str
     queries: dict[str, str]
     draw: str = "lines"
-    about: str = ""
     width: int = 12
     each: str = ""
+
+    @property
+    def description(self) -> str:
+        """What it shows, in which unit, and what to do when it is bad."""
+        suffix = self.unit.removeprefix("suffix: ").replace("/s", " per second")
+        return f"{self.about}\n\nUnit: {UNITS.get(self.unit, suffix)}.\n\nWhen it is bad: {self.bad}"
+
+
+def of_instance(expression: str) -> str:
+    """A query held to the instances that are chosen.
+
+    >>> of_instance('sum by (tier) (rate(tierwise_words_total{tier=~"$tier"}[5m])) + up')
+    'sum by (tier) (rate(tierwise_words_total{tier=~"$tier", instance=~"$instance"}[5m])) + up{instance=~"$instance"}'
+    """
+    chosen = 'instance=~"$instance"'
+    metric = r"\b(tierwise_\w+|process_\w+|up)\b(?:\{([^}]*)\})?"
+    return re.sub(metric, lambda found: f"{found[1]}{{{', '.join(filter(None, (found[2], chosen)))}}}", expression)
 
 
 def targets(panel: Panel) -> list[Json]:
@@ -99,7 +135,7 @@ def targets(panel: Panel) -> list[Json]:
                 {
                     "refId": "ABC"[len(out)],
                     "datasource": SOURCE,
-                    "expr": expression.replace("QQ", q),
+                    "expr": of_instance(expression).replace("QQ", q),
                     "legendFormat": legend.replace("QQ", q),
                     "format": form,
                     "range": True,
@@ -121,7 +157,7 @@ def panels(questions: list[Json]) -> list[Json]:
                 "id": number,
                 "type": kind,
                 "title": panel.question,
-                "description": panel.about,
+                "description": panel.description,
                 "datasource": SOURCE,
                 "gridPos": {"x": x, "y": y, "w": panel.width, "h": HEIGHT},
                 "interval": STEP,
@@ -155,6 +191,12 @@ def variable(name: str, query: str) -> Json:
     }
 
 
+def choices(dashboard: Json, queries: dict[str, str]) -> list[Json]:
+    """All choices of a dashboard: first where its numbers come from, last which instances."""
+    source = {"name": "datasource", "type": "datasource", "query": "prometheus", "current": SHIPPED}
+    return [source, *(variable(name, queries[name]) for name in (*dashboard["variables"], "instance"))]
+
+
 def files() -> dict[str, str]:
     """Every file's name and text: a dashboard as Grafana reads it."""
     questions = yaml.safe_load(QUESTIONS.read_text())
@@ -172,7 +214,7 @@ def files() -> dict[str, str]:
             "time": {"from": "now-15m", "to": "now"},
             "links": [{"type": "dashboards", "tags": ["tierwise"], "title": "", "keepTime": True, "includeVars": True}],
             "annotations": {"list": [CHANGES] if dashboard.get("marks") == CHANGES["name"] else []},
-            "templating": {"list": [variable(name, questions["variables"][name]) for name in dashboard["variables"]]},
+            "templating": {"list": choices(dashboard, questions["variables"])},
             "panels": panels(dashboard["panels"]),
         }
         out[f"{title.lower()}.json"] = json.dumps(document, indent=1) + "\n"

@@ -53,13 +53,28 @@ class Front:
         self._bundle, self._telemetry = tier.bundle, tier.telemetry
         self._ensemble = tier.bundle.card.ensemble()
         self._skew_logged: set[tuple[str, str]] = set()  # tiers and their cards, other than this tier's
-        self.default_policy = tier.policy(default_policy)
+        policy = self.default_policy = tier.policy(default_policy)
         order = tier.bundle.order
         self._where = Where(tier.name, order[order.index(tier.name) + 1 :], tier.sizes)
         path = None if state_dir is None else state_dir / f"{tier.name}-{tier.bundle.digest[:12]}.json"
-        self.states = States(path, tier.policy, self._first_state, keep=self.default_policy)
-        if tier.name == order[0]:  # a deeper one may never be asked first
-            self._admit(self.default_policy)
+        self.states = States(path, tier.policy, self._first_state, keep=policy)
+        self._check(policy)
+
+    def use(self, default_policy: str | Mapping[str, Any]) -> None:
+        """Decide by another default policy from the next request on.
+
+        Raises:
+            UnknownPolicy: it does not exist, or the bundle lacks what it needs; the policy in force stays.
+        """
+        policy = self.tier.policy(default_policy)
+        self._check(policy)
+        self.default_policy = policy
+        self.states.keep(policy)
+
+    def _check(self, policy: Policy) -> None:
+        """Whether the first tier can decide by it; a deeper one may never be asked first."""
+        if self.tier.name == self._bundle.order[0]:
+            self._admit(policy)
 
     @property
     def prunes(self) -> bool:

@@ -51,7 +51,7 @@ class States:
         keep: Policy | None = None,
     ) -> None:
         self.path, self._fresh, self._build = path, fresh, build
-        self._keep = None if keep is None else _key(keep)
+        self._kept = None if keep is None else _key(keep)
         self._states: dict[str, State] = {}  # a state is replaced, never changed
         self._encoded: dict[str, tuple[State, str]] = {}  # of the last write: most states are as they were
         self._writer = Background("states", limit=2)  # one that writes, one that looks for later changes
@@ -60,6 +60,10 @@ class States:
             self._latest = self._saved = self._states = self._read(path)
             self._write(self._states)  # a folder that cannot be written to is an error now, not after the first answer
             _clear(path.parent)
+
+    def keep(self, policy: Policy) -> None:
+        """From now on it is the state of this policy that never goes."""
+        self._kept = _key(policy)
 
     def of(self, policy: Policy) -> State | None:
         """The state of a policy: what it learned, else its first one (raises as `Learner.initial_state`)."""
@@ -82,7 +86,7 @@ class States:
             return
         self._states[_key(policy)] = state
         while len(self._states) > LIMIT:
-            self._states.pop(next(key for key in self._states if key != self._keep))
+            self._states.pop(next(key for key in self._states if key != self._kept))
         if self.path is not None:
             self._latest = dict(self._states)
             self._writer.put(self._save)  # refused if one has yet to begin: that one will write this change too

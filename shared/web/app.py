@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 
 import httpx
 import structlog
@@ -32,6 +33,7 @@ from shared.policies import named, names
 from shared.telemetry import Telemetry
 from shared.web.guard import Keys, read_keys
 from shared.web.ledger import Ledger
+from shared.web.reload import load_policy
 from shared.web.settings import Settings
 from shared.web.surface import Surface
 from shared.web.tracing import Traces, exporting
@@ -87,6 +89,7 @@ def create_app(
     app = FastAPI(title=f"Tierwise {settings.tier}", version=__version__, lifespan=lifespan, redirect_slashes=False)
     app.state.draining = False
     app.state.tier, app.state.front, app.state.ledger = tier, front, ledger
+    app.state.reload = partial(load_policy, front, settings.policy)
     Surface(app, settings, keys, model, front, ledger, traces).add_routes()
     return app
 

@@ -48,6 +48,7 @@ class Server(uvicorn.Server):
             )
         )
         self._app, self._drain_s, self._since = app, drain_s, math.inf
+        self._reload = False
         self.servers: list[asyncio.base_events.Server] = []  # uvicorn's, not used
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -80,9 +81,16 @@ class Server(uvicorn.Server):
         if not self._app.state.draining:
             self._app.state.draining, self._since = True, time.monotonic()
 
+    def reload(self) -> None:
+        """Load the policy again, soon: on the loop, where no request is between two of its steps."""
+        self._reload = True
+
     async def on_tick(self, counter: int) -> bool:
         if await super().on_tick(counter):
             return True
+        if self._reload:
+            self._reload = False
+            self._app.state.reload()
         waited = time.monotonic() - self._since
         if waited >= self._drain_s:
             self.config.timeout_graceful_shutdown = 0

@@ -1,4 +1,5 @@
 """Run one tier as a process: settings from the environment, JSON logs, one server, a clean stop on SIGTERM.
+SIGHUP loads the policy again (`reload.py`).
 
 `services/end`, `edge` and `cloud` serve their roles with it; run as a module, it serves tiers of other names.
 """
@@ -31,6 +32,7 @@ def serve(role: Role | None = None) -> None:
     lines = standard_error()
     for stop in (signal.SIGTERM, signal.SIGINT):  # until the server takes them over there is nothing to drain
         signal.signal(stop, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing is loaded yet that could be loaded again
     end_with_parent()
     try:
         status = _serve(role, lines)
@@ -64,6 +66,7 @@ def _serve(role: Role, lines: Lines) -> int:
     gc.freeze()
     gc.enable()
     server = Server(app, host=settings.host, port=settings.port, drain_s=settings.drain_s)
+    signal.signal(signal.SIGHUP, lambda *_: server.reload())
     server.run()
     repeats.roll(now=True)
     return 0 if server.started else 3

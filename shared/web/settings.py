@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import os
 import re
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,15 +21,25 @@ from shared.links.profile import Backend, profile
 from shared.model.encoder import EngineName, PrecisionName
 
 PREFIX = "TIERWISE_"
-# Read elsewhere (shared/model/weights.py, the containers' files), so not unknown here.
-_OTHER = {
+# Read elsewhere (shared/model/weights.py, the containers' files), so not unknown here. Only these: a name of this kind
+# with a typing error would otherwise count for nothing, and nobody would know.
+ELSEWHERE = {
     f"{PREFIX}{name}"
     for name in (
         *("CACHE_DIR", "BIND", "BUILD", "DASHBOARDS", "HEALTH_INTERVAL", "TIER_KEY", "DOOR_KEY", "PROMETHEUS_PORT"),
-        *("GRAFANA_PORT", "PROMETHEUS_MEMORY", "GRAFANA_MEMORY", "LAB_MEMORY", "GPU_MEMORY"),
+        *(
+            "GRAFANA_PORT",
+            "PROMETHEUS_KEEP",
+            "PROMETHEUS_DISK",
+            "PROMETHEUS_MEMORY",
+            "GRAFANA_MEMORY",
+            "LAB_MEMORY",
+            "GPU_MEMORY",
+        ),
+        *("END_EDGE", "END_CLOUD", "EDGE_CLOUD", "EDGE_BIND", "CLOUD_BIND", "END_UPSTREAMS", "EDGE_UPSTREAMS"),
+        *(f"{tier}_{what}" for tier in ("END", "EDGE", "CLOUD") for what in ("CPUS", "CPUSET", "MEMORY", "THREADS")),
     )
 }
-_OF_A_TIER = re.compile(rf"{PREFIX}[A-Z]+_(BIND|CPUS|CPUSET|MEMORY|THREADS|UPSTREAMS|EDGE|CLOUD)")  # for Compose
 _PASSWORD = re.compile(r"://.*@", re.DOTALL)
 
 
@@ -219,6 +230,13 @@ def unread_env_file() -> str | None:
     return f".env is for containers and is not read here: {', '.join(unread[:3])}{more} must be exported to count"
 
 
+def _hinted(unknown: Iterable[str], known: Iterable[str]) -> Iterator[str]:
+    """Each unknown variable, with the known one that was probably meant."""
+    for name in unknown:
+        near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.85)
+        yield f"{name} (did you mean {near[0]}?)" if near else name
+
+
 def _environment() -> dict[str, str]:
     """The `TIERWISE_*` variables.
 
@@ -226,9 +244,9 @@ def _environment() -> dict[str, str]:
         BadSetting: one that no tier and no container reads, or one with a password in a URL, which is not shown.
     """
     ours = {key: value for key, value in os.environ.items() if key.startswith(PREFIX)}
-    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | _OTHER
-    if unknown := sorted(key for key in ours if key not in known and not _OF_A_TIER.fullmatch(key)):
-        raise BadSetting(f"unknown setting {', '.join(unknown)}: see `tierwise print-config`")
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | ELSEWHERE
+    if unknown := sorted(ours.keys() - known):
+        raise BadSetting(f"unknown setting {', '.join(_hinted(unknown, known))}: see `tierwise print-config`")
     for key, value in ours.items():
         if _PASSWORD.search(value):
             raise BadSetting(f"{key}: {fault_of(value)}")

@@ -241,6 +241,7 @@ class Surface:
         if isinstance(parsed, dict) and isinstance(inputs := parsed.get("inputs"), list):
             self._check_count(inputs)
         request = validate(ClassifyRequest, parsed)
+        spec = request.options.policy or name_of(self.front.default_policy)  # now: another may be loaded meanwhile
         answered = await self.front.classify(request, request_id, headers)
         results, total_s = answered.results, time.perf_counter() - started
         timings: dict[AnswerTiming, float] = {"ensemble": _ms(answered.ensemble_s), "total": _ms(total_s)}
@@ -249,7 +250,6 @@ class Surface:
             self.ledger.add(request, answer, spec_of(answered.policy))
         stages = [*results[0].hops[0].timings_ms.items(), *timings.items()]
         timing = ", ".join(f"{stage};dur={ms}" for stage, ms in dict(stages).items())
-        spec = request.options.policy or name_of(self.front.default_policy)
         policy = spec if isinstance(spec, str) else spec["name"]
         return _Done(answer, policy, timing, _facts(results))
 

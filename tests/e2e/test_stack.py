@@ -34,6 +34,17 @@ def test_a_request_is_answered_at_each_tier(ask, tier):
         assert (link["from"], link["to"], link["backend"], link["profile"]) == ("end", tier, backend(), expected)
 
 
+def test_sighup_makes_a_container_load_its_policy_again_and_restarts_nothing():
+    since = time.time()
+    before = container("end").attrs["State"]["StartedAt"]
+    assert container("end").exec_run(["sh", "-c", "kill -HUP 1"]).exit_code == 0
+    until = time.monotonic() + 30
+    while b'"event": "policy_loaded"' not in container("end").logs(since=since):
+        assert time.monotonic() < until
+        time.sleep(0.5)
+    assert container("end").attrs["State"]["StartedAt"] == before
+
+
 def test_the_cascade_goes_through_all_three(ask):
     result = ask(REVIEWS[7], policy={"name": "collaborative", "offload_threshold": 1.0})["results"][0]
     assert [hop["tier"] for hop in result["hops"]] == list(TIERS)

@@ -16,12 +16,12 @@ from rich.console import Console
 
 from lab.live.client import classify
 from lab.live.stack import Layout, free_ports, running
-from tests.dashboards import FOLDER, check
+from tests.dashboards import ALERTS, alerts, check
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")), reason="prometheus and promtool are not on the PATH"
 )
-CONFIG = FOLDER.parents[1] / "prometheus" / "prometheus.yml"
+CONFIG = ALERTS.with_name("prometheus.yml")
 LINKS = {"end": {"end-edge": "up", "end-cloud": "up"}, "edge": {"end-edge": "down", "edge-cloud": "up"}}
 LINKS["cloud"] = {"end-cloud": "down", "edge-cloud": "down"}
 
@@ -76,6 +76,7 @@ def prometheus(tmp_path_factory, ports):
         text = text.replace(f"{tier}-metrics:9100", f"127.0.0.1:{ports + 3 + index}")
     assert "metrics:" not in text
     (folder / "prometheus.yml").write_text(text)
+    shutil.copy(ALERTS, folder)
     address = f"127.0.0.1:{ports + 6}"
     options = {"config.file": folder / "prometheus.yml", "storage.tsdb.path": folder, "web.listen-address": address}
     with (folder / "log").open("wb") as log:
@@ -104,6 +105,16 @@ def test_every_query_of_every_dashboard_has_data(tiers, shapers, prometheus, sen
         time.sleep(2.5)  # longer than the time between two scrapes
         failures = check(prometheus, minutes=1)
     assert failures == []
+
+
+def test_every_alert_is_loaded_and_can_be_asked(tiers, prometheus):
+    deadline = time.monotonic() + 60
+    health = {"nothing yet": "unknown"}
+    while "unknown" in health.values() and time.monotonic() < deadline:  # they are evaluated every 15 s
+        time.sleep(1)
+        groups = httpx.get(f"{prometheus}/api/v1/rules").json()["data"]["groups"]
+        health = {rule["name"]: rule["health"] for group in groups for rule in group["rules"]}
+    assert health == {alert.panel: "ok" for alert in alerts()}
 
 
 def test_promtool_finds_nothing_wrong_with_any_tiers_metrics(tiers):

@@ -71,6 +71,42 @@ def test_a_limit_can_be_set_for_each_tier(services, monkeypatch):
     load_settings(role_of("end"))
 
 
+def test_a_tier_may_take_about_twice_what_it_took_under_the_largest_requests(services):
+    """The table in docs/operate.md is that of `python -m tests.load.memory`."""
+    rows = [
+        row.split("|")[2:5] for row in (ROOT / "docs/operate.md").read_text().splitlines() if "MB, 64 at once" in row
+    ]
+    (most,) = [dict(zip(TIERS, map(float, row), strict=True)) for row in rows]
+    for tier, service in services().items():
+        if tier in TIERS:
+            assert 1.5 < int(service["mem_limit"]) / 1e6 / most[tier] < 3, tier
+
+
+def test_what_prometheus_keeps_is_bounded_in_time_and_in_bytes(services):
+    command = services()["prometheus"]["command"]
+    assert "--storage.tsdb.retention.time=15d" in command
+    assert "--storage.tsdb.retention.size=2GB" in command
+    assert "--config.file=/etc/prometheus/prometheus.yml" in command  # a command replaces the image's own
+    chosen = services(TIERWISE_PROMETHEUS_KEEP="90d", TIERWISE_PROMETHEUS_DISK="20GB")["prometheus"]["command"]
+    assert {"--storage.tsdb.retention.time=90d", "--storage.tsdb.retention.size=20GB"} < set(chosen)
+
+
+def test_prometheus_finds_its_alerts_beside_its_configuration(services):
+    mounts = {mount["target"]: mount for mount in services()["prometheus"]["volumes"]}
+    folder = Path(mounts["/etc/prometheus"]["source"])
+    assert (folder / "prometheus.yml").is_file()
+    assert (folder / "alerts.yml").is_file()
+    assert mounts["/etc/prometheus"]["read_only"]
+
+
+def test_all_logs_of_a_stack_are_bounded_to_a_gigabyte_or_so(services):
+    most_mb = 0
+    for service in services().values():
+        options = service["logging"]["options"]
+        most_mb += int(options["max-size"].removesuffix("m")) * int(options["max-file"])
+    assert most_mb <= 1500
+
+
 def test_nobody_is_an_administrator_of_the_dashboards_by_a_known_password(services):
     environment = services()["grafana"]["environment"]
     assert environment["GF_AUTH_BASIC_ENABLED"] == "false"
@@ -89,9 +125,26 @@ def test_pulled_images_can_be_had_by_their_bytes(services):
 def test_every_tier_has_an_image_that_is_built_for_it(services):
     found = services(TIERWISE_BUNDLE="split-sst2")
     for tier in TIERS:
-        assert found[tier]["image"] == f"tierwise-{tier}"
+        assert found[tier]["image"] == f"tierwise-{tier}:split-sst2-auto"
         assert found[tier]["build"]["args"] == {"TIER": tier, "BUNDLE": "split-sst2", "PRECISION": "auto"}
         assert found[tier]["environment"]["TIERWISE_BUNDLE"] == "split-sst2"
+
+
+def test_two_stacks_share_no_image_no_network_and_no_port(services):
+    """As docs/containers.md says: another project, bundle and ports."""
+    other = {
+        "TIERWISE_BUNDLE": "split-sst2",
+        "TIERWISE_BIND": "127.0.0.1:8180",
+        "TIERWISE_PROMETHEUS_PORT": "9190",
+        "TIERWISE_GRAFANA_PORT": "3100",
+    }
+    one, two = services(), services(**other)
+    assert not {one[tier]["image"] for tier in TIERS} & {two[tier]["image"] for tier in TIERS}
+    ports = [
+        port["published"] for stack in (one, two) for service in stack.values() for port in service.get("ports", [])
+    ]
+    assert len(ports) == len(set(ports)) == 6
+    assert not any("container_name" in service for service in two.values())  # a project's name comes first in each
 
 
 def test_with_a_gpu_tiers_run_torch_from_an_image_that_has_it(services):

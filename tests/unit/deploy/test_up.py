@@ -93,7 +93,24 @@ def test_without_env_it_is_as_documented(up):
         ["compose", "up"],
     ]
     assert told[0].endswith(" docker compose build end edge cloud end-shaper")  # an image for each tier
-    assert "no NVIDIA runtime: tiers run on the CPU, with OpenVINO" in printed
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, ["Bundle      collaborative", "Processor   CPU (", "Links       netem (", "Grafana     yes ("]),
+        ({"TIERWISE_LINKS": "simulated"}, ["Links       simulated ("]),
+        ({"TIERWISE_LINKS": "none"}, ["Links       none (as they are"]),
+        ({"TIERWISE_DASHBOARDS": "0"}, ["Grafana     no ("]),
+        ({"TIERWISE_BUNDLE": "split-sst2"}, ["Bundle      split-sst2"]),
+        ({"RUNTIMES": '"nvidia": {}'}, ["Processor   GPU ("]),
+    ],
+)
+def test_it_says_what_it_chose_before_it_builds(up, given, said):
+    printed, _ = up(None, **given)
+    chosen = printed[: printed.index("")]  # the addresses come after an empty line
+    for line in said:
+        assert any(one.startswith(line) for one in chosen), chosen
 
 
 def test_the_environment_wins_over_env(up):
@@ -105,9 +122,7 @@ def test_the_environment_wins_over_env(up):
 def test_files_that_env_names_are_kept_and_the_gpu_s_is_added(up, quote):
     named = f"COMPOSE_FILE={quote}docker-compose.yml:deploy/compose.quiet.yml{quote}\n"
     printed, told = up(named, RUNTIMES='"nvidia": {}')
-    assert any(
-        line.startswith("NVIDIA runtime found: tiers run on the GPU, with torch's CUDA build") for line in printed
-    )
+    assert "Processor   GPU (Docker has an NVIDIA runtime: deploy/compose.gpu.yml is added)" in printed
     files = "docker-compose.yml:deploy/compose.quiet.yml:deploy/compose.gpu.yml"
     assert told[-1].startswith(f"COMPOSE_FILE={files} docker compose up -d --no-build ")
 

@@ -10,7 +10,7 @@ from threading import Thread
 import pytest
 
 from shared.telemetry import Telemetry
-from tests.dashboards import FOLDER, NoPrometheus, check, filled, queries
+from tests.dashboards import FOLDER, NoPrometheus, alerts, check, filled, queries
 
 GENERATOR = FOLDER.parent / "make_dashboards.py"
 DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in FOLDER.glob("*.json")}
@@ -25,7 +25,7 @@ SHAPER = {
     "tierwise_link_drops_total": {"link"},
     "tierwise_link_changes_total": {"link", "kind"},
 }
-TARGET = {"job", "tier"}  # prometheus.yml puts these on every series
+TARGET = {"job", "instance", "tier"}  # prometheus.yml puts these on every series
 
 
 def exported():
@@ -76,7 +76,45 @@ def test_a_panel_is_a_question_with_a_unit(panel):
     assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
 
 
-@pytest.mark.parametrize("query", list(queries()), ids=lambda query: f"{query.dashboard}: {query.panel}")
+@pytest.mark.parametrize("panel", [panel for _, panel in PANELS], ids=[f"{name}: {p['title']}" for name, p in PANELS])
+def test_a_panel_says_what_it_shows_in_which_unit_and_what_to_do_when_it_is_bad(panel):
+    shown, unit, bad = panel["description"].split("\n\n")
+    assert shown.endswith(".")
+    assert re.fullmatch(r"Unit: [a-z0-9 %]+\.", unit)
+    assert bad.startswith("When it is bad: ")
+    assert bad.endswith(".")
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_every_query_follows_the_choice_of_data_source_and_of_instance(name):
+    dashboard = DASHBOARDS[name]
+    first, *_, last = dashboard["templating"]["list"]
+    assert (first["name"], first["type"], last["name"]) == ("datasource", "datasource", "instance")
+    marks = dashboard["annotations"]["list"]
+    targets = [target for panel in dashboard["panels"] for target in panel["targets"]]
+    asking = [*targets, *marks, *dashboard["panels"], *dashboard["templating"]["list"][1:]]
+    assert {one["datasource"]["uid"] for one in asking} == {"${datasource}"}
+    for one in [*targets, *marks]:
+        metrics = re.findall(r"\b(?:tierwise|process)_\w+|\bup\b", re.sub(r'"[^"]*"', "", one["expr"]))
+        assert one["expr"].count('instance=~"$instance"') == len(metrics), one["expr"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "held"),
+    [
+        ("up", 'up{instance=~"$instance"}'),
+        ('x_up + tierwise_a{b="up"}', 'x_up + tierwise_a{b="up", instance=~"$instance"}'),
+        (
+            "rate(tierwise_a[5m]) / tierwise_b",
+            'rate(tierwise_a{instance=~"$instance"}[5m]) / tierwise_b{instance=~"$instance"}',
+        ),
+    ],
+)
+def test_an_instance_is_asked_of_every_metric_and_of_nothing_else(asked, held):
+    assert runpy.run_path(str(GENERATOR))["of_instance"](asked) == held
+
+
+@pytest.mark.parametrize("query", [*queries(), *alerts()], ids=lambda query: f"{query.dashboard}: {query.panel}")
 def test_every_query_asks_for_metrics_and_labels_that_exist(query):
     metrics = exported()
     words = re.sub(r'"[^"]*"', "", query.expression)  # without label values

@@ -15,7 +15,7 @@ from lab.live.client import key_of
 from services.end import ROLE as END
 from shared.errors import BadSetting
 from shared.links.profile import Backend
-from shared.web.settings import Role, Settings, load_settings, unread_env_file
+from shared.web.settings import ELSEWHERE, Role, Settings, load_settings, unread_env_file
 
 
 @pytest.fixture(autouse=True)
@@ -37,15 +37,10 @@ def test_three_tiers_on_one_host_need_no_setting_at_all():
 
 def test_what_the_containers_read_from_the_environment_stops_no_tier_beside_them(monkeypatch):
     root = Path(__file__).resolve().parents[3]
-    files = (
-        "docker-compose.yml",
-        "deploy/compose.host.yml",
-        "deploy/compose.gpu.yml",
-        "deploy/compose.keys.yml",
-        "deploy/up.sh",
-    )
-    read = {name for file in files for name in re.findall(r"\$\{(TIERWISE_\w+)", (root / file).read_text())}
+    files = [root / "docker-compose.yml", root / "deploy/up.sh", *(root / "deploy").glob("compose.*.yml")]
+    read = {name for file in files for name in re.findall(r"\$\{(TIERWISE_\w+)", file.read_text())}
     assert len(read) > 20
+    assert read | {"TIERWISE_CACHE_DIR"} >= ELSEWHERE  # and no name is let through that nothing reads
     for name in read - {f"TIERWISE_{own.upper()}" for own in Settings.model_fields}:
         monkeypatch.setenv(name, "anything")
     assert load_settings(END).port == 8080
@@ -94,7 +89,24 @@ def test_the_cache_folder_is_not_ours_to_refuse(monkeypatch):
 def test_an_unknown_variable_stops_the_start(monkeypatch):
     monkeypatch.setenv("TIERWISE_TREADS", "4")
     monkeypatch.setenv("TIERWISE_ZEAL", "1")
-    with pytest.raises(BadSetting, match="unknown setting TIERWISE_TREADS, TIERWISE_ZEAL: see `tierwise print-config`"):
+    with pytest.raises(BadSetting) as caught:
+        load_settings(END)
+    hint = "TIERWISE_TREADS (did you mean TIERWISE_THREADS?)"
+    assert str(caught.value) == f"unknown setting {hint}, TIERWISE_ZEAL: see `tierwise print-config`"
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("TIERWISE_EGDE_CPUS", "TIERWISE_EDGE_CPUS"),
+        ("TIERWISE_CLOUD_MEMROY", "TIERWISE_CLOUD_MEMORY"),
+        ("TIERWISE_END_EGDE", "TIERWISE_END_EDGE"),
+        ("TIERWISE_EDGE_UPSTREAM", "TIERWISE_EDGE_UPSTREAMS"),
+    ],
+)
+def test_a_typing_error_in_a_variable_of_the_containers_stops_the_start_too(monkeypatch, written, meant):
+    monkeypatch.setenv(written, "1")
+    with pytest.raises(BadSetting, match=rf"{written} \(did you mean {meant}\?\)"):
         load_settings(END)
 
 
