@@ -57,8 +57,8 @@ def create_app(
     """
     bundle = load_bundle(settings.bundle)
     settings.check(bundle.order)
-    model = classifier or _load(settings, bundle)
     keys = read_keys(settings.door_key_file, settings.key_file)
+    model = classifier or _load(settings, bundle)
     telemetry = _telemetry(settings, bundle)
     telemetry.info.labels(settings.tier, __version__, bundle.name, model.runs_on).set(1)
     worker, upstreams = _worker(settings, model, clock), _upstreams(settings, keys, telemetry, transport)
