@@ -10,6 +10,7 @@ into this folder and give it a `name`. A module that cannot be imported is left 
     dimee               Bajpai & Hanawal 2025 (arXiv 2410.05338): pools of like texts, before any layer runs
     length-quantile     the same by length alone
     adaee, splitee, splitee-s, i-splitee     bandits over thresholds and split layers
+    recserve            arXiv 2505.16502: each tier sends on a share of its texts, the least sure ones
     early-exit, deebert, pabee               one tier, early exits by confidence, entropy, patience
     random              one of the reachable tiers, each as likely (the baseline of arXiv 2410.05338, section IV-B)
     oracle              the shallowest tier that is right; in replay only

@@ -23,7 +23,10 @@ from shared.policies.base import Policy
 from shared.policies.baselines.fixed import Only, Oracle
 
 _log = logging.getLogger(__name__)  # a command says it on standard error, a tier in its log
-_FIRST = ("collaborative", "baselines.dimee", "baselines.bandits", "baselines.leaving", "baselines.fixed")
+_FIRST = (
+    "collaborative",
+    *(f"baselines.{name}" for name in ("dimee", "bandits", "recserve", "leaving", "fixed")),
+)
 POLICIES: dict[str, type[Policy]] = {}
 BROKEN: dict[str, str] = {}  # module of this folder that cannot be used -> why
 

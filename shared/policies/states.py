@@ -159,7 +159,7 @@ class States:
         fresh = self._fresh(policy)
         if not isinstance(policy, Learner) or not policy.learns or fresh is None:
             raise ValueError(f"{policy.name!r} learns nothing")
-        if key != _key(policy) or _shape(state) != _shape(fresh):
+        if key != _key(policy) or not _alike(state, fresh):
             raise ValueError(f"no state of {policy.name!r}")
         policy.check_state(state, fresh)
         policy.bound(state)
@@ -180,10 +180,17 @@ def _clear(folder: Path) -> None:
                 draft.unlink()
 
 
-def _shape(value: object) -> object:
-    """What a state is made of: keys, lengths and numbers; a fresh one and a learned one are alike."""
-    if isinstance(value, dict):
-        return {key: _shape(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_shape(item) for item in value]
+def _alike(state: object, fresh: object) -> bool:
+    """Whether a state has the keys, lengths and numbers of a fresh one. A list that starts empty may have grown."""
+    if isinstance(fresh, dict):
+        same = isinstance(state, dict) and state.keys() == fresh.keys()
+        return same and all(_alike(state[key], fresh[key]) for key in fresh)
+    if isinstance(fresh, list | tuple):
+        if not isinstance(state, list) or (fresh and len(state) != len(fresh)):
+            return False
+        return all(map(_alike, state, fresh)) if fresh else all(map(_is_number, state))
+    return _is_number(state) == _is_number(fresh)
+
+
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

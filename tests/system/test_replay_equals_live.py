@@ -54,6 +54,8 @@ POLICIES = [
     {"name": "pabee", "patience": 2, "tier": "end"},
     {"name": "adaee", "offload_cost": 0.0},
     {"name": "adaee", "arm": 0.6},
+    "recserve",
+    {"name": "recserve", "beta": 0.6, "window": 20},
 ]
 WHOLE = [
     {"name": "early-exit", "exit_threshold": 0.6},
