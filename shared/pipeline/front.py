@@ -109,9 +109,15 @@ class Front:
 
     def _outcome(self, text: Text) -> Outcome:
         """The facts about an answered text that a policy may learn from."""
-        seen = () if text.answer is None else text.answer.confidences
+        seen, labels = () if text.answer is None else text.answer.confidences, self._bundle.labels
         visits = [
-            Visit(hop.tier, hop.exit_layer, hop.confidence, seen if hop is text.hop else (hop.confidence,))
+            Visit(
+                hop.tier,
+                hop.exit_layer,
+                hop.confidence,
+                seen if hop is text.hop else (hop.confidence,),
+                tuple(hop.probabilities[label] for label in labels),
+            )
             for hop in text.hops
         ]
         return Outcome(text.clues, tuple(visits))

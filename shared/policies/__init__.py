@@ -19,8 +19,8 @@ into this folder and give it a `name`. A module that cannot be imported is left 
 Tags beside a formula: [S001] arXiv 2410.05338 says it, [C:repository] read in that public code, [R] our reconstruction.
 """
 
-from shared.policies.base import STAY, Clues, Decision, Policy, Where
-from shared.policies.learner import Learner, Outcome, State, Visit, bind, first_state
+from shared.policies.base import STAY, Clues, Decision, Link, Policy, Sight, Visit, Where
+from shared.policies.learner import Learner, Outcome, State, bind, first_state
 from shared.policies.registry import POLICIES, build, name_of, named, names, spec_of
 
 __all__ = [
@@ -29,8 +29,10 @@ __all__ = [
     "Clues",
     "Decision",
     "Learner",
+    "Link",
     "Outcome",
     "Policy",
+    "Sight",
     "State",
     "Visit",
     "Where",

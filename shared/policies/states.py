@@ -180,7 +180,7 @@ def _clear(folder: Path) -> None:
                 draft.unlink()
 
 
-def _alike(state: object, fresh: object) -> bool:
+def _alike(state: Any, fresh: Any) -> bool:
     """Whether a state has the keys, lengths and numbers of a fresh one. A list that starts empty may have grown."""
     if isinstance(fresh, dict):
         same = isinstance(state, dict) and state.keys() == fresh.keys()
