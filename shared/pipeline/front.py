@@ -13,12 +13,26 @@ from typing import Any
 import structlog
 
 from shared.contracts import ClassifyRequest, Hop, InferRequest, Result
-from shared.errors import UnreadableText
+from shared.errors import BadSetting, UnknownPolicy, UnreadableText
 from shared.model.ensemble import combine
 from shared.pipeline.hops import rounded
 from shared.pipeline.text import Text
 from shared.pipeline.tier import Tier
-from shared.policies import Learner, Outcome, Policy, State, Visit, Where, bind, first_state, name_of, spec_of
+from shared.policies import (
+    Learner,
+    Outcome,
+    Policy,
+    State,
+    Visit,
+    Where,
+    bind,
+    first_state,
+    name_of,
+    names,
+    own,
+    reload,
+    spec_of,
+)
 from shared.policies.states import States
 
 log = structlog.get_logger()
@@ -53,13 +67,28 @@ class Front:
         self._bundle, self._telemetry = tier.bundle, tier.telemetry
         self._ensemble = tier.bundle.card.ensemble()
         self._skew_logged: set[tuple[str, str]] = set()  # tiers and their cards, other than this tier's
-        self.default_policy = tier.policy(default_policy)
+        self._default_spec, self.default_policy = default_policy, tier.policy(default_policy)
         order = tier.bundle.order
         self._where = Where(tier.name, order[order.index(tier.name) + 1 :], tier.sizes)
         path = None if state_dir is None else state_dir / f"{tier.name}-{tier.bundle.digest[:12]}.json"
         self.states = States(path, tier.policy, self._first_state, keep=self.default_policy)
         if tier.name == order[0]:  # a deeper one may never be asked first
             self._admit(self.default_policy)
+
+    def reload_policies(self) -> None:
+        """Load the folder of policies again. Requests under way end as they began; what cannot be used is logged."""
+        try:
+            reload()
+            policy = self.tier.policy(self._default_spec)
+            if self.tier.name == self._bundle.order[0]:
+                self._admit(policy)
+        except (BadSetting, UnknownPolicy) as error:
+            log.error("policies_not_reloaded", tier=self.tier.name, detail=str(error))
+            return
+        self.default_policy = policy
+        self.states.keep(policy)
+        self._telemetry.policies = frozenset(names(self._bundle.order))
+        log.info("policies_reloaded", tier=self.tier.name, own=own())
 
     def _first_state(self, policy: Policy) -> State | None:
         return first_state(policy, self._where, self._bundle.pools)

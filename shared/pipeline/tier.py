@@ -21,7 +21,7 @@ from typing import Any
 import structlog
 
 from shared.contracts import HOP_STAGES, HopTiming, InferredRow, InferRequest
-from shared.errors import BadInput, UpstreamFailure
+from shared.errors import BadInput, UnknownPolicy, UpstreamFailure
 from shared.links.upstream import Upstream
 from shared.model.bundle import Bundle
 from shared.pipeline.hops import carried, check_rows, most_bytes, new_hop, visits_before, words_in
@@ -206,7 +206,12 @@ class Tier:
             BadInput: an unknown policy or tier, or a target that cannot be reached from here.
             QueueFull, DeadlinePassed: this tier could not start in time.
         """
-        call = self.resolve(request, self.policy(request.policy), headers)
+        try:
+            policy = self.policy(request.policy)
+        except UnknownPolicy as error:  # the tiers differ: their operator must know, and the caller is a tier
+            log.warning("policy_refused", tier=self.name, detail=str(error))
+            raise
+        call = self.resolve(request, policy, headers)
         await self.answer(call)
         return [InferredRow(index=text.index, hops=text.hops, degraded=text.degraded) for text in call.texts]
 

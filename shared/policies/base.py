@@ -157,6 +157,7 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
     name: ClassVar[str]
+    sha256: ClassVar[str | None] = None  # of its file, in short; null: it comes with Tierwise
     carries_visits: ClassVar[bool] = False  # whether what each tier said travels on with a text, for `Where.visits`
 
     def check(self, where: Where) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import structlog
 
 from shared.background import Background
-from shared.errors import BadSetting, TierwiseError
+from shared.errors import BadSetting, TierwiseError, UnknownPolicy
 from shared.policies.base import Policy
 from shared.policies.learner import Learner, Outcome, State
 from shared.policies.registry import spec_of
@@ -90,10 +90,14 @@ class States:
     def described(self) -> list[dict[str, Any]]:
         """Every state in short, for `/info`."""
         return [
-            {"policy": spec, "state": policy.described(state)}
-            for spec, state in ((json.loads(key), state) for key, state in self._states.items())
-            if isinstance(policy := self._build(spec), Learner)
+            {"policy": json.loads(key), "state": policy.described(state)}
+            for key, state in self._states.items()
+            if isinstance(policy := self._policy(key), Learner)
         ]
+
+    def keep(self, policy: Policy) -> None:
+        """Take another policy for the one whose state never goes."""
+        self._keep = _key(policy)
 
     async def close(self) -> None:
         """Write what is not yet written, for a bounded time."""
@@ -145,6 +149,9 @@ class States:
             if path.exists() and not path.is_file():
                 raise OSError("not a regular file")
             states: dict[str, State] = json.loads(path.read_text("utf-8"))
+            for key in [key for key in states if self._policy(key) is None]:
+                log.warning("state_left_out", policy=json.loads(key)["name"], why="its file has changed, or is gone")
+                del states[key]
             for key, state in states.items():
                 self._check(key, state)
         except (FileNotFoundError, NotADirectoryError):  # the folder is not there yet, or is none: writing will tell
@@ -152,6 +159,16 @@ class States:
         except (*_DAMAGED, TierwiseError) as error:
             raise BadSetting(f"{path}: no state that this tier can go on from ({error}); move it away") from error
         return states
+
+    def _policy(self, key: str) -> Policy | None:
+        """The policy of a state; null for one of a file that has changed since, or is gone."""
+        spec = json.loads(key)
+        try:
+            return self._build(spec)
+        except UnknownPolicy:
+            if "sha256" in spec:
+                return None
+            raise
 
     def _check(self, key: str, state: State) -> None:
         """Whether a request could be answered with this state; whatever goes wrong here would go wrong there."""

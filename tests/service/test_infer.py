@@ -4,6 +4,7 @@ import json
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 
 def ask(caller, given, **changes):
@@ -126,3 +127,12 @@ def test_a_call_without_texts_is_a_probe_it_waits_for_the_model_and_costs_nothin
     assert samples["tierwise_request_duration_seconds_count", "probe", "none"] == 1
     assert samples["tierwise_request_duration_seconds_count", "ok", "collaborative"] == 0
     assert samples["tierwise_stage_duration_seconds_count", "infer"] == 0
+
+
+def test_a_policy_of_another_version_of_its_file_is_refused_rather_than_replaced(last):
+    with capture_logs() as lines:
+        refused = ask(last, ["a film"], policy={"name": "collaborative", "sha256": "0123456789ab"})
+    assert refused.status_code == 422
+    detail = refused.json()["detail"]
+    assert "give every tier the same file" in detail
+    assert [line["detail"] for line in lines if line["event"] == "policy_refused"] == [detail]
