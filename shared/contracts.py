@@ -143,10 +143,19 @@ class ClassifyResponse(Message):
     timings_ms: dict[AnswerTiming, float]
 
 
+class Visited(Message):
+    """What a tier before this one said of a text."""
+
+    tier: Name
+    exit_layer: Count
+    probabilities: dict[str, Share]
+
+
 class InferRequest(Message):
     """Tier to tier. `target` names the tier that must answer itself; null lets the callee decide by its policy.
 
-    `call` is new for every call, and the answer repeats it, so that no answer is taken for another call's.
+    `call` is new for every call, and the answer repeats it, so that no answer is taken for another call's. `visits` has
+    the way of each text so far. It is left out unless the policy asks for it: a tier that does not know it refuses it.
     """
 
     version: int = CONTRACT_VERSION
@@ -160,6 +169,7 @@ class InferRequest(Message):
     max_tier: Name | None = None
     deadline_ms: float | None = None  # what remains
     explain: bool = False
+    visits: list[list[Visited]] | None = Field(None, exclude_if=lambda visits: visits is None)
 
 
 class InferredRow(Message):

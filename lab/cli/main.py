@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,7 @@ from typer import Argument, Option
 
 from lab.cli import options
 from lab.cli.link_cli import app as links
+from lab.cli.policy_cli import app as policies
 from lab.cli.replay_cli import app as recorded
 from lab.console import aside, screen
 from lab.outputs import sole_writer
@@ -26,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(links, name="link", help="The links of running containers: show, set, cut, heal, replay a trace, verify.")
+app.add_typer(policies, name="policy", help="Policies of your own.")
 app.add_typer(recorded)
 console = screen()
 
@@ -61,7 +64,10 @@ def _options(
         bool, Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    pass
+    if folder := os.environ.get("TIERWISE_POLICY_DIR"):
+        from shared.policies import load
+
+        load(Path(folder).expanduser())
 
 
 @app.command()

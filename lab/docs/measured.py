@@ -219,6 +219,19 @@ def hu_parts() -> Rows:
     return Rows([row | {"sent": 1 - row["answered_by_tier"].get("end", 0)} for row in rows])
 
 
+def recserve() -> Rows:
+    """RecServe beside the card's operating point, and thresholds that stand beside those that it learns."""
+    kinds = {"learned": "collaborative", "fixed": "learned"}
+    made = _paper("recserve")["imdb"]["rows"]
+    return Rows(
+        [
+            row[kind] | {"beta": row["beta"], "thresholds": kind, "against": against}
+            for row in made
+            for kind, against in kinds.items()
+        ]
+    )
+
+
 def _dimee(data: str) -> list[Row]:
     """One data set of DIMEE's Table I, with the paper's score and cost beside each row that it has."""
     part, paper = _paper("dimee-1")[data], published("dimee-1")["rows"]

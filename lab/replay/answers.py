@@ -48,15 +48,19 @@ def _labels(mixed: np.ndarray) -> np.ndarray:
     return best
 
 
+def visit(out: Run, stations: Sequence[Station], at: int, row: int, *, every_exit: bool) -> Visit:
+    """What a tier said of a text; with `every_exit` as it knows it itself, where it evaluated exits on the way."""
+    station, layer, probabilities = stations[at], int(out.exit_layer[at, row]), tuple(out.hops[at, row].tolist())
+    confidences = (max(probabilities),)
+    if every_exit:
+        kernel = Kernel.COUNTED if out.counted[at, row] else Kernel.PLAIN
+        rounded = station.table(out.numbers[[at], row], kernel).rounded[out.numbers[at, row], :layer]
+        confidences = tuple(rounded.max(-1).tolist())
+    return Visit(station.name, layer, max(probabilities), confidences, probabilities)
+
+
 def outcome(out: Run, policy: Policy, stations: Sequence[Station], clues: Clues, row: int) -> Outcome:
     """What a policy that learns is told about a text, as `shared/pipeline/front.py` tells it."""
-    visits, sizes = [], dict(zip(out.tiers, out.layers, strict=True))
-    for at in np.flatnonzero(out.ran[:, row]).tolist():
-        station, layer, confidence = stations[at], int(out.exit_layer[at, row]), float(out.hops[at, row].max())
-        confidences = (confidence,)
-        if at == 0 and policy.exit_rule(Where(station.name, (), sizes)) is not None:
-            kernel = Kernel.COUNTED if out.counted[at, row] else Kernel.PLAIN
-            rounded = station.table(out.numbers[[at], row], kernel).rounded[out.numbers[at, row], :layer]
-            confidences = tuple(rounded.max(-1).tolist())
-        visits.append(Visit(station.name, layer, confidence, confidences))
-    return Outcome(clues, tuple(visits))
+    sizes, ran = dict(zip(out.tiers, out.layers, strict=True)), np.flatnonzero(out.ran[:, row]).tolist()
+    ruled = policy.exit_rule(Where(stations[0].name, (), sizes)) is not None
+    return Outcome(clues, tuple(visit(out, stations, at, row, every_exit=ruled and at == 0) for at in ran))

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from lab.replay.answers import visit
 from lab.replay.run import NONE, Run
 from lab.replay.walk import Replay
 from shared.contracts import Hop, HopTiming, InferredRow, InferRequest, InferResponse, LinkUse, TextPair
+from shared.pipeline.hops import carried
 from shared.policies import spec_of
 
 _ID, _CALL = "0" * 32, "0" * 16  # a request id of ours, and the id of a call between tiers
@@ -20,7 +22,7 @@ class Sizes:
     """Of one bundle."""
 
     def __init__(self, replay: Replay) -> None:
-        self._order, self._seed = replay.order, replay.seed
+        self._replay, self._order, self._seed = replay, replay.order, replay.seed
         self._requests: dict[tuple[str, str | None], int] = {}
         hops = [self._hop(replay, at) for at in range(len(replay.order))]
         self._hops = [len(hop.model_dump_json(by_alias=True)) + 1 for hop in hops]
@@ -54,7 +56,21 @@ class Sizes:
         target = run.target[link][rows]
         bare = {code: self._bare(run, code) for code in np.unique(target).tolist()}
         seeds = [len(f"{self._seed}-{row}") for row in rows.tolist()]
-        return run.json_bytes[run.carried[link][rows]] + seeds + [bare[code] for code in target.tolist()]
+        texts = run.json_bytes[run.carried[link][rows]]
+        return texts + seeds + [bare[code] for code in target.tolist()] + self._visits(run, link[0], rows, target)
+
+    def _visits(self, run: Run, here: int, rows: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Bytes of what the tiers up to `here` said, which travels where the policy asks for it."""
+        size = np.zeros(len(rows), dtype=np.int64)
+        if not run.bound.carries_visits:
+            return size
+        stations = self._replay.stations_of(run)
+        for at in np.flatnonzero(target == NONE).tolist():
+            ran = np.flatnonzero(run.ran[: here + 1, rows[at]]).tolist()
+            said = [visit(run, stations, tier, rows[at], every_exit=False) for tier in ran]
+            parts = [len(one.model_dump_json()) for one in carried(self._replay.bundle, said)]
+            size[at] = len(',"visits":[[]]') + sum(parts) + max(0, len(parts) - 1)
+        return size
 
     def _bare(self, run: Run, code: int) -> int:
         """A request without its text and seed."""

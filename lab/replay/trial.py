@@ -65,7 +65,8 @@ class Trial:
 
     def __init__(self, bundle: Bundle, examples: list[Example], conditions: Conditions, *, split: str) -> None:
         self.bundle, self.split, self.conditions = bundle, split, conditions
-        self.replay = Replay(bundle, examples, conditions.recorders, seed=conditions.seed)
+        links = links_of(bundle, conditions.links)
+        self.replay = Replay(bundle, examples, conditions.recorders, seed=conditions.seed, profiles=links)
         self._known: dict[str, Outcomes] = {}
 
     @cached_property

@@ -23,8 +23,10 @@ from lab.data.examples import Example
 from lab.replay.answers import answer, outcome
 from lab.replay.recorder import Kernel, Recorders, source_of
 from lab.replay.run import NONE, Run
+from lab.replay.sight import ReplaySight
 from lab.replay.station import Numbers, Station
 from shared.errors import UnknownPolicy
+from shared.links.profile import Profile
 from shared.model.bundle import Bundle
 from shared.model.pools import Signature
 from shared.pipeline.route import Route
@@ -37,6 +39,7 @@ class Replay:
     """One bundle over one data set. Runs no model for texts that the cache knows.
 
     `links` names each tier's upstreams, nearest first; without it the first tier reaches all and each other the next.
+    `profiles` of links, by (from, to), are for policies that look at them.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Replay:
         seed: int | str = 0,
         links: Mapping[str, Sequence[str]] | None = None,
         max_tier: str | None = None,
+        profiles: Mapping[tuple[str, str], Profile] | None = None,
     ) -> None:
         self.bundle, self.examples, self.corpus = bundle, examples, recorders.corpus
         self.order, self.seed, self._max_tier = bundle.order, seed, max_tier
@@ -59,6 +63,7 @@ class Replay:
         nearest = [self.order[1:], *(self.order[at + 1 : at + 2] for at in range(1, len(self.order)))]
         links = links or dict(zip(self.order, nearest, strict=True))
         self.routes = [Route(self.order, tier, tuple(links[tier])) for tier in self.order]
+        self.profiles = profiles or {}
         self.ensemble = bundle.card.ensemble()
         self._clues: dict[tuple[int, Signature | None], Clues] = {}
 
@@ -169,7 +174,7 @@ class Walk:
     """
 
     def __init__(self, replay: Replay, out: Run, policy: Policy, stations: Sequence[Station]) -> None:
-        self._replay, self._out, self._policy, self._stations = replay, out, policy, stations
+        self.replay, self.out, self.policy, self.stations = replay, out, policy, stations
         self._arrived: list[dict[int, list[tuple[np.ndarray, Numbers]]]] = [{} for _ in stations]
 
     def arrive(self, at: int, rows: np.ndarray, numbers: Numbers, target: int = NONE) -> None:
@@ -180,8 +185,8 @@ class Walk:
         """Take every text through the tiers, shallowest first."""
         for at, arrived in enumerate(self._arrived):
             if at == 1 and arrived:  # a deeper tier builds the policy anew from what travelled
-                self._policy = self._replay.policy(spec_of(self._policy))
-            where = self._replay.where(at, self._stations)
+                self.policy = self.replay.policy(spec_of(self.policy))
+            where = self.replay.where(at, self.stations)
             for target, groups in arrived.items():
                 rows, numbers = (np.concatenate(column) for column in zip(*groups, strict=True))
                 if target in (NONE, at):
@@ -193,18 +198,21 @@ class Walk:
 
     def _before(self, at: int, where: Where, rows: np.ndarray, numbers: Numbers) -> tuple[np.ndarray, Numbers]:
         """Send on the texts that leave before any layer runs. Returns the others."""
-        policy, draws = self._policy, self._replay.draws[at]
+        policy, draws = self.policy, self.replay.draws[at]
         if type(policy).before is Policy.before:
             return rows, numbers
-        clues = self._replay.clues(numbers, at, policy.signature(where.tier))
-        decisions = [policy.before(where, clue, draws[row]) for row, clue in zip(rows.tolist(), clues, strict=True)]
+        clues = self.replay.clues(numbers, at, policy.signature(where.tier))
+        decisions = [
+            policy.before(self._seen(where, at, row, number), clue, draws[row])
+            for row, number, clue in zip(rows.tolist(), numbers.tolist(), clues, strict=True)
+        ]
         self._follow(at, decisions, rows, numbers)
         stays = np.array([decision.to is None for decision in decisions], dtype=bool)
         return rows[stays], numbers[stays]
 
     def _infer(self, at: int, where: Where, rows: np.ndarray, numbers: Numbers, *, final: bool) -> None:
         """Infer here, decide about each text, and send on those that leave."""
-        policy, station, out, draws = self._policy, self._stations[at], self._out, self._replay.draws[at]
+        policy, station, out, draws = self.policy, self.stations[at], self.out, self.replay.draws[at]
         prunes = not final and policy.prunes_at(where)
         kernel = Kernel.COUNTED if prunes else Kernel.PLAIN
         table = station.table(numbers, kernel)
@@ -212,13 +220,17 @@ class Walk:
         rows, numbers = rows[readable], numbers[readable]
         if not len(rows):
             return
-        layer = station.left(numbers, policy.exit_rule(replace(where, reachable=()) if final else where), kernel)
+        rule = policy.exit_rule(replace(where, reachable=()) if final else where)
+        layer = station.left(numbers, rule, kernel)
         out.numbers[at, rows], out.exit_layer[at, rows], out.counted[at, rows] = numbers, layer, prunes
         out.hops[at, rows] = table.rounded[numbers, layer - 1]
         if final or type(policy).after is Policy.after:
             return
         confidence = table.exits[numbers, layer - 1].max(-1).tolist()
-        decisions = [policy.after(where, c, draws[r]) for r, c in zip(rows.tolist(), confidence, strict=True)]
+        decisions = [
+            policy.after(self._seen(where, at, row, number, ruled=rule is not None), c, draws[row])
+            for row, number, c in zip(rows.tolist(), numbers.tolist(), confidence, strict=True)
+        ]
         out.probability[at, rows] = [decision.probability for decision in decisions]
         out.sent_to[at, rows] = [NONE if d.to is None else out.tiers.index(d.to) for d in decisions]
         if prunes:
@@ -226,17 +238,21 @@ class Walk:
             numbers[leaves] = station.pruned(numbers[leaves], layer[leaves], policy.pruning(station.name))
         self._follow(at, decisions, rows, numbers)
 
+    def _seen(self, where: Where, at: int, row: int, number: int, *, ruled: bool | None = None) -> Where:
+        """The place where a text is decided on."""
+        return Where(where.tier, where.reachable, where.layers, ReplaySight(self, at, row, number, ruled=ruled))
+
     def _follow(self, at: int, decisions: Sequence[Decision], rows: np.ndarray, numbers: Numbers) -> None:
         """Send each text where its decision says."""
         places = [(decision.to, decision.final) for decision in decisions]
         for to, final in dict.fromkeys(places):
             if to is not None:
                 group = np.array([place == (to, final) for place in places])
-                self._send(at, self._out.tiers.index(to), rows[group], numbers[group], final=final)
+                self._send(at, self.out.tiers.index(to), rows[group], numbers[group], final=final)
 
     def _send(self, at: int, to: int, rows: np.ndarray, numbers: Numbers, *, final: bool) -> None:
         """Put texts on the link that leads to their tier; with `final` that tier must answer."""
-        order, target = self._out.tiers, to if final else NONE
-        via = order.index(self._replay.routes[at].toward(order[to]))
-        self._out.cross((at, via), rows, numbers, target)
+        order, target = self.out.tiers, to if final else NONE
+        via = order.index(self.replay.routes[at].toward(order[to]))
+        self.out.cross((at, via), rows, numbers, target)
         self.arrive(via, rows, numbers, target)

@@ -83,6 +83,7 @@ class Upstream:
         )
         self.breaker = Breaker()
         self._link_time, self._usual = Smoothed(forget_s=_FORGET_S), Smoothed(forget_s=_FORGET_USUAL_S)
+        self.bytes_up = self.bytes_down = 0  # of bodies, in calls that were answered
         self._sizes: deque[int] = deque(maxlen=20)  # bytes of the last requests
         self._probing: asyncio.Task[None] | None = None
 
@@ -98,6 +99,12 @@ class Upstream:
     def link_s(self) -> float:
         """What the link takes, there and back: measured, or else as its profile says."""
         measured = self._link_time.high
+        return self.link[1].rtt_s if measured is None else measured
+
+    @property
+    def round_trip_s(self) -> float:
+        """What the link usually takes, there and back: measured of late, or else as its profile says."""
+        measured = self._link_time.mean
         return self.link[1].rtt_s if measured is None else measured
 
     async def infer(
@@ -137,6 +144,8 @@ class Upstream:
         link_s = max(0.0, seconds - response.total_ms / 1e3)
         self._usual.add(seconds)
         self._link_time.add(link_s)
+        self.bytes_up += len(body)
+        self.bytes_down += len(answer)
         rows = self._with_link(response, request, len(body), len(answer), link_s)
         return Carried(rows, len(body), len(answer), link_s)
 

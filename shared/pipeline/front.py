@@ -18,7 +18,19 @@ from shared.model.ensemble import combine
 from shared.pipeline.hops import rounded
 from shared.pipeline.text import Text
 from shared.pipeline.tier import Tier
-from shared.policies import Learner, Outcome, Policy, State, Visit, Where, bind, first_state, name_of, spec_of
+from shared.policies import (
+    Learner,
+    Outcome,
+    Policy,
+    State,
+    Visit,
+    Where,
+    bind,
+    first_state,
+    name_of,
+    names,
+    spec_of,
+)
 from shared.policies.states import States
 
 log = structlog.get_logger()
@@ -70,6 +82,7 @@ class Front:
         self._check(policy)
         self.default_policy = policy
         self.states.keep(policy)
+        self._telemetry.policies = frozenset(names(self._bundle.order))
 
     def _check(self, policy: Policy) -> None:
         """Whether the first tier can decide by it; a deeper one may never be asked first."""
@@ -129,9 +142,15 @@ class Front:
 
     def _outcome(self, text: Text) -> Outcome:
         """The facts about an answered text that a policy may learn from."""
-        seen = () if text.answer is None else text.answer.confidences
+        seen, labels = () if text.answer is None else text.answer.confidences, self._bundle.labels
         visits = [
-            Visit(hop.tier, hop.exit_layer, hop.confidence, seen if hop is text.hop else (hop.confidence,))
+            Visit(
+                hop.tier,
+                hop.exit_layer,
+                hop.confidence,
+                seen if hop is text.hop else (hop.confidence,),
+                tuple(hop.probabilities[label] for label in labels),
+            )
             for hop in text.hops
         ]
         return Outcome(text.clues, tuple(visits))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from shared.contracts import Hop, HopTiming, InferredRow, InferRequest, TextPair, WordUse
-from shared.errors import UpstreamFailure
+from shared.contracts import Hop, HopTiming, InferredRow, InferRequest, TextPair, Visited, WordUse
+from shared.errors import BadInput, UpstreamFailure
 from shared.model.bundle import Bundle
 from shared.model.words import count_words, words_of
 from shared.pipeline.text import Answer, Text
+from shared.policies import Visit
 from shared.policies.base import draw
 
 _ROUNDING = 1e-9  # of a draw, written as JSON and read again
@@ -62,6 +63,42 @@ def by_label(bundle: Bundle, probabilities: Sequence[float]) -> dict[str, float]
 def rounded(probabilities: Mapping[str, float]) -> dict[str, float]:
     """Probabilities to six digits."""
     return {label: round(value, 6) for label, value in probabilities.items()}
+
+
+def carried(bundle: Bundle, visits: Sequence[Visit]) -> list[Visited]:
+    """Visits as they travel."""
+    return [
+        Visited(
+            tier=visit.tier,
+            exit_layer=visit.exit_layer,
+            probabilities=dict(zip(bundle.labels, visit.probabilities, strict=True)),
+        )
+        for visit in visits
+    ]
+
+
+def visits_before(bundle: Bundle, here: str, request: InferRequest) -> list[list[Visit]]:
+    """For each text of a request, what the tiers before this one said; nothing where that did not travel.
+
+    Raises:
+        BadInput: no tiers before this one can have said so.
+    """
+    if request.visits is None:
+        return [[] for _ in request.texts]
+    if len(request.visits) != len(request.texts):
+        raise BadInput("expected one list of visits per text")
+    return [_visits(bundle, here, way) for way in request.visits]
+
+
+def _visits(bundle: Bundle, here: str, way: Sequence[Visited]) -> list[Visit]:
+    ran, before, labels = [said.tier for said in way], bundle.order[: bundle.order.index(here)], bundle.labels
+    if ran != [tier for tier in before if tier in ran] or any(
+        said.probabilities.keys() != set(labels) or not 1 <= said.exit_layer <= bundle.tiers[said.tier].layers
+        for said in way
+    ):
+        raise BadInput(f"visits: no tiers before {here} answer like this")
+    values = [tuple(said.probabilities[label] for label in labels) for said in way]
+    return [Visit(s.tier, s.exit_layer, max(v), (max(v),), v) for s, v in zip(way, values, strict=True)]
 
 
 def check_rows(bundle: Bundle, sender: str, request: InferRequest, rows: Sequence[InferredRow]) -> None:

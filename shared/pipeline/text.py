@@ -11,7 +11,7 @@ from shared.contracts import DegradedReason, Hop, InferRequest, TextPair
 from shared.errors import DeadlinePassed
 from shared.model.pruning import keep_words
 from shared.model.words import Encoded
-from shared.policies import STAY, Clues, Decision, Policy, Where
+from shared.policies import STAY, Clues, Decision, Policy, Visit, Where
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,11 @@ class Answer:
     @property
     def probabilities(self) -> list[float]:
         return self.exits[-1]
+
+    @property
+    def rounded(self) -> tuple[float, ...]:
+        """The probabilities, rounded as on the wire."""
+        return tuple(round(value, 6) for value in self.probabilities)
 
     @property
     def confidences(self) -> tuple[float, ...]:
@@ -46,6 +51,7 @@ class Text:
     source: TextPair
     draw: float
     clues: Clues
+    before: Sequence[Visit] = ()  # what the tiers before this one said, where the policy asks for it
     decision: Decision = STAY
     answer: Answer | None = None  # null if the model did not run here, or could not read the text
     keep: Sequence[bool] | None = None  # which words travel on; null: all of them
@@ -65,6 +71,13 @@ class Text:
     def hops(self) -> list[Hop]:
         """This tier's hop, if it has one, and the further tiers' hops."""
         return [*([self.hop] if self.hop else []), *self.behind]
+
+    def visits(self, here: str) -> tuple[Visit, ...]:
+        """The tiers that ran for it up to this one, which is called `here`."""
+        if (answer := self.answer) is None:
+            return tuple(self.before)
+        rounded = answer.rounded
+        return (*self.before, Visit(here, answer.exit_layer, max(rounded), answer.confidences, rounded))
 
     @property
     def came_back(self) -> bool:

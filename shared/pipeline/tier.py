@@ -21,12 +21,13 @@ from typing import Any
 import structlog
 
 from shared.contracts import HOP_STAGES, HopTiming, InferredRow, InferRequest
-from shared.errors import BadInput, UpstreamFailure
+from shared.errors import BadInput, UnknownPolicy, UpstreamFailure
 from shared.links.upstream import Upstream
 from shared.model.bundle import Bundle
-from shared.pipeline.hops import check_rows, most_bytes, new_hop, words_in
+from shared.pipeline.hops import carried, check_rows, most_bytes, new_hop, visits_before, words_in
 from shared.pipeline.queue import Work
 from shared.pipeline.route import Route
+from shared.pipeline.sight import LiveSight
 from shared.pipeline.text import Answer, Call, Text
 from shared.pipeline.worker import Batch, Worker
 from shared.policies import STAY, Clues, Decision, Policy, Where, build, name_of
@@ -91,7 +92,7 @@ class Tier:
         """Decide where a text goes before any layer runs. One that leaves now travels unpruned."""
         target = call.request.target
         if target is None:
-            text.decision = call.policy.before(call.where, text.clues, text.draw)
+            text.decision = call.policy.before(self._where(call, text), text.clues, text.draw)
             self._count(call, text)
         elif target != self.name:  # on its way to another tier: pass it on
             text.decision = Decision(target, 1.0, "policy", True)
@@ -139,7 +140,8 @@ class Tier:
         if answer.cut:
             text.degraded = text.degraded or "deadline"
         if not (call.final or text.degraded):
-            text.decision = call.policy.after(call.where, max(answer.probabilities), text.draw)
+            where = self._where(call, text)
+            text.decision = call.policy.after(where, max(answer.probabilities), text.draw)
             self.telemetry.offload_probability.labels(self.name).observe(text.decision.probability)
 
     def _prune(self, call: Call, text: Text, answer: Answer) -> None:
@@ -173,11 +175,13 @@ class Tier:
 
     async def _ask(self, call: Call, to: str, final: bool, texts: Sequence[Text], within_s: float | None) -> None:
         """Ask one tier for the hops of these texts; with `final` that tier must answer itself."""
-        part = {"indices": [text.index for text in texts], "texts": [text.onward for text in texts]}
-        request = call.request.model_copy(update={**part, "target": to if final else None})
+        part: dict[str, Any] = {"indices": [text.index for text in texts], "texts": [text.onward for text in texts]}
+        if call.policy.carries_visits and not final:
+            part["visits"] = [carried(self.bundle, text.visits(self.name)) for text in texts]
+        request = call.request.model_copy(update={"visits": None, **part, "target": to if final else None})
         upstream = self.upstreams[self.route.toward(to)]
         try:
-            carried = await upstream.infer(
+            answered = await upstream.infer(
                 request,
                 dict(call.headers),
                 within_s=within_s,
@@ -190,10 +194,10 @@ class Tier:
             for text in texts:
                 text.degraded = failure.reason
             return
-        self.telemetry.stage("link", carried.link_s)
-        for direction, size in (("up", carried.request_bytes), ("down", carried.response_bytes)):
+        self.telemetry.stage("link", answered.link_s)
+        for direction, size in (("up", answered.request_bytes), ("down", answered.response_bytes)):
             self.telemetry.link_bytes.labels(f"{self.name}-{upstream.target}", direction).inc(size)
-        for text, row in zip(texts, carried.rows, strict=True):
+        for text, row in zip(texts, answered.rows, strict=True):
             text.behind = row.hops
             text.degraded = row.degraded or (None if row.hops else "upstream_refused")
 
@@ -206,7 +210,12 @@ class Tier:
             BadInput: an unknown policy or tier, or a target that cannot be reached from here.
             QueueFull, DeadlinePassed: this tier could not start in time.
         """
-        call = self.resolve(request, self.policy(request.policy), headers)
+        try:
+            policy = self.policy(request.policy)
+        except UnknownPolicy as error:  # the tiers differ: their operator must know, and the caller is a tier
+            log.warning("policy_refused", tier=self.name, detail=str(error))
+            raise
+        call = self.resolve(request, policy, headers)
         await self.answer(call)
         return [InferredRow(index=text.index, hops=text.hops, degraded=text.degraded) for text in call.texts]
 
@@ -222,15 +231,18 @@ class Tier:
         if request.target not in (None, self.name, *self.route.deeper):
             raise BadInput(f"tier {request.target!r} cannot be reached from {self.name}")
         texts = [
-            Text(index, source, draw(request.seed, index, self.name), Clues(words_in(source)))
-            for index, source in zip(request.indices, request.texts, strict=True)
+            Text(index, source, draw(request.seed, index, self.name), Clues(words_in(source)), before)
+            for index, source, before in zip(
+                request.indices, request.texts, visits_before(self.bundle, self.name, request), strict=True
+            )
         ]
         words = sum(text.clues.words for text in texts)
         if request.explain and words > EXPLAINED_WORDS:
             raise BadInput(f"explain lists every word, at most {EXPLAINED_WORDS} a request; these texts have {words}")
         self.telemetry.words.labels(self.name, "in").inc(words)
         expires = None if request.deadline_ms is None else self._clock() + request.deadline_ms / 1e3
-        where = Where(self.name, self.route.reachable(request.max_tier), self.sizes)
+        sight = LiveSight(self, expires, None)
+        where = Where(self.name, self.route.reachable(request.max_tier), self.sizes, sight)
         return Call(request, policy, where, texts, expires, self._clock, headers)
 
     def policy(self, spec: str | Mapping[str, Any]) -> Policy:
@@ -238,6 +250,11 @@ class Tier:
         return build(spec, self.bundle.order, self.bundle.card.policies)
 
     # -- what the steps above need -----------------------------------------------------------------------------------
+
+    def _where(self, call: Call, text: Text) -> Where:
+        """The place where a text is decided on. It costs microseconds; what a policy looks at costs more."""
+        where = call.where
+        return Where(where.tier, where.reachable, where.layers, LiveSight(self, call.expires, text))
 
     def _next_is_down(self, where: Where) -> bool:
         """Whether the nearest tier that a text could go to is known to be down."""

@@ -2,14 +2,15 @@
 
 A policy may decide before local inference (`before`), after it (`after`), or both; it may name any reachable tier and
 say whether that tier must answer (`final`) or may decide again. It also chooses the exit rule, the pruning and the
-ensemble's weights. The same objects decide live and in replay. To add one: put a module with a subclass of `Policy`
-into this folder and give it a `name`. A module that cannot be imported is left out and logged.
+ensemble's weights. The same objects decide live and in replay. To add one, put a file with a subclass of `Policy` that
+has a `name` into the folder `TIERWISE_POLICY_DIR` (`registry.py`). These come with Tierwise:
 
     collaborative       Zhang et al. 2025 (arXiv 2412.12102): early exit, S-curve offloading, pruning, ensemble
     tabi                the same without early exit (theta = 0), as that paper reproduces Tabi (Wang et al. 2023)
     dimee               Bajpai & Hanawal 2025 (arXiv 2410.05338): pools of like texts, before any layer runs
     length-quantile     the same by length alone
     adaee, splitee, splitee-s, i-splitee     bandits over thresholds and split layers
+    recserve            arXiv 2505.16502: each tier sends on a share of its texts, the least sure ones
     early-exit, deebert, pabee               one tier, early exits by confidence, entropy, patience
     random              one of the reachable tiers, each as likely (the baseline of arXiv 2410.05338, section IV-B)
     oracle              the shallowest tier that is right; in replay only
@@ -18,9 +19,9 @@ into this folder and give it a `name`. A module that cannot be imported is left 
 Tags beside a formula: [S001] arXiv 2410.05338 says it, [C:repository] read in that public code, [R] our reconstruction.
 """
 
-from shared.policies.base import STAY, Clues, Decision, Policy, Where
-from shared.policies.learner import Learner, Outcome, State, Visit, bind, first_state
-from shared.policies.registry import POLICIES, build, name_of, named, names, spec_of
+from shared.policies.base import STAY, Clues, Decision, Link, Policy, Sight, Visit, Where
+from shared.policies.learner import Learner, Outcome, State, bind, first_state
+from shared.policies.registry import POLICIES, build, load, name_of, named, names, own, reload, spec_of
 
 __all__ = [
     "POLICIES",
@@ -28,16 +29,21 @@ __all__ = [
     "Clues",
     "Decision",
     "Learner",
+    "Link",
     "Outcome",
     "Policy",
+    "Sight",
     "State",
     "Visit",
     "Where",
     "bind",
     "build",
     "first_state",
+    "load",
     "name_of",
     "named",
     "names",
+    "own",
+    "reload",
     "spec_of",
 ]

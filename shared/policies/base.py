@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,12 +25,70 @@ Ratio = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
+class Clues:
+    """What is known about a text before any layer runs. `signature` is null unless the policy asks for one."""
+
+    words: int
+    signature: Vector | None = None
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One tier's part in an answer. Everything is calibrated and rounded to 6 digits, as the hop on the wire."""
+
+    tier: str
+    exit_layer: int
+    confidence: float  # at that exit
+    confidences: tuple[float, ...]  # of every exit evaluated up to there, oldest first; of another tier only the last
+    probabilities: tuple[float, ...] = ()  # at that exit, in the order of the bundle's labels
+
+
+@dataclass(frozen=True)
+class Link:
+    """The link that a text takes toward a tier. A rate of 0 is unlimited."""
+
+    to: str  # the tier at its other end, which may have to pass the text on
+    profile: str
+    rate_up_bps: float
+    rate_down_bps: float
+    round_trip_s: float  # as measured of late; before any measurement, and in a replay, as the profile says
+    bytes_up: int = 0  # of bodies, since the tier started; in a replay 0
+    bytes_down: int = 0
+    is_down: bool = False  # calls failed again and again, and none is made now; in a replay never
+
+
+class Sight:
+    """What can be seen from a place besides its name: each is found out when a policy looks, and never before.
+
+    Tiers and replays see what they know; here nothing is known.
+    """
+
+    __slots__ = ()
+
+    def clues(self) -> Clues | None:
+        return None
+
+    def visits(self) -> tuple[Visit, ...]:
+        return ()
+
+    def link(self, to: str) -> Link | None:
+        return None
+
+    def remaining_s(self) -> float | None:
+        return None
+
+    def waiting_s(self) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True)
 class Where:
-    """What a policy may know about the place it decides at."""
+    """What a policy may know about the place it decides at, and about the text that it decides on."""
 
     tier: str
     reachable: tuple[str, ...]  # tiers that a text can go to from here, nearest first, within the request's max_tier
     layers: Mapping[str, int]  # that every tier of the bundle holds, shallowest tier first
+    sight: Sight = field(default=Sight(), repr=False, compare=False)
 
     @property
     def tiers(self) -> tuple[str, ...]:
@@ -42,13 +100,34 @@ class Where:
         """Whether no tier of the bundle is deeper."""
         return self.tier == self.tiers[-1]
 
+    @property
+    def clues(self) -> Clues | None:
+        """Of the text; null where no single text is decided on (`exit_rule`)."""
+        return self.sight.clues()
 
-@dataclass(frozen=True)
-class Clues:
-    """What is known about a text before any layer runs. `signature` is null unless the policy asks for one."""
+    @property
+    def visits(self) -> tuple[Visit, ...]:
+        """The tiers that ran for the text, in order; in `after`, this one is the last.
 
-    words: int
-    signature: Vector | None = None
+        Those of other tiers are known where `carries_visits` is set.
+        """
+        return self.sight.visits()
+
+    @property
+    def links(self) -> dict[str, Link]:
+        """By tier that can be reached, the link to take."""
+        seen = {tier: self.sight.link(tier) for tier in self.reachable}
+        return {tier: link for tier, link in seen.items() if link is not None}
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds until the request's deadline; null where there is none, and in a replay."""
+        return self.sight.remaining_s()
+
+    @property
+    def waiting_s(self) -> float:
+        """Seconds of work before this tier's model, as measured; in a replay 0."""
+        return self.sight.waiting_s()
 
 
 @dataclass(frozen=True)
@@ -78,6 +157,8 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
     name: ClassVar[str]
+    sha256: ClassVar[str | None] = None  # of its file, in short; null: it comes with Tierwise
+    carries_visits: ClassVar[bool] = False  # whether what each tier said travels on with a text, for `Where.visits`
 
     def check(self, where: Where) -> None:
         """Raise UnknownPolicy where the policy cannot run live on this tier: it lacks layers, or the card is silent."""

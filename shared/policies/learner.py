@@ -11,19 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.model.pools import Pools
-from shared.policies.base import Clues, Policy, Where
+from shared.policies.base import Clues, Policy, Visit, Where
 
 State = dict[str, Any]  # JSON
-
-
-@dataclass(frozen=True)
-class Visit:
-    """One tier's part in an answer. Confidences are calibrated and rounded to 6 digits, as the hop on the wire."""
-
-    tier: str
-    exit_layer: int
-    confidence: float  # at that exit
-    confidences: tuple[float, ...]  # of every exit evaluated up to there, oldest first; of an upstream only the last
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""The one registry of policies: every class with a `name` in this folder's modules and in `baselines/`.
+"""The one registry of policies: those that come with Tierwise, those of installed packages, those of a folder.
 
-A module that cannot be used breaks nothing but itself: it is left out, logged once, and named in the error of a request
-for its policy.
+The folder (`TIERWISE_POLICY_DIR`) is loaded when a tier or a command starts, and again by `reload`. What cannot be used
+breaks nothing but itself: it is left out, or its last version stays, which is logged and told to who asks for it. A
+name belongs to who had it first: Tierwise, then packages, then files by their names.
 """
 
 from __future__ import annotations
@@ -9,23 +10,93 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import pkgutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from shared import policies
 from shared.errors import BadSetting, UnknownPolicy, plain
 from shared.failures import in_short
 from shared.policies.base import Policy
 from shared.policies.baselines.fixed import Only, Oracle
+from shared.policies.own import Source, from_entry_point, from_file, policies_of
 
 _log = logging.getLogger(__name__)  # a command says it on standard error, a tier in its log
-_FIRST = ("collaborative", "baselines.dimee", "baselines.bandits", "baselines.leaving", "baselines.fixed")
+_SHIPPED = (
+    "collaborative",
+    *(f"baselines.{name}" for name in ("dimee", "bandits", "recserve", "leaving", "fixed")),
+)
+GROUP = "tierwise.policies"  # of packages' entry points
 POLICIES: dict[str, type[Policy]] = {}
-BROKEN: dict[str, str] = {}  # module of this folder that cannot be used -> why
+BROKEN: dict[str, str] = {}  # file or entry point that cannot be used -> why
+_files: dict[str, Source] = {}  # of the folder, by name
+_versions: dict[tuple[str, str], type[Policy]] = {}  # every policy of one's own that was in force, by name and sha256
+_folder: Path | None = None
+
+
+def load(folder: Path) -> None:
+    """Offer the policies of a folder's files (`*.py`, but none that begins with `_`) instead of those of the last one.
+
+    All of it takes effect at once, after every file has run. A file that cannot be used keeps its last version.
+
+    Raises:
+        BadSetting: there is no such folder; nothing has changed then.
+    """
+    global _folder
+    if not folder.is_dir():
+        raise BadSetting(f"TIERWISE_POLICY_DIR={folder}: no such folder")
+    theirs = {name for source in _files.values() for name in source.names}
+    taken, found, broken = POLICIES.keys() - theirs, dict[str, Source](), dict[str, str]()
+    for path in sorted(folder.glob("[!_]*.py")):
+        last = _files.get(path.name) if folder == _folder else None
+        source = _used(path.name, partial(from_file, path), taken, broken, last)
+        if source is not None:
+            found[path.name] = source
+            taken |= source.names
+    for name in theirs - taken:
+        del POLICIES[name]
+    for name in [name for name in BROKEN if name.endswith(".py")]:
+        del BROKEN[name]
+    _files.clear()
+    _files.update(found)
+    _folder = folder
+    BROKEN.update(broken)
+    for source in found.values():
+        _offer(source)
+
+
+def reload() -> None:
+    """Load the folder again, if there is one. Policies of packages stay as they are until a restart.
+
+    Raises:
+        BadSetting: the folder is gone; the policies stay as they are.
+    """
+    if _folder is not None:
+        load(_folder)
+
+
+def add(path: Path) -> list[str]:
+    """Offer the policies of one more file, also in place of those of a file of its name. Returns their names.
+
+    Raises:
+        BadSetting: it cannot be used.
+    """
+    last, broken = _files.get(path.name), dict[str, str]()
+    taken = POLICIES.keys() - (last.names if last else set())
+    source = _used(path.name, partial(from_file, path), taken, broken, None)
+    if source is None:
+        raise BadSetting(f"{path}: {broken[path.name]}")
+    _files[path.name] = source
+    _offer(source)
+    return [policy.name for policy in source.policies]
+
+
+def own() -> dict[str, str]:
+    """The policies that did not come with Tierwise, each with its file's sha256."""
+    return {name: policy.sha256 for name, policy in POLICIES.items() if policy.sha256}
 
 
 def names(tiers: Sequence[str]) -> list[str]:
@@ -41,26 +112,40 @@ def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping
     """
     given = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = given.pop("name", None)
-    if isinstance(name, str) and name in BROKEN and name not in POLICIES:
-        raise UnknownPolicy(f"policy {name!r}: its module cannot be used: {BROKEN[name]}")
+    sha256 = given.pop("sha256", None)
     if name not in names(tiers):
         known = ", ".join(one for one in names(tiers) if one != Oracle.name)
-        left_out = f"; left out, as they cannot be used: {', '.join(BROKEN)}" if BROKEN else ""
+        left_out = "".join(f"; {file} cannot be used: {why}" for file, why in BROKEN.items())
         raise UnknownPolicy(f"unknown policy {name!r}: choose one of {known} (or oracle, in replay only){left_out}")
     named_tiers = [tier for value in given.values() if isinstance(value, dict) for tier in value]
     named_tiers += [given["tier"]] if isinstance(given.get("tier"), str) else []
     if elsewhere := [tier for tier in named_tiers if tier not in tiers]:
         raise UnknownPolicy(f"policy {name!r}: unknown tier {elsewhere[0]!r}: this bundle has {', '.join(tiers)}")
+    policy = _version(name, sha256)
     try:
-        if name in POLICIES:
-            return POLICIES[name].model_validate({**defaults.get(name, {}), **given})
+        if policy is not None:
+            return policy.model_validate({**defaults.get(name, {}), **given})
         if given:
             raise UnknownPolicy(f"policy {name!r} has no parameters; got {', '.join(sorted(given))}")
         return Only(tier=name.removesuffix("-only"))
     except ValidationError as error:
         unknown = any(problem["type"] == "extra_forbidden" for problem in error.errors())
-        known = f" (parameters: {', '.join(POLICIES[name].model_fields)})" if unknown else ""
+        known = f" (parameters: {', '.join(policy.model_fields)})" if unknown and policy is not None else ""
         raise UnknownPolicy(f"policy {name!r}: {_problems(error)}{known}") from error
+
+
+def _version(name: str, sha256: object) -> type[Policy] | None:
+    """The policy of this name, as its file was with this sha256; null for that of one tier."""
+    policy = POLICIES.get(name)
+    here = policy.sha256 if policy is not None else None
+    if sha256 is None or sha256 == here:
+        return policy
+    if not isinstance(sha256, str) or (name, sha256) not in _versions:
+        raise UnknownPolicy(
+            f"policy {name!r}: asked for with sha256 {sha256!r}, and this tier has {here or 'none of a file'}: "
+            "give every tier the same file"
+        )
+    return _versions[name, sha256]
 
 
 def _problems(error: ValidationError) -> str:
@@ -105,31 +190,37 @@ def name_of(policy: Policy) -> str:
 def spec_of(policy: Policy) -> dict[str, Any]:
     """The spec that builds this very policy on another tier: every parameter spelled out."""
     parameters = {} if isinstance(policy, Only) else policy.model_dump(mode="json", by_alias=True)
-    return {"name": name_of(policy), **parameters}
+    version = {} if policy.sha256 is None else {"sha256": policy.sha256}
+    return {"name": name_of(policy), **version, **parameters}
 
 
-def _named(base: type[Policy]) -> Iterator[type[Policy]]:
-    for policy in base.__subclasses__():
-        if "name" in vars(policy) and policy is not Only:
-            yield policy
-        yield from _named(policy)
-
-
-def _add(module: str) -> None:
-    """Import a module of this folder and offer its policies; BadSetting where a name is no text, or taken."""
-    importlib.import_module(f"{policies.__name__}.{module}")
-    here = f"{policies.__name__}.{module}."
-    found = [policy for policy in _named(Policy) if f"{policy.__module__}.".startswith(here)]
-    for policy in found:
-        if not isinstance(policy.name, str) or policy.name in POLICIES or policy.name.endswith("-only"):
-            raise BadSetting(f"{policy.__name__}: the name {policy.name!r} is no text, or taken: choose another")
-    POLICIES.update({policy.name: policy for policy in found})
-
-
-_theirs = [module.name for module in pkgutil.iter_modules(policies.__path__) if module.name not in _FIRST]
-for _module in (*_FIRST, *(name for name in _theirs if name not in ("base", "baselines", "registry"))):
+def _used(
+    name: str, read: Callable[[], Source], taken: set[str], broken: dict[str, str], last: Source | None
+) -> Source | None:
+    """What `read` finds, else the last version where that still can be used; why not is noted and logged."""
     try:
-        _add(_module)
-    except (Exception, SystemExit) as _error:  # noqa: BLE001 - a user's code may raise anything
-        BROKEN[_module] = in_short(_error)
-        _log.warning("policy module %s is left out: %s", _module, BROKEN[_module])
+        source = read()
+        if last is not None and source.sha256 == last.sha256:
+            source = last
+        source.check(taken)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's code may raise anything
+        broken[name] = in_short(error) if not isinstance(error, BadSetting) else str(error)
+        stays = last is not None and not last.names & taken
+        what = "keeps its last version" if stays else "is left out"
+        _log.warning("policy file %s %s: %s", name, what, broken[name])
+        return last if stays else None
+    return source
+
+
+def _offer(source: Source) -> None:
+    POLICIES.update({policy.name: policy for policy in source.policies})
+    _versions.update({(policy.name, source.sha256): policy for policy in source.policies})
+
+
+for _module in _SHIPPED:
+    POLICIES.update(
+        {policy.name: policy for policy in policies_of(importlib.import_module(f"shared.policies.{_module}"))}
+    )
+for _point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+    if (_source := _used(_point.name, partial(from_entry_point, _point), set(POLICIES), BROKEN, None)) is not None:
+        _offer(_source)

@@ -20,7 +20,7 @@ from typing import Any
 import structlog
 
 from shared.background import Background
-from shared.errors import BadSetting, TierwiseError
+from shared.errors import BadSetting, TierwiseError, UnknownPolicy
 from shared.policies.base import Policy
 from shared.policies.learner import Learner, Outcome, State
 from shared.policies.registry import spec_of
@@ -94,9 +94,9 @@ class States:
     def described(self) -> list[dict[str, Any]]:
         """Every state in short, for `/info`."""
         return [
-            {"policy": spec, "state": policy.described(state)}
-            for spec, state in ((json.loads(key), state) for key, state in self._states.items())
-            if isinstance(policy := self._build(spec), Learner)
+            {"policy": json.loads(key), "state": policy.described(state)}
+            for key, state in self._states.items()
+            if isinstance(policy := self._policy(key), Learner)
         ]
 
     async def close(self) -> None:
@@ -149,6 +149,9 @@ class States:
             if path.exists() and not path.is_file():
                 raise OSError("not a regular file")
             states: dict[str, State] = json.loads(path.read_text("utf-8"))
+            for key in [key for key in states if self._policy(key) is None]:
+                log.warning("state_left_out", policy=json.loads(key)["name"], why="its file has changed, or is gone")
+                del states[key]
             for key, state in states.items():
                 self._check(key, state)
         except (FileNotFoundError, NotADirectoryError):  # the folder is not there yet, or is none: writing will tell
@@ -157,13 +160,23 @@ class States:
             raise BadSetting(f"{path}: no state that this tier can go on from ({error}); move it away") from error
         return states
 
+    def _policy(self, key: str) -> Policy | None:
+        """The policy of a state; null for one of a file that has changed since, or is gone."""
+        spec = json.loads(key)
+        try:
+            return self._build(spec)
+        except UnknownPolicy:
+            if "sha256" in spec:
+                return None
+            raise
+
     def _check(self, key: str, state: State) -> None:
         """Whether a request could be answered with this state; whatever goes wrong here would go wrong there."""
         policy = self._build(json.loads(key))
         fresh = self._fresh(policy)
         if not isinstance(policy, Learner) or not policy.learns or fresh is None:
             raise ValueError(f"{policy.name!r} learns nothing")
-        if key != _key(policy) or _shape(state) != _shape(fresh):
+        if key != _key(policy) or not _alike(state, fresh):
             raise ValueError(f"no state of {policy.name!r}")
         policy.check_state(state, fresh)
         policy.bound(state)
@@ -184,10 +197,17 @@ def _clear(folder: Path) -> None:
                 draft.unlink()
 
 
-def _shape(value: object) -> object:
-    """What a state is made of: keys, lengths and numbers; a fresh one and a learned one are alike."""
-    if isinstance(value, dict):
-        return {key: _shape(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_shape(item) for item in value]
+def _alike(state: Any, fresh: Any) -> bool:
+    """Whether a state has the keys, lengths and numbers of a fresh one. A list that starts empty may have grown."""
+    if isinstance(fresh, dict):
+        same = isinstance(state, dict) and state.keys() == fresh.keys()
+        return same and all(_alike(state[key], fresh[key]) for key in fresh)
+    if isinstance(fresh, list | tuple):
+        if not isinstance(state, list) or (fresh and len(state) != len(fresh)):
+            return False
+        return all(map(_alike, state, fresh)) if fresh else all(map(_is_number, state))
+    return _is_number(state) == _is_number(fresh)
+
+
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -29,7 +29,7 @@ from shared.pipeline.front import Front
 from shared.pipeline.queue import Queue
 from shared.pipeline.tier import Tier
 from shared.pipeline.worker import Worker
-from shared.policies import named, names
+from shared.policies import load, named, names
 from shared.telemetry import Telemetry
 from shared.web.guard import Keys, read_keys
 from shared.web.ledger import Ledger
@@ -55,6 +55,8 @@ def create_app(
     Raises:
         BadSetting: a bundle, tier, link or policy that does not exist, or weights that do not fit.
     """
+    if settings.policy_dir is not None:
+        load(settings.policy_dir)
     bundle = load_bundle(settings.bundle)
     settings.check(bundle.order)
     keys = read_keys(settings.door_key_file, settings.key_file)

@@ -64,6 +64,7 @@ class Settings(BaseSettings):
         "collaborative", description="bundle: a name in deploy/models, or a folder (./NAME, where both are called so)"
     )
     policy: str = Field("collaborative", description="policy when a request names none: its name, or a file .json")
+    policy_dir: Path | None = Field(None, description="folder of files with policies of your own; none: no such files")
     calibration: Literal["per_exit", "per_model"] = Field(
         "per_exit", description="one temperature per exit, or the paper's one per model"
     )
@@ -139,7 +140,7 @@ class Settings(BaseSettings):
             raise ValueError("a tier is named twice")
         return out
 
-    @field_validator("link_state_dir", "key_file", "door_key_file", "state_dir", "ledger")
+    @field_validator("link_state_dir", "key_file", "door_key_file", "policy_dir", "state_dir", "ledger")
     @classmethod
     def _paths(cls, value: Path | None) -> Path | None:
         try:

@@ -49,7 +49,7 @@ from shared.errors import (
 from shared.failures import account
 from shared.model.classifier import Classifier
 from shared.pipeline.front import Front
-from shared.policies import name_of, spec_of
+from shared.policies import name_of, own, spec_of
 from shared.telemetry import NO_POLICY
 from shared.web.body import Shelf, parse, read, validate
 from shared.web.guard import Keys, authorize, while_waited_for
@@ -158,6 +158,7 @@ class Surface:
             "exits": model.layers,
             "max_tokens": model.max_tokens,
             "policy": spec_of(policy),
+            "own_policies": own(),
             "learned": self.front.states.described(),
             "limits": self.settings.model_dump(include=_LIMITS),
             "keys": {"door": self.keys.door is not None, "tier": self.keys.tier is not None},

@@ -4,7 +4,7 @@ import json
 
 import httpx
 import pytest
-import structlog
+from structlog.testing import capture_logs
 
 
 def ask(caller, given, **changes):
@@ -144,7 +144,16 @@ def test_layers_with_importance_are_compiled_at_the_start_only_where_the_default
 
 @pytest.mark.parametrize(("batch_texts", "told"), [(1, []), (8, [("end", "openvino fp32", 8)])])
 def test_a_tier_that_would_batch_on_a_cpu_says_that_it_gains_nothing(serve, batch_texts, told):
-    with structlog.testing.capture_logs() as logged:
+    with capture_logs() as logged:
         serve(batch_texts=batch_texts)
     lines = [line for line in logged if line["event"] == "batches_gain_nothing"]
     assert [(line["tier"], line["engine"], line["batch_texts"]) for line in lines] == told
+
+
+def test_a_policy_of_another_version_of_its_file_is_refused_rather_than_replaced(last):
+    with capture_logs() as lines:
+        refused = ask(last, ["a film"], policy={"name": "collaborative", "sha256": "0123456789ab"})
+    assert refused.status_code == 422
+    detail = refused.json()["detail"]
+    assert "give every tier the same file" in detail
+    assert [line["detail"] for line in lines if line["event"] == "policy_refused"] == [detail]

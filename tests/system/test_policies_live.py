@@ -6,7 +6,7 @@ import json
 import pytest
 
 from shared.errors import BadSetting, UnknownPolicy
-from shared.policies import names
+from shared.policies import load, names
 from shared.web.app import create_app
 from shared.web.settings import Settings
 
@@ -60,6 +60,36 @@ def test_a_service_does_not_start_with_a_policy_that_its_bundle_cannot_run(tiny_
         create_app(Settings(tier="end", bundle=str(tiny_bundle), policy="early-exit"))
     app = create_app(Settings(tier="edge", bundle=str(tiny_bundle), policy="early-exit"))  # it may never be asked
     app.state.tier.worker.close()
+
+
+ONWARD = """
+from shared.policies import STAY, Decision, Policy
+
+class Onward(Policy):
+    name = "onward"
+
+    def after(self, where, confidence, draw):
+        return Decision(where.reachable[0], 1.0, "policy") if where.reachable else STAY
+
+    def may_offload_after(self, where):
+        return bool(where.reachable)
+"""
+
+
+def test_a_policy_of_a_file_decides_on_every_tier(triangle, sentences, tmp_path):
+    folder, empty = tmp_path / "policies", tmp_path / "empty"
+    folder.mkdir()
+    empty.mkdir()
+    (folder / "onward.py").write_text(ONWARD)
+    load(folder)
+    try:
+        results = triangle.results(sentences, policy="onward")
+        assert [path(result) for result in results] == [["end", "edge", "cloud"]] * len(sentences)
+        assert {result["degraded"] for result in results} == {None}
+        assert list(info(triangle, "cloud")["own_policies"]) == ["onward"]
+    finally:
+        load(empty)
+    assert "unknown policy 'onward'" in refused(triangle, policy="onward")
 
 
 # -- before any layer runs --------------------------------------------------------------------------------
@@ -192,7 +222,7 @@ def test_what_failed_to_be_offloaded_teaches_nothing(whole, sentences):
 # -- memory --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", ["adaee", {"name": "dimee", "adaptive": True}])
+@pytest.mark.parametrize("policy", ["adaee", "recserve", {"name": "dimee", "adaptive": True}])
 def test_what_was_learned_survives_a_restart(build_tiers, sentences, tmp_path, policy):
     links = {"end": ("edge", "cloud"), "edge": ("cloud",), "cloud": ()}
     first = build_tiers(links, state_dir=tmp_path)

@@ -26,7 +26,10 @@ from lab.replay.run import NONE
 from lab.replay.sizes import Sizes
 from lab.replay.walk import Replay
 from shared.model.bundle import load_bundle
+from shared.model.exits import Confidence
 from shared.model.openvino_engine import capabilities
+from shared.policies import POLICIES as NAMED
+from shared.policies import Decision, Policy
 from shared.policies.base import draw
 from tests.system.conftest import TRIANGLE
 
@@ -60,6 +63,8 @@ POLICIES = [
     {"name": "adaee", "arm": 0.6},
 ]
 LEARNING = [
+    "recserve",
+    {"name": "recserve", "beta": 0.6, "window": 20},
     {"name": "dimee", "adaptive": True},
     {"name": "dimee", "adaptive": True, "half_life": 20.0},
     {"name": "adaee", "offload_cost": 0.0},
@@ -148,7 +153,7 @@ def replayed(replay, run, row):
         to = run.sent_to[at, row]
         kept = None
         if to != NONE:
-            (carried,) = (numbers[row] for (source, _), numbers in run.carried.items() if source == at)
+            (carried,) = (numbers[row] for (a, _), numbers in run.carried.items() if a == at and numbers[row] != NONE)
             kept = replay.corpus.words[carried]
         hops.append(
             (
@@ -307,6 +312,68 @@ def test_max_tier_holds_in_a_replay_too(triangle, tiny_bundle, texts, policy):
     live = [seen(result, own.bundle.labels) for result in ask(triangle, texts[:60], policy, max_tier="edge")]
     run = own.run(own.policy(policy))
     assert [replayed(own, run, row) for row in range(60)] == live
+
+
+class Looks(Policy):
+    """Decides by all that a replay can see: its chances are made of every number in view."""
+
+    name = "looks"
+    carries_visits = True
+
+    def before(self, where, clues, draw):
+        assert where.clues == clues
+        assert {visit.tier for visit in where.visits} <= {*where.tiers[: where.tiers.index(where.tier)]}
+        return self.somewhere(where, draw * clues.words)
+
+    def after(self, where, confidence, draw):
+        *before, own = where.visits
+        assert own.tier == where.tier
+        assert own.confidence == round(confidence, 6) == own.confidences[-1] == max(own.probabilities)
+        assert all(len(visit.confidences) == 1 for visit in before)
+        return self.somewhere(where, draw)
+
+    def somewhere(self, where, number):
+        for at, visit in enumerate(where.visits, 2):
+            number += at * (sum(visit.confidences) + at * visit.probabilities[0] + visit.exit_layer / 7)
+        chance = (number + where.clues.words / 11) % 1
+        to = where.reachable[int(10 * chance) % len(where.reachable)] if where.reachable and chance < 0.5 else None
+        return Decision(to, chance, "policy")
+
+    def exit_rule(self, where):
+        assert where.visits == ()
+        assert where.clues is None
+        return Confidence(0.6) if where.tier == "end" else None
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    monkeypatch.setitem(NAMED, "looks", Looks)
+    return "looks"
+
+
+def test_a_policy_sees_the_same_in_both_and_what_tiers_said_travels_as_modelled(looks, triangle, tiny_bundle, texts):
+    own = replay(tiny_bundle, texts)
+    assert differing(triangle, own, texts, looks) == []
+    run = own.run(own.policy(looks))
+    assert {(0, 1), (1, 2), (0, 2)} == run.carried.keys()
+    assert (run.ran[:2].all(0) & (run.answered_by == 2)).any()
+    assert request_sizes_differ(triangle, own, run, texts[:60], looks) == []
+
+
+def test_what_tiers_said_passes_a_tier_that_only_hands_on(looks, chain, tiny_bundle, texts):
+    links = {"end": ["edge"], "edge": ["cloud"], "cloud": []}
+    assert differing(chain, replay(tiny_bundle, texts[:60], links=links), texts[:60], looks) == []
+
+
+def request_sizes_differ(tiers, own, run, texts, policy):
+    """Requests that were longer or shorter on the wire than modelled."""
+    found, sizes = [], Sizes(own)
+    for row, result in enumerate(ask(tiers, texts, policy)):
+        for use in [hop["link"] for hop in result["hops"] if hop["link"]]:
+            ends = tuple(own.order.index(use[end]) for end in ("from", "to"))
+            modelled = sizes.requests(run, ends, np.array([row])).tolist()
+            found += [(row, ends, modelled, use)] if modelled != [use["request_bytes"]] else []
+    return found
 
 
 @pytest.mark.skipif("REAL_DATA" not in os.environ, reason="no real data set named")

@@ -27,7 +27,8 @@ FENCES = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"(?:\w+=\S+ |taskset -c \d+ |.*\| )*(?:\.venv/bin/)?((?:tierwise|make|python)\b.*)")
 TICKED = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 OURS = ("shared", "services", "lab", "tests", "deploy")
-YOURS = {"docker-compose.override.yml", "short.py", "site/", "./", "../"}  # a reader makes them, or they are anywhere
+# a reader makes them, or they are anywhere
+YOURS = {"docker-compose.override.yml", "least_sure.py", "policies/least_sure.py", "site/", "./", "../"}
 BASES = {"config.json", "tokenizer.json"}  # of base weights, which are fetched
 
 

@@ -1,0 +1,65 @@
+"""What a policy's file does, before any tier has it: its decisions on a dozen texts, replayed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lab.console import sheet
+from lab.data.examples import Example
+from lab.replay.recorder import Recorders
+from lab.replay.run import NONE, Run
+from lab.replay.trial import links_of
+from lab.replay.walk import Replay
+from shared.errors import BadSetting, TierwiseError
+from shared.failures import in_short
+from shared.model.bundle import load_bundle
+from shared.policies import spec_of
+from shared.policies.registry import add
+
+REVIEWS = Path(__file__).parents[1] / "live" / "reviews.txt"
+LINKS = "5g-nsa/metro"
+_SHOWN = 48  # characters of a text
+
+
+def check(file: Path, bundle_name: str, texts: Path | None, console: Console) -> None:
+    """Print each policy of the file with its parameters, and its way with each text.
+
+    Raises:
+        BadSetting: the file cannot be used, or a policy raises; with the line.
+    """
+    names, bundle = add(file), load_bundle(bundle_name)
+    lines = [line for line in (texts or REVIEWS).read_text("utf-8").splitlines() if line.strip()]
+    recorders = Recorders(console)
+    replay = Replay(bundle, [Example(line, None, 0) for line in lines], recorders, profiles=links_of(bundle, LINKS))
+    for name in names:
+        try:
+            run = replay.run(replay.policy(name))
+        except TierwiseError:
+            raise
+        except Exception as error:  # a user's code may raise anything
+            raise BadSetting(f"policy {name!r}: {in_short(error)}") from error
+        console.print(_table(replay, run, name, lines))
+    recorders.save()
+
+
+def _table(replay: Replay, run: Run, name: str, lines: list[str]) -> Table:
+    given = {key: value for key, value in spec_of(replay.policy(name)).items() if key != "name"}
+    title = f"{name} ({', '.join(f'{key} {value}' for key, value in given.items())})"
+    out = sheet(title, "text", "words", *run.tiers, "answer", words=("text", *run.tiers, "answer"))
+    for row, line in enumerate(lines):
+        answer = "unreadable"
+        if run.label[row] != NONE:
+            answer = f"{replay.bundle.labels[run.label[row]]} by {run.tiers[run.answered_by[row]]}"
+        cells = [_cell(run, at, row) for at in range(len(run.tiers))]
+        out.add_row(line[:_SHOWN], str(run.words[replay.numbers[row]]), *cells, answer)
+    return out
+
+
+def _cell(run: Run, at: int, row: int) -> str:
+    """A tier's confidence, and where it sent the text on."""
+    sent = [run.tiers[there] for (here, there), texts in run.carried.items() if here == at and texts[row] != NONE]
+    said = f"{run.confidence[at, row]:.2f} after {run.exit_layer[at, row]}" if run.ran[at, row] else ""
+    return " ".join(filter(None, (said, *(f"-> {tier}" for tier in sent))))

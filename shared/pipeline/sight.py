@@ -1,0 +1,46 @@
+"""What a policy sees on a live tier when it looks: the text's way so far, the links, the time left, the queue."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shared.policies import Clues, Link, Sight, Visit
+
+if TYPE_CHECKING:
+    from shared.pipeline.text import Text
+    from shared.pipeline.tier import Tier
+
+
+class LiveSight(Sight):
+    """From a tier, for a text of a request that expires; without a text, for all of them."""
+
+    __slots__ = ("_expires", "_text", "_tier")
+
+    def __init__(self, tier: Tier, expires: float | None, text: Text | None) -> None:
+        self._tier, self._expires, self._text = tier, expires, text
+
+    def clues(self) -> Clues | None:
+        return None if self._text is None else self._text.clues
+
+    def visits(self) -> tuple[Visit, ...]:
+        return () if self._text is None else self._text.visits(self._tier.name)
+
+    def link(self, to: str) -> Link:
+        upstream = self._tier.upstreams[self._tier.route.toward(to)]
+        profile = upstream.link[1]
+        return Link(
+            to=upstream.target,
+            profile=profile.name,
+            rate_up_bps=profile.rate_up_bps,
+            rate_down_bps=profile.rate_down_bps,
+            round_trip_s=upstream.round_trip_s,
+            bytes_up=upstream.bytes_up,
+            bytes_down=upstream.bytes_down,
+            is_down=upstream.breaker.open,
+        )
+
+    def remaining_s(self) -> float | None:
+        return None if self._expires is None else self._expires - self._tier.worker.clock()
+
+    def waiting_s(self) -> float:
+        return self._tier.worker.queue.ahead_s

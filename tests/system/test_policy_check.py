@@ -1,0 +1,70 @@
+"""`tierwise policy check`: what a file of policies decides, before any tier has it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lab.docs.tables import ROOT
+
+SENDS = """
+from shared.policies import STAY, Decision, Policy
+
+class Sends(Policy):
+    name = "sends"
+    words: int = 4
+
+    def after(self, where, confidence, draw):
+        assert set(where.links) == set(where.reachable)
+        return Decision("cloud", 1.0, "policy") if where.reachable and where.clues.words > self.words else STAY
+
+    def may_offload_after(self, where):
+        return bool(where.reachable)
+"""
+
+
+@pytest.fixture
+def check(tmp_path, tiny_bundle):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a fine film\n\na waste of time and of a good idea\n")
+
+    def run(code, **environment):
+        (tmp_path / "sends.py").write_text(code)
+        words = ["policy", "check", str(tmp_path / "sends.py"), "--bundle", str(tiny_bundle), "--texts", str(texts)]
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160", **environment}
+        command = [sys.executable, "-m", "lab.cli.main", *words]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env)
+
+    return run
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_files_decisions_are_shown_text_by_text(check, tmp_path, loaded):
+    done = check(SENDS, **({"TIERWISE_POLICY_DIR": str(tmp_path)} if loaded else {}))
+    assert done.returncode == 0, done.stderr
+    *_, stays, goes = [line for line in done.stdout.splitlines() if line.strip()]
+    assert "sends (sha256 " in done.stdout
+    assert "words 4)" in done.stdout
+    assert "a fine film" in stays
+    assert "->" not in stays
+    assert stays.rstrip().endswith("by end")
+    assert "after 3 -> cloud" in goes
+    assert goes.rstrip().endswith("by cloud")
+
+
+@pytest.mark.parametrize(
+    ("code", "complaint"),
+    [
+        ("class Sends(\n", "SyntaxError"),
+        ("x = 1\n", "no class in it derives from Policy"),
+        (SENDS.replace('"sends"', '"tabi"'), "'tabi' is taken"),
+        (SENDS.replace("return Decision", "1 / 0; return Decision"), "ZeroDivisionError"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_place_and_status_2(check, code, complaint):
+    done = check(code)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert "sends.py" in done.stderr
+    assert "Traceback" not in done.stderr
