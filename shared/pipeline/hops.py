@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from shared.contracts import Hop, HopTiming, InferredRow, InferRequest, TextPair, WordUse
+from shared.contracts import Exit, Hop, HopTiming, InferredRow, InferRequest, TextPair, WordUse
 from shared.errors import UpstreamFailure
 from shared.model.bundle import Bundle
 from shared.model.words import words_of
@@ -37,7 +37,7 @@ def new_hop(bundle: Bundle, tier: str, text: Text, *, explain: bool, times_s: Ma
         words_kept=None if to is None else words if keep is None else sum(keep),
         truncated=answer.encoded.truncated,
         timings_ms={stage: round(value * 1e3, 3) for stage, value in times_s.items()},
-        exits=[by_label(bundle, exit_) for exit_ in answer.exits] if explain else None,
+        exits=_exits(bundle, answer) if explain else None,
         words=_explained(answer, keep) if explain and keep is not None else None,
     )
 
@@ -52,6 +52,18 @@ def _explained(answer: Answer, keep: Sequence[bool]) -> list[WordUse]:
         WordUse(word=word, importance=round(best[i], 4) if i in best else None, kept=keep[i])
         for i, word in enumerate(answer.encoded.words)
     ]
+
+
+def _exits(bundle: Bundle, answer: Answer) -> list[Exit]:
+    """Every exit that was evaluated, with its number."""
+    first = answer.exit_layer - len(answer.exits) + 1
+    return [new_exit(bundle, n, probabilities) for n, probabilities in enumerate(answer.exits, first)]
+
+
+def new_exit(bundle: Bundle, n: int, probabilities: Sequence[float]) -> Exit:
+    """What the exit after layer `n`, counted from 1, said."""
+    named = by_label(bundle, probabilities)
+    return Exit(exit=n, probabilities=named, confidence=max(named.values()))
 
 
 def by_label(bundle: Bundle, probabilities: Sequence[float]) -> dict[str, float]:
@@ -108,7 +120,7 @@ def _possible(bundle: Bundle, hop: Hop) -> bool:
         hop.layers == layers
         and 1 <= hop.exit_layer <= layers
         and hop.offloaded_to in (None, *bundle.order)
-        and all(exit_.keys() == set(bundle.labels) for exit_ in (values, *(hop.exits or ())))
+        and all(exit_.keys() == set(bundle.labels) for exit_ in (values, *(e.probabilities for e in hop.exits or ())))
         and abs(sum(values.values()) - 1) < 0.001  # each is rounded to 6 digits
         and hop.label in values
         and hop.confidence == values[hop.label] == max(values.values())

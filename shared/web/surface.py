@@ -251,9 +251,11 @@ class Surface:
         answered = await self.front.classify(request, request_id, headers)
         results, total_s = answered.results, time.perf_counter() - started
         timings: dict[AnswerTiming, float] = {"ensemble": _ms(answered.ensemble_s), "total": _ms(total_s)}
-        answer = ClassifyResponse(id=request_id, model=self.model, results=results, timings_ms=timings)
+        answer = ClassifyResponse(
+            id=request_id, model=self.model, policy=spec_of(answered.policy), results=results, timings_ms=timings
+        )
         if self.ledger is not None:
-            self.ledger.add(request, answer, spec_of(answered.policy))
+            self.ledger.add(request, answer)
         stages = [*results[0].hops[0].timings_ms.items(), *timings.items()]
         timing = ", ".join(f"{stage};dur={ms}" for stage, ms in dict(stages).items())
         spec = request.options.policy or name_of(self.front.default_policy)

@@ -14,13 +14,13 @@ STAGES = {"tokenize", "queue", "infer", "prune", "total"}
 
 def test_an_answer_has_the_contracts_fields(alone):
     answer = alone.classify(["a fine film", "the plot is thin"]).json()
-    assert set(answer) == {"id", "model", "results", "timings_ms"}
+    assert set(answer) == {"id", "model", "policy", "results", "timings_ms"}
     assert set(answer["timings_ms"]) == {"ensemble", "total"}
     assert [result["index"] for result in answer["results"]] == [0, 1]
     for result in answer["results"]:
         assert set(result) == {
             *("index", "label", "probabilities", "confidence", "tier", "exit_layer", "words_in", "truncated"),
-            *("degraded", "card_skew", "hops"),
+            *("degraded", "card_skew", "hops", "why", "ensemble"),
         }
         (hop,) = result["hops"]
         assert set(hop) == {
@@ -154,7 +154,8 @@ def test_explain_adds_every_exit_and_every_word(serve, edge, long_text, policy):
     hop = result["hops"][0]
     assert (plain["hops"][0]["exits"], plain["hops"][0]["words"]) == (None, None)
     assert len(hop["exits"]) == hop["exit_layer"]
-    assert hop["exits"][-1] == hop["probabilities"]
+    assert [exit_["exit"] for exit_ in hop["exits"]] == list(range(1, hop["exit_layer"] + 1))
+    assert hop["exits"][-1]["probabilities"] == hop["probabilities"]
     assert [word["word"] for word in hop["words"]] == long_text.split()
     assert any(word["importance"] is None for word in hop["words"]) == hop["truncated"]
     assert all(word["kept"] for word in hop["words"] if word["importance"] is None)
