@@ -64,9 +64,19 @@ class Classifier:
         *,
         importance: bool = False,
         every_exit: bool = False,
+        parts: bool = False,
         over: Callable[[list[int]], list[bool]] | None = None,
     ) -> list[ExitTrace]:
-        return run(self.engine, self.temperatures, texts, rule, importance=importance, every_exit=every_exit, over=over)
+        return run(
+            self.engine,
+            self.temperatures,
+            texts,
+            rule,
+            importance=importance,
+            every_exit=every_exit,
+            parts=parts,
+            over=over,
+        )
 
     def calibrate(self, logits: Array, *, last: int | None = None) -> Array:
         """Probabilities from logits [E, ..., C] of E neighbouring exits: eq. 5-6 with each exit's temperature.

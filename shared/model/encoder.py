@@ -56,6 +56,9 @@ class Engine(Protocol):
     def exits(self, n: int, state: Any) -> Array:
         """Logits of the exit after layer `n`, float32 [B, C]."""
 
+    def parts(self, n: int, state: Any, row: int) -> Array:
+        """What each of a text's own tokens adds to the logits of the exit after layer `n`, float32 [S, C]."""
+
     def received(self, state: Any, row: int) -> Array | None:
         """Attention that each of a text's own tokens received so far, [S]; null without importance."""
 
@@ -70,6 +73,7 @@ class ExitTrace:
     exit_layer: int  # 1-based
     logits: Array  # [E', C] float32; E' is exit_layer, or 1 when only the last exit was evaluated
     importance: Array | None  # [S] float32: attention received by each of the text's own tokens
+    parts: Array | None = None  # [S, C] float32: what each of those tokens added to the last logits
     cut: bool = False  # it left because its time was over, not by the rule
 
 
@@ -81,6 +85,7 @@ def run(
     *,
     importance: bool = False,
     every_exit: bool = False,
+    parts: bool = False,
     over: Callable[[list[int]], list[bool]] | None = None,
 ) -> list[ExitTrace]:
     """Run layer by layer; each text leaves where `rule` first accepts, and is not computed further.
@@ -108,7 +113,8 @@ def run(
         for at, row in enumerate(rows):
             if leaves[at]:
                 cut = late[at] and not accepted[at]
-                done[row] = ExitTrace(depth, history[:, at].copy(), engine.received(state, at), cut)
+                added = engine.parts(depth - 1, state, at) if parts else None
+                done[row] = ExitTrace(depth, history[:, at].copy(), engine.received(state, at), added, cut)
         stay = [at for at, leaving in enumerate(leaves) if not leaving]
         if not stay:
             break

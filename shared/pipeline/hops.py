@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 
-from shared.contracts import Exit, Hop, HopTiming, InferredRow, InferRequest, TextPair, WordUse
+from shared.contracts import Exit, Explained, Hop, HopTiming, InferredRow, InferRequest, Rule, TextPair, WordUse
 from shared.errors import UpstreamFailure
 from shared.model.bundle import Bundle
+from shared.model.exits import ExitRule
+from shared.model.shares import Shares
 from shared.model.words import words_of
 from shared.pipeline.text import Answer, Text
 from shared.policies.base import draw
@@ -15,10 +20,19 @@ _ROUNDING = 1e-9  # of a draw, written as JSON and read again
 _LEAST = 1_000  # bytes that a hop, and a row, may have besides labels and words
 
 
-def new_hop(bundle: Bundle, tier: str, text: Text, *, explain: bool, times_s: Mapping[HopTiming, float]) -> Hop:
+def new_hop(
+    bundle: Bundle,
+    tier: str,
+    text: Text,
+    *,
+    times_s: Mapping[HopTiming, float],
+    exit_rule: ExitRule | None,
+    offload_rule: Rule | None,
+) -> Hop:
     """This tier's part in the answer to a text that its model has read."""
     answer, keep, to = text.answer, text.keep, text.decision.to
     assert answer is not None
+    shares = answer.shares
     probabilities = by_label(bundle, answer.probabilities)
     label = max(probabilities, key=probabilities.__getitem__)
     words = len(answer.encoded.words)
@@ -37,21 +51,47 @@ def new_hop(bundle: Bundle, tier: str, text: Text, *, explain: bool, times_s: Ma
         words_kept=None if to is None else words if keep is None else sum(keep),
         truncated=answer.encoded.truncated,
         timings_ms={stage: round(value * 1e3, 3) for stage, value in times_s.items()},
-        exits=_exits(bundle, answer) if explain else None,
-        words=_explained(answer, keep) if explain and keep is not None else None,
+        exits=None if shares is None else _exits(bundle, answer),
+        words=None if shares is None or keep is None else _words(answer, shares, keep),
+        explained=None if shares is None else _explained(shares, exit_rule, offload_rule),
     )
 
 
-def _explained(answer: Answer, keep: Sequence[bool]) -> list[WordUse]:
-    """Each word with the most attention that one of its tokens received."""
+def _words(answer: Answer, shares: Shares, keep: Sequence[bool]) -> list[WordUse]:
+    """Each word with the most attention that one of its tokens received, and its share."""
     best: dict[int, float] = {}
     for word, value in zip(answer.encoded.word_of, answer.importance or [], strict=True):
         if word >= 0:
             best[word] = max(best.get(word, 0.0), value)
     return [
-        WordUse(word=word, importance=round(best[i], 4) if i in best else None, kept=keep[i])
-        for i, word in enumerate(answer.encoded.words)
+        WordUse(word=word, importance=round(best[i], 4) if i in best else None, share=_round(share), kept=keep[i])
+        for i, (word, share) in enumerate(zip(answer.encoded.words, shares.words, strict=True))
     ]
+
+
+def _round(share: float | None) -> float | None:
+    return None if share is None else round(share, 6)
+
+
+def _explained(shares: Shares, exit_rule: ExitRule | None, offload_rule: Rule | None) -> Explained:
+    return Explained(
+        exit_rule=None if exit_rule is None else _told(exit_rule),
+        offload_rule=offload_rule,
+        special_share=round(shares.special, 6),
+        bias_share=round(shares.bias, 6),
+    )
+
+
+def _told(rule: ExitRule) -> Rule:
+    """A rule's name and parameters; a policy of a user's may have a rule that is no dataclass."""
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", type(rule).__name__).lower()
+    parameters = asdict(rule) if is_dataclass(rule) and not isinstance(rule, type) else {}
+    return Rule(name=name, parameters={key: _number_or_text(value) for key, value in parameters.items()})
+
+
+def _number_or_text(value: object) -> float | str:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if is_number else str(value)
 
 
 def _exits(bundle: Bundle, answer: Answer) -> list[Exit]:
@@ -130,13 +170,13 @@ def _possible(bundle: Bundle, hop: Hop) -> bool:
 def most_bytes(bundle: Bundle, sender: str, request: InferRequest) -> int:
     """Bytes that the answer to a request can have: for each text a hop of every tier deeper than `sender`."""
     order = bundle.order
-    exit_size = sum(6 * len(label) + 40 for label in bundle.labels)  # a character is \\u1234 at worst
+    exit_size = 80 + sum(6 * len(label) + 40 for label in bundle.labels)  # a character is \\u1234 at worst
     size = _LEAST
     for tier in order[order.index(sender) + 1 :]:
         exits = 1 + request.explain * bundle.tiers[tier].layers
         size += len(request.texts) * (2 * _LEAST + exits * exit_size)
         if request.explain:
-            size += sum(6 * len(part) + 80 * len(part.split()) for text in request.texts for part in sides(text))
+            size += sum(6 * len(part) + 90 * len(part.split()) for text in request.texts for part in sides(text))
     return size
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from shared.contracts import DegradedReason, Hop, InferRequest, TextPair
 from shared.errors import DeadlinePassed
 from shared.model.pruning import keep_words
+from shared.model.shares import Shares
 from shared.model.words import Encoded
 from shared.policies import STAY, Clues, Decision, Policy, Where
 
@@ -22,6 +23,7 @@ class Answer:
     exit_layer: int
     exits: list[list[float]]
     importance: list[float] | None
+    shares: Shares | None = None  # with `explain`
     cut: bool = False
 
     @property

@@ -24,6 +24,7 @@ from shared.contracts import HOP_STAGES, HopTiming, InferredRow, InferRequest
 from shared.errors import BadInput, UpstreamFailure
 from shared.links.upstream import Upstream
 from shared.model.bundle import Bundle
+from shared.model.exits import ExitRule
 from shared.pipeline.hops import check_rows, most_bytes, new_hop, words_in
 from shared.pipeline.queue import Work
 from shared.pipeline.route import Route
@@ -114,7 +115,7 @@ class Tier:
                 self._prune(call, text, answer)
         ended = self._clock()
         times_s: dict[HopTiming, float] = {**batch.times_s, "prune": ended - inferred, "total": ended - started}
-        self._add_hops(call, texts, times_s)
+        self._add_hops(call, texts, times_s, batch.rule)
         await self._send(call, [text for text in texts if text.decision.to])
 
     async def _run(self, call: Call, texts: Sequence[Text]) -> Batch:
@@ -143,13 +144,17 @@ class Tier:
         if answer.importance is not None and (text.decision.to or call.request.explain):
             text.keep = call.policy.pruning(self.name).mask(answer.encoded, answer.importance)
 
-    def _add_hops(self, call: Call, texts: Sequence[Text], times_s: Mapping[HopTiming, float]) -> None:
+    def _add_hops(
+        self, call: Call, texts: Sequence[Text], times_s: Mapping[HopTiming, float], rule: ExitRule | None
+    ) -> None:
         """Put this tier's part on record, for each text that its model has read."""
         for stage in HOP_STAGES:
             self.telemetry.stage(stage, times_s[stage])
         for text in texts:
             if text.answer is not None:
-                text.hop = new_hop(self.bundle, self.name, text, explain=call.request.explain, times_s=times_s)
+                told = call.request.explain and not (call.final or text.degraded)
+                sends = call.policy.offload_rule(call.where) if told else None
+                text.hop = new_hop(self.bundle, self.name, text, times_s=times_s, exit_rule=rule, offload_rule=sends)
                 self._count(call, text)
 
     # -- further tiers ---------------------------------------------------------------------------------------------
