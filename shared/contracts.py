@@ -227,7 +227,7 @@ class ExitEvent(Exit):
     index: int = says("the input's place in the request, from 0", 0)
     tier: Name = says("the tier that runs its model", "end")
     met: bool | None = says("whether the exit rule accepts it; null: no rule was asked, as at the last exit", False)
-    ms: Ms = says("milliseconds since the request started", 12.4)
+    ms: Ms = says("milliseconds since the tier has read the request", 12.4)
 
 
 class HopEvent(Message):
@@ -235,7 +235,7 @@ class HopEvent(Message):
 
     index: int = says("the input's place in the request, from 0", 0)
     hop: Hop = says("as in the answer; its `weight` is known with the answer only, and 0 here")
-    ms: Ms = says("milliseconds since the request started", 54.9)
+    ms: Ms = says("milliseconds since the tier has read the request", 54.9)
 
 
 class InferRequest(Message):

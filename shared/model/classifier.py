@@ -25,7 +25,7 @@ from shared.errors import BadSetting, WrongWeights, one_line
 from shared.model.base import Array, Checkpoint, Embeddings, check_factors, read_config
 from shared.model.built import Progress, Recipe, built
 from shared.model.calibration import calibrated
-from shared.model.encoder import Engine, EngineName, ExitTrace, Precision, PrecisionName, run
+from shared.model.encoder import Engine, EngineName, ExitTrace, Precision, PrecisionName, Reached, run
 from shared.model.exits import ExitRule
 from shared.model.pools import Signature, Vector
 from shared.model.quantization import FILE as QUANTIZATION
@@ -66,6 +66,7 @@ class Classifier:
         every_exit: bool = False,
         parts: bool = False,
         over: Callable[[list[int]], list[bool]] | None = None,
+        tell: Callable[[Reached], None] | None = None,
     ) -> list[ExitTrace]:
         return run(
             self.engine,
@@ -76,6 +77,7 @@ class Classifier:
             every_exit=every_exit,
             parts=parts,
             over=over,
+            tell=tell,
         )
 
     def calibrate(self, logits: Array, *, last: int | None = None) -> Array:

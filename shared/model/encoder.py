@@ -67,6 +67,16 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
+class Reached:
+    """An exit that was evaluated, for the texts (by number) that still took part."""
+
+    exit: int  # 1-based
+    rows: list[int]
+    logits: Array  # [rows, C]
+    met: Array | None  # bool [rows]: whether the exit rule accepts it; null where no rule was asked
+
+
+@dataclass(frozen=True)
 class ExitTrace:
     """What one text got: where it left, and what every exit that was evaluated up to there said."""
 
@@ -87,11 +97,12 @@ def run(
     every_exit: bool = False,
     parts: bool = False,
     over: Callable[[list[int]], list[bool]] | None = None,
+    tell: Callable[[Reached], None] | None = None,
 ) -> list[ExitTrace]:
     """Run layer by layer; each text leaves where `rule` first accepts, and is not computed further.
 
     Without a rule all layers run and only the last exit is evaluated, unless `every_exit`. `over` is asked between
-    layers which of the texts (by number) must leave now with the exit they have reached.
+    layers which of the texts (by number) must leave now with the exit they have reached. `tell` hears of every exit.
     """
     state = engine.start(texts, importance=importance)
     rows = list(range(len(texts)))  # the texts still here
@@ -106,9 +117,12 @@ def run(
         newest = engine.exits(depth - 1, state)
         seen = [*seen, newest] if rule is not None or every_exit else [newest]
         history = np.stack(seen)  # [E, rows, C]
-        accepted = np.zeros(len(rows), dtype=bool)
+        met = None
         if rule is not None and not last:
-            accepted = rule(calibrated(history, temperatures[depth - len(seen) : depth]))
+            met = rule(calibrated(history, temperatures[depth - len(seen) : depth]))
+        if tell is not None:
+            tell(Reached(depth, rows, newest, met))
+        accepted = np.zeros(len(rows), dtype=bool) if met is None else met
         leaves = [last or bool(is_in) or cut for is_in, cut in zip(accepted, late, strict=True)]
         for at, row in enumerate(rows):
             if leaves[at]:

@@ -18,6 +18,7 @@ from shared.model.ensemble import combine
 from shared.pipeline.hops import rounded
 from shared.pipeline.text import Call, Text
 from shared.pipeline.tier import Tier
+from shared.pipeline.watch import Watch
 from shared.pipeline.why import why
 from shared.policies import Learner, Outcome, Policy, State, Visit, Where, bind, first_state, name_of, spec_of
 from shared.policies.states import States
@@ -70,8 +71,10 @@ class Front:
         policy.check(self._where)
         return bind(policy, self.states.of(policy))
 
-    async def classify(self, request: ClassifyRequest, request_id: str, headers: Mapping[str, str]) -> Answered:
-        """Answer every input.
+    async def classify(
+        self, request: ClassifyRequest, request_id: str, headers: Mapping[str, str], watch: Watch | None = None
+    ) -> Answered:
+        """Answer every input; `watch` is told of exits and hops meanwhile.
 
         Raises:
             BadInput: an unknown policy or tier, or a text that cannot be read.
@@ -80,7 +83,7 @@ class Front:
         options = request.options
         policy = self.default_policy if options.policy is None else self.tier.policy(options.policy)
         bound = self._admit(policy)
-        call = self.tier.resolve(self._inner(request, request_id, bound), bound, headers)
+        call = self.tier.resolve(self._inner(request, request_id, bound), bound, headers, watch)
         await self.tier.answer(call)
         if unreadable := [str(text.index) for text in call.texts if not text.hops]:
             raise UnreadableText(f"no word that the tokenizer knows in input {', '.join(unreadable)}")

@@ -85,13 +85,14 @@ def _explained(shares: Shares, exit_rule: ExitRule | None, offload_rule: Rule | 
 def _told(rule: ExitRule) -> Rule:
     """A rule's name and parameters; a policy of a user's may have a rule that is no dataclass."""
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", type(rule).__name__).lower()
-    parameters = asdict(rule) if is_dataclass(rule) and not isinstance(rule, type) else {}
+    parameters: dict[str, object] = asdict(rule) if is_dataclass(rule) and not isinstance(rule, type) else {}
     return Rule(name=name, parameters={key: _number_or_text(value) for key, value in parameters.items()})
 
 
 def _number_or_text(value: object) -> float | str:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if is_number else str(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return value
+    return str(value)
 
 
 def _exits(bundle: Bundle, answer: Answer) -> list[Exit]:

@@ -12,6 +12,7 @@ from shared.errors import DeadlinePassed
 from shared.model.pruning import keep_words
 from shared.model.shares import Shares
 from shared.model.words import Encoded
+from shared.pipeline.watch import Watch
 from shared.policies import STAY, Clues, Decision, Policy, Where
 
 
@@ -85,6 +86,7 @@ class Call:
     expires: float | None  # by the clock
     clock: Callable[[], float]
     headers: Mapping[str, str]
+    watch: Watch | None = None  # who is told of exits and hops as they come
 
     @property
     def final(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -20,7 +20,7 @@ from shared.errors import UnreadableText
 from shared.links.estimates import Smoothed
 from shared.model.base import Array
 from shared.model.classifier import Classifier
-from shared.model.encoder import ExitTrace
+from shared.model.encoder import ExitTrace, Reached
 from shared.model.exits import ExitRule
 from shared.model.pools import Signature, Vector
 from shared.model.shares import Shares, shares_of
@@ -118,7 +118,12 @@ class Worker:
 
     def _forward(self, works: list[Work], encoded: list[list[Encoded | None]]) -> Iterator[ExitTrace]:
         """The traces of every readable text, call by call."""
-        owners = [work for work, items in zip(works, encoded, strict=True) for item in items if item is not None]
+        places = [
+            (work, at)
+            for work, items in zip(works, encoded, strict=True)
+            for at, item in enumerate(items)
+            if item is not None
+        ]
         readable = [item for item in chain.from_iterable(encoded) if item is not None]
         if not readable:
             return iter(())
@@ -128,17 +133,38 @@ class Worker:
             nonlocal last
             now = self.clock()
             after_the_next, last = now + (now - last), now
-            return [owners[row].over(after_the_next) for row in rows]
+            return [places[row][0].over(after_the_next) for row in rows]
 
         work = works[0]
         ran = self._classifier.run(
-            readable, work.rule, importance=work.importance, every_exit=work.explain, parts=work.explain, over=over
+            readable,
+            work.rule,
+            importance=work.importance,
+            every_exit=work.explain,
+            parts=work.explain,
+            over=over,
+            tell=self._telling(places),
         )
         seconds = self.clock() - started
         text_s, usual_s = seconds / len(readable), self.queue.text_s
         self.queue.text_s += (min(text_s, 8 * usual_s or text_s) - usual_s) / 8
         self._row_layer.add(seconds / sum(trace.exit_layer for trace in ran))
         return iter(ran)
+
+    def _telling(self, places: list[tuple[Work, int]]) -> Callable[[Reached], None] | None:
+        """What tells those who watch of their texts' exits; null where nobody does. `places`: a row's call and text."""
+        if all(work.tell is None for work, _ in places):
+            return None
+
+        def tell(reached: Reached) -> None:
+            exits = self._classifier.calibrate(reached.logits[None], last=reached.exit)[0]
+            for at, row in enumerate(reached.rows):
+                work, text = places[row]
+                if work.tell is not None:
+                    met = None if reached.met is None else bool(reached.met[at])
+                    work.tell(text, reached.exit, exits[at].tolist(), met)
+
+        return tell
 
     def _answer(self, item: Encoded, trace: ExitTrace) -> Answer:
         exits = self._classifier.calibrate(trace.logits, last=trace.exit_layer)

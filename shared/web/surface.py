@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
@@ -55,9 +56,10 @@ from shared.web.body import Shelf, parse, read, validate
 from shared.web.guard import Keys, authorize, while_waited_for
 from shared.web.ledger import Ledger
 from shared.web.machine import cpus
-from shared.web.openapi import KEYED, complete, problems
+from shared.web.openapi import KEYED, STREAMED, body_of, complete, problems
 from shared.web.problems import document
 from shared.web.settings import Settings
+from shared.web.stream import Events, EventStream, wants_stream
 from shared.web.tracing import Traces
 
 log = structlog.get_logger()
@@ -112,15 +114,12 @@ class Surface:
 
     def add_routes(self) -> None:
         add = self.app.add_api_route
-        for path, endpoint, takes, gives, key in (
-            ("/v1/classify", self.classify, ClassifyRequest, ClassifyResponse, self.keys.door),
-            ("/v1/infer", self.infer, InferRequest, InferResponse, self.keys.tier),
+        for path, endpoint, takes, gives, key, more in (
+            ("/v1/classify", self.classify, ClassifyRequest, ClassifyResponse, self.keys.door, STREAMED),
+            ("/v1/infer", self.infer, InferRequest, InferResponse, self.keys.tier, {}),
         ):
-            here = f"#/paths/{path.replace('/', '~1')}/post/requestBody/content/application~1json/schema"
-            schema = takes.model_json_schema(ref_template=here + "/$defs/{model}")
-            body = {"content": {"application/json": {"schema": schema}}, "required": True}
-            extra = {"requestBody": body, **({"security": KEYED} if key else {})}
-            responses = problems(*_ERRORS, Failed)
+            extra = {"requestBody": body_of(takes), **({"security": KEYED} if key else {})}
+            responses = {**more, **problems(*_ERRORS, Failed)}
             add(path, endpoint, methods=["POST"], response_model=gives, responses=responses, openapi_extra=extra)
         head = problems(Refused, HeadersTooLarge)
         add("/livez", self.livez, methods=["GET"], responses=head)
@@ -132,7 +131,13 @@ class Surface:
             self.app.add_exception_handler(error, self.on_error)
 
     async def classify(self, request: Request) -> Response:
-        return await self._answer(request, self.keys.door, self._classify, at_door=self.tier.worker.queue.admit)
+        if wants_stream(request):
+            return EventStream(partial(self._classified, request))
+        return await self._classified(request)
+
+    async def _classified(self, request: Request, events: Events | None = None) -> Response:
+        work = partial(self._classify, events=events)
+        return await self._answer(request, self.keys.door, work, at_door=self.tier.worker.queue.admit)
 
     async def infer(self, request: Request) -> Response:
         return await self._answer(request, self.keys.tier, self._infer)
@@ -242,13 +247,16 @@ class Surface:
                 log.info("request", path=request.url.path, ms=_ms(seconds), **span.facts)
                 span.facts["request_id"] = request_id
 
-    async def _classify(self, body: bytes, request_id: str, headers: Mapping[str, str]) -> _Done:
+    async def _classify(
+        self, body: bytes, request_id: str, headers: Mapping[str, str], events: Events | None = None
+    ) -> _Done:
         started = time.perf_counter()
         parsed = parse(body)
         if isinstance(parsed, dict) and isinstance(inputs := parsed.get("inputs"), list):
             self._check_count(inputs)
         request = validate(ClassifyRequest, parsed)
-        answered = await self.front.classify(request, request_id, headers)
+        watch = None if events is None else events.watch(headers, self.tier.worker.clock)
+        answered = await self.front.classify(request, request_id, headers, watch)
         results, total_s = answered.results, time.perf_counter() - started
         timings: dict[AnswerTiming, float] = {"ensemble": _ms(answered.ensemble_s), "total": _ms(total_s)}
         answer = ClassifyResponse(
