@@ -200,7 +200,7 @@ class Result(Message):
     label: str = says("the label with the largest probability", "positive")
     probabilities: dict[str, Share] = says("the ensemble's, by label", {"negative": 0.059621, "positive": 0.940379})
     confidence: Share = says("the largest of them", 0.940379)
-    why: Why = says("why the answer ended where it did", Why.UNSURE_SURE.value)
+    why: Annotated[Why, Field(strict=False)] = says("why the answer ended where it did", Why.UNSURE_SURE.value)
     tier: Name = says("the deepest tier that ran", "edge")
     exit_layer: Count = says("the layer after which the text left that tier", 6)
     words_in: Count = says("words of the input", 19)
