@@ -148,7 +148,7 @@ class Rule(Message):
     """A rule in force."""
 
     name: str = says("the rule's name", "similarity")
-    parameters: dict[str, float | str] = says("its parameters", {"theta": 0.01, "patience": 3})
+    parameters: dict[str, int | float | str] = says("its parameters", {"theta": 0.01, "patience": 3})
 
 
 class Explained(Message):

@@ -89,7 +89,7 @@ def _told(rule: ExitRule) -> Rule:
     return Rule(name=name, parameters={key: _number_or_text(value) for key, value in parameters.items()})
 
 
-def _number_or_text(value: object) -> float | str:
+def _number_or_text(value: object) -> int | float | str:
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return value
     return str(value)

@@ -120,12 +120,27 @@ class Surface:
         ):
             extra = {"requestBody": body_of(takes), **({"security": KEYED} if key else {})}
             responses = {**more, **problems(*_ERRORS, Failed)}
-            add(path, endpoint, methods=["POST"], response_model=gives, responses=responses, openapi_extra=extra)
+            add(
+                path,
+                endpoint,
+                methods=["POST"],
+                operation_id=endpoint.__name__,
+                response_model=gives,
+                responses=responses,
+                openapi_extra=extra,
+            )
         head = problems(Refused, HeadersTooLarge)
-        add("/livez", self.livez, methods=["GET"], responses=head)
-        add("/readyz", self.readyz, methods=["GET"], responses=head | problems(Draining))
-        add("/info", self.info, methods=["GET"], responses=head)
-        add("/metrics", self.metrics, methods=["GET"], responses=head, response_class=PlainTextResponse)
+        add("/livez", self.livez, methods=["GET"], operation_id="livez", responses=head)
+        add("/readyz", self.readyz, methods=["GET"], operation_id="readyz", responses=head | problems(Draining))
+        add("/info", self.info, methods=["GET"], operation_id="info", responses=head)
+        add(
+            "/metrics",
+            self.metrics,
+            methods=["GET"],
+            operation_id="metrics",
+            responses=head,
+            response_class=PlainTextResponse,
+        )
         complete(self.app)
         for error in (HTTPException, Exception):
             self.app.add_exception_handler(error, self.on_error)
