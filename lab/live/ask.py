@@ -44,7 +44,7 @@ async def ask(url: str, asked: Sequence[Asked], policy: str | None, console: Con
     if not asked:
         raise NoAnswer("nothing to classify: give a text, --file, or lines on standard input")
     options: dict[str, Any] = {} if policy is None else {"policy": parse_policy(policy)}
-    table = sheet(None, "label", "confidence", "path (exit/layers)", "batch ms", "text")
+    table = sheet(None, "label", "confidence", "path (exit/layers)", "batch ms", "text", "why")
     refused = 0
     try:
         async with connect(url, timeout=120) as client:
@@ -107,4 +107,12 @@ def _batches(asked: Sequence[Asked]) -> Iterator[list[int]]:
 def _row(text: str, result: Result, ms: float) -> list[str]:
     path = " > ".join(f"{hop.tier} {hop.exit_layer}/{hop.layers}" for hop in result.hops)
     short = text if len(text) < 60 else f"{text[:57]}..."
-    return [result.label, f"{result.confidence:.3f}", path, f"{ms:.0f}", short]
+    return [result.label, f"{result.confidence:.3f}", path, f"{ms:.0f}", short, _why(result)]
+
+
+def _why(result: Result) -> str:
+    """The reason, and whom the ensemble overruled."""
+    if not result.ensemble.overruled:
+        return result.why
+    last = result.hops[-1]
+    return f"{result.why} The ensemble overruled {last.tier}, which said {last.label}."

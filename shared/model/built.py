@@ -69,10 +69,17 @@ class Head:
 
     def __call__(self, hidden: Array) -> Array:
         """Logits [C] of one text."""
-        scores = hidden @ self.query  # [S]
-        shares = np.exp(scores - scores.max())
-        pooled = (shares / shares.sum()) @ hidden  # [D]
+        pooled = self._pooling(hidden) @ hidden  # [D]
         return self.weight @ pooled + self.bias
+
+    def parts(self, hidden: Array) -> Array:
+        """What each token adds to the logits, [S, C]."""
+        return self._pooling(hidden)[:, None] * (hidden @ self.weight.T)
+
+    def _pooling(self, hidden: Array) -> Array:
+        scores = hidden @ self.query  # [S]
+        weights = np.exp(scores - scores.max())
+        return weights / weights.sum()
 
 
 def heads_of(trained: Mapping[str, Array], layers: int, shape: tuple[int, int], folder: Path) -> list[Head]:

@@ -56,11 +56,24 @@ class Engine(Protocol):
     def exits(self, n: int, state: Any) -> Array:
         """Logits of the exit after layer `n`, float32 [B, C]."""
 
+    def parts(self, n: int, state: Any, row: int) -> Array:
+        """What each of a text's own tokens adds to the logits of the exit after layer `n`, float32 [S, C]."""
+
     def received(self, state: Any, row: int) -> Array | None:
         """Attention that each of a text's own tokens received so far, [S]; null without importance."""
 
     def keep(self, state: Any, rows: Sequence[int]) -> Any:
         """The state of some rows alone."""
+
+
+@dataclass(frozen=True)
+class Reached:
+    """An exit that was evaluated, for the texts (by number) that still took part."""
+
+    exit: int  # 1-based
+    rows: list[int]
+    logits: Array  # [rows, C]
+    met: Array | None  # bool [rows]: whether the exit rule accepts it; null where no rule was asked
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,7 @@ class ExitTrace:
     exit_layer: int  # 1-based
     logits: Array  # [E', C] float32; E' is exit_layer, or 1 when only the last exit was evaluated
     importance: Array | None  # [S] float32: attention received by each of the text's own tokens
+    parts: Array | None = None  # [S, C] float32: what each of those tokens added to the last logits
     cut: bool = False  # it left because its time was over, not by the rule
 
 
@@ -90,12 +104,14 @@ class Encoder:
         *,
         importance: bool = False,
         every_exit: bool = False,
+        parts: bool = False,
         over: Callable[[list[int]], list[bool]] | None = None,
+        tell: Callable[[Reached], None] | None = None,
     ) -> list[ExitTrace]:
         """Run layer by layer; each text leaves where `rule` first accepts, and is not computed further.
 
         Without a rule all layers run and only the last exit is evaluated, unless `every_exit`. `over` is asked between
-        layers which of the texts (by number) must leave now with the exit they have reached.
+        layers which of the texts (by number) must leave now with the exit they have reached. `tell` hears of each exit.
         """
         engine = self.engine
         state = engine.start(texts, importance=importance)
@@ -111,14 +127,18 @@ class Encoder:
             newest = engine.exits(depth - 1, state)
             seen = [*seen, newest] if rule is not None or every_exit else [newest]
             history = np.stack(seen)  # [E, rows, C]
-            accepted = np.zeros(len(rows), dtype=bool)
+            met = None
             if rule is not None and not last:
-                accepted = rule(self.calibrate(history, last=depth))
+                met = rule(self.calibrate(history, last=depth))
+            if tell is not None:
+                tell(Reached(depth, rows, newest, met))
+            accepted = np.zeros(len(rows), dtype=bool) if met is None else met
             leaves = [last or bool(is_in) or cut for is_in, cut in zip(accepted, late, strict=True)]
             for at, row in enumerate(rows):
                 if leaves[at]:
                     cut = late[at] and not accepted[at]
-                    done[row] = ExitTrace(depth, history[:, at].copy(), engine.received(state, at), cut)
+                    added = engine.parts(depth - 1, state, at) if parts else None
+                    done[row] = ExitTrace(depth, history[:, at].copy(), engine.received(state, at), added, cut)
             stay = [at for at, leaving in enumerate(leaves) if not leaving]
             if not stay:
                 break

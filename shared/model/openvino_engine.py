@@ -96,6 +96,11 @@ class OpenVinoEngine:
         """Logits of the exit after layer `n`, float32 [B, C], computed a row at a time."""
         return np.stack([self._built.heads[n](_array(row.hidden)[0, : row.tokens]) for row in state])
 
+    def parts(self, n: int, state: list[Row], row: int) -> Array:
+        """What each token of a row adds to the logits of the exit after layer `n`, [S, C]."""
+        at = state[row]
+        return self._built.heads[n].parts(_array(at.hidden)[0, : at.tokens])
+
     def received(self, state: list[Row], row: int) -> Array | None:
         """Attention that each token of a row received so far, [S]."""
         return state[row].received

@@ -126,6 +126,12 @@ class ExitHead(nn.Module):
             pooled = torch.matmul(scores.softmax(-1).unsqueeze(1), hidden).squeeze(1)  # [B, D]
             return self.classify(pooled)
 
+    def parts(self, hidden: Tensor) -> Tensor:
+        """What each token of one text [S, D] adds to the logits, [S, C]."""
+        hidden = hidden.float()
+        pooling = torch.mv(hidden, self.query).softmax(-1)  # [S]
+        return pooling[:, None] * (hidden @ self.classify.weight.T)
+
 
 class MultiExitEncoder(nn.Module):
     """The first `layers` layers of `base`, with an exit head after each.
@@ -266,6 +272,13 @@ class TorchEngine:
         at = state.at
         logits = self.encoder.heads[n](at.hidden, at.padding) if at.logits is None else at.logits
         return logits.cpu().numpy()
+
+    @torch.inference_mode()
+    def parts(self, n: int, state: State, row: int) -> Array:
+        """What each token of a row adds to the logits of the exit after layer `n`, [S, C]."""
+        head = self.encoder.heads[n]
+        assert isinstance(head, ExitHead)
+        return head.parts(state.at.hidden[row, : state.tokens[row]]).cpu().numpy()
 
     def received(self, state: State, row: int) -> Array | None:
         """Attention that each of a text's own tokens received so far, [S]."""

@@ -12,12 +12,14 @@ from typing import Any
 
 import structlog
 
-from shared.contracts import ClassifyRequest, Hop, InferRequest, Result
+from shared.contracts import ClassifyRequest, Combination, Hop, InferRequest, Result
 from shared.errors import UnreadableText
 from shared.model.ensemble import combine
 from shared.pipeline.hops import rounded
-from shared.pipeline.text import Text
+from shared.pipeline.text import Call, Text
 from shared.pipeline.tier import Tier
+from shared.pipeline.watch import Watch
+from shared.pipeline.why import why
 from shared.policies import (
     Learner,
     Outcome,
@@ -102,8 +104,10 @@ class Front:
         policy.check(self._where)
         return bind(policy, self.states.of(policy))
 
-    async def classify(self, request: ClassifyRequest, request_id: str, headers: Mapping[str, str]) -> Answered:
-        """Answer every input.
+    async def classify(
+        self, request: ClassifyRequest, request_id: str, headers: Mapping[str, str], watch: Watch | None = None
+    ) -> Answered:
+        """Answer every input; `watch` is told of exits and hops meanwhile.
 
         Raises:
             BadInput: an unknown policy or tier, or a text that cannot be read.
@@ -112,12 +116,12 @@ class Front:
         options = request.options
         policy = self.default_policy if options.policy is None else self.tier.policy(options.policy)
         bound = self._admit(policy)
-        call = self.tier.resolve(self._inner(request, request_id, bound), bound, headers)
+        call = self.tier.resolve(self._inner(request, request_id, bound), bound, headers, watch)
         await self.tier.answer(call)
         if unreadable := [str(text.index) for text in call.texts if not text.hops]:
             raise UnreadableText(f"no word that the tokenizer knows in input {', '.join(unreadable)}")
         started = call.clock()
-        results = [self._result(text, bound) for text in call.texts]
+        results = [self._result(call, text) for text in call.texts]
         seconds = call.clock() - started
         self._telemetry.stage("ensemble", seconds)
         whole = options.max_tier in (None, self._bundle.order[-1])
@@ -155,12 +159,13 @@ class Front:
         ]
         return Outcome(text.clues, tuple(visits))
 
-    def _result(self, text: Text, policy: Policy) -> Result:
+    def _result(self, call: Call, text: Text) -> Result:
         """One text's answer: the weighted mean over its hops."""
-        hops, last = text.hops, text.hops[-1]
+        policy, hops, last = call.policy, text.hops, text.hops[-1]
         confidences = [hop.confidence for hop in hops]
-        weights = self._ensemble.weights([hop.tier for hop in hops], policy.ensemble_weighting(), confidences)
-        probabilities = rounded(combine([hop.probabilities for hop in hops], weights))
+        shares = self._ensemble.weights([hop.tier for hop in hops], policy.ensemble_weighting(), confidences)
+        weights = [round(weight, 6) for weight in shares]
+        probabilities = rounded(combine([hop.probabilities for hop in hops], shares))
         label = max(probabilities, key=probabilities.__getitem__)
         self._count(text, label, policy)
         return Result(
@@ -168,13 +173,18 @@ class Front:
             label=label,
             probabilities=probabilities,
             confidence=probabilities[label],
+            why=why(hops, text.degraded, policy, call.where, final=text.decision.final),
             tier=last.tier,
             exit_layer=last.exit_layer,
             words_in=hops[0].words_in,
             truncated=any(hop.truncated for hop in hops),
             degraded=text.degraded,
             card_skew=self._skewed(hops),
-            hops=[hop.model_copy(update={"weight": round(w, 6)}) for hop, w in zip(hops, weights, strict=True)],
+            ensemble=Combination(
+                weights={hop.tier: weight for hop, weight in zip(hops, weights, strict=True)},
+                overruled=label != last.label,
+            ),
+            hops=[hop.model_copy(update={"weight": w}) for hop, w in zip(hops, weights, strict=True)],
         )
 
     def _count(self, text: Text, label: str, policy: Policy) -> None:

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 
-from shared.contracts import Hop, HopTiming, InferredRow, InferRequest, TextPair, Visited, WordUse
+from shared.contracts import (
+    Exit,
+    Explained,
+    Hop,
+    HopTiming,
+    InferredRow,
+    InferRequest,
+    Rule,
+    TextPair,
+    Visited,
+    WordUse,
+)
 from shared.errors import BadInput, UpstreamFailure
 from shared.model.bundle import Bundle
+from shared.model.exits import ExitRule
+from shared.model.shares import Shares
 from shared.model.words import count_words, words_of
 from shared.pipeline.text import Answer, Text
 from shared.policies import Visit
@@ -16,10 +32,19 @@ _ROUNDING = 1e-9  # of a draw, written as JSON and read again
 _LEAST = 1_000  # bytes that a hop, and a row, may have besides labels and words
 
 
-def new_hop(bundle: Bundle, tier: str, text: Text, *, explain: bool, times_s: Mapping[HopTiming, float]) -> Hop:
+def new_hop(
+    bundle: Bundle,
+    tier: str,
+    text: Text,
+    *,
+    times_s: Mapping[HopTiming, float],
+    exit_rule: ExitRule | None,
+    offload_rule: Rule | None,
+) -> Hop:
     """This tier's part in the answer to a text that its model has read."""
     answer, keep, to = text.answer, text.keep, text.decision.to
     assert answer is not None
+    shares = answer.shares
     probabilities = by_label(bundle, answer.probabilities)
     label = max(probabilities, key=probabilities.__getitem__)
     words = len(answer.encoded.words)
@@ -38,21 +63,60 @@ def new_hop(bundle: Bundle, tier: str, text: Text, *, explain: bool, times_s: Ma
         words_kept=None if to is None else words if keep is None else sum(keep),
         truncated=answer.encoded.truncated,
         timings_ms={stage: round(value * 1e3, 3) for stage, value in times_s.items()},
-        exits=[by_label(bundle, exit_) for exit_ in answer.exits] if explain else None,
-        words=_explained(answer, keep) if explain and keep is not None else None,
+        exits=None if shares is None else _exits(bundle, answer),
+        words=None if shares is None or keep is None else _words(answer, shares, keep),
+        explained=None if shares is None else _explained(shares, exit_rule, offload_rule),
     )
 
 
-def _explained(answer: Answer, keep: Sequence[bool]) -> list[WordUse]:
-    """Each word with the most attention that one of its tokens received."""
+def _words(answer: Answer, shares: Shares, keep: Sequence[bool]) -> list[WordUse]:
+    """Each word with the most attention that one of its tokens received, and its share."""
     best: dict[int, float] = {}
     for word, value in zip(answer.encoded.word_of, answer.importance or [], strict=True):
         if word >= 0:
             best[word] = max(best.get(word, 0.0), value)
     return [
-        WordUse(word=word, importance=round(best[i], 4) if i in best else None, kept=keep[i])
-        for i, word in enumerate(answer.encoded.words)
+        WordUse(word=word, importance=round(best[i], 4) if i in best else None, share=_round(share), kept=keep[i])
+        for i, (word, share) in enumerate(zip(answer.encoded.words, shares.words, strict=True))
     ]
+
+
+def _round(share: float | None) -> float | None:
+    return None if share is None else round(share, 6)
+
+
+def _explained(shares: Shares, exit_rule: ExitRule | None, offload_rule: Rule | None) -> Explained:
+    return Explained(
+        exit_rule=None if exit_rule is None else _told(exit_rule),
+        offload_rule=offload_rule,
+        special_share=round(shares.special, 6),
+        bias_share=round(shares.bias, 6),
+    )
+
+
+def _told(rule: ExitRule) -> Rule:
+    """A rule's name and parameters; a policy of a user's may have a rule that is no dataclass."""
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", type(rule).__name__).lower()
+    parameters: dict[str, object] = asdict(rule) if is_dataclass(rule) and not isinstance(rule, type) else {}
+    return Rule(name=name, parameters={key: _number_or_text(value) for key, value in parameters.items()})
+
+
+def _number_or_text(value: object) -> int | float | str:
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return value
+    return str(value)
+
+
+def _exits(bundle: Bundle, answer: Answer) -> list[Exit]:
+    """Every exit that was evaluated, with its number."""
+    first = answer.exit_layer - len(answer.exits) + 1
+    return [new_exit(bundle, n, probabilities) for n, probabilities in enumerate(answer.exits, first)]
+
+
+def new_exit(bundle: Bundle, n: int, probabilities: Sequence[float]) -> Exit:
+    """What the exit after layer `n`, counted from 1, said."""
+    named = by_label(bundle, probabilities)
+    return Exit(exit=n, probabilities=named, confidence=max(named.values()))
 
 
 def by_label(bundle: Bundle, probabilities: Sequence[float]) -> dict[str, float]:
@@ -111,7 +175,7 @@ def check_rows(bundle: Bundle, sender: str, request: InferRequest, rows: Sequenc
     """
     order = bundle.order
     for text, row in zip(request.texts, rows, strict=True):
-        words, above = _words(text) if request.explain else [""] * words_in(text), sender
+        words, above = _words_of_both(text) if request.explain else [""] * words_in(text), sender
         for hop in row.hops:
             if not (
                 hop.tier in order
@@ -138,7 +202,7 @@ def words_in(text: TextPair) -> int:
     return sum(map(count_words, sides(text)))
 
 
-def _words(text: TextPair) -> list[str]:
+def _words_of_both(text: TextPair) -> list[str]:
     return [word for side in sides(text) for word in words_of(side)]
 
 
@@ -149,7 +213,7 @@ def _possible(bundle: Bundle, hop: Hop) -> bool:
         hop.layers == layers
         and 1 <= hop.exit_layer <= layers
         and hop.offloaded_to in (None, *bundle.order)
-        and all(exit_.keys() == set(bundle.labels) for exit_ in (values, *(hop.exits or ())))
+        and all(exit_.keys() == set(bundle.labels) for exit_ in (values, *(e.probabilities for e in hop.exits or ())))
         and abs(sum(values.values()) - 1) < 0.001  # each is rounded to 6 digits
         and hop.label in values
         and hop.confidence == values[hop.label] == max(values.values())
@@ -159,13 +223,13 @@ def _possible(bundle: Bundle, hop: Hop) -> bool:
 def most_bytes(bundle: Bundle, sender: str, request: InferRequest) -> int:
     """Bytes that the answer to a request can have: for each text a hop of every tier deeper than `sender`."""
     order = bundle.order
-    exit_size = sum(6 * len(label) + 40 for label in bundle.labels)  # a character is \\u1234 at worst
+    exit_size = 80 + sum(6 * len(label) + 40 for label in bundle.labels)  # a character is \\u1234 at worst
     size = _LEAST
     for tier in order[order.index(sender) + 1 :]:
         exits = 1 + request.explain * bundle.tiers[tier].layers
         size += len(request.texts) * (2 * _LEAST + exits * exit_size)
         if request.explain:
-            size += sum(6 * len(part) + 80 * len(part.split()) for text in request.texts for part in sides(text))
+            size += sum(6 * len(part) + 90 * len(part.split()) for text in request.texts for part in sides(text))
     return size
 
 

@@ -23,6 +23,8 @@ from shared.errors import DeadlinePassed, QueueFull
 from shared.model.exits import ExitRule
 from shared.model.pools import Signature
 
+Tell = Callable[[int, int, list[float], bool | None], None]  # text of the call, exit, its probabilities, rule met
+
 
 @dataclass(eq=False)
 class Work:
@@ -34,6 +36,7 @@ class Work:
     explain: bool = False
     signature: Signature | None = None
     expires: float | None = None
+    tell: Tell | None = None
     asked: float = 0.0
     future: Future[Any] = field(default_factory=Future)
     queued: bool = False  # it found the model busy

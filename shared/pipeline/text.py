@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from shared.contracts import DegradedReason, Hop, InferRequest, TextPair
 from shared.errors import DeadlinePassed
 from shared.model.pruning import keep_words
+from shared.model.shares import Shares
 from shared.model.words import Encoded
+from shared.pipeline.watch import Watch
 from shared.policies import STAY, Clues, Decision, Policy, Visit, Where
 
 
@@ -22,6 +24,7 @@ class Answer:
     exit_layer: int
     exits: list[list[float]]
     importance: list[float] | None
+    shares: Shares | None = None  # with `explain`
     cut: bool = False
 
     @property
@@ -96,6 +99,7 @@ class Call:
     expires: float | None  # by the clock
     clock: Callable[[], float]
     headers: Mapping[str, str]
+    watch: Watch | None = None  # who is told of exits and hops as they come
 
     @property
     def final(self) -> bool:

@@ -24,11 +24,13 @@ from shared.contracts import HOP_STAGES, HopTiming, InferredRow, InferRequest
 from shared.errors import BadInput, UnknownPolicy, UpstreamFailure
 from shared.links.upstream import Upstream
 from shared.model.bundle import Bundle
-from shared.pipeline.hops import carried, check_rows, most_bytes, new_hop, visits_before, words_in
+from shared.model.exits import ExitRule
+from shared.pipeline.hops import carried, check_rows, most_bytes, new_exit, new_hop, visits_before, words_in
 from shared.pipeline.queue import Work
 from shared.pipeline.route import Route
 from shared.pipeline.sight import LiveSight
 from shared.pipeline.text import Answer, Call, Text
+from shared.pipeline.watch import Watch
 from shared.pipeline.worker import Batch, Worker
 from shared.policies import STAY, Clues, Decision, Policy, Where, build, name_of
 from shared.policies.base import draw
@@ -118,7 +120,7 @@ class Tier:
                 self._prune(call, text, answer)
         ended = self._clock()
         times_s: dict[HopTiming, float] = {**batch.times_s, "prune": ended - inferred, "total": ended - started}
-        self._add_hops(call, texts, times_s)
+        self._add_hops(call, texts, times_s, batch.rule)
         if onward := [text for text in texts if text.decision.to]:
             await self._send(call, onward)
 
@@ -131,9 +133,16 @@ class Tier:
             importance=(not call.final and call.policy.prunes_at(call.where)) or call.request.explain,
             explain=call.request.explain,
             expires=None if call.expires is None else call.expires - MERGE_S,
+            tell=None if call.watch is None else partial(self._tell, call.watch, texts),
         )
         async with call.in_time():
             return await self.worker.run(work)
+
+    def _tell(
+        self, watch: Watch, texts: Sequence[Text], at: int, n: int, probabilities: list[float], met: bool | None
+    ) -> None:
+        """Tell who watches that a text has reached exit `n`; the model's thread does."""
+        watch.exit(texts[at].index, self.name, new_exit(self.bundle, n, probabilities), met)
 
     def _decide_after(self, call: Call, text: Text, answer: Answer) -> None:
         """Decide where a text goes, now that the model has read it."""
@@ -149,14 +158,20 @@ class Tier:
         if answer.importance is not None and (text.decision.to or call.request.explain):
             text.keep = call.policy.pruning(self.name).mask(answer.encoded, answer.importance)
 
-    def _add_hops(self, call: Call, texts: Sequence[Text], times_s: Mapping[HopTiming, float]) -> None:
+    def _add_hops(
+        self, call: Call, texts: Sequence[Text], times_s: Mapping[HopTiming, float], rule: ExitRule | None
+    ) -> None:
         """Put this tier's part on record, for each text that its model has read."""
         for stage in HOP_STAGES:
             self.telemetry.stage(stage, times_s[stage])
         for text in texts:
             if text.answer is not None:
-                text.hop = new_hop(self.bundle, self.name, text, explain=call.request.explain, times_s=times_s)
+                told = call.request.explain and not (call.final or text.degraded)
+                sends = call.policy.offload_rule(call.where) if told else None
+                text.hop = new_hop(self.bundle, self.name, text, times_s=times_s, exit_rule=rule, offload_rule=sends)
                 self._count(call, text)
+                if call.watch is not None:
+                    call.watch.hop(text.index, text.hop)
 
     # -- further tiers ---------------------------------------------------------------------------------------------
 
@@ -200,6 +215,9 @@ class Tier:
         for text, row in zip(texts, answered.rows, strict=True):
             text.behind = row.hops
             text.degraded = row.degraded or (None if row.hops else "upstream_refused")
+            if call.watch is not None:
+                for hop in row.hops:
+                    call.watch.hop_from_afar(text.index, hop, cut=text.degraded == "deadline")
 
     # -- from a request to a call, and to its rows -------------------------------------------------------------------
 
@@ -219,7 +237,9 @@ class Tier:
         await self.answer(call)
         return [InferredRow(index=text.index, hops=text.hops, degraded=text.degraded) for text in call.texts]
 
-    def resolve(self, request: InferRequest, policy: Policy, headers: Mapping[str, str]) -> Call:
+    def resolve(
+        self, request: InferRequest, policy: Policy, headers: Mapping[str, str], watch: Watch | None = None
+    ) -> Call:
         """Resolve a request once: its texts with their draws, its deadline, and the tiers that it may reach.
 
         Raises:
@@ -243,7 +263,7 @@ class Tier:
         expires = None if request.deadline_ms is None else self._clock() + request.deadline_ms / 1e3
         sight = LiveSight(self, expires, None)
         where = Where(self.name, self.route.reachable(request.max_tier), self.sizes, sight)
-        return Call(request, policy, where, texts, expires, self._clock, headers)
+        return Call(request, policy, where, texts, expires, self._clock, headers, watch)
 
     def policy(self, spec: str | Mapping[str, Any]) -> Policy:
         """The policy that a spec names, with this bundle's parameters for whatever it leaves out."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -18,9 +18,12 @@ import structlog
 from shared.contracts import HopTiming, TextPair
 from shared.errors import UnreadableText
 from shared.links.estimates import Smoothed
+from shared.model.base import Array
 from shared.model.classifier import Classifier
-from shared.model.encoder import ExitTrace
+from shared.model.encoder import ExitTrace, Reached
+from shared.model.exits import ExitRule
 from shared.model.pools import Signature, Vector
+from shared.model.shares import Shares, shares_of
 from shared.model.words import Encoded
 from shared.pipeline.queue import Queue, Work
 from shared.pipeline.text import Answer
@@ -36,6 +39,7 @@ class Batch:
 
     answers: list[Answer | None]
     times_s: dict[HopTiming, float]
+    rule: ExitRule | None  # in force
 
 
 class Worker:
@@ -108,13 +112,18 @@ class Worker:
         answers = [[None if item is None else self._answer(item, next(traces)) for item in items] for items in encoded]
         tokenize, infer = tokenized - started, self.clock() - tokenized
         return [
-            Batch(each, {"tokenize": tokenize, "queue": started - work.asked, "infer": infer})
+            Batch(each, {"tokenize": tokenize, "queue": started - work.asked, "infer": infer}, work.rule)
             for work, each in zip(works, answers, strict=True)
         ]
 
     def _forward(self, works: list[Work], encoded: list[list[Encoded | None]]) -> Iterator[ExitTrace]:
         """The traces of every readable text, call by call."""
-        owners = [work for work, items in zip(works, encoded, strict=True) for item in items if item is not None]
+        places = [
+            (work, at)
+            for work, items in zip(works, encoded, strict=True)
+            for at, item in enumerate(items)
+            if item is not None
+        ]
         readable = [item for item in chain.from_iterable(encoded) if item is not None]
         if not readable:
             return iter(())
@@ -124,20 +133,43 @@ class Worker:
             nonlocal last
             now = self.clock()
             after_the_next, last = now + (now - last), now
-            return [owners[row].over(after_the_next) for row in rows]
+            return [places[row][0].over(after_the_next) for row in rows]
 
         work = works[0]
-        ran = self._classifier.run(readable, work.rule, importance=work.importance, every_exit=work.explain, over=over)
+        ran = self._classifier.run(
+            readable,
+            work.rule,
+            importance=work.importance,
+            every_exit=work.explain,
+            parts=work.explain,
+            over=over,
+            tell=self._telling(places),
+        )
         seconds = self.clock() - started
         text_s, usual_s = seconds / len(readable), self.queue.text_s
         self.queue.text_s += (min(text_s, 8 * usual_s or text_s) - usual_s) / 8
         self._row_layer.add(seconds / sum(trace.exit_layer for trace in ran))
         return iter(ran)
 
+    def _telling(self, places: list[tuple[Work, int]]) -> Callable[[Reached], None] | None:
+        """What tells those who watch of their texts' exits; null where nobody does. `places`: a row's call and text."""
+        if all(work.tell is None for work, _ in places):
+            return None
+
+        def tell(reached: Reached) -> None:
+            exits = self._classifier.calibrate(reached.logits[None], last=reached.exit)[0]
+            for at, row in enumerate(reached.rows):
+                work, text = places[row]
+                if work.tell is not None:
+                    met = None if reached.met is None else bool(reached.met[at])
+                    work.tell(text, reached.exit, exits[at].tolist(), met)
+
+        return tell
+
     def _answer(self, item: Encoded, trace: ExitTrace) -> Answer:
         exits = self._classifier.calibrate(trace.logits, last=trace.exit_layer)
         weights = None if trace.importance is None else trace.importance.tolist()
-        return Answer(item, trace.exit_layer, exits.tolist(), weights, trace.cut)
+        return Answer(item, trace.exit_layer, exits.tolist(), weights, _shares(item, trace, exits), trace.cut)
 
     def _encode(self, text: TextPair) -> Encoded | None:
         try:
@@ -151,3 +183,10 @@ class Worker:
         self._thread.join(CLOSE_S)
         if self._thread.is_alive():  # a daemon: it does not hold the end of the process
             log.error("model_still_runs", waited_s=CLOSE_S)
+
+
+def _shares(item: Encoded, trace: ExitTrace, exits: Array) -> Shares | None:
+    """Each word's share in the decision for the label, as it is on the wire; null unless the text is explained."""
+    if trace.parts is None:
+        return None
+    return shares_of(item, trace.parts, trace.logits[-1], top=int(exits[-1].round(6).argmax()))

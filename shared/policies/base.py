@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from shared.contracts import Rule
 from shared.errors import UnknownPolicy
 from shared.model.ensemble import Weighting
 from shared.model.exits import ExitRule
@@ -178,6 +179,10 @@ class Policy(BaseModel):
     def may_offload_after(self, where: Where) -> bool:
         """Whether `after` can ever leave this tier."""
         return False
+
+    def offload_rule(self, where: Where) -> Rule | None:
+        """What `after` decides by, for whoever asks for an explanation; null where it sends nothing on."""
+        return Rule(name=self.name, parameters={}) if self.may_offload_after(where) else None
 
     def prunes_at(self, where: Where) -> bool:
         """Whether a text that leaves here is pruned: only then is importance computed."""

@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from shared.contracts import Rule
 from shared.model.ensemble import Weighting
 from shared.model.exits import ExitRule, Similarity
 from shared.model.pruning import Pruning
@@ -95,6 +96,12 @@ class Collaborative(Policy):
     def may_offload_after(self, where: Where) -> bool:
         named = not isinstance(self.offload_threshold, Mapping) or where.tier in self.offload_threshold
         return named and bool(where.reachable)
+
+    def offload_rule(self, where: Where) -> Rule | None:
+        if not self.may_offload_after(where):
+            return None
+        threshold = by_tier(self.offload_threshold, where.tier)
+        return Rule(name=self.curve.value, parameters={"threshold": threshold, "steepness": self.steepness})
 
     def exit_rule(self, where: Where) -> ExitRule | None:
         theta = by_tier(self.theta, where.tier)

@@ -4,7 +4,7 @@ A line holds what one policy needs to be judged from another's log: seed and dra
 of every hop, the path, words, bytes and times. Of the text it holds the sha256 alone, unless `texts` is set.
 
     {"time", "id", "seed", "index", "text_sha256", "tier", "model", "policy", "max_tier", "deadline_ms", "label",
-     "probabilities", "confidence", "answered_by", "exit_layer", "words_in", "truncated", "degraded", "hops",
+     "probabilities", "confidence", "why", "answered_by", "exit_layer", "words_in", "truncated", "degraded", "hops",
      "timings_ms"}                                            hops are those of the answer (shared/contracts.py)
 
 One thread appends the lines of a request in one write, under a lock, so that several tiers may share a file. Lines that
@@ -19,7 +19,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -157,18 +157,16 @@ class Ledger:
         self._thread = Background("ledger", limit=BACKLOG)
         self._put = self._done = 0  # lines, by the event loop and by the thread
 
-    def add(self, request: ClassifyRequest, answer: ClassifyResponse, policy: Mapping[str, Any]) -> None:
+    def add(self, request: ClassifyRequest, answer: ClassifyResponse) -> None:
         """Put an answered request on record; returns at once."""
         size = sum(_TEXT + len(pair.text) + len(pair.text_pair or "") for pair in request.pairs())
-        if not self._thread.put(partial(self._write, datetime.now(UTC), request, answer, policy), size=size):
+        if not self._thread.put(partial(self._write, datetime.now(UTC), request, answer), size=size):
             self._lose(len(answer.results), "the disk is too slow")
             return
         self._put += len(answer.results)
 
-    def _write(
-        self, now: datetime, request: ClassifyRequest, answer: ClassifyResponse, policy: Mapping[str, Any]
-    ) -> None:
-        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in self._lines(now, request, answer, policy)]
+    def _write(self, now: datetime, request: ClassifyRequest, answer: ClassifyResponse) -> None:
+        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in self._lines(now, request, answer)]
         try:
             self._file.append("".join(lines).encode())
         except OSError as error:
@@ -177,9 +175,7 @@ class Ledger:
             self._count("kept", len(lines))
         self._done += len(lines)
 
-    def _lines(
-        self, now: datetime, request: ClassifyRequest, answer: ClassifyResponse, policy: Mapping[str, Any]
-    ) -> Iterator[dict[str, Any]]:
+    def _lines(self, now: datetime, request: ClassifyRequest, answer: ClassifyResponse) -> Iterator[dict[str, Any]]:
         options = request.options
         for text, result in zip(request.pairs(), answer.results, strict=True):
             yield {
@@ -191,12 +187,12 @@ class Ledger:
                 **(text.model_dump() if self._texts else {}),
                 "tier": self._tier,
                 "model": answer.model,
-                "policy": dict(policy),
+                "policy": answer.policy,
                 "max_tier": options.max_tier,
                 "deadline_ms": options.deadline_ms,
-                **result.model_dump(mode="json", exclude={"index", "tier", "hops"}),
+                **result.model_dump(mode="json", exclude={"index", "tier", "ensemble", "hops"}),
                 "answered_by": result.tier,
-                "hops": [hop.model_dump(mode="json", exclude={"exits", "words"}) for hop in result.hops],
+                "hops": [hop.model_dump(mode="json", exclude={"exits", "words", "explained"}) for hop in result.hops],
                 "timings_ms": answer.timings_ms,
             }
 

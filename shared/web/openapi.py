@@ -1,4 +1,8 @@
-"""A tier's OpenAPI document: what FastAPI cannot know (problem documents, RFC 9457; keys), and routes of our own."""
+"""A tier's OpenAPI document: what FastAPI cannot know, and routes of our own.
+
+Bodies are read by hand, so their schemas are added; with them problem documents (RFC 9457), a stream's events and keys.
+Every schema stands under `components/schemas`: generators of clients follow no other reference.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,34 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
-from shared.contracts import Problem
+from shared.contracts import ClassifyRequest, ExitEvent, HopEvent, InferRequest, Problem
 from shared.errors import TierwiseError
 from shared.web.problems import PROBLEM_TYPE
 
 _KEY = "key"
+_SCHEMAS = "#/components/schemas/"
 KEYED: list[dict[str, Any]] = [{_KEY: []}]  # the `security` of a route that asks for a key
+STREAM_TYPE = "text/event-stream"
+_EVENTS = "`exit`: ExitEvent, `hop`: HopEvent, and last `final`: ClassifyResponse, or `error`: Problem"
+STREAMED: dict[int | str, dict[str, Any]] = {  # the `responses` of a route that may stream
+    200: {
+        "description": "The answer; server-sent events if the request accepts them",
+        "content": {STREAM_TYPE: {"schema": {"type": "string", "description": _EVENTS}}},
+    }
+}
+
+
+def body_of(message: type[BaseModel]) -> dict[str, Any]:
+    """The `requestBody` of a route that takes a message."""
+    return {"content": {"application/json": {"schema": _ref(message)}}, "required": True}
 
 
 def problems(*errors: type[TierwiseError]) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that may answer with these errors."""
-    content = {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    content = {PROBLEM_TYPE: {"schema": _ref(Problem)}}
     return {error.status: {"description": error.title, "content": content} for error in errors}
 
 
@@ -29,13 +49,27 @@ class Described(APIRoute):
         return self.endpoint
 
 
+def _ref(message: type[BaseModel]) -> dict[str, Any]:
+    return {"$ref": _SCHEMAS + message.__name__}
+
+
 def complete(app: FastAPI) -> None:
     """Add to the document what the routes refer to."""
     generated = app.openapi
+    _, added = models_json_schema(
+        [
+            (ClassifyRequest, "validation"),
+            (InferRequest, "validation"),
+            (Problem, "serialization"),
+            (ExitEvent, "serialization"),
+            (HopEvent, "serialization"),
+        ],
+        ref_template=_SCHEMAS + "{model}",
+    )
 
     def document() -> dict[str, Any]:
         components = (described := generated()).setdefault("components", {})
-        components.setdefault("schemas", {})["Problem"] = Problem.model_json_schema()
+        components["schemas"] = {**added["$defs"], **components.get("schemas", {})}
         components["securitySchemes"] = {_KEY: {"type": "http", "scheme": "bearer"}}
         return described
 

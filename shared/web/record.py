@@ -41,10 +41,10 @@ class Then(Response):
     """A response, and what is done once it has been sent."""
 
     def __init__(self, response: Response, then: Callable[[], None]) -> None:
-        self._response, self._then = response, then
+        self.response, self.then = response, then
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await self._response(scope, receive, send)
+            await self.response(scope, receive, send)
         finally:
-            self._then()
+            self.then()

@@ -55,10 +55,11 @@ from shared.web.body import Shelf, parse, read, validate
 from shared.web.guard import Keys, authorize, while_waited_for
 from shared.web.ledger import Ledger
 from shared.web.machine import cpus
-from shared.web.openapi import KEYED, Described, complete, problems
+from shared.web.openapi import KEYED, STREAMED, Described, body_of, complete, problems
 from shared.web.problems import document
 from shared.web.record import Record, Then
 from shared.web.settings import Settings
+from shared.web.stream import Events, EventStream, wants_stream
 from shared.web.tracing import Traces
 
 log = structlog.get_logger()
@@ -113,27 +114,45 @@ class Surface:
 
     def add_routes(self) -> None:
         add, add_plain = self.app.add_api_route, partial(self.app.router.add_api_route, route_class_override=Described)
-        for path, endpoint, takes, gives, key in (
-            ("/v1/classify", self.classify, ClassifyRequest, ClassifyResponse, self.keys.door),
-            ("/v1/infer", self.infer, InferRequest, InferResponse, self.keys.tier),
+        for path, endpoint, takes, gives, key, more in (
+            ("/v1/classify", self.classify, ClassifyRequest, ClassifyResponse, self.keys.door, STREAMED),
+            ("/v1/infer", self.infer, InferRequest, InferResponse, self.keys.tier, {}),
         ):
-            here = f"#/paths/{path.replace('/', '~1')}/post/requestBody/content/application~1json/schema"
-            schema = takes.model_json_schema(ref_template=here + "/$defs/{model}")
-            body = {"content": {"application/json": {"schema": schema}}, "required": True}
-            extra = {"requestBody": body, **({"security": KEYED} if key else {})}
-            responses = problems(*_ERRORS, Failed)
-            add_plain(path, endpoint, methods=["POST"], response_model=gives, responses=responses, openapi_extra=extra)
+            extra = {"requestBody": body_of(takes), **({"security": KEYED} if key else {})}
+            responses = {**more, **problems(*_ERRORS, Failed)}
+            add_plain(
+                path,
+                endpoint,
+                methods=["POST"],
+                operation_id=endpoint.__name__,
+                response_model=gives,
+                responses=responses,
+                openapi_extra=extra,
+            )
         head = problems(Refused, HeadersTooLarge)
-        add("/livez", self.livez, methods=["GET"], responses=head)
-        add("/readyz", self.readyz, methods=["GET"], responses=head | problems(Draining))
-        add("/info", self.info, methods=["GET"], responses=head)
-        add("/metrics", self.metrics, methods=["GET"], responses=head, response_class=PlainTextResponse)
+        add("/livez", self.livez, methods=["GET"], operation_id="livez", responses=head)
+        add("/readyz", self.readyz, methods=["GET"], operation_id="readyz", responses=head | problems(Draining))
+        add("/info", self.info, methods=["GET"], operation_id="info", responses=head)
+        add(
+            "/metrics",
+            self.metrics,
+            methods=["GET"],
+            operation_id="metrics",
+            responses=head,
+            response_class=PlainTextResponse,
+        )
         complete(self.app)
         for error in (HTTPException, Exception):
             self.app.add_exception_handler(error, self.on_error)
 
     async def classify(self, request: Request) -> Response:
-        return await self._answer(request, self.keys.door, self._classify, at_door=self.tier.worker.queue.admit)
+        if wants_stream(request):
+            return EventStream(partial(self._classified, request))
+        return await self._classified(request)
+
+    async def _classified(self, request: Request, events: Events | None = None) -> Then:
+        work = partial(self._classify, events=events)
+        return await self._answer(request, self.keys.door, work, at_door=self.tier.worker.queue.admit)
 
     async def infer(self, request: Request) -> Response:
         return await self._answer(request, self.keys.tier, self._infer)
@@ -199,7 +218,7 @@ class Surface:
         key: str | None,
         work: Callable[[bytes, str, Mapping[str, str]], Coroutine[Any, Any, _Done]],
         at_door: Callable[[], None] = lambda: None,
-    ) -> Response:
+    ) -> Then:
         """Read the body, run `work`, and turn every error of ours into its problem document.
 
         `at_door` may refuse before anything is parsed, whatever the policy: a refusal under overload must cost little.
@@ -236,19 +255,24 @@ class Surface:
             span.facts.update(outcome=outcome, status=refused.status_code)
             return Then(refused, record.end)
 
-    async def _classify(self, body: bytes, request_id: str, headers: Mapping[str, str]) -> _Done:
+    async def _classify(
+        self, body: bytes, request_id: str, headers: Mapping[str, str], events: Events | None = None
+    ) -> _Done:
         started = time.perf_counter()
         parsed = parse(body)
         if isinstance(parsed, dict) and isinstance(inputs := parsed.get("inputs"), list):
             self._check_count(inputs)
         request = validate(ClassifyRequest, parsed)
         spec = request.options.policy or name_of(self.front.default_policy)  # now: another may be loaded meanwhile
-        answered = await self.front.classify(request, request_id, headers)
+        watch = None if events is None else events.watch(headers, self.tier.worker.clock)
+        answered = await self.front.classify(request, request_id, headers, watch)
         results, total_s = answered.results, time.perf_counter() - started
         timings: dict[AnswerTiming, float] = {"ensemble": _ms(answered.ensemble_s), "total": _ms(total_s)}
-        answer = ClassifyResponse(id=request_id, model=self.model, results=results, timings_ms=timings)
+        answer = ClassifyResponse(
+            id=request_id, model=self.model, policy=spec_of(answered.policy), results=results, timings_ms=timings
+        )
         if self.ledger is not None:
-            self.ledger.add(request, answer, spec_of(answered.policy))
+            self.ledger.add(request, answer)
         stages = [*results[0].hops[0].timings_ms.items(), *timings.items()]
         timing = ", ".join(f"{stage};dur={ms}" for stage, ms in dict(stages).items())
         policy = spec if isinstance(spec, str) else spec["name"]

@@ -5,22 +5,23 @@ import hashlib
 import json
 import re
 
+import httpx
 import pytest
 
-from shared.contracts import ClassifyResponse
+from shared.contracts import ClassifyResponse, Why
 
 STAGES = {"tokenize", "queue", "infer", "prune", "total"}
 
 
 def test_an_answer_has_the_contracts_fields(alone):
     answer = alone.classify(["a fine film", "the plot is thin"]).json()
-    assert set(answer) == {"id", "model", "results", "timings_ms"}
+    assert set(answer) == {"id", "model", "policy", "results", "timings_ms"}
     assert set(answer["timings_ms"]) == {"ensemble", "total"}
     assert [result["index"] for result in answer["results"]] == [0, 1]
     for result in answer["results"]:
         assert set(result) == {
             *("index", "label", "probabilities", "confidence", "tier", "exit_layer", "words_in", "truncated"),
-            *("degraded", "card_skew", "hops"),
+            *("degraded", "card_skew", "hops", "why", "ensemble"),
         }
         (hop,) = result["hops"]
         assert set(hop) == {
@@ -154,12 +155,86 @@ def test_explain_adds_every_exit_and_every_word(serve, edge, long_text, policy):
     hop = result["hops"][0]
     assert (plain["hops"][0]["exits"], plain["hops"][0]["words"]) == (None, None)
     assert len(hop["exits"]) == hop["exit_layer"]
-    assert hop["exits"][-1] == hop["probabilities"]
+    assert [exit_["exit"] for exit_ in hop["exits"]] == list(range(1, hop["exit_layer"] + 1))
+    assert hop["exits"][-1]["probabilities"] == hop["probabilities"]
     assert [word["word"] for word in hop["words"]] == long_text.split()
     assert any(word["importance"] is None for word in hop["words"]) == hop["truncated"]
     assert all(word["kept"] for word in hop["words"] if word["importance"] is None)
     for label, value in plain["hops"][0]["probabilities"].items():
         assert hop["probabilities"][label] == pytest.approx(value, abs=1e-4)
+
+
+@pytest.mark.parametrize("inputs", ["a fine film", {"text": "a fine film", "text_pair": "the plot is thin"}])
+def test_the_shares_of_words_special_tokens_and_bias_add_up_to_the_decision(alone, inputs):
+    (result,) = alone.results(inputs, explain=True)
+    (hop,) = result["hops"]
+    told = hop["explained"]
+    shares = [word["share"] for word in hop["words"]] + [told["special_share"], told["bias_share"]]
+    assert sum(map(abs, shares)) == pytest.approx(1, abs=1e-5)
+    assert sum(shares) > 0  # their sum is the margin of the hop's label
+
+
+def test_explain_names_the_rules_in_force(serve, edge, card):
+    caller = serve(edge=edge)
+    given = card["policies"]["collaborative"]
+    (result,) = caller.results("a fine film", explain=True)
+    told = result["hops"][0]["explained"]
+    parameters = {"theta": given["theta"], "patience": given["patience"], "min_confidence": 0.0, "unsure": 0.0}
+    assert told["exit_rule"] == {"name": "similarity", "parameters": parameters}
+    assert told["offload_rule"] == {"name": "sigmoid", "parameters": {"threshold": 0.6, "steepness": 10.0}}
+    (result,) = caller.results("a fine film", explain=True, policy="end-only")
+    assert (result["hops"][0]["explained"]["exit_rule"], result["hops"][0]["explained"]["offload_rule"]) == (None, None)
+    (result,) = caller.results("a fine film", explain=True, policy={"name": "adaee", "arm": 0.2})
+    assert result["hops"][0]["explained"]["offload_rule"] == {"name": "step", "parameters": {"threshold": 0.2}}
+
+
+def test_an_answer_without_explain_has_no_rules(alone):
+    assert "explained" not in alone.results("a fine film")[0]["hops"][0]
+
+
+# -- the policy, the ensemble, why ------------------------------------------------------------------------------------
+
+
+def test_an_answer_names_the_policy_with_all_its_parameters(alone, card):
+    answer = alone.classify("a fine film", policy={"name": "collaborative", "patience": 2}).json()
+    assert answer["policy"] == {
+        **{"name": "collaborative", "steepness": 10.0, "curve": "sigmoid", "weighting": "fitted"},
+        **{"exit_min_confidence": 0.0, "exit_when_unsure": False, "pruning_coefficient": 1.0},
+        **{**card["policies"]["collaborative"], "patience": 2},
+    }
+
+
+def test_an_answer_says_that_the_ensemble_overruled_its_last_tier(serve, edge, always, sentences):
+    """The end says negative; the edge says positive with .51 and a weight of .7: (.3 * n + .7 * .49) is over a half."""
+    edge.positive = 0.51
+    caller = serve(edge=edge)
+    results = caller.results(sentences, policy={**always, "weighting": "fitted"})
+    for result in results:
+        assert result["ensemble"]["weights"] == {"end": 0.3, "edge": 0.7}
+        assert result["ensemble"]["overruled"] == (result["label"] != result["hops"][1]["label"])
+    assert {result["ensemble"]["overruled"] for result in results} == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        pytest.param({"policy": {"name": "collaborative", "offload_threshold": 0.0, "curve": "step"}}, Why.SURE),
+        pytest.param({"max_tier": "end"}, Why.DEEPEST),
+        pytest.param({"policy": "edge-only"}, Why.POLICY),
+        pytest.param({"policy": {"name": "collaborative", "offload_threshold": {"end": 1.0}}}, Why.UNSURE_DEEPEST),
+    ],
+)
+def test_why_is_told(serve, edge, options, why):
+    (result,) = serve(edge=edge).results("a fine film", **options)
+    assert result["why"] == why
+
+
+def test_why_says_that_the_upstream_failed(serve, always):
+    def fails(request):
+        raise httpx.ConnectError("gone", request=request)
+
+    (result,) = serve(edge=fails).results("a fine film", policy=always)
+    assert result["why"] == Why.FAILED
 
 
 # -- draws ----------------------------------------------------------------------------------------------------------

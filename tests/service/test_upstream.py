@@ -285,7 +285,7 @@ def test_a_cut_pass_is_calibrated_as_the_exit_it_left_by(serve, slow_classifier,
     slow_classifier.engine.seconds, slow_classifier.engine.sleep = 20.0, clock.sleep
     (cut,) = caller.results("a fine film", policy="end-only", deadline_ms=50_000)
     assert cut["exit_layer"] == 2
-    assert cut["probabilities"] == pytest.approx(whole["hops"][0]["exits"][1], abs=1e-5)
+    assert cut["probabilities"] == pytest.approx(whole["hops"][0]["exits"][1]["probabilities"], abs=1e-5)
 
 
 # -- breaker --------------------------------------------------------------------------------------------------------

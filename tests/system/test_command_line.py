@@ -22,6 +22,7 @@ import pytest
 from lab.live.stack import free_ports
 from lab.outputs import sole_writer
 from services.end import ROLE
+from shared.contracts import Why
 from shared.web import service
 from tests.commands import CLEAN, tierwise
 
@@ -49,6 +50,20 @@ def test_text_is_never_read_as_markup_and_rows_keep_their_index(three):
     assert "[bold]fine[/bold]" in tierwise("classify", text, "--url", three).stdout
     done = tierwise("classify", "--json", "--url", three, stdin="\n".join([text] * 18))
     assert [json.loads(line)["index"] for line in done.stdout.splitlines()] == list(range(18))
+
+
+def test_classify_says_why_and_whom_the_ensemble_overruled(three, sentences):
+    texts = "\n".join(sentences)
+    policy = "collaborative:offload_threshold=1,weighting=accuracy"
+    results = [
+        json.loads(line)
+        for line in tierwise("classify", "--url", three, "--policy", policy, "--json", stdin=texts).stdout.splitlines()
+    ]
+    lines = tierwise("classify", "--url", three, "--policy", policy, stdin=texts).stdout.splitlines()
+    said = " ".join(line.rpartition("│")[2].strip() for line in lines)  # the last column, which may be folded
+    overruled = [result for result in results if result["ensemble"]["overruled"]]
+    assert len(results) == said.count(Why.UNSURE_DEEPEST) == 12
+    assert len(overruled) == said.count("The ensemble overruled cloud, which said") > 0
 
 
 def test_a_parameter_may_differ_by_tier(three):

@@ -22,6 +22,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from shared.contracts import Rule
 from shared.errors import UnknownPolicy
 from shared.model.ensemble import Weighting
 from shared.model.exits import AtLayer, ExitRule
@@ -90,6 +91,11 @@ class Bandit(Learner):
 
     def may_offload_after(self, where: Where) -> bool:
         return bool(where.reachable)
+
+    def offload_rule(self, where: Where) -> Rule | None:
+        if self.threshold is None or not self.may_offload_after(where):
+            return None
+        return Rule(name="step", parameters={"threshold": self.threshold})
 
     def learn(self, state: State, bound: Policy, outcome: Outcome) -> State:
         assert isinstance(bound, Bandit)

@@ -18,7 +18,19 @@ from lab.cli.main import app
 from lab.docs import markdown
 from lab.docs.tables import ROOT, filled, pages
 from shared import __version__
-from shared.contracts import ClassifyResponse, DegradedReason, Hop, Options, Result
+from shared.contracts import (
+    ClassifyResponse,
+    DegradedReason,
+    Exit,
+    ExitEvent,
+    Explained,
+    Hop,
+    HopEvent,
+    Options,
+    Result,
+    Why,
+    WordUse,
+)
 from shared.policies import POLICIES
 from shared.web.settings import Settings
 
@@ -228,6 +240,7 @@ def test_the_answer_that_is_shown_is_one_and_every_field_of_it_is_explained():
     (shown,) = (body for language, body in FENCES.findall(page) if language == "json")
     ClassifyResponse.model_validate_json(shown)
     explained = set(re.findall(r"`(\w+)`", FENCES.sub("", page)))
-    for message in (ClassifyResponse, Result, Hop, Options):
+    for message in (ClassifyResponse, Result, Hop, Options, Exit, WordUse, Explained, ExitEvent, HopEvent):
         assert message.model_fields.keys() <= explained, message.__name__
     assert set(get_args(DegradedReason)) <= explained
+    assert {line.split("|")[1].strip() for line in page.splitlines() if line.startswith("|")} >= set(Why)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.contracts import ClassifyRequest, ClassifyResponse, Result
+from shared.contracts import ClassifyRequest, ClassifyResponse, Result, Why
 from shared.errors import BadSetting
 from shared.web import ledger as module
 from shared.web.ledger import Ledger, entries, text_sha256
@@ -40,7 +40,7 @@ def hop(**changes):
         "truncated": False,
         "link": None,
         "timings_ms": {"tokenize": 1.0, "queue": 0.0, "infer": 2.0, "prune": 0.0, "total": 3.0},
-        "exits": [{"negative": 0.5, "positive": 0.5}],
+        "exits": [{"exit": 1, "probabilities": {"negative": 0.5, "positive": 0.5}, "confidence": 0.5}],
         **changes,
     }
 
@@ -50,15 +50,19 @@ def answer(count, request_id="r-1"):
         "label": "positive",
         "probabilities": {"negative": 0.25, "positive": 0.75},
         "confidence": 0.75,
+        "why": Why.SURE,
         "tier": "end",
         "exit_layer": 2,
         "words_in": 3,
         "truncated": False,
         "degraded": None,
+        "ensemble": {"weights": {"end": 1.0}, "overruled": False},
         "hops": [hop()],
     }
     results = [Result.model_validate({"index": index, **result}) for index in range(count)]
-    return ClassifyResponse(id=request_id, model="tiny@0", results=results, timings_ms={"ensemble": 0.1, "total": 4.0})
+    return ClassifyResponse(
+        id=request_id, model="tiny@0", policy=POLICY, results=results, timings_ms={"ensemble": 0.1, "total": 4.0}
+    )
 
 
 @pytest.fixture
@@ -77,7 +81,7 @@ def open_ledger(tmp_path, counted):
 def test_a_line_per_text_with_everything_but_the_text(open_ledger, counted):
     ledger = open_ledger()
     request = {"inputs": ["a secret film", {"text": "one", "text_pair": "two"}], "options": {"seed": 7}}
-    ledger.add(ClassifyRequest.model_validate(request), answer(2), POLICY)
+    ledger.add(ClassifyRequest.model_validate(request), answer(2))
     ledger.close()
     first, second = entries(ledger.path)
     assert "secret" not in ledger.path.read_text()
@@ -91,7 +95,7 @@ def test_a_line_per_text_with_everything_but_the_text(open_ledger, counted):
 
 def test_the_text_itself_only_where_asked_and_the_request_id_is_the_seed(open_ledger):
     ledger = open_ledger(texts=True)
-    ledger.add(ClassifyRequest(inputs="a secret film"), answer(1), POLICY)
+    ledger.add(ClassifyRequest(inputs="a secret film"), answer(1))
     ledger.close()
     (line,) = entries(ledger.path)
     assert (line["text"], line["text_pair"], line["seed"]) == ("a secret film", None, "r-1")
@@ -102,7 +106,7 @@ def test_it_goes_on_after_a_line_that_a_kill_cut_short(open_ledger, tmp_path):
     path.parent.mkdir()
     path.write_text('{"id": "whole"}\n{"id": "cu')
     ledger = open_ledger(path)
-    ledger.add(ClassifyRequest(inputs="a fine film"), answer(1), POLICY)
+    ledger.add(ClassifyRequest(inputs="a fine film"), answer(1))
     ledger.close()
     assert [line["id"] for line in entries(path)] == ["whole", "r-1"]
 
@@ -111,7 +115,7 @@ def test_two_tiers_may_share_a_file(open_ledger):
     one, two = open_ledger(), open_ledger()
     for number in range(50):
         for ledger in (one, two):
-            ledger.add(ClassifyRequest(inputs="a fine film"), answer(1, f"r-{number}"), POLICY)
+            ledger.add(ClassifyRequest(inputs="a fine film"), answer(1, f"r-{number}"))
     one.close()
     two.close()
     assert Counter(line["id"] for line in entries(one.path)) == {f"r-{n}": 2 for n in range(50)}
@@ -129,7 +133,7 @@ def write(requests, limit):
     writers = [Ledger(path, tier="end", texts=False, count=lambda o, n: counted.update({o: n})) for _ in range(2)]
     for _ in range(requests):
         for writer in writers:
-            writer.add(ClassifyRequest(inputs="a fine film"), answer, {})
+            writer.add(ClassifyRequest(inputs="a fine film"), answer)
     for writer in writers:
         writer.close()
 for full in (3000, 7000, 7001, 12345):
@@ -171,7 +175,7 @@ def test_a_torn_line_is_cut_off_and_a_whole_one_is_ended(open_ledger, tmp_path, 
     if when.startswith("while"):
         with path.open("a") as other:
             other.write(tail)
-    ledger.add(ClassifyRequest(inputs="a fine film"), answer(1), POLICY)
+    ledger.add(ClassifyRequest(inputs="a fine film"), answer(1))
     ledger.close()
     first, *between, last = path.read_text().split("\n")[:-1]
     assert between == ([tail] if kept else [])
@@ -180,7 +184,7 @@ def test_a_torn_line_is_cut_off_and_a_whole_one_is_ended(open_ledger, tmp_path, 
 
 def written(ledger, counted, request_id):
     lines = sum(counted.values())
-    ledger.add(ClassifyRequest(inputs="a fine film"), answer(1, request_id), POLICY)
+    ledger.add(ClassifyRequest(inputs="a fine film"), answer(1, request_id))
     until = time.monotonic() + 20
     while sum(counted.values()) == lines and time.monotonic() < until:
         time.sleep(0.001)
@@ -263,7 +267,7 @@ def test_a_disk_that_hangs_holds_neither_who_adds_nor_the_end(open_ledger, count
     ledger, go = open_ledger(), threading.Event()
     monkeypatch.setattr(module.os, "write", lambda *_: go.wait(60))
     for _ in range(3):
-        ledger.add(ClassifyRequest(inputs="a fine film"), answer(1), POLICY)
+        ledger.add(ClassifyRequest(inputs="a fine film"), answer(1))
     ledger.close(0.05)
     assert counted == {"lost": 3}
     go.set()
@@ -274,7 +278,7 @@ def test_a_writer_that_stands_still_does_not_hold_another_ones_start_or_end(open
     with stopped.path.open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         other = open_ledger()
-        other.add(ClassifyRequest(inputs="a fine film"), answer(1), POLICY)
+        other.add(ClassifyRequest(inputs="a fine film"), answer(1))
         other.close(0.05)
     stopped.close()
     assert counted["lost"] == 1
@@ -292,6 +296,6 @@ def test_a_digest_of_a_text_is_its_plain_sha256_and_pairs_do_not_collide():
 
 def test_lines_are_whole_json(open_ledger):
     ledger = open_ledger(texts=True)
-    ledger.add(ClassifyRequest(inputs="naïve\u2028film"), answer(1), POLICY)
+    ledger.add(ClassifyRequest(inputs="naïve\u2028film"), answer(1))
     ledger.close()
     assert len([json.loads(line) for line in ledger.path.read_text().split("\n") if line]) == 1

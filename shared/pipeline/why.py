@@ -1,0 +1,33 @@
+"""Why an answer ended where it did: one sentence of `Why`, told from the hops alone.
+
+A deeper tier decides by its own draw, or because it is the last one that this request or the policy lets answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from shared.contracts import DegradedReason, Hop, Why
+from shared.policies import Policy, Where
+
+
+def why(hops: Sequence[Hop], degraded: DegradedReason | None, policy: Policy, where: Where, *, final: bool) -> Why:
+    """The reason for an answer with these hops.
+
+    `where` is the place of the tier that was asked; `final`: it sent the text on for an answer.
+    """
+    if degraded is not None:
+        return Why.DEADLINE if degraded == "deadline" else Why.FAILED
+    if hops[0].tier != where.tier:  # sent on before any layer ran
+        return Why.POLICY
+    if len(hops) == 1:
+        if not where.reachable:
+            return Why.DEEPEST
+        return Why.SURE if policy.may_offload_after(where) else Why.POLICY
+    last = hops[-1]
+    there = replace(where, tier=last.tier, reachable=where.reachable[where.reachable.index(last.tier) + 1 :])
+    drew = last.offload_probability > 0 or (policy.may_offload_after(there) and not final)
+    if hops[-2].offload_probability == 1:
+        return Why.UNSURE_NEXT if drew else Why.UNSURE_DEEPEST
+    return Why.DRAWN_NEXT if drew else Why.DRAWN_DEEPEST
