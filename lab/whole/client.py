@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from lab.data.examples import Example
 from lab.live.client import LIMITS, NoAnswer, TextRefused, detail_of
 from lab.whole.service import Answer
-from shared.contracts import Hop, HopTiming, LinkUse, Result
+from shared.contracts import Combination, Hop, HopTiming, LinkUse, Result, Why
 from shared.errors import UpstreamFailure
 from shared.links.clients import AsyncClient
 from shared.links.profile import profile
@@ -118,7 +118,8 @@ class WholeClient:
             timings_ms=stages | {"total": computed_ms(answer)},
             **alike,
         )
-        return Result(index=0, degraded=None, hops=[hop], **alike)
+        alone = Combination(weights={place.tier: 1.0}, overruled=False)
+        return Result(index=0, degraded=None, hops=[hop], ensemble=alone, why=Why.POLICY, **alike)
 
     async def close(self) -> None:
         await self._http.aclose()
