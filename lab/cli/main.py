@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,11 +37,11 @@ Backbone = Annotated[str | None, Option(help="Profile of the links between deepe
 Threads = Annotated[int, Option(min=1, max=256, help="Compute threads.")]
 
 
-def _training_rows(data: str, split: str | None) -> list[Example]:
+def _training_rows(data: str, split: str | None, labels: Sequence[str] = ()) -> list[Example]:
     """Rows to train or calibrate on; warns where a file names no split."""
     from lab.data.examples import ALL, training_rows
 
-    examples, used = training_rows(data, split)
+    examples, used = training_rows(data, split, labels)
     if split is None and used == ALL:
         aside().print(f"{data} has no split column: every row is used; measure on other texts", style="yellow")
     return examples
@@ -154,11 +155,13 @@ def bench(
     from lab.live import cells
     from lab.live.bench_report import write
     from lab.live.stack import Layout, reached
+    from shared.model.bundle import load_bundle
 
     if (url or cell) and (access or backbone or bundle or port):
         raise typer.BadParameter("tiers that run already keep their links, bundle and port")
     policies = policy or ["collaborative", "tabi", "end-only", "edge-only", "cloud-only", "random"]
-    examples = load_without(data, split, exclude_split)[:n]
+    labels = () if url or cell else load_bundle(bundle or "collaborative").labels
+    examples = load_without(data, split, exclude_split, labels=labels)[:n]
     plan = job.Plan(examples, policies, rate=rate, concurrency=concurrency, seed=seed, split=split)
     if cell:
         cells.run(plan, cell, url or "http://127.0.0.1:8080", out, console)
@@ -248,7 +251,7 @@ def quantize(
 
     loaded = load_bundle(bundle)
     check_bundle(loaded)
-    _, validation = divide(_training_rows(data, split), hold_out)
+    _, validation = divide(_training_rows(data, split, loaded.labels), hold_out)
     texts, left_out = readable(validation, readers_of(loaded))
     left_out.tell(aside())
     quantize_all(loaded, folders_of(loaded), texts, console, threads=threads)
@@ -281,8 +284,9 @@ def calibrate(
     from lab.data.examples import hold_out as divide
     from lab.fit.calibrate import Calibration
     from lab.live.stack import ACCESS, BACKBONE
+    from shared.model.bundle import load_bundle
 
-    _, validation = divide(_training_rows(data, split), hold_out)
+    _, validation = divide(_training_rows(data, split, load_bundle(bundle).labels), hold_out)
     links = {"access": access or ACCESS, "backbone": backbone or BACKBONE}
     calibration = Calibration(bundle, validation[:n], **links, threads=threads, console=console)
     if only_others:
@@ -305,8 +309,9 @@ def evaluate(
     """Accuracy and calibration of every exit of every tier on unseen texts, whole and without early exit."""
     from lab.data.examples import load_without
     from lab.fit.evaluate import evaluate as job
+    from shared.model.bundle import load_bundle
 
-    examples = load_without(data, split, exclude_split, first=n)
+    examples = load_without(data, split, exclude_split, labels=load_bundle(bundle).labels, first=n)
     job(bundle, examples, max_tokens=max_tokens, threads=threads, console=console, save=save, split=split)
 
 
