@@ -146,11 +146,23 @@ def rows_of(
         said = rows.values.get("split")
         named = [None if said is None else _stripped(value) for value in said or rows.places]
         if said is None and source.startswith(PREFIX):
-            named = [split] * len(rows.places)  # a file of the hub is of the split that it is named by
+            named = [None if split == ALL else split] * len(
+                rows.places
+            )  # a file of the hub is of the split in its name
         out += [_row(rows, at, name) for at, name in enumerate(named)]
     if not out:
         raise BadSetting(f"{source}: no rows")
     return out
+
+
+def every_row(source: str, columns: Columns, *, filesystem: Filesystem | None = None) -> list[Row]:
+    """Every row of a file with its split, those of the hub by the files of each split.
+
+    Raises:
+        BadSetting: as `rows_of`.
+    """
+    named = hub_splits(source, filesystem) if source.startswith(PREFIX) else []
+    return [row for split in named or [ALL] for row in rows_of(source, columns, split=split, filesystem=filesystem)]
 
 
 def splits(source: str) -> list[str]:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from lab.data.examples import Columns, Example, load, rows_of, splits, training_rows
+from lab.data.examples import Columns, Example, every_row, load, rows_of, splits, training_rows
 from shared.errors import BadSetting
 
 
@@ -325,6 +325,12 @@ def test_a_split_of_the_hub_is_a_word_of_the_file_s_name(hub, files, split, read
 def test_what_the_hub_does_not_tell_apart_is_told(hub, source, files, complaint):
     with pytest.raises(BadSetting, match=re.escape(source) + f".*{complaint}"):
         load(source, "test", filesystem=hub(*(f"acme/latest/{name}.parquet" for name in files)))
+
+
+def test_every_row_of_the_hub_has_the_split_that_its_file_names(hub):
+    files = hub("acme/x/train-0.parquet", "acme/x/train-1.parquet", "acme/x/test.parquet")
+    assert [row.split for row in every_row("hub:acme/x", Columns(), filesystem=files)] == ["train", "train", "test"]
+    assert [row.split for row in every_row("hub:acme/x", Columns(), filesystem=hub("acme/x/all-0.parquet"))] == [None]
 
 
 def test_a_configuration_that_is_named_is_read_alone(hub):
