@@ -1,6 +1,6 @@
 """From a file of labelled texts to a bundle that can be served: `tierwise fit`.
 
-    OUT/bundle.json, card.json, NETWORK/    the bundle
+    OUT/bundle.json, card.json, NETWORK/    the bundle; NETWORK-base/: a base that is not pinned, copied
     OUT/fit/rows.parquet                    the rows as they were divided: train (its last are for validation), test
     OUT/fit/asked.json                      the data and the options: other ones are refused in this folder
     OUT/fit/calibration.log                 all that `calibrate` and `evaluate` say
@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,11 @@ from lab.replay.walk import Replay
 from lab.stats import wilson
 from shared.errors import BadSetting, plain
 from shared.model.base import Array, load_tokenizer, read_config
+from shared.model.built import files_of
 from shared.model.bundle import BundleFile, TierModel, load_bundle
 from shared.model.openvino_engine import capabilities
 from shared.model.tokens import SpecialTokens
+from shared.model.weights import PINNED, base_folder, scratch
 
 TEXTS_READ = 2000  # by training, however few rows there are; eight epochs at most
 MOST_TOKENS, TOKEN_STEP, SHARE_READ_WHOLE = 256, 16, 0.98
@@ -238,7 +241,22 @@ def _train(
             continue
         tiers = ", ".join(f"{tier} {layers}" for tier, layers in network.layers.items())
         console.print(f"{what}{network.depth} layers of {network.base}, of which {tiers}", soft_wrap=True)
+        if network.base not in PINNED:
+            recipe = replace(recipe, base=str(_with_base(out, network)))
         train(recipe, division.train, division.validation, out / network.name, threads=threads, console=console)
+
+
+def _with_base(out: Path, network: Network) -> Path:
+    """A copy in the bundle of a base of one's own: a bundle is whole, wherever it is carried."""
+    folder = (out / f"{network.name}-base").absolute()
+    if not folder.is_dir():
+        with scratch(out) as made:
+            found = made / "base"
+            found.mkdir()
+            for name in files_of(network.base):
+                shutil.copy(base_folder(network.base) / name, found / name)
+            found.rename(folder)
+    return folder
 
 
 def _judge(out: Path, division: Division, within: float, threads: int, console: Console) -> Verdict:

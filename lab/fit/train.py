@@ -34,10 +34,12 @@ from lab.fit.checks import check_out, check_recipe, check_texts
 from lab.stops import deferred
 from shared.errors import BadSetting
 from shared.model.base import load_tokenizer
+from shared.model.built import files_of
 from shared.model.encoder import run as run_layers
 from shared.model.pruning import Pruning, keep_words
 from shared.model.tokens import SpecialTokens
 from shared.model.torch_engine import MultiExitEncoder, TorchEngine, batch, load_base, save_classifier
+from shared.model.weights import PINNED, as_path
 from shared.model.words import Encoded
 
 _TARGETS = {
@@ -171,7 +173,7 @@ def train(
     run.save(checkpoint)
     accuracy = exit_accuracy(run.encoder, tokens, validation, recipe.max_tokens)
     meta = {
-        "base": recipe.base,
+        **_told_of(recipe.base, out),
         "layers": recipe.layers,
         "classes": recipe.classes,
         "scale": recipe.scale,
@@ -191,6 +193,17 @@ def train(
     console.print(f"{out}: validation accuracy per exit {accuracy} (n={len(validation)}, {recipe.max_tokens} tokens)")
     shutil.rmtree(scratch)
     return run.losses[-200:]
+
+
+def _told_of(base: str, out: Path) -> dict[str, Any]:
+    """A base as `network.json` names it: an own one by its bytes, and one beside `out` from there."""
+    if base in PINNED:
+        return {"base": base}
+    path = as_path(base)
+    if path is not None:
+        whole, beside = path.resolve(), out.parent.resolve()
+        base = f"../{whole.relative_to(beside)}" if whole.is_relative_to(beside) else str(whole)
+    return {"base": base, "base_files": files_of(str(path.resolve()) if path else base)}
 
 
 def _readable(

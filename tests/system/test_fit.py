@@ -1,12 +1,15 @@
 """`tierwise fit` as its users run it, over tiny bases: from a file of words to a bundle, and what it refuses."""
 
+import shutil
 import signal
 
 import pytest
 
 from lab.data.examples import digest, load, training_rows
 from lab.fit import train as training
+from shared.errors import WrongWeights
 from shared.model.bundle import load_bundle
+from shared.model.prepare import prepare
 
 WORDS = {"billing": "boring", "delivery": "music", "praise": "wonderful"}
 
@@ -101,6 +104,34 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_command(fitted, monkeypatch
     assert going_on.exit_code == 0, said
     assert "resumed at step 3 of 37" in going_on.stdout
     assert len(done) == 37
+
+
+def test_a_bundle_with_an_own_base_is_whole_wherever_it_is_carried(fitted, base_on_disk, tmp_path, monkeypatch):
+    own = shutil.copytree(base_on_disk("bert", 3), tmp_path / "mine")
+    done, said = fitted("--base", "./mine")
+    assert done.exit_code == 0, said
+    shutil.rmtree(own)
+    carried = shutil.move(tmp_path / "tickets-bundle", tmp_path / "elsewhere")
+    monkeypatch.setenv("TIERWISE_CACHE_DIR", str(tmp_path / "image"))
+    bundle = load_bundle(str(carried))
+    prepare(bundle, "end", "fp32")
+    shutil.rmtree(carried / "mine-base")  # an image holds what was built, and no base weights
+    for name in ("adapters.safetensors", "network.json"):
+        assert (carried / "mine" / name).is_file()
+    prepare(bundle, "end", "fp32")
+    with pytest.raises(WrongWeights, match="no such folder"):
+        prepare(bundle, "cloud", "fp32")
+
+
+def test_an_own_base_that_was_altered_after_training_is_refused(fitted, base_on_disk, tmp_path, monkeypatch):
+    shutil.copytree(base_on_disk("bert", 3), tmp_path / "mine")
+    done, said = fitted("--base", "./mine")
+    assert done.exit_code == 0, said
+    config = tmp_path / "tickets-bundle/mine-base/config.json"
+    config.write_text(config.read_text() + " ")
+    monkeypatch.setenv("TIERWISE_CACHE_DIR", str(tmp_path / "image"))
+    with pytest.raises(WrongWeights, match=r"mine-base: its files are not those that .* was trained on"):
+        prepare(load_bundle("./tickets-bundle"), "end", "fp32")
 
 
 @pytest.mark.parametrize(
