@@ -101,8 +101,10 @@ def serve(
 
 @app.command()
 def classify(
-    text: Annotated[str | None, Argument(help="A text.", show_default="lines of --file or standard input")] = None,
-    file: Annotated[Path | None, Option(help="A file with one text a line.")] = None,
+    texts: Annotated[
+        list[str] | None, Argument(help="Texts; - alone: standard input.", show_default="lines of standard input")
+    ] = None,
+    file: Annotated[str | None, Option(help="A file with one text a line, or one of labelled texts; -: none.")] = None,
     url: options.Url = "http://127.0.0.1:8080",
     policy: Annotated[str | None, Option(help=f"{options.POLICY}.")] = None,
     json_lines: Annotated[bool, Option("--json", help="Print each result as one JSON line.")] = False,
@@ -110,21 +112,11 @@ def classify(
     """Ask running tiers (see `serve`) what they think of some texts. Status 1: some lines were refused."""
     import asyncio
 
-    from lab.live.ask import Asked, ask
+    from lab.live.ask import ask, read_asked
 
-    if text is not None and file is not None:
-        raise typer.BadParameter("give a text or --file, not both")
-    if text is not None:
-        asked = [Asked(text)]
-    else:
-        raw = file.read_bytes() if file else sys.stdin.buffer.read()
-        name = str(file or "standard input")
-        try:
-            lines = raw.decode("utf-8").split("\n")
-        except UnicodeDecodeError as error:
-            line = raw[: error.start].count(b"\n") + 1
-            raise typer.BadParameter(f"{name}, line {line}: not UTF-8") from error
-        asked = [Asked(line, f"{name}, line {at}") for at, line in enumerate(lines, start=1) if line.strip()]
+    if texts and file is not None:
+        raise typer.BadParameter("give texts or --file, not both")
+    asked = read_asked(texts or [], file, sys.stdin)
     if asyncio.run(ask(url, asked, policy, console, json_lines=json_lines)):
         raise typer.Exit(1)
 

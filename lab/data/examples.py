@@ -155,6 +155,26 @@ def rows_of(
     return out
 
 
+def texts_of(source: str) -> list[tuple[str, str]]:
+    """The texts of a file whose labels, if it has any, do not matter; each with its place. Blank ones are left out.
+
+    Raises:
+        BadSetting: it cannot be read, or has no column with texts.
+    """
+
+    def choose(columns: Sequence[str]) -> Mapping[str, str] | None:
+        text = _chosen("text", None, columns, _TEXTS, _OTHER_TEXTS)
+        return None if text is None else {"text": text}
+
+    with Path(source).open("rb") as file:
+        rows = read(source, file, choose)
+    if rows.roles is None:
+        has = ", ".join(start_of(column) for column in rows.columns[:20]) or "none"
+        raise BadSetting(f"{source}: needs a column text; it has {has}")
+    told = zip(rows.values["text"], rows.places, strict=True)
+    return [(_text(cell, place, rows.roles["text"]), place) for cell, place in told if str(cell or "").strip()]
+
+
 def every_row(source: str, columns: Columns, *, filesystem: Filesystem | None = None) -> list[Row]:
     """Every row of a file with its split, those of the hub by the files of each split.
 
