@@ -167,7 +167,8 @@ def train(
             if number := stop():
                 run.save(checkpoint)
                 aside().print(
-                    f"{out}: stopped and saved after step {run.step} of {len(batches)}; the same command goes on"
+                    f"{out}: stopped and saved after step {run.step} of {len(batches)}; "
+                    "the same command goes on from there"
                 )
                 signal.raise_signal(number)
     run.save(checkpoint)

@@ -99,7 +99,7 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_command(fitted, monkeypatch
     monkeypatch.setattr(training, "_step", stopping)
     stopped, said = fitted()
     assert stopped.exit_code != 0
-    assert "stopped and saved after step 3 of 37; the same command goes on" in said
+    assert "stopped and saved after step 3 of 37; the same command goes on from there" in said
     going_on, said = fitted()
     assert going_on.exit_code == 0, said
     assert "resumed at step 3 of 37" in going_on.stdout

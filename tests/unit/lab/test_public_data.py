@@ -1,4 +1,4 @@
-"""Public data sets, fetched by a transport that stands in for the network: counted, ordered, or told what is missing."""
+"""Public data sets, fetched by a transport instead of the network: counted, ordered, or what is missing is told."""
 
 import hashlib
 import io
