@@ -44,9 +44,10 @@ def fit(
     """From a file of labelled texts to a bundle that can be served: trained, calibrated, quantized, judged on rows that
     were held out. The same command goes on where it was stopped."""
     from lab.data.examples import Columns
-    from lab.engine import check_torch
+    from lab.engine import check_torch, let_threads_sleep
 
     check_torch("fit")
+    let_threads_sleep()
     from lab.fit import from_file as job
     from lab.fit.networks import networks
     from shared.web.machine import cpus

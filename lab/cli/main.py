@@ -194,10 +194,11 @@ def train(
 ) -> None:
     """Train a classifier with an exit at every layer; a killed run resumes when called again."""
     from lab.data.examples import hold_out as divide
-    from lab.engine import check_torch
+    from lab.engine import check_torch, let_threads_sleep
     from lab.fit.checks import check_out
 
     check_torch("train")
+    let_threads_sleep()
     from lab.fit.train import Recipe
     from lab.fit.train import train as job
 

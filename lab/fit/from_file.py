@@ -82,9 +82,7 @@ class Verdict:
             f"the deepest tier alone {_interval(self.deepest)}, one label for all {self.most_frequent:.2f}."
         )
         if self.n < ENOUGH:
-            told += (
-                f" n is small: differences within the interval say nothing, and it takes over {ENOUGH} rows for less."
-            )
+            told += " n is small: two options whose intervals overlap cannot be told apart; more rows narrow them."
         if self.accuracy[1] <= self.most_frequent:
             told += " That is no better than one label for all: are the labels right, and the rows enough?"
         return told

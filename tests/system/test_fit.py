@@ -9,7 +9,7 @@ from lab.data.examples import digest, load, training_rows
 from lab.fit import train as training
 from shared.errors import WrongWeights
 from shared.model.bundle import load_bundle
-from shared.model.prepare import prepare
+from shared.model.prepare import copy, prepare
 
 WORDS = {"billing": "boring", "delivery": "music", "praise": "wonderful"}
 
@@ -115,12 +115,16 @@ def test_a_bundle_with_an_own_base_is_whole_wherever_it_is_carried(fitted, base_
     monkeypatch.setenv("TIERWISE_CACHE_DIR", str(tmp_path / "image"))
     bundle = load_bundle(str(carried))
     prepare(bundle, "end", "fp32")
-    shutil.rmtree(carried / "mine-base")  # an image holds what was built, and no base weights
-    for name in ("adapters.safetensors", "network.json"):
-        assert (carried / "mine" / name).is_file()
-    prepare(bundle, "end", "fp32")
+    monkeypatch.setattr("shared.model.prepare.MODELS", tmp_path)
+    copy(bundle, "end", tmp_path / "models")  # as an image is made
+    shutil.rmtree(carried)
+    image = tmp_path / "models/elsewhere"
+    inside = {str(path.relative_to(image)) for path in image.rglob("*") if path.is_file()}
+    assert inside >= {"bundle.json", "card.json", "mine/adapters.safetensors", "mine/network.json"}
+    assert not [name for name in inside if name.startswith(("fit", "mine-base"))]
+    prepare(load_bundle(str(image)), "end", "fp32")
     with pytest.raises(WrongWeights, match="no such folder"):
-        prepare(bundle, "cloud", "fp32")
+        prepare(load_bundle(str(image)), "cloud", "fp32")
 
 
 def test_an_own_base_that_was_altered_after_training_is_refused(fitted, base_on_disk, tmp_path, monkeypatch):
