@@ -40,31 +40,26 @@ class Source:
     """Where a data set's files are, which columns hold its texts, and how many rows of each label a split has."""
 
     files: Mapping[str, str]  # file name in the output folder -> URL
-    megabytes: int
     texts: tuple[str, ...]
     counts: Mapping[str, tuple[int, ...]]
     published: Mapping[str, str]  # split -> sha256, its first 16 digits
 
 
-def _glue(
-    name: str, megabytes: int, texts: tuple[str, ...], counts: Mapping[str, tuple[int, ...]], **published: str
-) -> Source:
+def _glue(name: str, texts: tuple[str, ...], counts: Mapping[str, tuple[int, ...]], **published: str) -> Source:
     dev = "validation_matched" if name == "mnli" else "validation"
     files = {f"{name}-{split}.parquet": f"{_HUB}/{name}/{split}-00000-of-00001.parquet" for split in ("train", dev)}
-    return Source(files, megabytes, texts, counts, published)
+    return Source(files, texts, counts, published)
 
 
 SOURCES = {
     "imdb": Source(
         files={"aclImdb_v1.tar.gz": "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"},
-        megabytes=84,
         texts=("text",),
         counts={"train": (12_500, 12_500), "test": (9_965, 10_035)},
         published={"train": "e3b818d10ff02812", "test": "d352350ab4accc73"},
     ),
     "cola": _glue(
         "cola",
-        1,
         ("sentence",),
         {"train": (2_528, 6_023), "dev": (322, 721)},
         train="68a8b37a5d39d339",
@@ -72,7 +67,6 @@ SOURCES = {
     ),
     "mrpc": _glue(
         "mrpc",
-        1,
         ("sentence1", "sentence2"),
         {"train": (1_194, 2_474), "dev": (129, 279)},
         train="4cc310652f45bf67",
@@ -80,7 +74,6 @@ SOURCES = {
     ),
     "sst2": _glue(
         "sst2",
-        4,
         ("sentence",),
         {"train": (29_780, 37_569), "dev": (428, 444)},
         train="0c0abb08b6669203",
@@ -88,7 +81,6 @@ SOURCES = {
     ),
     "qnli": _glue(
         "qnli",
-        19,
         ("question", "sentence"),
         {"train": (104_743,), "dev": (5_463,)},
         train="869a7339af59cf4c",
@@ -96,7 +88,6 @@ SOURCES = {
     ),
     "mnli": _glue(
         "mnli",
-        54,
         ("premise", "hypothesis"),
         {"train": (392_702,), "dev": (9_815,)},
         train="f1bd6cbd1145b13d",
@@ -104,7 +95,6 @@ SOURCES = {
     ),
     "qqp": _glue(
         "qqp",
-        38,
         ("question1", "question2"),
         {"train": (363_846,), "dev": (40_430,)},
         train="7b8d25325d4c9524",
@@ -166,8 +156,8 @@ def _fetch(name: str, path: Path, url: str, console: Console, transport: httpx.B
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, ImportError, OSError) as error:  # a proxy's too
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadSetting(
-            f"{name}: cannot get {url} ({why}). It needs {_needs(name)}. Fetch it elsewhere, put it at {path}, and run "
-            "the command again"
+            f"{name}: cannot get {url} ({why}). Where there is no network: fetch {_needs(name)} elsewhere, put that "
+            f"into {path.parent.absolute()}, and run the command again"
         ) from error
     finally:
         part.unlink(missing_ok=True)
@@ -175,8 +165,7 @@ def _fetch(name: str, path: Path, url: str, console: Console, transport: httpx.B
 
 
 def _needs(name: str) -> str:
-    source = SOURCES[name]
-    return f"(about {source.megabytes} MB): " + ", ".join(f"{url} as {file}" for file, url in source.files.items())
+    return " and ".join(f"{url} as {file}" for file, url in SOURCES[name].files.items())
 
 
 def _reviews(archive: Path) -> Rows:
