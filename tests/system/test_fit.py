@@ -7,6 +7,7 @@ import pytest
 
 from lab.data.examples import digest, load, training_rows
 from lab.fit import train as training
+from lab.live.stack import ROOT
 from shared.errors import WrongWeights
 from shared.model.bundle import load_bundle
 from shared.model.prepare import copy, prepare
@@ -136,6 +137,12 @@ def test_an_own_base_that_was_altered_after_training_is_refused(fitted, base_on_
     monkeypatch.setenv("TIERWISE_CACHE_DIR", str(tmp_path / "image"))
     with pytest.raises(WrongWeights, match=r"mine-base: its files are not those that .* was trained on"):
         prepare(load_bundle("./tickets-bundle"), "end", "fp32")
+
+
+def test_the_texts_stay_out_of_images_and_commits():
+    for file in (".dockerignore", ".gitignore"):
+        lines = {line.rstrip("/") for line in (ROOT / file).read_text().splitlines()}
+        assert "deploy/models/*/fit" in lines
 
 
 @pytest.mark.parametrize(
