@@ -108,6 +108,14 @@ def check_torch(command: str) -> None:
         raise BadSetting(f"`tierwise {command}` needs torch: install tierwise[torch]")
 
 
+def let_threads_sleep() -> None:
+    """Have torch's threads sleep while they wait for each other; before torch is imported.
+
+    By default they spin. On a machine that others use too, training then takes several times as long.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
 def _read(variable: str, choices: object) -> str:
     value, known = os.environ.get(variable, "auto"), get_args(choices)
     if value not in known:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ import typer
 from typer import Argument, Option
 
 from lab.cli import options
+from lab.cli.data_cli import app as data_app
 from lab.cli.link_cli import app as links
 from lab.cli.policy_cli import app as policies
 from lab.cli.replay_cli import app as recorded
@@ -29,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(links, name="link", help="The links of running containers: show, set, cut, heal, replay a trace, verify.")
 app.add_typer(policies, name="policy", help="Policies of your own.")
+app.add_typer(data_app)
 app.add_typer(recorded)
 console = screen()
 
@@ -40,11 +43,11 @@ Backbone = Annotated[str | None, Option(help="Profile of the links between deepe
 Threads = Annotated[int, Option(min=1, max=256, help="Compute threads.")]
 
 
-def _training_rows(data: str, split: str | None) -> list[Example]:
+def _training_rows(data: str, split: str | None, labels: Sequence[str] = ()) -> list[Example]:
     """Rows to train or calibrate on; warns where a file names no split."""
     from lab.data.examples import ALL, training_rows
 
-    examples, used = training_rows(data, split)
+    examples, used = training_rows(data, split, labels)
     if split is None and used == ALL:
         aside().print(f"{data} has no split column: every row is used; measure on other texts", style="yellow")
     return examples
@@ -105,8 +108,10 @@ def serve(
 
 @app.command()
 def classify(
-    text: Annotated[str | None, Argument(help="A text.", show_default="lines of --file or standard input")] = None,
-    file: Annotated[Path | None, Option(help="A file with one text a line.")] = None,
+    texts: Annotated[
+        list[str] | None, Argument(help="Texts; - alone: standard input.", show_default="lines of standard input")
+    ] = None,
+    file: Annotated[str | None, Option(help="A file with one text a line, or one of labelled texts; -: none.")] = None,
     url: options.Url = "http://127.0.0.1:8080",
     policy: Annotated[str | None, Option(help=f"{options.POLICY}.")] = None,
     json_lines: Annotated[bool, Option("--json", help="Print each result as one JSON line.")] = False,
@@ -114,21 +119,11 @@ def classify(
     """Ask running tiers (see `serve`) what they think of some texts. Status 1: some lines were refused."""
     import asyncio
 
-    from lab.live.ask import Asked, ask
+    from lab.live.ask import ask, read_asked
 
-    if text is not None and file is not None:
-        raise typer.BadParameter("give a text or --file, not both")
-    if text is not None:
-        asked = [Asked(text)]
-    else:
-        raw = file.read_bytes() if file else sys.stdin.buffer.read()
-        name = str(file or "standard input")
-        try:
-            lines = raw.decode("utf-8").split("\n")
-        except UnicodeDecodeError as error:
-            line = raw[: error.start].count(b"\n") + 1
-            raise typer.BadParameter(f"{name}, line {line}: not UTF-8") from error
-        asked = [Asked(line, f"{name}, line {at}") for at, line in enumerate(lines, start=1) if line.strip()]
+    if texts and file is not None:
+        raise typer.BadParameter("give texts or --file, not both")
+    asked = read_asked(texts or [], file, sys.stdin)
     if asyncio.run(ask(url, asked, policy, console, json_lines=json_lines)):
         raise typer.Exit(1)
 
@@ -168,13 +163,15 @@ def bench(
     from lab.live.bench_report import write
     from lab.live.stack import Layout, reached
     from lab.live.whole import build, served
+    from shared.model.bundle import load_bundle
 
     if (url or cell) and (access or backbone or bundle or port):
         raise typer.BadParameter("tiers that run already keep their links, bundle and port")
     if (url or cell) and whole:
         raise typer.BadParameter("--whole needs tiers that are started here: leave out --url and --cell")
     policies = policy or ["collaborative", "tabi", "end-only", "edge-only", "cloud-only", "random"]
-    examples = load_without(data, split, exclude_split)[:n]
+    labels = () if url or cell else load_bundle(bundle or "collaborative").labels
+    examples = load_without(data, split, exclude_split, labels=labels)[:n]
     plan = job.Plan(examples, policies, rate=rate, concurrency=concurrency, seed=seed, split=split)
     if cell:
         cells.run(plan, cell, url or "http://127.0.0.1:8080", out, console)
@@ -215,10 +212,11 @@ def train(
 ) -> None:
     """Train a classifier with an exit at every layer; a killed run resumes when called again."""
     from lab.data.examples import hold_out as divide
-    from lab.engine import check_torch
+    from lab.engine import check_torch, let_threads_sleep
     from lab.fit.checks import check_out
 
     check_torch("train")
+    let_threads_sleep()
     from lab.fit.train import Recipe
     from lab.fit.train import train as job
 
@@ -266,7 +264,7 @@ def quantize(
 
     loaded = load_bundle(bundle)
     check_bundle(loaded)
-    _, validation = divide(_training_rows(data, split), hold_out)
+    _, validation = divide(_training_rows(data, split, loaded.labels), hold_out)
     texts, left_out = readable(validation, readers_of(loaded))
     left_out.tell(aside())
     quantize_all(loaded, folders_of(loaded), texts, console, threads=threads)
@@ -299,8 +297,9 @@ def calibrate(
     from lab.data.examples import hold_out as divide
     from lab.fit.calibrate import Calibration
     from lab.live.stack import ACCESS, BACKBONE
+    from shared.model.bundle import load_bundle
 
-    _, validation = divide(_training_rows(data, split), hold_out)
+    _, validation = divide(_training_rows(data, split, load_bundle(bundle).labels), hold_out)
     links = {"access": access or ACCESS, "backbone": backbone or BACKBONE}
     calibration = Calibration(bundle, validation[:n], **links, threads=threads, console=console)
     if only_others:
@@ -323,8 +322,9 @@ def evaluate(
     """Accuracy and calibration of every exit of every tier on unseen texts, whole and without early exit."""
     from lab.data.examples import load_without
     from lab.fit.evaluate import evaluate as job
+    from shared.model.bundle import load_bundle
 
-    examples = load_without(data, split, exclude_split, first=n)
+    examples = load_without(data, split, exclude_split, labels=load_bundle(bundle).labels, first=n)
     job(bundle, examples, max_tokens=max_tokens, threads=threads, console=console, save=save, split=split)
 
 

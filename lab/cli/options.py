@@ -52,7 +52,7 @@ def output(path: Path) -> Path:
 
 POLICY = "NAME, NAME:key=value,... or FILE.json"
 BUNDLE = "A bundle in deploy/models, or a folder."
-TEXTS = "A .parquet or .csv with text (or text_a,text_b), label, split"
+TEXTS = "A .csv, .tsv, .jsonl or .parquet (or .gz) with text (or text_a,text_b), label, split"
 
 Data = Annotated[str, Option(help=f"{TEXTS}; or hub:NAME.")]
 Split = Annotated[str, Option(help="Rows whose `split` column says this; `all`: every row.")]

@@ -99,7 +99,7 @@ def check_times(
     from shared.model.bundle import load_bundle
 
     loaded = load_bundle(bundle)
-    texts = load_without(data, split, exclude_split)[:n]
+    texts = load_without(data, split, exclude_split, labels=loaded.labels)[:n]
     policies = policy or ["collaborative", *(f"{tier}-only" for tier in loaded.order)]
     check = job.Check(texts, loaded, policies, links=links, rounds=rounds, threads=threads, seed=seed, url=url)
     with sole_writer(out):
@@ -108,7 +108,7 @@ def check_times(
 
 @app.command()
 def plan(
-    data: Annotated[Path, Option(exists=True, dir_okay=False, help="A .parquet or .csv with train and test.")],
+    data: Annotated[Path, Option(exists=True, dir_okay=False, help="A file with train and test, as elsewhere.")],
     accuracy: Annotated[float | None, Option(min=0, max=1, help="Least accuracy, as a lower bound.")] = None,
     p95_ms: Annotated[
         float | None, Option(min=0, help="Greatest 95th percentile of time, as a bound.", callback=options.finite)

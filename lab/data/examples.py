@@ -1,29 +1,31 @@
-"""Labelled texts: a parquet or CSV file with `text` (or `text_a`, `text_b`), `label` and `split`; or `hub:NAME`.
+"""Labelled texts: a file (`rows.py`) with `text` (or `text_a`, `text_b`), `label` and `split`; or `hub:NAME`.
 
     text, text_a, sentence   the text; one that is missing is "", which no tier reads
     text_b                   the other half of a pair; missing or blank: no pair
-    label                    an integer from 0, the place of the bundle's label
+    label                    one of the bundle's labels, or its place: an integer from 0
     split                    train, test, ...; `all` is reserved: every row, whatever its split
 
-What is wrong in a row is told with file, row and start of the text.
+Where a column has none of these names, another usual one is taken if there is only one. What is wrong in a row is told
+with file, row and start of the text.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lab.data.hub import PREFIX, Filesystem, hub_files, hub_splits, opened
-from lab.data.rows import Rows, read, start_of
+from lab.data.rows import KINDS, Rows, kind_of, read, start_of
 from shared.errors import BadSetting
 
 ALL = "all"
 _TEXTS = ("text", "text_a", "sentence")
-_COLUMNS = (*_TEXTS, "text_b", "label", "split")
+_OTHER_TEXTS = ("message", "review", "content", "comment", "body", "utterance", "tweet")
+_OTHER_LABELS = ("labels", "class", "category", "sentiment", "intent", "topic")
 _INTEGER = re.compile(r"\s*([0-9]{1,9})(\.0*)?\s*")
 _WORDS = {"false": 0, "true": 1}
 
@@ -42,6 +44,55 @@ class Example:
         return f"{self.place or 'a text'} ({start_of(self.text)})"
 
 
+@dataclass(frozen=True)
+class Columns:
+    """The columns with the text and the label; those that are null are found by their usual names."""
+
+    text: str | None = None
+    label: str | None = None
+
+    def choose(self, columns: Sequence[str]) -> Mapping[str, str] | None:
+        """Which of a file's columns has which role; none if the text or the label is missing.
+
+        Raises:
+            BadSetting: several columns may be meant.
+        """
+        text = _chosen("text", self.text, columns, _TEXTS, _OTHER_TEXTS)
+        label = _chosen("label", self.label, columns, ("label",), _OTHER_LABELS)
+        if text is None or label is None:
+            return None
+        return {"text": text, "label": label} | {name: name for name in ("text_b", "split") if name in columns}
+
+
+def _chosen(
+    what: str, named: str | None, columns: Sequence[str], usual: Sequence[str], others: Sequence[str]
+) -> str | None:
+    if named is not None:
+        return named if named in columns else None
+    for name in usual:
+        if name in columns:
+            return name
+    found = [column for column in columns if column.lower() in (*usual, *others)]
+    if len(found) > 1:
+        raise BadSetting(f"which column is the {what}: {', '.join(found)}? Rename it {what!r}, or see `tierwise fit`")
+    return found[0] if found else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row as it is in a file; `said` is its label, not mapped to any bundle's."""
+
+    text: str
+    pair: str | None
+    said: Any
+    split: str | None  # null where the file has no such column
+    place: str
+
+    def __str__(self) -> str:
+        """Where it is and how it starts, for a message."""
+        return f"{self.place} ({start_of(self.text)})"
+
+
 def unseen(source: str) -> str:
     """The split that no bundle was fitted on: `test`, or where there is none, `dev` (GLUE's test labels are secret)."""
     known = splits(source)
@@ -56,97 +107,175 @@ def files(sources: list[str]) -> list[str]:
     """
     found: list[str] = []
     for source in sources:
-        inside = sorted(str(path) for path in Path(source).glob("*") if path.suffix.lower() in (".parquet", ".csv"))
+        inside = sorted(str(path) for path in Path(source).glob("*") if kind_of(path.name))
         if Path(source).is_dir() and not inside:
-            raise BadSetting(f"{source}: no .parquet or .csv file in this folder")
+            raise BadSetting(f"{source}: no {_kinds()} file in this folder")
         found += inside or [source]
     return found
 
 
-def load(source: str, split: str = ALL, *, filesystem: Filesystem | None = None) -> list[Example]:
-    """All examples of a split, or with `all` of every one, in file order. `filesystem` stands in for the hub's.
+def load(
+    source: str, split: str = ALL, *, labels: Sequence[str] = (), filesystem: Filesystem | None = None
+) -> list[Example]:
+    """All examples of a split, or with `all` of every one, in file order. `labels` are the bundle's, which a row may
+    name; `filesystem` stands in for the hub's.
 
     Raises:
-        BadSetting: the file cannot be read; its columns or the split are not there; a text is none, a label no
-            integer from 0.
+        BadSetting: the file cannot be read; its columns or the split are not there; a text is none, or a label neither
+            one of `labels` nor an integer from 0.
     """
-    out: list[Example] = []
-    known: set[str] = set()
-    for rows in _read(source, split, filesystem):
-        if "split" not in rows.values:
-            if split != ALL and not source.startswith(PREFIX):  # a file of the hub is of the split that it is named by
-                raise BadSetting(f"{source}: no split column: add one, or say --split {ALL} to use every row")
-            named = [split] * len(rows.places)
-        else:
-            named = [_stripped(value) for value in rows.values["split"]]
-        known |= set(named)
-        out += [_example(rows, at) for at, name in enumerate(named) if split in (ALL, name)]
-    if not known:
-        raise BadSetting(f"{source}: no rows")
+    rows = rows_of(source, split=split, filesystem=filesystem)
+    if split != ALL and rows[0].split is None:
+        raise BadSetting(f"{source}: no split column: add one, or say --split {ALL} to use every row")
+    chosen = [row for row in rows if split in (ALL, row.split)]
+    if not chosen:
+        raise BadSetting(f"{source}: no split {split!r}; it has {sorted({row.split or '' for row in rows} - {''})}")
+    return [Example(row.text, row.pair, _place_of(row, labels), row.place) for row in chosen]
+
+
+def rows_of(
+    source: str, columns: Columns | None = None, *, split: str = ALL, filesystem: Filesystem | None = None
+) -> list[Row]:
+    """Every row of a file, whatever its split and label; of the hub, those of its files for `split`.
+
+    Raises:
+        BadSetting: it cannot be read, its columns are not there, a text is none, or it has no rows.
+    """
+    out: list[Row] = []
+    for rows in _read(source, split, columns or Columns(), filesystem):
+        said = rows.values.get("split")
+        named = [None if said is None else _stripped(value) for value in said or rows.places]
+        if said is None and source.startswith(PREFIX):
+            named = [None if split == ALL else split] * len(
+                rows.places
+            )  # a file of the hub is of the split in its name
+        out += [_row(rows, at, name) for at, name in enumerate(named)]
     if not out:
-        raise BadSetting(f"{source}: no split {split!r}; it has {sorted(known - {''})}")
+        raise BadSetting(f"{source}: no rows")
     return out
+
+
+def texts_of(source: str) -> list[tuple[str, str]]:
+    """The texts of a file whose labels, if it has any, do not matter; each with its place. Blank ones are left out.
+
+    Raises:
+        BadSetting: it cannot be read, or has no column with texts.
+    """
+
+    def choose(columns: Sequence[str]) -> Mapping[str, str] | None:
+        text = _chosen("text", None, columns, _TEXTS, _OTHER_TEXTS)
+        return None if text is None else {"text": text}
+
+    with Path(source).open("rb") as file:
+        rows = read(source, file, choose)
+    if rows.roles is None:
+        has = ", ".join(start_of(column) for column in rows.columns[:20]) or "none"
+        raise BadSetting(f"{source}: needs a column text; it has {has}")
+    told = zip(rows.values["text"], rows.places, strict=True)
+    return [(_text(cell, place, rows.roles["text"]), place) for cell, place in told if str(cell or "").strip()]
+
+
+def every_row(source: str, columns: Columns, *, filesystem: Filesystem | None = None) -> list[Row]:
+    """Every row of a file with its split, those of the hub by the files of each split.
+
+    Raises:
+        BadSetting: as `rows_of`.
+    """
+    named = hub_splits(source, filesystem) if source.startswith(PREFIX) else []
+    return [row for split in named or [ALL] for row in rows_of(source, columns, split=split, filesystem=filesystem)]
 
 
 def splits(source: str) -> list[str]:
     """What the `split` column says; nothing where there is none."""
     if source.startswith(PREFIX):
         return hub_splits(source)
-    (rows,) = _read(source, ALL, None)
+    (rows,) = _read(source, ALL, Columns(), None)
     return sorted({_stripped(value) for value in rows.values.get("split", [])} - {""})
 
 
-def training_rows(source: str, split: str | None) -> tuple[list[Example], str]:
+def training_rows(source: str, split: str | None, labels: Sequence[str] = ()) -> tuple[list[Example], str]:
     """Rows to train or calibrate on, and the name of their split: the one named, else `train`, else every row.
 
     Raises:
         BadSetting: as `load`.
     """
     used = split or ("train" if splits(source) else ALL)
-    return load(source, used), used
+    return load(source, used, labels=labels), used
 
 
-def _read(source: str, split: str, filesystem: Filesystem | None) -> list[Rows]:
+def _read(source: str, split: str, columns: Columns, filesystem: Filesystem | None) -> list[Rows]:
     if source.startswith(PREFIX):
         found = []
         for path in hub_files(source, None if split == ALL else split, filesystem):
             with opened(source, path, filesystem) as file:
-                found.append(_checked(source, read(path, file, _COLUMNS, _enough)))
+                found.append(_checked(source, read(path, file, columns.choose), columns))
         return found
     if not Path(source).is_file():
         what = "a folder: name a file in it" if Path(source).is_dir() else "no such file"
-        raise BadSetting(f"{source}: {what} (a .parquet or .csv path, or hub:OWNER/NAME)")
+        raise BadSetting(f"{source}: {what} (a {_kinds()} path, or hub:OWNER/NAME)")
+    if kind_of(source) is None:
+        raise BadSetting(f"{source}: is no {_kinds()} file, nor one of them with .gz")
     try:
         with Path(source).open("rb") as file:
-            return [_checked(source, read(source, file, _COLUMNS, _enough))]
+            return [_checked(source, read(source, file, columns.choose), columns)]
     except OSError as error:
         raise BadSetting(f"{source}: cannot be read: {error.strerror}") from error
 
 
-def _enough(columns: Sequence[str]) -> bool:
-    return "label" in columns and any(name in columns for name in _TEXTS)
+def _kinds() -> str:
+    return f"{', '.join(KINDS[:-1])} or {KINDS[-1]}"
 
 
-def _checked(source: str, rows: Rows) -> Rows:
-    if not _enough(rows.columns):
-        has = ", ".join(start_of(column) for column in rows.columns[:20])
-        raise BadSetting(f"{source}: needs columns text (or text_a, text_b) and label; it has {has or 'none'}")
+def _checked(source: str, rows: Rows, columns: Columns) -> Rows:
+    if rows.roles is None:
+        has = ", ".join(start_of(column) for column in rows.columns[:20]) or "none"
+        for named in (columns.text, columns.label):
+            if named is not None and named not in rows.columns:
+                raise BadSetting(f"{source}: no column {named!r}; it has {has}")
+        raise BadSetting(
+            f"{source}: needs columns text (or text_a, text_b) and label; it has {has} (`tierwise fit` takes the names "
+            "of yours: --text-column, --label-column)"
+        )
     return rows
 
 
-def _example(rows: Rows, at: int) -> Example:
-    place = rows.places[at]
-    first = next(name for name in _TEXTS if name in rows.values)
-    text = _text(rows.values[first][at], place, first)
-    pair = _text(rows.values["text_b"][at], place, "text_b") if "text_b" in rows.values else ""
-    label = _label(rows.values["label"][at])
-    if label is None:
-        cell = start_of(rows.values["label"][at])
+def _row(rows: Rows, at: int, split: str | None) -> Row:
+    assert rows.roles is not None
+    place, values = rows.places[at], rows.values
+    text = _text(values["text"][at], place, rows.roles["text"])
+    pair = _text(values["text_b"][at], place, "text_b") if "text_b" in values else ""
+    return Row(text, pair if pair.strip() else None, values["label"][at], split, place)
+
+
+def _place_of(row: Row, labels: Sequence[str]) -> int:
+    """The place of a row's label among the bundle's."""
+    if (word := word_of(row.said)) in labels:
+        return labels.index(word)
+    if (place := _label(row.said)) is not None:
+        return place
+    cell = start_of(row.said)
+    if labels:
         raise BadSetting(
-            f"{place}: labels must be integers from 0, in the order of the bundle's, not {cell}; "
-            f"the text starts with {start_of(text)}"
+            f"{row.place}: {cell} is none of the bundle's labels ({', '.join(labels)}), nor the place of one; "
+            f"the text starts with {start_of(row.text)}"
         )
-    return Example(text, pair if pair.strip() else None, label, place)
+    raise BadSetting(
+        f"{row.place}: labels must be integers from 0, in the order of the bundle's, not {cell} "
+        f"(`tierwise fit` reads words); the text starts with {start_of(row.text)}"
+    )
+
+
+def word_of(cell: Any) -> str:
+    """A label as a word: `1.0` is `1`; missing or blank: "".
+
+    >>> [word_of(cell) for cell in (" billing ", 1.0, "2.0", True, None)]
+    ['billing', '1', '2', 'true', '']
+    """
+    if cell is None or isinstance(cell, bool):
+        return "" if cell is None else str(cell).lower()
+    word = str(cell).strip()
+    whole = _INTEGER.fullmatch(word)
+    return str(int(whole[1])) if whole else word
 
 
 def _text(cell: Any, place: str, column: str) -> str:
@@ -198,14 +327,16 @@ def without(examples: list[Example], others: list[Example]) -> list[Example]:
     return [example for example in examples if (example.text, example.pair) not in known]
 
 
-def load_without(source: str, split: str, exclude_split: str | None, *, first: int | None = None) -> list[Example]:
+def load_without(
+    source: str, split: str, exclude_split: str | None, *, labels: Sequence[str] = (), first: int | None = None
+) -> list[Example]:
     """A split's examples (or the first few), less those that also occur in another, if one is named.
 
     Raises:
         BadSetting: as `load`, or nothing is left.
     """
-    examples = load(source, split)[:first]
-    if exclude_split and not (examples := without(examples, load(source, exclude_split))):
+    examples = load(source, split, labels=labels)[:first]
+    if exclude_split and not (examples := without(examples, load(source, exclude_split, labels=labels))):
         raise BadSetting(f"{source}: every text of {split} occurs in {exclude_split}: nothing remains")
     return examples
 

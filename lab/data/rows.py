@@ -1,18 +1,27 @@
-"""Rows of a CSV or parquet file: the columns that are asked for, and where a person finds each row.
+"""Rows of a file: the columns that are asked for, and where a person finds each row.
 
-A CSV is UTF-8, its first line names the columns, and quoted fields may hold line breaks. Commas part the columns, or
-semicolons or tabs where only these give the columns that are asked for. Its values are texts. A row's place is the line
-that it starts in, as an editor counts; rows of a parquet file are counted from 1. Left out: what the values mean.
+    .csv .tsv   UTF-8, the first line names the columns, quoted fields may hold line breaks. Commas part the columns of
+                a CSV, or semicolons or tabs where only these give the columns that are asked for. Values are texts.
+    .jsonl      UTF-8, an object in each line; a key is a column
+    .parquet
+    .gz         any of these, compressed
+
+A row's place is the line that it starts in, as an editor counts; rows of a parquet file are counted from 1. Left out:
+what the values mean.
 """
 
 from __future__ import annotations
 
 import codecs
 import csv
+import gzip
 import io
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
@@ -21,25 +30,52 @@ import pyarrow.parquet as pq
 from shared.errors import BadSetting
 
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
-_SEPARATORS = ",;\t"
+_SEPARATORS = {".csv": ",;\t", ".tsv": "\t"}
+KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
+_GZIP = ".gz"
+
+Choose = Callable[[Sequence[str]], Mapping[str, str] | None]  # of columns: role -> column; none: they will not do
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The columns of a file that were asked for, those that it has, and the place of each row."""
+    """A file's columns, which of them has which role (none: they will not do), and the rows' places and values."""
 
     columns: list[str]
+    roles: Mapping[str, str] | None
     places: list[str]
-    values: dict[str, list[Any]]
+    values: dict[str, list[Any]]  # by role
 
 
-def read(name: str, file: IO[bytes], wanted: Sequence[str], enough: Callable[[Sequence[str]], bool]) -> Rows:
-    """Read an open file; `enough` says whether columns of these names will do, which decides a CSV's separator.
+def kind_of(name: str) -> str | None:
+    """The kind of a file by its name; null where it is none that is read.
+
+    >>> kind_of("data.CSV.gz"), kind_of("data.xlsx")
+    ('.csv', None)
+    """
+    kind = Path(name.lower().removesuffix(_GZIP)).suffix
+    return kind if kind in KINDS else None
+
+
+def read(name: str, file: IO[bytes], choose: Choose) -> Rows:
+    """Read an open file. `choose` names the columns to read; it also decides a CSV's separator.
 
     Raises:
-        BadSetting: it cannot be read, or has one of the columns twice; the message names the row.
+        BadSetting: it cannot be read, or has a chosen column twice; the message names the row.
     """
-    return _csv(name, file.read(), wanted, enough) if name.lower().endswith(".csv") else _parquet(name, file, wanted)
+    kind = kind_of(name) or ".parquet"
+    if name.lower().endswith(_GZIP):
+        file = io.BytesIO(_unpacked(name, file))
+    if kind in _SEPARATORS:
+        return _csv(name, file.read(), _SEPARATORS[kind], choose)
+    return _jsonl(name, file.read(), choose) if kind == ".jsonl" else _parquet(name, file, choose)
+
+
+def _unpacked(name: str, file: IO[bytes]) -> bytes:
+    try:
+        return gzip.decompress(file.read())
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadSetting(f"{name}: cannot be read: it is no whole gzip file ({error})") from error
 
 
 def start_of(text: object, characters: int = 40) -> str:
@@ -56,20 +92,21 @@ def start_of(text: object, characters: int = 40) -> str:
 # -- CSV --------------------------------------------------------------------------------------------------------------
 
 
-def _csv(name: str, raw: bytes, wanted: Sequence[str], enough: Callable[[Sequence[str]], bool]) -> Rows:
+def _csv(name: str, raw: bytes, separators: str, choose: Choose) -> Rows:
     text = _decoded(name, raw)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a text may be a whole book
-    headers = {separator: _header(text, separator) for separator in _SEPARATORS}
-    separator = next((one for one in _SEPARATORS if enough(headers[one])), None)
+    headers = {separator: _header(text, separator) for separator in separators}
+    chosen = {separator: choose(header) for separator, header in headers.items()}
+    separator = next((one for one in separators if chosen[one] is not None), None)
     if separator is None:
         columns = max(headers.values(), key=len)
         if not any(columns):
             raise BadSetting(f"{name}: cannot be read: it is empty")
-        return Rows(columns, [], {})  # they will not do: what the rows hold says nothing
-    columns = headers[separator]
-    at = _positions(name, columns, wanted)
+        return Rows(columns, None, [], {})  # they will not do: what the rows hold says nothing
+    columns, roles = headers[separator], chosen[separator] or {}
+    at = _positions(name, columns, roles)
     places: list[str] = []
-    values: dict[str, list[Any]] = {column: [] for column in at}
+    values: dict[str, list[Any]] = {role: [] for role in at}
     for line, record in itertools.islice(_records(name, text, separator), 1, None):
         if len(record) != len(columns):
             raise BadSetting(
@@ -77,9 +114,9 @@ def _csv(name: str, raw: bytes, wanted: Sequence[str], enough: Callable[[Sequenc
                 f"the row starts with {start_of(record[0])}"
             )
         places.append(f"{name}, line {line}")
-        for column, position in at.items():
-            values[column].append(record[position])
-    return Rows(columns, places, values)
+        for role, position in at.items():
+            values[role].append(record[position])
+    return Rows(columns, roles, places, values)
 
 
 def _decoded(name: str, raw: bytes) -> str:
@@ -124,25 +161,56 @@ def _records(name: str, text: str, separator: str) -> Iterator[tuple[int, list[s
             yield line, record
 
 
-def _positions(name: str, columns: Sequence[str], wanted: Sequence[str]) -> dict[str, int]:
-    twice = [column for column in wanted if columns.count(column) > 1]
+def _positions(name: str, columns: Sequence[str], roles: Mapping[str, str]) -> dict[str, int]:
+    twice = [column for column in roles.values() if columns.count(column) > 1]
     if twice:
         raise BadSetting(f"{name}: column {twice[0]!r} is there twice: rename or remove one")
-    return {column: columns.index(column) for column in wanted if column in columns}
+    return {role: columns.index(column) for role, column in roles.items()}
+
+
+# -- JSON lines -------------------------------------------------------------------------------------------------------
+
+
+def _jsonl(name: str, raw: bytes, choose: Choose) -> Rows:
+    places: list[str] = []
+    objects: list[dict[str, Any]] = []
+    for line, said in enumerate(_decoded(name, raw).split("\n"), start=1):
+        if said.strip():
+            places.append(f"{name}, line {line}")
+            objects.append(_object(places[-1], said))
+    columns = list(dict.fromkeys(key for found in objects for key in found))
+    if not columns:
+        raise BadSetting(f"{name}: cannot be read: it is empty")
+    roles = choose(columns)
+    values = {role: [found.get(column) for found in objects] for role, column in (roles or {}).items()}
+    return Rows(columns, roles, places, values)
+
+
+def _object(place: str, said: str) -> dict[str, Any]:
+    try:
+        found = json.loads(said)
+    except (ValueError, RecursionError) as error:
+        raise BadSetting(f"{place}: cannot be read: it is no JSON; the row starts with {start_of(said)}") from error
+    if not isinstance(found, dict):
+        raise BadSetting(f"{place}: cannot be read: it is no JSON object; the row starts with {start_of(said)}")
+    return found
 
 
 # -- parquet ----------------------------------------------------------------------------------------------------------
 
 
-def _parquet(name: str, file: IO[bytes], wanted: Sequence[str]) -> Rows:
+def _parquet(name: str, file: IO[bytes], choose: Choose) -> Rows:
     try:
         opened = pq.ParquetFile(file)
         columns = list(opened.schema_arrow.names)
-        table = opened.read(columns=list(_positions(name, columns, wanted)))
+        roles = choose(columns) or {}
+        _positions(name, columns, roles)
+        table = opened.read(columns=list(roles.values()))
     except (pa.ArrowException, OSError) as error:
         raise BadSetting(f"{name}: cannot be read: {' '.join(str(error).split())}") from error
     places = [f"{name}, row {row}" for row in range(1, len(table) + 1)]
-    return Rows(columns, places, {column: _values(table[column], places, column) for column in table.column_names})
+    values = {role: _values(table[column], places, column) for role, column in roles.items()}
+    return Rows(columns, roles or None, places, values)
 
 
 def _values(column: Any, places: Sequence[str], name: str) -> list[Any]:  # pyarrow has no types

@@ -13,6 +13,8 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+import shutil
+import signal
 import time
 import warnings
 from dataclasses import asdict, dataclass, field
@@ -29,12 +31,15 @@ from lab.console import aside, progress
 from lab.data.examples import Example, digest
 from lab.data.readable import LeftOut, Reader, readable
 from lab.fit.checks import check_out, check_recipe, check_texts
+from lab.stops import deferred
 from shared.errors import BadSetting
 from shared.model.base import load_tokenizer
+from shared.model.built import files_of
 from shared.model.encoder import Encoder
 from shared.model.pruning import Pruning, keep_words
 from shared.model.tokens import SpecialTokens
 from shared.model.torch_engine import MultiExitEncoder, TorchEngine, batch, load_base, save_classifier
+from shared.model.weights import PINNED, as_path
 from shared.model.words import Encoded
 
 _TARGETS = {
@@ -113,8 +118,10 @@ def train(
     threads: int,
     console: Console,
     checkpoint_every_s: float = 120.0,
-) -> None:
-    """Train on `examples`, write adapters, heads and `network.json` to `out`; checkpoints lie in `out/../.train-*`.
+) -> list[float]:
+    """Train on `examples`, write adapters, heads and `network.json` to `out`; the losses of the last 200 steps.
+
+    Checkpoints lie in `out/../.train-*` until it is written. Ctrl-C waits for the end of a step, which is saved.
 
     Raises:
         BadSetting: the recipe does not fit its base or the texts, `out` cannot be written, or the loss is lost.
@@ -141,7 +148,7 @@ def train(
         schedule.last_epoch = run.step
         console.print(f"resumed at step {run.step} of {len(batches)}")
     started, saved = time.monotonic(), time.monotonic()
-    with progress(console) as bar:
+    with progress(console) as bar, deferred() as stop:
         task = bar.add_task(out.name, total=len(batches), completed=run.step)
         while run.step < len(batches):
             rows = batches[run.step]
@@ -157,10 +164,17 @@ def train(
             if time.monotonic() - saved > checkpoint_every_s:
                 run.save(checkpoint)
                 saved = time.monotonic()
+            if number := stop():
+                run.save(checkpoint)
+                aside().print(
+                    f"{out}: stopped and saved after step {run.step} of {len(batches)}; "
+                    "the same command goes on from there"
+                )
+                signal.raise_signal(number)
     run.save(checkpoint)
     accuracy = exit_accuracy(run.encoder, tokens, validation, recipe.max_tokens)
     meta = {
-        "base": recipe.base,
+        **_told_of(recipe.base, out),
         "layers": recipe.layers,
         "classes": recipe.classes,
         "scale": recipe.scale,
@@ -178,6 +192,19 @@ def train(
     }
     save_classifier(out, run.factors, run.encoder, meta)
     console.print(f"{out}: validation accuracy per exit {accuracy} (n={len(validation)}, {recipe.max_tokens} tokens)")
+    shutil.rmtree(scratch)
+    return run.losses[-200:]
+
+
+def _told_of(base: str, out: Path) -> dict[str, Any]:
+    """A base as `network.json` names it: an own one by its bytes, and one beside `out` from there."""
+    if base in PINNED:
+        return {"base": base}
+    path = as_path(base)
+    if path is not None:
+        whole, beside = path.resolve(), out.parent.resolve()
+        base = f"../{whole.relative_to(beside)}" if whole.is_relative_to(beside) else str(whole)
+    return {"base": base, "base_files": files_of(str(path.resolve()) if path else base)}
 
 
 def _readable(

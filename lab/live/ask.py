@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 from rich.console import Console
 
 from lab.console import aside, sheet
-from lab.data.rows import start_of
+from lab.data.examples import texts_of
+from lab.data.rows import kind_of, start_of
 from lab.live.client import PROBE, NoAnswer, TextRefused, classify, connect
 from lab.policies import parse_policy
 from shared.contracts import Result
+from shared.errors import BadSetting
 from shared.links.clients import AsyncClient
 
 _TEXTS, _BYTES = 16, 500_000  # of one request
@@ -33,6 +36,32 @@ class Answered:
     result: Result | None
     ms: float = 0.0
     refused: str = ""
+
+
+def read_asked(texts: Sequence[str], file: str | None, stdin: TextIO) -> list[Asked]:
+    """The texts that were typed; else those of a file, or the lines of standard input. Blank lines are none.
+
+    Raises:
+        BadSetting: a file that cannot be read, or is not UTF-8.
+    """
+    if texts and list(texts) != ["-"]:
+        return [Asked(text) for text in texts]
+    if file not in (None, "-"):
+        if kind_of(file):
+            return [Asked(text, place) for text, place in texts_of(file)]
+        return _lines(file, Path(file).read_bytes())
+    if stdin.isatty():
+        aside().print("reading a text from each line; Ctrl-D ends")
+    return _lines("standard input", stdin.buffer.read())
+
+
+def _lines(name: str, raw: bytes) -> list[Asked]:
+    try:
+        lines = raw.decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise BadSetting(f"{name}, line {line}: not UTF-8") from error
+    return [Asked(line, f"{name}, line {at}") for at, line in enumerate(lines, start=1) if line.strip()]
 
 
 async def ask(url: str, asked: Sequence[Asked], policy: str | None, console: Console, *, json_lines: bool) -> int:

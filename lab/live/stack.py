@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -24,7 +23,8 @@ from rich.console import Console
 from shared.errors import BadSetting
 from shared.links.clients import Client
 from shared.links.profile import Backend, profile
-from shared.model.bundle import Bundle, load_bundle
+from shared.model.bundle import UNCALIBRATED, Bundle, load_bundle
+from shared.model.classifier import read_trained
 from shared.model.weights import base_folder
 from shared.web.parent import FLAG, LAST_S
 from shared.web.settings import Role, unread_env_file
@@ -158,6 +158,8 @@ def running(layout: Layout, console: Console, *, show_logs: bool = False) -> Ite
         )
     if unread := unread_env_file():
         console.print(f"note: {unread}", markup=False, highlight=False, soft_wrap=True)
+    if not bundle.card.calibrated:
+        console.print(f"note: bundle {bundle.name} was never calibrated: {UNCALIBRATED}", soft_wrap=True)
     with console.status("checking ports, memory and base weights (the first time they are fetched: about 500 MB)"):
         _check(layout, bundle)
     with tempfile.TemporaryDirectory(prefix="tierwise-") as scratch:
@@ -227,7 +229,7 @@ def _check(layout: Layout, bundle: Bundle) -> None:
         meta = bundle.folder / model.network / "network.json"
         if not meta.is_file():
             raise BadSetting(f"{meta} is missing: train the classifier first (`tierwise train --help`)")
-        base_folder(json.loads(meta.read_text())["base"])
+        base_folder(read_trained(meta.parent).base)
 
 
 def wait_ready(processes: Sequence[Process]) -> None:

@@ -143,8 +143,10 @@ def choose(
         for bundle in bundles:
             if of.setdefault(bundle.name, source) != source:
                 raise BadSetting(f"bundle {bundle.name} on two data sets: {of[bundle.name]} and {source}; name one")
-        used = split or unseen(source)
-        chosen.append(Texts(source, used, load_without(source, used, exclude_split)[:n], bundles))
+        used, first = split or unseen(source), bundles[0].labels
+        labels = first if all(bundle.labels == first for bundle in bundles) else ()
+        rows = load_without(source, used, exclude_split, labels=labels)
+        chosen.append(Texts(source, used, rows[:n], bundles))
     if not chosen:
         raise BadSetting(f"no bundle was calibrated on a file of {', '.join(sources)}: name one with --bundle")
     return chosen

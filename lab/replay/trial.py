@@ -186,7 +186,7 @@ def unseen(bundle: Bundle, data: Path, n: int, conditions: Conditions) -> Trial:
     Raises:
         BadSetting: the file, its columns or its splits are not there.
     """
-    split, rows = _unseen(data)
+    split, rows = _unseen(bundle, data)
     return Trial(bundle, rows[:n], conditions, split=split)
 
 
@@ -208,18 +208,19 @@ def tuning(bundle: Bundle, data: Path, n: int, conditions: Conditions) -> Trial:
         BadSetting: the bundle was calibrated on other data.
     """
     held = _held_out(bundle, data)[:n]
-    split, rows = _unseen(data)
+    split, rows = _unseen(bundle, data)
     later = without(rows[n : n + n // 2], rows[:n])  # some reviews are there twice
     return Trial(bundle, held + later, conditions, split=f"held out of train, {len(later)} of {split}")
 
 
-def _unseen(data: Path) -> tuple[str, list[Example]]:
+def _unseen(bundle: Bundle, data: Path) -> tuple[str, list[Example]]:
     split = unseen_split(str(data))
-    return split, without(load(str(data), split), load(str(data), "train"))
+    rows, seen = (load(str(data), name, labels=bundle.labels) for name in (split, "train"))
+    return split, without(rows, seen)
 
 
 def _held_out(bundle: Bundle, data: Path) -> list[Example]:
-    rows = held_out(bundle, training_rows(str(data), None)[0])
+    rows = held_out(bundle, training_rows(str(data), None, bundle.labels)[0])
     if not rows:
         raise BadSetting(f"bundle {bundle.name} was not calibrated on {data}: its card names other validation rows")
     return rows

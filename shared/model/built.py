@@ -134,8 +134,8 @@ class Recipe:
         base, folder = self.trained.base, self.trained.folder
         pinned = PINNED.get(base)
         try:
-            weights = dict(pinned.files) if pinned else {path.name: sha256(path) for path in _files_of(base)}
-            told = json.dumps([FORMAT, base, weights, self.trained.scale, self.layers])
+            weights = dict(pinned.files) if pinned else self.trained.base_files or files_of(base)
+            told = json.dumps([FORMAT, base if pinned else None, weights, self.trained.scale, self.layers])
             digest = hashlib.sha256(told.encode())
             digest.update((folder / "adapters.safetensors").read_bytes())
             if self.quantized:
@@ -178,6 +178,8 @@ def _build(recipe: Recipe, digest: str, folder: Path, progress: Progress) -> Non
     trained, config = recipe.trained, read_config(recipe.trained.base)
     if not 1 <= recipe.layers <= config.layers:
         raise BadSetting(f"asked for {recipe.layers} layers of an encoder that has {config.layers}")
+    if trained.base_files and files_of(trained.base) != trained.base_files:
+        raise WrongWeights(f"{trained.base}: its files are not those that {trained.folder} was trained on")
     check_factors(trained.factors, config)
     heads_of(trained.tensors, recipe.layers, (trained.classes, config.hidden), trained.folder)
     tables = load_table(trained.folder, recipe.layers) if recipe.quantized else None
@@ -280,10 +282,8 @@ def _graph(n: int) -> str:
     return f"layer-{n:02}.xml"
 
 
-def _files_of(base: str) -> list[Path]:
+def files_of(base: str) -> dict[str, str]:
+    """What is read of a base that is not pinned: file name -> sha256."""
     folder = base_folder(base)
-    return sorted(
-        path
-        for kind in ("*.safetensors", "config.json", "tokenizer*.json", "vocab.*", "merges.txt")
-        for path in folder.glob(kind)
-    )
+    kinds = ("*.safetensors", "config.json", "tokenizer*.json", "vocab.*", "merges.txt")
+    return {path.name: sha256(path) for path in sorted(path for kind in kinds for path in folder.glob(kind))}

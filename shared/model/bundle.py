@@ -29,6 +29,9 @@ from shared.model.weights import as_path
 MODELS = Path(__file__).resolve().parents[2] / "deploy" / "models"
 
 
+UNCALIBRATED = "its confidences mean little, so it neither exits early nor prunes: run `tierwise calibrate`"
+_SAFE = {"theta": 0.0, "pruning_coefficient": 0.0}  # every layer runs, and no word is left behind
+_UNCALIBRATED = {"collaborative": _SAFE, "tabi": {"pruning_coefficient": 0.0}}
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -104,6 +107,11 @@ class Card(BaseModel):
     policies: dict[str, dict[str, Any]] = {}  # parameters in force unless a request gives its own
     report: dict[str, Any] = {}
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether confidences were fitted to anything."""
+        return bool(self.temperatures)
+
     def ensemble(self) -> Ensemble:
         return Ensemble(accuracy=self.accuracy, fitted=self.fitted_weights)
 
@@ -140,7 +148,7 @@ def _place(name: str) -> Path:
 
 
 def load_bundle(name: str) -> Bundle:
-    """Read a bundle by name or by folder; one without a card is uncalibrated.
+    """Read a bundle by name or by folder. Without a card it is uncalibrated: its policies neither exit early nor prune.
 
     A shipped bundle's name (`deploy/models/NAME`) comes before a folder here: that one is `./NAME`.
 
@@ -152,8 +160,10 @@ def load_bundle(name: str) -> Bundle:
         known = sorted(path.parent.name for path in MODELS.glob("*/bundle.json"))
         raise BadSetting(f"bundle {name!r}: no bundle.json in {folder}; there are {', '.join(known) or 'none'}")
     raw = (folder / "bundle.json").read_bytes()
-    card_raw = (folder / "card.json").read_bytes() if (folder / "card.json").is_file() else b"{}"
+    calibrated = (folder / "card.json").is_file()
+    card_raw = (folder / "card.json").read_bytes() if calibrated else b"{}"
     file, card = _read(BundleFile, raw, folder / "bundle.json"), _read(Card, card_raw, folder / "card.json")
+    card = card if calibrated else Card(policies=_UNCALIBRATED)
     _check_classifiers(file, folder)
     _check_card(card, file.tiers, folder / "card.json")
     pools_raw = (folder / FILE).read_bytes() if (folder / FILE).is_file() else b""

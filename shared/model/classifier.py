@@ -2,15 +2,16 @@
 
 deploy/models/BUNDLE/NETWORK/adapters.safetensors   fp16: "<linear map>.A" [R, in], "<linear map>.B" [out, R],
                                                     "heads.<n>.query|weight|bias"
-deploy/models/BUNDLE/NETWORK/network.json           base, layers, classes, scale, and how it was trained
+deploy/models/BUNDLE/NETWORK/network.json           base, layers, classes, scale, and how it was trained; of an own
+                                                    base the sha256 of its files too
 deploy/models/BUNDLE/NETWORK/quantization.safetensors   what int8 needs (`quantization.py`); may be missing
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +29,7 @@ from shared.model.encoder import Encoder, Engine, EngineName, Precision, Precisi
 from shared.model.pools import Signature, Vector
 from shared.model.quantization import FILE as QUANTIZATION
 from shared.model.tokens import SpecialTokens
-from shared.model.weights import base_folder
+from shared.model.weights import as_path, base_folder
 from shared.model.words import Encoded
 
 
@@ -73,6 +74,7 @@ class Trained:
     base: str
     classes: int
     scale: float
+    base_files: Mapping[str, str] = field(default_factory=dict)  # sha256 of an own base's files when it was trained
 
     @cached_property
     def tensors(self) -> dict[str, Array]:
@@ -94,14 +96,17 @@ class Trained:
 
 
 def read_trained(folder: Path) -> Trained:
-    """What `network.json` says.
+    """What `network.json` says; a base that is a relative path is one from its folder.
 
     Raises:
         WrongWeights: it is missing or does not say it.
     """
     try:
         told = json.loads((folder / "network.json").read_text())
-        return Trained(folder, str(told["base"]), int(told["classes"]), float(told["scale"]))
+        base, files = str(told["base"]), dict(told.get("base_files", {}))
+        path = as_path(base)
+        whole = base if path is None else str((folder / path).resolve())
+        return Trained(folder, whole, int(told["classes"]), float(told["scale"]), files)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WrongWeights(f"{folder}: cannot read the trained classifier: {one_line(error)}") from error
 

@@ -23,7 +23,7 @@ from shared.links.profile import Backend
 from shared.links.shaped import ShapedLinks
 from shared.links.upstream import Upstream
 from shared.model.built import Progress
-from shared.model.bundle import Bundle, load_bundle
+from shared.model.bundle import UNCALIBRATED, Bundle, load_bundle
 from shared.model.classifier import Classifier, load_classifier
 from shared.pipeline.front import Front
 from shared.pipeline.queue import Queue
@@ -59,6 +59,8 @@ def create_app(
         load(settings.policy_dir)
     bundle = load_bundle(settings.bundle)
     settings.check(bundle.order)
+    if not bundle.card.calibrated:
+        log.warning("uncalibrated", bundle=bundle.name, why=UNCALIBRATED)
     keys = read_keys(settings.door_key_file, settings.key_file)
     model = classifier or _load(settings, bundle)
     telemetry = _telemetry(settings, bundle)

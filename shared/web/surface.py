@@ -172,6 +172,7 @@ class Surface:
             "tier": self.tier.name,
             "bundle": self.bundle.name,
             "card_sha256": self.bundle.digest,
+            "calibrated": self.bundle.card.calibrated,
             "labels": list(self.bundle.labels),
             "layers": model.layers,
             "exits": model.layers,

@@ -136,7 +136,7 @@ def serve(tiny_bundle):
         chosen = {"precision": "fp32", "upstreams": {name: f"http://{name}" for name in neighbours}, **settings}
         profiles = dict.fromkeys(chosen["upstreams"], "ideal") | chosen.pop("link_profiles", {})
         app = create_app(
-            Settings(tier=tier, bundle=str(tiny_bundle), link_profiles=profiles, **chosen),
+            Settings(**{"tier": tier, "bundle": str(tiny_bundle), "link_profiles": profiles, **chosen}),
             classifier=classifier,
             transport=httpx.MockTransport(answer),
             traces=traces,

@@ -1,9 +1,11 @@
 """What a tier offers beside answers: health, facts about itself, metrics that count once, and its own description."""
 
 import re
+import shutil
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from shared import __version__
 from shared.policies import names
@@ -38,6 +40,7 @@ def test_info_says_what_answers(serve, edge, cloud, card):
     info = serve(edge=edge, cloud=cloud, link_profiles={"edge": "lte"}, policy="tabi").get("/info").json()
     assert (info["tier"], info["layers"], info["exits"], info["labels"]) == ("end", 3, 3, ["negative", "positive"])
     assert re.fullmatch("[0-9a-f]{64}", info["card_sha256"])
+    assert info["calibrated"] is True
     assert info["policy"]["name"] == "tabi"
     assert info["policy"]["offload_threshold"] == card["policies"]["tabi"]["offload_threshold"]
     assert info["limits"]["max_inputs"] == 32
@@ -49,6 +52,15 @@ def test_info_says_what_answers(serve, edge, cloud, card):
     assert (info["engine"], info["device"], info["threads"]) == ("openvino", "cpu", 1)
     assert info["versions"]["tierwise"] == __version__
     assert set(info["versions"]) == {"tierwise", "contract", "openvino"}
+
+
+def test_a_bundle_that_was_never_calibrated_is_told_at_the_start_and_by_info(serve, tiny_bundle, tmp_path):
+    folder = shutil.copytree(tiny_bundle, tmp_path / "mine", ignore=shutil.ignore_patterns("card.json"))
+    with capture_logs() as logs:
+        info = serve(bundle=str(folder)).get("/info").json()
+    assert info["calibrated"] is False
+    assert (info["policy"]["theta"], info["policy"]["pruning_coefficient"]) == (0, 0)
+    assert [line["log_level"] for line in logs if line["event"] == "uncalibrated"] == ["warning"]
 
 
 def test_an_answer_names_the_model_that_info_describes(alone):

@@ -10,6 +10,7 @@ three             the triangle on real sockets, for a module whose tests do not 
 
 import asyncio
 import json
+import os
 import sys
 import threading
 import time
@@ -19,9 +20,12 @@ from types import SimpleNamespace
 import httpx
 import pytest
 import structlog
+from typer.testing import CliRunner
 
+from lab.cli import main as command_line
 from lab.live.stack import free_ports
 from lab.replay.profile import Http
+from shared.errors import TierwiseError
 from shared.logs import configure_logs
 from shared.web.app import create_app
 from shared.web.server import Server
@@ -203,3 +207,19 @@ def quick_profile(monkeypatch):
     for pause in ("REST", "SECONDS"):
         monkeypatch.setattr(f"lab.replay.profile.{pause}", 0.0)
     monkeypatch.setattr("lab.replay.times.measure_http", lambda *_, **__: Http(client=0.003, hop=0.002))
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, quick_profile):
+    """A command in this process: its result, and all that it said."""
+    for name in [name for name in os.environ if name.startswith("TIERWISE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TIERWISE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        done = CliRunner().invoke(command_line.app, [str(argument) for argument in arguments])
+        assert done.exception is None or isinstance(done.exception, (TierwiseError, SystemExit)), done.exception
+        return done, " ".join(f"{done.exception or ''} {done.stderr}".replace("│", " ").split())
+
+    return run

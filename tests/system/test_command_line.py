@@ -124,6 +124,22 @@ def test_a_line_that_is_refused_costs_no_other_line_and_is_named(three, lines):
     assert "standard input, line 1 (" in done.stderr
 
 
+def test_texts_are_arguments_lines_or_rows_of_a_file_of_labelled_texts(three, tmp_path):
+    table = tmp_path / "q.csv"
+    table.write_text('label,text\nx,"a fine\nfilm"\ny,a waste\n,\n')
+    for arguments, stdin in (
+        (["a fine film", "a waste"], ""),
+        (["-"], "a fine film\n\na waste\n"),
+        (["--file", "-"], "a fine film\na waste\n"),
+        (["--file", str(table)], ""),
+    ):
+        done = tierwise("classify", *arguments, "--url", three, "--json", stdin=stdin)
+        assert (done.returncode, len(done.stdout.splitlines())) == (0, 2), done.stderr
+    table.write_text("words,label\na,b\n")
+    done = tierwise("classify", "--file", str(table), "--url", three)
+    assert "q.csv: needs a column text; it has 'words', 'label'" in done.stderr
+
+
 def test_long_texts_that_are_too_much_for_one_body_are_sent_apart(three, tmp_path):
     path = tmp_path / "long.txt"
     path.write_text("a fine film\n" + ("a film " * 100_000 + "\n") * 4 + "a waste\n")  # 2.8 MB; a body has 2 MB at most

@@ -1,38 +1,18 @@
 """`train`, `calibrate` and `evaluate` as their users run them: what does not fit is told before the first step."""
 
 import json
-import os
 import shutil
 
 import pytest
 from safetensors.torch import load_file
 from transformers import DistilBertConfig, DistilBertModel
-from typer.testing import CliRunner
 
-from lab.cli.main import app
 from lab.data.examples import load
 from lab.replay.trial import held_out
-from shared.errors import TierwiseError
 from shared.model.bundle import load_bundle
 from shared.model.quantization import load_table
 
 UNREADABLE = ("\U0001f642\U0001f642", " ", "\x07\x08")  # emoji alone, blank, control characters alone
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, quick_profile):
-    """A command in this process: its result, and all that it said."""
-    for name in [name for name in os.environ if name.startswith("TIERWISE_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("TIERWISE_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        done = CliRunner().invoke(app, [str(argument) for argument in arguments])
-        assert done.exception is None or isinstance(done.exception, (TierwiseError, SystemExit)), done.exception
-        return done, " ".join(f"{done.exception or ''} {done.stderr}".replace("│", " ").split())
-
-    return run
 
 
 @pytest.fixture

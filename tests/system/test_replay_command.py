@@ -177,7 +177,7 @@ def test_a_policy_that_one_bundle_lacks_is_replayed_on_the_others(command, data,
     [
         ([], "name the labelled texts to replay with --data"),
         (["--data", "DATA", "--data", "COPY", "--bundle", "TINY"], "on two data sets"),
-        (["--data", "EMPTY"], "no .parquet or .csv file in this folder"),
+        (["--data", "EMPTY"], "no .csv, .tsv, .jsonl or .parquet file in this folder"),
         (["--data", "DATA"], "no split 'train'"),
         (["--data", "nowhere.csv"], "no such file"),
         (["--data", "DATA", "--split", "train"], "no split 'train'"),

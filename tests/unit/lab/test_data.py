@@ -1,5 +1,7 @@
 """Labelled texts as files: what is read, and that what cannot be is told in one line."""
 
+import gzip
+import io
 import re
 
 import pyarrow as pa
@@ -7,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from lab.data.examples import Example, load, splits, training_rows
+from lab.data.examples import Columns, Example, every_row, load, rows_of, splits, training_rows
 from shared.errors import BadSetting
 
 
@@ -90,7 +92,7 @@ def test_what_spreadsheets_save_is_read(tmp_path, content):
     [
         ("text,label,label\na,1,1\n", "column 'label' is there twice"),
         ("text,text,label\na,b,1\n", "column 'text' is there twice"),
-        ('body;label\n"a, b";1\n', "needs columns text .*it has 'body', 'label'"),
+        ('words;label\n"a, b";1\n', "needs columns text .*it has 'words', 'label'"),
         ("a fine film,1\n", "needs columns text .*it has 'a fine film', '1'"),
         ('text,label\na,1\n"b\nc,0\n', "line 3: cannot be read: .*quote.*starts with '\"b"),
         ('text,label\na,1\n"b" c,0\n', "line 3: cannot be read: .*quote"),
@@ -145,7 +147,7 @@ def test_texts_and_labels_of_any_type_that_says_them_are_read(tmp_path, text, la
         ({"text": ["a"], "label": [[1]]}, "row 1: labels must be integers"),
         ({"text": ["a"], "label": [None]}, "row 1: labels must be integers"),
         ({"text": pa.array([], pa.string()), "label": pa.array([], pa.int8())}, "no rows"),
-        ({"body": ["a"], "label": [1]}, "needs columns text"),
+        ({"words": ["a"], "label": [1]}, "needs columns text"),
     ],
 )
 def test_what_is_wrong_in_a_parquet_file_is_told_by_row(tmp_path, columns, complaint):
@@ -160,6 +162,95 @@ def test_bytes_that_are_no_utf_8_are_told_by_row(tmp_path):
     pq.write_table(pa.table({"text": texts, "label": [0, 1]}), tmp_path / "data.parquet")
     with pytest.raises(BadSetting, match="row 2: text is not UTF-8"):
         load(str(tmp_path / "data.parquet"))
+
+
+# -- other kinds of file, other names of columns, words for labels ----------------------------------------------------
+
+
+def packed(columns):
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns), file)
+    return file.getvalue()
+
+
+SAME = [Example("a, b", None, 1), Example("c", "d", 0)]
+KINDS = {
+    "data.csv": b'text,text_b,label\n"a, b",,1\nc,d,0\n',
+    "data.tsv": b"text\ttext_b\tlabel\na, b\t\t1\nc\td\t0\n",
+    "data.jsonl": b'{"text": "a, b", "label": 1}\n\n{"label": 0, "text_b": "d", "text": "c", "id": 7}\n',
+    "data.parquet": packed({"text": ["a, b", "c"], "text_b": [None, "d"], "label": [1, 0]}),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_file_gives_the_same_texts_packed_or_not(tmp_path, name):
+    assert load(csv(tmp_path, KINDS[name], name)) == SAME
+    assert load(csv(tmp_path, gzip.compress(KINDS[name]), f"{name}.gz")) == SAME
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("data.xlsx", b"PK", "is no .csv, .tsv, .jsonl or .parquet file"),
+        ("data.csv.gz", b"text,label\na,1\n", "it is no whole gzip file"),
+        ("data.csv.gz", gzip.compress(b"text,label\na,1\n")[:-9], "it is no whole gzip file"),
+        ("data.jsonl", b'{"text": "a", "label": 1}\n{"text": "b"\n', "line 2: cannot be read: it is no JSON"),
+        ("data.jsonl", b'{"text": "a", "label": 1}\n["b", 0]\n', "line 2: cannot be read: it is no JSON object"),
+        ("data.jsonl", b"\n\n", "it is empty"),
+        ("data.jsonl", b'{"words": "a", "label": 1}\n', "needs columns text .*it has 'words', 'label'"),
+        ("data.tsv", b"text,label\na,1\n", "needs columns text .*it has 'text,label'"),
+    ],
+)
+def test_what_is_wrong_in_another_kind_of_file_is_told(tmp_path, name, content, complaint):
+    with pytest.raises(BadSetting, match=f"{name}.*{complaint}"):
+        load(csv(tmp_path, content, name))
+
+
+@pytest.mark.parametrize(
+    ("header", "named"),
+    [
+        ("text,label", {}),
+        ("sentence,label", {}),
+        ("Text,Label", {}),
+        ("message,category", {}),
+        ("review;sentiment", {}),
+        ("words,team", {"text": "words", "label": "team"}),
+        ("text,words,label,team", {"text": "words", "label": "team"}),
+    ],
+)
+def test_the_columns_are_found_by_their_usual_names_or_by_those_given(tmp_path, header, named):
+    separator = ";" if ";" in header else ","
+    row = separator.join(
+        {"words": "a", "team": "x"}.get(name, "a" if at == 0 else "x")
+        for at, name in enumerate(header.split(separator))
+    )
+    (found,) = rows_of(csv(tmp_path, f"{header}\n{row}\n"), Columns(**named))
+    assert (found.text, found.said) == ("a", "x")
+
+
+@pytest.mark.parametrize(
+    ("header", "named", "complaint"),
+    [
+        ("text,topic,intent", {}, "which column is the label: topic, intent"),
+        ("review,comment,label", {}, "which column is the text: review, comment"),
+        ("text,label", {"text": "body"}, "no column 'body'; it has 'text', 'label'"),
+        ("text,label", {"label": "team"}, "no column 'team'; it has 'text', 'label'"),
+    ],
+)
+def test_columns_that_are_not_clear_are_told_with_those_that_there_are(tmp_path, header, named, complaint):
+    path = csv(tmp_path, f"{header}\n{','.join('abc'[: header.count(',') + 1])}\n")
+    with pytest.raises(BadSetting, match=complaint):
+        rows_of(path, Columns(**named))
+
+
+def test_a_label_is_a_word_of_the_bundle_or_a_place(tmp_path):
+    path = csv(tmp_path, "text,label\na,technical\nb, billing\nc,2\n")
+    found = load(path, labels=["billing", "delivery", "technical"])
+    assert [example.label for example in found] == [2, 0, 2]
+    with pytest.raises(BadSetting, match=r"line 2: 'technical' is none of the bundle's labels \(billing, praise\)"):
+        load(path, labels=["billing", "praise"])
+    stars = csv(tmp_path, "text,label\na,1\nb,5\n", "stars.csv")
+    assert [example.label for example in load(stars, labels=["1", "5"])] == [0, 1]  # a word comes before a place
 
 
 # -- splits -----------------------------------------------------------------------------------------------------------
@@ -234,6 +325,12 @@ def test_a_split_of_the_hub_is_a_word_of_the_file_s_name(hub, files, split, read
 def test_what_the_hub_does_not_tell_apart_is_told(hub, source, files, complaint):
     with pytest.raises(BadSetting, match=re.escape(source) + f".*{complaint}"):
         load(source, "test", filesystem=hub(*(f"acme/latest/{name}.parquet" for name in files)))
+
+
+def test_every_row_of_the_hub_has_the_split_that_its_file_names(hub):
+    files = hub("acme/x/train-0.parquet", "acme/x/train-1.parquet", "acme/x/test.parquet")
+    assert [row.split for row in every_row("hub:acme/x", Columns(), filesystem=files)] == ["train", "train", "test"]
+    assert [row.split for row in every_row("hub:acme/x", Columns(), filesystem=hub("acme/x/all-0.parquet"))] == [None]
 
 
 def test_a_configuration_that_is_named_is_read_alone(hub):

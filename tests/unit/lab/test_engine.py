@@ -1,6 +1,7 @@
 """Which engine the lab's commands run on, and what a recording says of it."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from lab.data.examples import Example
-from lab.engine import asked, computes
+from lab.engine import asked, computes, let_threads_sleep
 from lab.fit.quantize import quantize_all
 from lab.replay.recorder import Kernel, Recorders, other_engine, runs_on, source_of
 from shared.errors import BadSetting
@@ -99,3 +100,12 @@ def test_the_openvino_engine_computes_padding_too(tiny_bundle, monkeypatch):
     assert source_of(load_bundle(str(tiny_bundle)), "end").computed(tokens).tolist() == [32, 32, 64, 64]
     monkeypatch.setenv("TIERWISE_ENGINE", "torch")
     assert source_of(load_bundle(str(tiny_bundle)), "end").computed(tokens).tolist() == tokens.tolist()
+
+
+@pytest.mark.parametrize(("given", "then"), [(None, "passive"), ("active", "active")])
+def test_threads_sleep_while_they_wait_unless_a_user_says_otherwise(monkeypatch, given, then):
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    let_threads_sleep()
+    assert os.environ["OMP_WAIT_POLICY"] == then

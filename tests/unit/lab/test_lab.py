@@ -124,7 +124,7 @@ def test_held_out_texts_are_not_trained_on():
 
 def test_data_without_its_columns_is_refused_by_name(tmp_path):
     path = tmp_path / "x.csv"
-    path.write_text("body,label\nhello,1\n")
+    path.write_text("words,label\nhello,1\n")
     with pytest.raises(BadSetting, match="needs columns text"):
         load(str(path))
     with pytest.raises(BadSetting, match="no such file"):

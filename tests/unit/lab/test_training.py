@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import signal
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -72,9 +74,9 @@ def recipe(request, base_on_disk):
 
 def run(recipe, out, **options):
     """Train quietly; the losses of the run, step by step."""
-    train(recipe, EXAMPLES, EXAMPLES[6:12], out, threads=1, console=Console(file=io.StringIO()), **options)
-    (checkpoint,) = out.parent.glob(f".train-{out.name}-*/checkpoint.pt")
-    return torch.load(checkpoint, weights_only=True)["losses"]
+    losses = train(recipe, EXAMPLES, EXAMPLES[6:12], out, threads=1, console=Console(file=io.StringIO()), **options)
+    assert not list(out.parent.glob(f".train-{out.name}-*"))
+    return losses
 
 
 def test_a_short_run_lowers_the_loss_and_leaves_a_classifier_that_has_learned(recipe, tmp_path):
@@ -119,6 +121,32 @@ def test_a_killed_run_resumes_to_the_same_result(recipe, tmp_path, monkeypatch):
     assert expected.keys() == found.keys()
     for key, tensor in expected.items():
         assert torch.equal(tensor, found[key]), key
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_finishes_its_step_saves_and_resumes_to_the_same_result(
+    recipe, tmp_path, monkeypatch, capsys, number
+):
+    whole = run(recipe, tmp_path / "whole")
+    step, done = module._step, []
+
+    def stopping(*args):
+        done.append(None)
+        if len(done) == 3:
+            signal.raise_signal(number)
+        return step(*args)
+
+    monkeypatch.setattr(module, "_step", stopping)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as the command line does
+    try:
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            run(recipe, tmp_path / "cut")
+        assert len(done) == 3
+        assert "stopped and saved after step 3 of" in capsys.readouterr().err
+        assert run(recipe, tmp_path / "cut") == pytest.approx(whole, abs=1e-6)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert len(done) == len(whole)
 
 
 def test_the_same_recipe_trains_the_same_classifier_and_another_seed_another(recipe, tmp_path):

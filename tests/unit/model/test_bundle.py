@@ -8,6 +8,7 @@ import pytest
 from shared.errors import BadSetting
 from shared.model.bundle import MODELS, load_bundle
 from shared.model.ensemble import Weighting
+from shared.policies import Where, build
 
 
 @pytest.fixture
@@ -32,10 +33,15 @@ def test_every_bundle_that_is_shipped_can_be_read_by_name():
         assert all((bundle.folder / tier.network / "network.json").is_file() for tier in bundle.tiers.values())
 
 
-def test_a_bundle_without_a_card_is_uncalibrated(folder):
+def test_a_bundle_without_a_card_is_uncalibrated_and_neither_exits_early_nor_prunes(folder):
+    assert load_bundle(str(folder)).card.calibrated
     (folder / "card.json").unlink()
-    card = load_bundle(str(folder)).card
-    assert (card.temperatures, card.policies, card.accuracy) == ({}, {}, {})
+    bundle = load_bundle(str(folder))
+    assert (bundle.card.calibrated, bundle.card.temperatures, bundle.card.accuracy) == (False, {}, {})
+    for name in ("collaborative", "tabi"):
+        policy = build(name, bundle.order, bundle.card.policies)
+        assert policy.exit_rule(Where("end", ("edge",), {"end": 3, "edge": 2, "cloud": 4})) is None
+        assert policy.pruning("end").coefficient == 0
 
 
 def test_the_digest_names_what_answers_so_it_changes_with_the_card(folder):
