@@ -61,12 +61,12 @@ class Front:
         path = None if state_dir is None else state_dir / f"{tier.name}-{tier.bundle.digest[:12]}.json"
         self.states = States(path, tier.policy, self._first_state, keep=self.default_policy)
         if tier.name == order[0]:  # a deeper one may never be asked first
-            self._admit(self.default_policy)
+            self.admit(self.default_policy)
 
     def _first_state(self, policy: Policy) -> State | None:
         return first_state(policy, self._where, self._bundle.pools)
 
-    def _admit(self, policy: Policy) -> Policy:
+    def admit(self, policy: Policy) -> Policy:
         """The plain policy for one request; UnknownPolicy where this bundle lacks what it needs."""
         policy.check(self._where)
         return bind(policy, self.states.of(policy))
@@ -82,7 +82,7 @@ class Front:
         """
         options = request.options
         policy = self.default_policy if options.policy is None else self.tier.policy(options.policy)
-        bound = self._admit(policy)
+        bound = self.admit(policy)
         call = self.tier.resolve(self._inner(request, request_id, bound), bound, headers, watch)
         await self.tier.answer(call)
         if unreadable := [str(text.index) for text in call.texts if not text.hops]:

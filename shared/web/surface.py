@@ -52,10 +52,12 @@ from shared.model.classifier import Classifier
 from shared.pipeline.front import Front
 from shared.policies import name_of, spec_of
 from shared.telemetry import NO_POLICY
+from shared.web.assets import add_page
 from shared.web.body import Shelf, parse, read, validate
 from shared.web.guard import Keys, authorize, while_waited_for
 from shared.web.ledger import Ledger
 from shared.web.machine import cpus
+from shared.web.offers import Offers, offers
 from shared.web.openapi import KEYED, STREAMED, body_of, complete, problems
 from shared.web.problems import document
 from shared.web.settings import Settings
@@ -125,8 +127,10 @@ class Surface:
         add("/livez", self.livez, methods=["GET"], responses=head)
         add("/readyz", self.readyz, methods=["GET"], responses=head | problems(Draining))
         add("/info", self.info, methods=["GET"], responses=head)
+        add("/v1/policies", self.policies, methods=["GET"], responses=head)
         add("/metrics", self.metrics, methods=["GET"], responses=head, response_class=PlainTextResponse)
         complete(self.app)
+        add_page(self.app)
         for error in (HTTPException, Exception):
             self.app.add_exception_handler(error, self.on_error)
 
@@ -158,6 +162,10 @@ class Surface:
             "bundle": self.bundle.name,
             "card_sha256": self.bundle.digest,
             "labels": list(self.bundle.labels),
+            "tiers": [
+                {"name": name, "layers": tier.layers, "max_tokens": tier.max_tokens}
+                for name, tier in self.bundle.tiers.items()
+            ],
             "layers": model.layers,
             "exits": model.layers,
             "max_tokens": model.max_tokens,
@@ -187,6 +195,10 @@ class Surface:
                 self.classifier.engine.name: self.classifier.engine.version,
             },
         }
+
+    async def policies(self) -> Offers:
+        """The policies that this tier offers, with their parameters."""
+        return offers(self.front)
 
     async def metrics(self) -> Response:
         self.telemetry.queue_depth.labels(self.tier.name).set(self.tier.worker.queue.waiting)
