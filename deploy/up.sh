@@ -62,6 +62,7 @@ docker compose up -d $wait --no-build "${services[@]}" || {
 }
 
 echo
+echo "Page        http://$bind/"
 echo "API         http://$bind/docs"
 echo "Prometheus  http://127.0.0.1:$(value prometheus)"
 [ "$dashboards" = 0 ] || echo "Dashboards  http://127.0.0.1:$(value grafana)/dashboards"

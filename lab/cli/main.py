@@ -97,7 +97,7 @@ def serve(
     from lab.live.stack import Layout, running
 
     with running(Layout(bundle, port, access=access, backbone=backbone), console, show_logs=True) as stack:
-        console.print(f"ready: {stack.url}/docs   (Ctrl-C stops)")
+        console.print(f"ready: {stack.url}/   (Ctrl-C stops)")
         try:
             while True:
                 time.sleep(1)

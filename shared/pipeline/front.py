@@ -89,7 +89,7 @@ class Front:
     def _check(self, policy: Policy) -> None:
         """Whether the first tier can decide by it; a deeper one may never be asked first."""
         if self.tier.name == self._bundle.order[0]:
-            self._admit(policy)
+            self.admit(policy)
 
     @property
     def prunes(self) -> bool:
@@ -99,7 +99,7 @@ class Front:
     def _first_state(self, policy: Policy) -> State | None:
         return first_state(policy, self._where, self._bundle.pools)
 
-    def _admit(self, policy: Policy) -> Policy:
+    def admit(self, policy: Policy) -> Policy:
         """The plain policy for one request; UnknownPolicy where this bundle lacks what it needs."""
         policy.check(self._where)
         return bind(policy, self.states.of(policy))
@@ -115,7 +115,7 @@ class Front:
         """
         options = request.options
         policy = self.default_policy if options.policy is None else self.tier.policy(options.policy)
-        bound = self._admit(policy)
+        bound = self.admit(policy)
         call = self.tier.resolve(self._inner(request, request_id, bound), bound, headers, watch)
         await self.tier.answer(call)
         if unreadable := [str(text.index) for text in call.texts if not text.hops]:

@@ -51,10 +51,12 @@ from shared.model.classifier import Classifier
 from shared.pipeline.front import Front
 from shared.policies import name_of, own, spec_of
 from shared.telemetry import NO_POLICY
+from shared.web.assets import add_page
 from shared.web.body import Shelf, parse, read, validate
 from shared.web.guard import Keys, authorize, while_waited_for
 from shared.web.ledger import Ledger
 from shared.web.machine import cpus
+from shared.web.offers import Offers, offers
 from shared.web.openapi import KEYED, STREAMED, Described, body_of, complete, problems
 from shared.web.problems import document
 from shared.web.record import Record, Then
@@ -132,6 +134,7 @@ class Surface:
         head = problems(Refused, HeadersTooLarge)
         add("/livez", self.livez, methods=["GET"], operation_id="livez", responses=head)
         add("/readyz", self.readyz, methods=["GET"], operation_id="readyz", responses=head | problems(Draining))
+        add("/v1/policies", self.policies, methods=["GET"], operation_id="policies", responses=head)
         add("/info", self.info, methods=["GET"], operation_id="info", responses=head)
         add(
             "/metrics",
@@ -142,6 +145,7 @@ class Surface:
             response_class=PlainTextResponse,
         )
         complete(self.app)
+        add_page(self.app)
         for error in (HTTPException, Exception):
             self.app.add_exception_handler(error, self.on_error)
 
@@ -174,6 +178,10 @@ class Surface:
             "card_sha256": self.bundle.digest,
             "calibrated": self.bundle.card.calibrated,
             "labels": list(self.bundle.labels),
+            "tiers": [
+                {"name": name, "layers": tier.layers, "max_tokens": tier.max_tokens}
+                for name, tier in self.bundle.tiers.items()
+            ],
             "layers": model.layers,
             "exits": model.layers,
             "max_tokens": model.max_tokens,
@@ -204,6 +212,10 @@ class Surface:
                 self.classifier.engine.name: self.classifier.engine.version,
             },
         }
+
+    async def policies(self) -> Offers:
+        """The policies that this tier offers, with their parameters."""
+        return offers(self.front)
 
     async def metrics(self) -> Response:
         self.telemetry.queue_depth.labels(self.tier.name).set(self.tier.worker.queue.waiting)

@@ -20,6 +20,7 @@ def test_every_service_is_healthy_and_the_urls_are_told(stack):
     while wrong := {name: health for name in services if (health := container(name).health) != "healthy"}:
         assert time.monotonic() < until, wrong
         time.sleep(1)
+    assert f"http://127.0.0.1:{API}/\n" in stack.printed
     assert f"http://127.0.0.1:{API}/docs" in stack.printed
     assert "curl -s" in stack.printed
 

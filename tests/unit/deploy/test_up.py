@@ -26,7 +26,11 @@ def composes():
 
 
 pytestmark = pytest.mark.skipif(not composes(), reason="no Docker Compose")
-SAYS = ("API         http://127.0.0.1:9000/docs", "Prometheus  http://127.0.0.1:9191")
+SAYS = (
+    "Page        http://127.0.0.1:9000/",
+    "API         http://127.0.0.1:9000/docs",
+    "Prometheus  http://127.0.0.1:9191",
+)
 PLAIN = "TIERWISE_BIND=127.0.0.1:9000\nTIERWISE_PROMETHEUS_PORT=9191\nTIERWISE_LINKS=none\nTIERWISE_DASHBOARDS=0\n"
 WRITTEN = {
     "plain": PLAIN,
