@@ -7,6 +7,8 @@ deepest exit it reached if the next layer would end after its deadline.
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from shared.pipeline.queue import Queue, Work
 from shared.pipeline.text import Answer
 
 log = structlog.get_logger()
+NICE = 5  # of the model's thread
 CLOSE_S = 5.0  # for the pass under way when the tier stops
 FORGET_S = 1.0  # an older measured time refuses nobody: only a pass can tell that the model is fast again
 
@@ -86,6 +89,7 @@ class Worker:
             raise
 
     def _serve(self) -> None:
+        _yield_to_the_loop()
         self._classifier.engine.enter()
         while works := self.queue.take(self._first_exit_s):
             try:
@@ -190,3 +194,12 @@ def _shares(item: Encoded, trace: ExitTrace, exits: Array) -> Shares | None:
     if trace.parts is None:
         return None
     return shares_of(item, trace.parts, trace.logits[-1], top=int(exits[-1].round(6).argmax()))
+
+
+def _yield_to_the_loop() -> None:
+    """Let the event loop go first on a busy machine: a refusal takes it a millisecond, a layer takes many.
+
+    Elsewhere than on Linux, a thread has no priority of its own that Python can set.
+    """
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
