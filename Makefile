@@ -70,6 +70,9 @@ lock: $(STAMP)  ## resolve pyproject.toml into requirements.lock (a minute or tw
 bench: $(STAMP)  ## measure the encoder beside what one would run instead, and what a tier adds (minutes; DATA=: real texts)
 	$(BIN)/python -m tests.bench.speed $(if $(DATA),--data $(DATA))
 
+gpu: $(STAMP)  ## test and measure on an NVIDIA GPU (GPU="--device cpu --quick": rehearse it on a CPU)
+	$(BIN)/python -m tests.bench.gpu $(GPU)
+
 docs: $(STAMP)  ## write the manual's tables and pictures from measured JSON, then build the site in site/
 	$(BIN)/python -m lab.docs.tables
 	$(BIN)/python -m lab.docs.pictures
@@ -84,4 +87,4 @@ down:  ## stop the containers and remove their networks and volumes
 clean:  ## remove the virtual environment, the built site and the tools' caches
 	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo serve test e2e faults fuzz load soak netns check audit lock bench docs up down clean
+.PHONY: help setup demo serve test e2e faults fuzz load soak netns check audit lock bench gpu docs up down clean

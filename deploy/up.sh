@@ -32,7 +32,9 @@ if docker info --format '{{json .Runtimes}}' | grep -q '"nvidia"'; then
   fi
   files+=${separator}deploy/compose.gpu.yml
   export COMPOSE_FILE=$files
-  echo "NVIDIA runtime found: tiers run on the GPU"
+  echo "NVIDIA runtime found: tiers run on the GPU, with torch's CUDA build (gigabytes; \`make gpu\` tests it there)"
+else
+  echo "no NVIDIA runtime: tiers run on the CPU, with OpenVINO"
 fi
 
 [ "$(value build)" = 0 ] || docker compose build end edge cloud end-shaper

@@ -14,6 +14,7 @@ from lab.cli.link_cli import app as links
 from lab.cli.replay_cli import app as recorded
 from lab.console import aside, screen
 from lab.outputs import sole_writer
+from lab.whole import Runtime
 
 if TYPE_CHECKING:
     from lab.data.examples import Example
@@ -139,6 +140,10 @@ def bench(
     cell: Annotated[
         list[str] | None, Option(help="Running containers, links ACCESS/BACKBONE, verified; resumable; repeat.")
     ] = None,
+    whole: Annotated[
+        list[Runtime] | None,
+        Option(help="Also whole models instead of tiers, int8 on this runtime, over the same links; repeat."),
+    ] = None,
     rate: Annotated[float, Option(min=0, help="Open loop: Poisson arrivals per second.", callback=options.finite)] = 0,
     concurrency: Annotated[int, Option(min=1, help="Closed loop: requests under way at once.")] = 1,
     out: Annotated[Path, options.writes("OUT.json, .png, .parquet over earlier ones, .jsonl meanwhile")] = Path(
@@ -149,14 +154,19 @@ def bench(
     seed: options.Seed = 0,
 ) -> None:
     """Compare policies on live tiers over HTTP: accuracy, latency, path, bytes; interleaved and paired."""
+    from dataclasses import replace
+
     from lab.data.examples import load_without
     from lab.live import bench as job
     from lab.live import cells
     from lab.live.bench_report import write
     from lab.live.stack import Layout, reached
+    from lab.live.whole import build, served
 
     if (url or cell) and (access or backbone or bundle or port):
         raise typer.BadParameter("tiers that run already keep their links, bundle and port")
+    if (url or cell) and whole:
+        raise typer.BadParameter("--whole needs tiers that are started here: leave out --url and --cell")
     policies = policy or ["collaborative", "tabi", "end-only", "edge-only", "cloud-only", "random"]
     examples = load_without(data, split, exclude_split)[:n]
     plan = job.Plan(examples, policies, rate=rate, concurrency=concurrency, seed=seed, split=split)
@@ -166,7 +176,9 @@ def bench(
     journal = None if rate else out.with_name(f"{out.name}.jsonl")
     with sole_writer(out):
         layout = Layout(bundle or "collaborative", port, access=access, backbone=backbone)
-        with reached(url, layout, console) as tiers:
+        built = build(layout.bundle, data, whole, console) if whole else []
+        with reached(url, layout, console) as tiers, served(built, tiers, console) as wholes:
+            plan = replace(plan, wholes=wholes)
             done = job.run(plan, tiers, console, journal)
         write(plan, done, out, console)
         if journal:

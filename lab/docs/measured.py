@@ -65,6 +65,13 @@ def _paper(name: str) -> dict[str, Row]:
 # -- live tiers --------------------------------------------------------------------------------------------------------
 
 
+def bench_wholes() -> Rows:
+    """`tierwise bench --whole`: every policy beside each whole model; no row where none was measured."""
+    report = read(RESULTS / "bench.json")
+    beside = report.get("beside_wholes", {}).items()
+    return Rows([{"whole": whole, **row} for whole, by_policy in beside for row in _named(by_policy)], report)
+
+
 def cells() -> Rows:
     """The bench over netem links: three columns per pair of links."""
     reports = {path.stem.removeprefix("netem-"): read(path) for path in sorted(RESULTS.glob("netem-*.json"))}

@@ -3,7 +3,7 @@
 Closed loop: `concurrency` requests under way at once. Open loop: Poisson arrivals at `rate` per second, latency counted
 from the planned arrival, so that a slow system cannot slow its own load (coordinated omission). What the client waited
 is the latency; the first request of each policy, with a text of ours, warms connections and is not counted. A text that
-the tiers refuse is left out for every policy.
+the tiers refuse is left out for every policy. Whole models (`whole.py`) take turns with the policies, in rows alike.
 """
 
 from __future__ import annotations
@@ -13,22 +13,27 @@ import json
 import math
 import random
 import time
-from contextlib import nullcontext
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-import httpx
 from rich.console import Console
 
 from lab.console import aside, progress
 from lab.data.examples import ALL, Example, check_labels, digest
 from lab.data.readable import LeftOut, no_text, too_long
-from lab.live.client import PROBE, TextRefused, classify, connect, info_of
+from lab.live.client import LIMITS, PROBE, TextRefused, classify, connect, info_of
 from lab.policies import parse_policy
 from shared.contracts import Result
 from shared.errors import BadSetting
 from shared.links.clients import AsyncClient
+
+if TYPE_CHECKING:
+    from lab.live.whole import Whole
+
+Ask = Callable[[Example, str], Awaitable[Result]]  # an example and the seed of its draws
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,12 @@ class Plan:
     concurrency: int = 1
     seed: int = 0
     split: str = ALL
+    wholes: Sequence[Whole] = ()
+
+    @property
+    def rows(self) -> list[str]:
+        """Policies, then whole models, by the names that a report has for them."""
+        return [*self.policies, *(whole.built.name for whole in self.wholes)]
 
     @property
     def loop(self) -> str:
@@ -112,18 +123,18 @@ def run(plan: Plan, url: str, console: Console, journal: Path | None = None) -> 
 
 
 async def _run(plan: Plan, url: str, console: Console, journal: Path | None) -> Done:
-    limits = httpx.Limits(max_connections=256, max_keepalive_connections=256, keepalive_expiry=60)
-    async with connect(url, timeout=120, limits=limits) as client:
+    async with AsyncExitStack() as stack, connect(url, timeout=120, limits=LIMITS) as client:
         info = await info_of(client)
         check_labels(plan.examples, info["labels"], f"bundle {info['bundle']} at {url}")
-        for policy in plan.policies:
-            await classify(client, PROBE, {"policy": parse_policy(policy)})
+        asks = await _asks(plan, client, stack)
+        for ask in asks.values():
+            await ask(Example(PROBE, None, 0), "0")
         known = [] if journal is None else _resume(plan, journal, info)
         with nullcontext() if journal is None else journal.open("a") as file:
             kept = _Kept(plan, info, file)
             for line in known:
                 kept.take(line)
-            await _measure(plan, client, kept, console)
+            await _measure(plan, asks, kept, console)
     done = kept.done(info)
     done.left_out.tell(aside())
     if not done.samples:
@@ -131,11 +142,30 @@ async def _run(plan: Plan, url: str, console: Console, journal: Path | None) -> 
     return done
 
 
+async def _asks(plan: Plan, client: AsyncClient, stack: AsyncExitStack) -> dict[str, Ask]:
+    """How to ask each row of a report; the clients of whole models close with the stack."""
+    asks = {policy: _ask_of(client, policy) for policy in plan.policies}
+    for whole in plan.wholes:
+        asks[whole.built.name] = await stack.enter_async_context(whole.asked())
+    return asks
+
+
+def _ask_of(client: AsyncClient, policy: str) -> Ask:
+    spec = parse_policy(policy)
+
+    async def ask(example: Example, seed: str) -> Result:
+        inputs = example.text if example.pair is None else {"text": example.text, "text_pair": example.pair}
+        return (await classify(client, inputs, {"policy": spec, "seed": seed})).answer.results[0]
+
+    return ask
+
+
 def _resume(plan: Plan, journal: Path, info: dict[str, Any]) -> list[dict[str, Any]]:
     """The lines that a killed run left; the first line names the run, so that two are never mixed."""
     links = [[link["to"], link["backend"], link["profile"]] for link in info["links"]]
     run = {"data": digest(plan.examples), "policies": plan.policies, "loop": plan.loop, "seed": plan.seed}
-    header = json.dumps({**run, "card": info["card_sha256"], "links": links})
+    wholes = {"wholes": {whole.built.name: whole.about for whole in plan.wholes}} if plan.wholes else {}
+    header = json.dumps({**run, "card": info["card_sha256"], "links": links, **wholes})
     journal.parent.mkdir(parents=True, exist_ok=True)
     if not journal.exists() or not journal.read_text():
         journal.write_text(header + "\n")
@@ -153,13 +183,9 @@ def _sample(plan: Plan, labels: list[str], *, row: int, policy: str, seconds: fl
     return Sample(row, policy, seconds, parsed.label == truth, parsed.hops[-1].label == truth, parsed)
 
 
-async def _measure(plan: Plan, client: AsyncClient, kept: _Kept, console: Console) -> None:
+async def _measure(plan: Plan, asks: Mapping[str, Ask], kept: _Kept, console: Console) -> None:
     shuffle = random.Random(plan.seed)
-    every = [
-        (row, policy)
-        for row in range(len(plan.examples))
-        for policy in shuffle.sample(plan.policies, len(plan.policies))
-    ]
+    every = [(row, policy) for row in range(len(plan.examples)) for policy in shuffle.sample(plan.rows, len(plan.rows))]
     known = {(sample.row, sample.policy) for sample in kept.samples}
     order = [step for step in every if step not in known]
     with progress(console) as bar:
@@ -167,7 +193,7 @@ async def _measure(plan: Plan, client: AsyncClient, kept: _Kept, console: Consol
 
         async def one(row: int, policy: str, planned: float) -> None:
             if row not in kept.refused:
-                kept.note(await _asked(plan, client, row, policy, planned))
+                kept.note(await _asked(plan, asks[policy], row, policy, planned))
             bar.advance(task)
 
         if plan.rate:
@@ -176,16 +202,15 @@ async def _measure(plan: Plan, client: AsyncClient, kept: _Kept, console: Consol
             await _closed_loop(order, one, plan.concurrency)
 
 
-async def _asked(plan: Plan, client: AsyncClient, row: int, policy: str, planned: float) -> dict[str, Any]:
+async def _asked(plan: Plan, ask: Ask, row: int, policy: str, planned: float) -> dict[str, Any]:
     """One request, as a line of the journal."""
-    example = plan.examples[row]
-    inputs = example.text if example.pair is None else {"text": example.text, "text_pair": example.pair}
     try:
-        timed = await classify(client, inputs, {"policy": parse_policy(policy), "seed": f"{plan.seed}-{row}"})
+        answer = await ask(plan.examples[row], f"{plan.seed}-{row}")
     except TextRefused as error:
         return {"row": row, "refused": str(error).removesuffix(" in input 0")}
-    result = timed.answer.results[0].model_dump(mode="json", by_alias=True)
-    return {"row": row, "policy": policy, "seconds": time.perf_counter() - planned, "result": result}
+    seconds = time.perf_counter() - planned
+    result = answer.model_dump(mode="json", by_alias=True)
+    return {"row": row, "policy": policy, "seconds": seconds, "result": result}
 
 
 async def _open_loop(order: list[tuple[int, str]], one: Any, rate: float, clock: random.Random) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from lab.console import sheet
 from lab.data.examples import digest
+from lab.live import whole_report
 from lab.live.bench import Done, Plan, Sample
 from lab.outputs import REPLACED, write_json
 from lab.picture import INTERVALS, Dot, note, percent, picture, scatter
@@ -26,7 +28,8 @@ from shared.contracts import HOP_STAGES
 def report(plan: Plan, done: Done) -> dict[str, Any]:
     """Figures per policy, with what they were measured on."""
     info, samples = done.info, done.samples
-    by_policy = {p: sorted((s for s in samples if s.policy == p), key=lambda s: s.row) for p in plan.policies}
+    by_policy = {p: sorted((s for s in samples if s.policy == p), key=lambda s: s.row) for p in plan.rows}
+    first = by_policy[plan.policies[0]]
     return {
         "n": len(plan.examples),
         "split": plan.split,
@@ -37,9 +40,23 @@ def report(plan: Plan, done: Done) -> dict[str, Any]:
         "hardware": {"machine": platform.machine(), "cpu": cpu(), "cores": os.cpu_count(), "device": info["device"]},
         "first_tier": info,
         "policies": {
-            policy: {"asked": parse_policy(policy), **_summary(rows, by_policy[plan.policies[0]])}
+            policy: {"asked": parse_policy(policy) if policy in plan.policies else None, **_summary(rows, first)}
             for policy, rows in by_policy.items()
         },
+        **(_of_wholes(plan, by_policy) if plan.wholes else {}),
+    }
+
+
+def _of_wholes(plan: Plan, by_policy: Mapping[str, list[Sample]]) -> dict[str, Any]:
+    """Whole models, and every policy beside each of them."""
+    rows = {
+        whole.built.name: {p: whole_report.beside(by_policy[p], by_policy[whole.built.name]) for p in plan.policies}
+        for whole in plan.wholes
+    }
+    return {
+        "wholes": {whole.built.name: whole.about for whole in plan.wholes},
+        "beside_wholes": rows,
+        "verdict": whole_report.verdict(plan.policies[0], rows),
     }
 
 
@@ -97,6 +114,9 @@ def write(plan: Plan, done: Done, out: Path, console: Console, **more: Any) -> N
     write_records(texts, [_record(plan, done, sample) for sample in done.samples])
     draw(figures, drawn)
     console.print(table(figures))
+    if plan.wholes:
+        console.print(whole_report.table(figures["beside_wholes"]))
+        console.print(figures["verdict"], soft_wrap=True)
     console.print(f"written: {written}, {texts}, {drawn}{REPLACED if replaced else ''}")
 
 

@@ -33,7 +33,7 @@ from lab.live.stack import Layout, free_ports, reached
 from lab.outputs import write_json
 from lab.policies import parse_policy, shown
 from lab.replay.profile import Http, http_now, table_now
-from lab.replay.recorder import Recorders
+from lab.replay.recorder import Recorders, runs_on
 from lab.replay.run import Run
 from lab.replay.times import Times
 from lab.replay.trial import access_and_backbone, links_of, threads_of
@@ -87,7 +87,7 @@ def run(check: Check, out: Path, console: Console) -> None:
         rounds.append({name: {"live": live[name], "modelled": _mean(before[name], after[name])} for name in runs})
         held.append(links)
         before = after
-        figures = report(check, rounds) | {"links_verified": held}
+        figures = report(check, rounds) | {"engine": runs_on(check.bundle), "links_verified": held}
         write_json(written, figures)
     console.print(table(figures))
     console.print(f"written: {written}")

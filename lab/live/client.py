@@ -31,6 +31,8 @@ class TextRefused(NoAnswer):
     """The tier takes a text for what it cannot classify (413, 422): others may do."""
 
 
+# of a client that measures: connections stay open between its turns
+LIMITS = httpx.Limits(max_connections=256, max_keepalive_connections=256, keepalive_expiry=60)
 PROBE = "a fine film"  # a text that is never the reason of a refusal
 
 
@@ -83,7 +85,7 @@ async def classify(client: AsyncClient, inputs: Any, options: dict[str, Any]) ->
     seconds = time.perf_counter() - started
     if answer.status_code != 200:
         refusal = TextRefused if answer.status_code in (413, 422) else NoAnswer
-        raise refusal(f"{answer.status_code}: {_detail(answer)}")
+        raise refusal(f"{answer.status_code}: {detail_of(answer)}")
     try:
         return Timed(ClassifyResponse.model_validate_json(answer.content), seconds)
     except ValidationError as error:
@@ -107,7 +109,8 @@ async def info_of(client: AsyncClient) -> dict[str, Any]:
     return dict(info)
 
 
-def _detail(answer: httpx.Response) -> str:
+def detail_of(answer: httpx.Response) -> str:
+    """Why a service refused, as its answer says it."""
     try:
         return str(answer.json()["detail"])
     except (ValueError, KeyError, TypeError):

@@ -59,6 +59,7 @@ class Layout:
     access: str | None = None  # profile of the first tier's links; its link to a deeper tier adds the backbone
     backbone: str | None = None
     threads: Mapping[str, int] = field(default_factory=dict)
+    only: str | None = None  # this tier alone is started
 
     def ports(self, bundle: Bundle) -> list[int]:
         """Where the tiers listen."""
@@ -163,24 +164,34 @@ def running(layout: Layout, console: Console, *, show_logs: bool = False) -> Ite
         stack, ports = Stack([]), layout.ports(bundle)
         try:
             for index, name in enumerate(bundle.order):
-                logs = Path(scratch) / f"{name}.log"
-                # other settings reach every tier, which checks them; modules never come from the working folder (-P)
-                environment = {**os.environ, **layout.environment(bundle, index), "PYTHONPATH": _modules()}
-                with logs.open("wb") as out:
-                    child = subprocess.Popen(
-                        [sys.executable, "-P", "-m", service_of(name), FLAG],
-                        env=environment,
-                        stdin=subprocess.PIPE,  # nothing is written: it closes with us
-                        stdout=out,
-                        stderr=None if show_logs else out,
-                        start_new_session=True,  # Ctrl-C reaches us alone; we stop them in order
-                    )
-                stack.processes.append(Process(name, f"http://127.0.0.1:{ports[index]}", child, logs))
+                if layout.only not in (None, name):
+                    continue
+                # other settings reach every tier, which checks them
+                settings = {**os.environ, **layout.environment(bundle, index)}
+                command, logs = [service_of(name), FLAG], Path(scratch) / f"{name}.log"
+                url = f"http://127.0.0.1:{ports[index]}"
+                stack.processes.append(started(name, url, command, settings, logs, show_logs=show_logs))
             with console.status("starting the tiers"):
-                _wait_ready(stack)
+                wait_ready(stack.processes)
             yield stack
         finally:
-            _stop(stack)
+            stop(stack.processes)
+
+
+def started(
+    name: str, url: str, command: Sequence[str], settings: Mapping[str, str], logs: Path, *, show_logs: bool = False
+) -> Process:
+    """A module of ours as a process that ends with this one; modules never come from the working folder (-P)."""
+    with logs.open("wb") as out:
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", *command],
+            env={**settings, "PYTHONPATH": _modules()},
+            stdin=subprocess.PIPE,  # nothing is written: it closes with us
+            stdout=out,
+            stderr=None if show_logs else out,
+            start_new_session=True,  # Ctrl-C reaches us alone; we stop them in order
+        )
+    return Process(name, url, child, logs)
 
 
 @contextmanager
@@ -219,9 +230,14 @@ def _check(layout: Layout, bundle: Bundle) -> None:
         base_folder(json.loads(meta.read_text())["base"])
 
 
-def _wait_ready(stack: Stack) -> None:
+def wait_ready(processes: Sequence[Process]) -> None:
+    """Return once all answer `/readyz`.
+
+    Raises:
+        BadSetting: one stopped, or is not ready after `START_S`.
+    """
     deadline = time.monotonic() + START_S
-    for process in stack.processes:
+    for process in processes:
         with Client(process.url, timeout=2) as client:
             while not _ready(client):
                 process.check()
@@ -237,20 +253,20 @@ def _ready(client: Client) -> bool:
         return False
 
 
-def _stop(stack: Stack) -> None:
+def stop(processes: Sequence[Process]) -> None:
     """SIGTERM lets a tier finish what it has accepted; if one does not, or at a second Ctrl-C, all are killed."""
-    for process in stack.processes:
+    for process in processes:
         process.child.send_signal(signal.SIGTERM)
     try:
-        for process in stack.processes:
+        for process in processes:
             process.child.wait(timeout=LAST_S)
     except (subprocess.TimeoutExpired, KeyboardInterrupt) as error:
-        for process in stack.processes:
+        for process in processes:
             process.child.kill()
             process.child.wait()
         if isinstance(error, KeyboardInterrupt):
             raise
     finally:
-        for process in stack.processes:
+        for process in processes:
             if process.child.stdin:
                 process.child.stdin.close()

@@ -86,13 +86,22 @@ def read_config(name: str) -> BaseConfig:
             layers=int(told.get("num_hidden_layers", 12)),
             hidden=int(told.get("hidden_size", 768)),
             heads=int(told.get("num_attention_heads", 12)),
-            positions=int(told.get("max_position_embeddings", 512)) - (0 if family == "bert" else 2),
+            positions=positions_of(family, int(told.get("max_position_embeddings", 512))),
             eps=float(told.get("layer_norm_eps", 1e-12)),
             pad_id=int(told.get("pad_token_id", 0 if family == "bert" else 1)),
             relative_buckets=int(told.get("relative_attention_num_buckets", 32)) if family == "mpnet" else 0,
         )
     except (ValueError, TypeError) as error:
         raise WrongWeights(f"{folder}: cannot read an encoder's config.json: {one_line(error)}") from error
+
+
+def positions_of(family: str, embedded: int) -> int:
+    """Tokens that an encoder reads: RoBERTa and MPNet count positions from 2.
+
+    >>> positions_of("bert", 512), positions_of("mpnet", 514)
+    (512, 512)
+    """
+    return embedded - (0 if family == "bert" else 2)
 
 
 def load_tokenizer(name: str) -> Tokenizer:

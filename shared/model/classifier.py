@@ -249,6 +249,7 @@ def _on_torch(
     trained: Trained, layers: int, precision: Precision, device: str, threads: int
 ) -> tuple[Engine, Embeddings, Tokenizer]:
     from shared.model.torch_engine import TorchEngine, load_base, load_encoder
+    from shared.model.torch_graphs import cuda_capture
 
     where = "cuda" if device != "cpu" and has_cuda() else "cpu"
     base, tokenizer = load_base(trained.base)
@@ -257,5 +258,6 @@ def _on_torch(
     if precision is Precision.BF16:
         encoder.half()
     embeddings = Embeddings.of_base(Checkpoint(base_folder(trained.base)), read_config(trained.base))
-    engine = TorchEngine(encoder.to(where), SpecialTokens(tokenizer).pad_id, threads)
+    capture = cuda_capture() if where == "cuda" else None
+    engine = TorchEngine(encoder.to(where), SpecialTokens(tokenizer).pad_id, threads=threads, capture=capture)
     return engine, embeddings, tokenizer

@@ -28,8 +28,9 @@ from transformers import AttentionInterface, AutoModel, PreTrainedModel
 from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 
 from shared.errors import BadSetting, WrongWeights, one_line
-from shared.model.base import SUPPORTED, Array, adapter, load_tokenizer, read_config
+from shared.model.base import SUPPORTED, Array, adapter, load_tokenizer, positions_of, read_config
 from shared.model.encoder import Precision
+from shared.model.torch_graphs import Capture, Graphs, Pass, bucket_tokens
 from shared.model.weights import base_folder
 from shared.model.words import Encoded
 
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 class Received:
     """Accumulates the attention that each token receives, [B, S]; queries at padding do not count."""
 
-    def __init__(self, ids: Tensor, padding: Tensor | None) -> None:
-        self.total = torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
+    def __init__(self, total: Tensor, padding: Tensor | None) -> None:
+        self.total = total  # [B, S] float32, so far
         self.queries = None if padding is None else (~padding)[:, None, None, :].float()  # [B, 1, 1, S]
 
     def add(self, attention: Tensor) -> None:
@@ -50,11 +51,6 @@ class Received:
             self.total += attention.sum(dim=(1, 2), dtype=torch.float32)
         else:
             self.total += torch.matmul(self.queries.to(attention.dtype), attention).sum(dim=(1, 2))
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop the rows that left; `rows` are the numbers of the others."""
-        self.total = self.total[rows]
-        self.queries = None if self.queries is None else self.queries[rows]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, received: Received | None, dropout: float) -> Tensor:
@@ -152,6 +148,8 @@ class MultiExitEncoder(nn.Module):
         if not 1 <= layers <= base.config.num_hidden_layers:
             raise BadSetting(f"asked for {layers} layers of an encoder that has {base.config.num_hidden_layers}")
         self.family: str = family
+        self.classes = classes
+        self.positions = positions_of(family, base.config.max_position_embeddings)
         self.embeddings: nn.Module = base.embeddings
         self.layers = nn.ModuleList(base.encoder.layer[:layers])
         self.heads = nn.ModuleList(ExitHead(base.config.hidden_size, classes) for _ in range(layers))
@@ -211,28 +209,28 @@ class MultiExitEncoder(nn.Module):
         return layer(hidden, bias, received=received)
 
 
-@dataclass
+@dataclass(frozen=True)
 class State:
     """A padded batch between two layers."""
 
-    hidden: Tensor  # [B, S, D]
-    bias: Tensor | None
-    padding: Tensor | None
-    received: Received | None
+    at: Pass
     tokens: list[int]  # of each row
 
 
 class TorchEngine:
-    """Runs a `MultiExitEncoder`: in bf16 on CUDA, in fp32 elsewhere."""
+    """Runs a `MultiExitEncoder`: in bf16 on CUDA, in fp32 elsewhere. With a `capture`, layers are recorded graphs."""
 
     name = "torch"
     version: str = torch.__version__
 
-    def __init__(self, encoder: MultiExitEncoder, pad_id: int, threads: int = 1) -> None:
+    def __init__(
+        self, encoder: MultiExitEncoder, pad_id: int, *, threads: int = 1, capture: Capture | None = None
+    ) -> None:
         self.encoder, self._pad_id, self._threads = encoder, pad_id, threads
         self.layers, self.device = len(encoder.layers), str(encoder.device)
         half = next(encoder.layers.parameters()).dtype is torch.bfloat16
         self.precision = Precision.BF16 if half else Precision.FP32
+        self._graphs = None if capture is None else Graphs(self._record, capture, classes=encoder.classes)
 
     def enter(self) -> None:
         """Prepare the thread that will run it: torch keeps its thread count per thread."""
@@ -241,21 +239,39 @@ class TorchEngine:
     @torch.inference_mode()
     def start(self, texts: Sequence[Encoded], *, importance: bool) -> State:
         """Embed texts: the state before the first layer."""
-        ids, segments, padding = batch(texts, self._pad_id, self.encoder.device)
+        tokens = [len(text.ids) for text in texts]
+        width = max(tokens) if self._graphs is None else bucket_tokens(max(tokens), self.encoder.positions)
+        ids, segments, padding = batch(texts, self._pad_id, self.encoder.device, width)
         hidden = self.encoder.embed(ids, segments)
-        received = Received(ids, padding) if importance else None
-        return State(hidden, self.encoder.bias(hidden, padding), padding, received, [len(text.ids) for text in texts])
+        received = torch.zeros(ids.shape, device=ids.device) if importance else None
+        return State(Pass(hidden, self.encoder.bias(hidden, padding), padding, received), tokens)
 
     @torch.inference_mode()
     def layer(self, n: int, state: State) -> State:
         """The state after layer `n`, counted from 0."""
-        hidden = self.encoder.layer(self.encoder.layers[n], state.hidden, state.bias, state.received)
-        return replace(state, hidden=hidden)
+        recorded = None if self._graphs is None else self._graphs.layer(n, state.at)
+        return replace(state, at=recorded or self._plain(n, state.at))
+
+    def _plain(self, n: int, at: Pass) -> Pass:
+        received = None if at.received is None else Received(at.received.clone(), at.padding)
+        hidden = self.encoder.layer(self.encoder.layers[n], at.hidden, at.bias, received)
+        return Pass(hidden, at.bias, at.padding, None if received is None else received.total)
+
+    def _record(self, n: int, buffers: Pass) -> None:
+        """A layer and its exit, in place."""
+        done = self._plain(n, buffers)
+        buffers.hidden.copy_(done.hidden)
+        if buffers.received is not None and done.received is not None:
+            buffers.received.copy_(done.received)
+        assert buffers.logits is not None
+        buffers.logits.copy_(self.encoder.heads[n](done.hidden, buffers.padding))
 
     @torch.inference_mode()
     def exits(self, n: int, state: State) -> Array:
         """Logits of the exit after layer `n`, float32 [B, C]."""
-        return self.encoder.heads[n](state.hidden, state.padding).cpu().numpy()
+        at = state.at
+        logits = self.encoder.heads[n](at.hidden, at.padding) if at.logits is None else at.logits
+        return logits.cpu().numpy()
 
     @torch.inference_mode()
     def parts(self, n: int, state: State, row: int) -> Array:
@@ -266,26 +282,34 @@ class TorchEngine:
 
     def received(self, state: State, row: int) -> Array | None:
         """Attention that each of a text's own tokens received so far, [S]."""
-        return None if state.received is None else state.received.total[row, : state.tokens[row]].cpu().numpy()
+        received = state.at.received
+        return None if received is None else received[row, : state.tokens[row]].cpu().numpy()
 
     @torch.inference_mode()
     def keep(self, state: State, rows: Sequence[int]) -> State:
         """The state of some rows alone."""
-        stay = torch.tensor(rows, device=state.hidden.device)
-        if state.received is not None:
-            state.received.keep(stay)
+        at, stay = state.at, torch.tensor(rows, device=state.at.hidden.device)
+        bias = at.bias if at.bias is None or len(at.bias) == 1 else at.bias[stay]
         return State(
-            state.hidden[stay],
-            state.bias[stay] if state.bias is not None and state.bias.shape[0] > 1 else state.bias,
-            None if state.padding is None else state.padding[stay],
-            state.received,
+            Pass(
+                at.hidden[stay],
+                bias,
+                None if at.padding is None else at.padding[stay],
+                None if at.received is None else at.received[stay],
+                None if at.logits is None else at.logits[stay],
+            ),
             [state.tokens[row] for row in rows],
         )
 
 
-def batch(texts: Sequence[Encoded], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Ids and segments, int64 [B, S], and padding, bool [B, S] (True where padded), or None where nothing is."""
-    S = max(len(text.ids) for text in texts)
+def batch(
+    texts: Sequence[Encoded], pad_id: int, device: torch.device, width: int | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Ids and segments, int64 [B, S], and padding, bool [B, S] (True where padded), or None where nothing is.
+
+    S is `width`, or without it the tokens of the longest text.
+    """
+    S = width or max(len(text.ids) for text in texts)
     ids = torch.tensor([t.ids + [pad_id] * (S - len(t.ids)) for t in texts])
     segments = torch.tensor([t.segments + [0] * (S - len(t.ids)) for t in texts])
     padding = None

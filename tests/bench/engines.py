@@ -24,6 +24,8 @@ from lab.console import tracked
 from lab.data.examples import Example, digest, load, training_rows, unseen, without
 from lab.live.demo import REVIEWS
 from lab.stats import accuracy_of, paired_shares, resampled
+from lab.whole.build import CALIBRATION, TRANSFORMERS, Maker
+from lab.whole.runtimes import ONNXRUNTIME, Inputs, Rival, inputs_of
 from shared.errors import BadSetting
 from shared.model.base import Array
 from shared.model.bundle import Bundle
@@ -32,10 +34,8 @@ from shared.model.exits import ExitRule
 from shared.model.words import Encoded
 from shared.policies.base import Where
 from shared.policies.collaborative import Collaborative
-from tests.bench.rivals import ONNXRUNTIME, TRANSFORMERS, Inputs, Maker, Rival, inputs_of
 
 LENGTHS, BATCHES, WARM = (64, 128, 256), (1, 8), 2
-CALIBRATION = 100  # texts that NNCF sees
 TIERS = ("end", "cloud")  # whose classifiers are measured, at full depth
 OURS, IMPORTANCE, RULE = "ours", "ours, importance", "ours, rule"
 

@@ -23,9 +23,10 @@ from rich.console import Console
 
 from lab.console import screen, sheet
 from lab.live.stack import Layout, running
+from lab.whole.build import versions
 from shared.errors import TierwiseError
 from shared.model.bundle import load_bundle
-from tests.bench import engines, overhead, rivals
+from tests.bench import engines, overhead
 from tests.bench.goals import goals
 
 BUNDLE = "collaborative"
@@ -101,11 +102,10 @@ def main(
 ) -> None:
     """Measure, print a table per claim and one of the goals, and write the figures."""
     console = screen()
-    rivals.silence()
     try:
         figures: dict[str, Any] = {
             "date": datetime.now(UTC).date().isoformat(),
-            "versions": rivals.versions(),
+            "versions": versions(),
             "hardware": hardware(),
             "threads": 1,
             "pairs": pairs,

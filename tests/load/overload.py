@@ -1,6 +1,6 @@
 """`make load`: three tiers at rest, at half of their saturation, and at five times of it, under open-loop load.
 
-    python -m tests.load.overload [--bundle collaborative] [--seconds 30]
+    python -m tests.load.overload [--bundle collaborative] [--seconds 60] [--out docs/results/load.json]
 
     saturation   the rate of the highest goodput on a ladder of rising ones; the peak is measured there once more, since
                  the best of several is flattered by chance
@@ -11,8 +11,6 @@
 All processes share this machine, the one that makes the load as well; its lateness is in the table.
 """
 
-import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -22,9 +20,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lab.live.bench_report import cpu
 from lab.live.demo import REVIEWS
 from lab.live.stack import Layout, running
+from lab.outputs import write_json
+from tests.load.machine import machine
 from tests.load.open_loop import load
 
 STEP = 1.4  # between two rates of the ladder
@@ -119,14 +118,13 @@ def main(
 ) -> None:
     """Measure, print the table, write the figures; exit status 1 on a miss."""
     bodies = [{"inputs": text, "options": {"seed": at}} for at, text in enumerate(REVIEWS)]
-    cores = len(os.sched_getaffinity(0))
     with running(Layout(bundle=bundle, port=port, threads={"end": 1, "edge": 1, "cloud": 1}), console) as stack:
+        about = {**machine(stack), "bundle": bundle, "seconds": seconds}
         load(stack.url, rate=2.0, seconds=10, bodies=bodies)  # warm
         phases, verdicts = measure(stack.url, bodies, seconds=seconds, first=first)
     show(phases, verdicts)
-    figures = {"hardware": cpu(), "cores": cores, "bundle": bundle, "phases": [asdict(p) for p in phases]}
     rows = [dict(zip(("what", "measured", "limit", "holds"), row, strict=True)) for row in verdicts]
-    out.write_text(json.dumps({**figures, "verdict": rows}, indent=1) + "\n")
+    write_json(out, {**about, "phases": [asdict(p) for p in phases], "verdict": rows})
     if not all(holds for *_, holds in verdicts):
         raise typer.Exit(1)
 

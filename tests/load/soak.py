@@ -1,6 +1,6 @@
 """`make soak`: half load for minutes, memory and descriptors of every tier's process watched.
 
-    python -m tests.load.soak [--minutes 30] [--bundle collaborative]
+    python -m tests.load.soak [--minutes 30] [--bundle collaborative] [--out docs/results/soak.json]
 
 Half load is half of the peak goodput that `make load` measured on this machine (its JSON), or `--rate`. The service
 may answer with less than planned, but it may not fail: an error is any status but 200. Memory and descriptors are
@@ -24,6 +24,8 @@ from rich.table import Table
 
 from lab.live.demo import REVIEWS
 from lab.live.stack import Layout, running
+from lab.outputs import write_json
+from tests.load.machine import machine
 from tests.load.open_loop import load
 
 EVERY_S = 2.0
@@ -120,9 +122,10 @@ def main(
         rate = next(p["rate"] for p in phases if p["name"] == "half")
     bodies = [{"inputs": text, "options": {"seed": at}} for at, text in enumerate(REVIEWS)]
     with running(Layout(bundle=bundle, port=port, threads={"end": 1, "edge": 1, "cloud": 1}), console) as stack:
+        about = {**machine(stack), "bundle": bundle}
         report = soak(stack, rate=rate, minutes=minutes, bodies=bodies)
     show(report)
-    out.write_text(json.dumps({"bundle": bundle, **report}, indent=1) + "\n")
+    write_json(out, {**about, **report})
     if not report["holds"]:
         raise typer.Exit(1)
 

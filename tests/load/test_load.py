@@ -3,10 +3,13 @@
 The models' layers sleep, as on an accelerator, so that the line is what saturates and not a busy core.
 """
 
+from types import SimpleNamespace
+
 import pytest
 
 from shared.model.classifier import load_classifier
 from tests.engines import slowed
+from tests.load.machine import machine
 from tests.load.open_loop import load
 from tests.load.tiers import Tiers
 
@@ -36,3 +39,9 @@ def test_under_far_too_much_load_most_are_refused_some_answered_and_nothing_fail
     assert set(statuses) == {200, 429}
     assert statuses.count(429) > len(samples) / 2
     assert statuses.count(200) >= 8  # all of four seconds would be a hundred
+
+
+def test_the_figures_name_what_they_were_measured_on(tiers):
+    said = machine(SimpleNamespace(processes=[SimpleNamespace(url=tiers.url)]))
+    assert {"date", "hardware", "cores"} <= said.keys()
+    assert (said["runs_on"]["end"]["engine"], said["runs_on"]["end"]["threads"]) == ("openvino", 1)

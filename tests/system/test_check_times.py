@@ -37,6 +37,7 @@ def test_profiles_and_benches_in_turns(command, tmp_path):
     assert done.exit_code == 0, done.exception
     said = json.loads((tmp_path / "own" / "check.json").read_text())
     assert (said["n"], said["rounds"], said["backend"], said["threads"]["end"]) == (4, 1, "simulated", 1)
+    assert said["engine"].startswith("openvino ")
     assert said["left_out"] == {"n": 1, "first": ["data.csv, line 2 (' '): the text is empty or blank"]}
     for own in said["policies"].values():
         assert len(own["by_round"]) == 1

@@ -5,9 +5,10 @@ from importlib.metadata import PackageNotFoundError
 import numpy as np
 import pytest
 
+from lab.whole import build
+from lab.whole.runtimes import inputs_of
 from shared.errors import BadSetting
 from shared.model.words import Encoded
-from tests.bench import rivals
 from tests.bench.engines import alternately, ratio, ratio_of_means, texts_of
 from tests.bench.goals import Goal, goals
 
@@ -57,15 +58,17 @@ def test_without_data_texts_are_long_and_differ():
 
 def test_rivals_get_a_padded_batch():
     short, long = Encoded([5, 6], [0, 0], [0, 1], ["a", "b"], 2, False), Encoded([7], [0], [0], ["c"], 1, False)
-    given = rivals.inputs_of([short, long], pad_id=1)
+    given = inputs_of([short, long], pad_id=1)
     assert given["input_ids"].tolist() == [[5, 6], [7, 1]]
     assert given["attention_mask"].tolist() == [[1, 1], [1, 0]]
+    given = inputs_of([short], pad_id=1, multiple=4)
+    assert given["input_ids"].tolist() == [[5, 6, 1, 1]]
 
 
 def test_a_rival_that_is_not_installed_is_named_with_its_extra(monkeypatch):
     def missing(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(rivals, "version", missing)
-    with pytest.raises(BadSetting, match=r"onnx is not installed: install the extra `rivals`"):
-        rivals.versions()
+    monkeypatch.setattr(build, "version", missing)
+    with pytest.raises(BadSetting, match=r"onnx is not installed: install tierwise\[rivals,torch\]"):
+        build.versions()

@@ -95,11 +95,23 @@ def test_every_tier_has_an_image_that_is_built_for_it(services):
 
 
 def test_with_a_gpu_tiers_run_torch_from_an_image_that_has_it(services):
-    found = services("docker-compose.yml", "deploy/compose.gpu.yml")
+    found = services("docker-compose.yml", "deploy/compose.gpu.yml", TORCH_INDEX="https://cpu")  # the lab's
     for tier in TIERS:
         assert found[tier]["image"] == "tierwise-tier-cuda"
         assert found[tier]["build"]["args"]["ENGINE"] == found[tier]["environment"]["TIERWISE_ENGINE"] == "torch"
+        assert found[tier]["build"]["args"]["TORCH_INDEX"] == ""
         assert found[tier]["environment"]["TIERWISE_DEVICE"] == "cuda"
+        assert found[tier]["environment"]["TIERWISE_BATCH_TEXTS"] == "32"
+        (reserved,) = found[tier]["deploy"]["resources"]["reservations"]["devices"]
+        assert reserved == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+
+
+def test_a_gpu_s_build_of_torch_and_batch_can_be_chosen(services):
+    chosen = {"TORCH_GPU_INDEX": "https://index.example/cu", "TIERWISE_BATCH_TEXTS": "8"}
+    found = services("docker-compose.yml", "deploy/compose.gpu.yml", **chosen)
+    for tier in TIERS:
+        assert found[tier]["build"]["args"]["TORCH_INDEX"] == "https://index.example/cu"
+        assert found[tier]["environment"]["TIERWISE_BATCH_TEXTS"] == "8"
 
 
 def starts(monkeypatch, environment, tier):
