@@ -30,6 +30,7 @@ from shared.pipeline.tier import Tier
 from shared.pipeline.worker import Worker
 from shared.policies import named, names
 from shared.telemetry import Telemetry
+from shared.web.adapters.routes import Adapters
 from shared.web.guard import Keys, read_keys
 from shared.web.ledger import Ledger
 from shared.web.settings import Settings
@@ -85,7 +86,9 @@ def create_app(
     app = FastAPI(title=f"Tierwise {settings.tier}", version=__version__, lifespan=lifespan, redirect_slashes=False)
     app.state.draining = False
     app.state.tier, app.state.front, app.state.ledger = tier, front, ledger
-    Surface(app, settings, keys, model, front, ledger, traces).add_routes()
+    surface = Surface(app, settings, keys, model, front, ledger, traces)
+    surface.add_routes()
+    Adapters(surface).add_routes()
     return app
 
 

@@ -19,7 +19,6 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from structlog.contextvars import bound_contextvars
 
@@ -52,6 +51,7 @@ from shared.model.classifier import Classifier
 from shared.pipeline.front import Front
 from shared.policies import name_of, spec_of
 from shared.telemetry import NO_POLICY
+from shared.web.adapters.base import OURS, Adapter
 from shared.web.body import Shelf, parse, read, validate
 from shared.web.guard import Keys, authorize, while_waited_for
 from shared.web.ledger import Ledger
@@ -64,20 +64,19 @@ from shared.web.tracing import Traces
 
 log = structlog.get_logger()
 _BODIES = 32  # full-sized ones that may be in memory at a time
-_ERRORS = [error for error in tree() if error.rejection and error is not CallerLeft]  # of a request with a body
+ERRORS = [error for error in tree() if error.rejection and error is not CallerLeft]  # of a request with a body
 _LIMITS = {"max_inputs", "max_body_bytes", "queue_limit", "queue_wait_ms", "upstream_timeout_ms"}  # that /info tells
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 @dataclass(frozen=True)
 class _Done:
-    """An answer, the name of its policy, the value of `Server-Timing`, and what the log says about it."""
+    """A response, the name of its policy, the value of `Server-Timing`, and what the log says about it."""
 
-    answer: BaseModel
+    response: Response
     policy: str
     timing: str
     facts: dict[str, Any]
-    least_bytes: int = 0  # of the answer: a probe's is as long as the probe
 
     @property
     def outcome(self) -> str:
@@ -119,7 +118,7 @@ class Surface:
             ("/v1/infer", self.infer, InferRequest, InferResponse, self.keys.tier, {}),
         ):
             extra = {"requestBody": body_of(takes), **({"security": KEYED} if key else {})}
-            responses = {**more, **problems(*_ERRORS, Failed)}
+            responses = {**more, **problems(*ERRORS, Failed)}
             add(
                 path,
                 endpoint,
@@ -153,6 +152,15 @@ class Surface:
     async def _classified(self, request: Request, events: Events | None = None) -> Response:
         work = partial(self._classify, events=events)
         return await self._answer(request, self.keys.door, work, at_door=self.tier.worker.queue.admit)
+
+    async def adapted(self, request: Request, adapter: Adapter) -> Response:
+        """Answer a request to classify in another API's words."""
+        work = partial(self._classify, adapter=adapter)
+        return await self._answer(request, self.keys.door, work, self.tier.worker.queue.admit, adapter)
+
+    def refused(self, request: Request, error: TierwiseError, adapter: Adapter) -> Response:
+        """An error that was found before any work, in another API's words."""
+        return self._problem(error, _request_id(request), {}, adapter)
 
     async def infer(self, request: Request) -> Response:
         return await self._answer(request, self.keys.tier, self._infer)
@@ -217,8 +225,9 @@ class Surface:
         key: str | None,
         work: Callable[[bytes, str, Mapping[str, str]], Coroutine[Any, Any, _Done]],
         at_door: Callable[[], None] = lambda: None,
+        adapter: Adapter = OURS,
     ) -> Response:
-        """Read the body, run `work`, and turn every error of ours into its problem document; counted and logged once.
+        """Read the body, run `work`, and turn every error of ours into its document; counted and logged once.
 
         `at_door` may refuse before anything is parsed, whatever the policy: a refusal under overload must cost little.
         """
@@ -236,21 +245,22 @@ class Surface:
                 if self.app.state.draining:
                     raise Draining("this tier is shutting down")
                 authorize(request, key)
-                body = await read(request, self.settings.max_body_bytes, self.settings.body_timeout_ms / 1e3, grow)
+                limit, timeout_s = self.settings.max_body_bytes, self.settings.body_timeout_ms / 1e3
+                body = await read(request, limit, timeout_s, grow, media=adapter.media)
                 at_door()
                 done = await while_waited_for(request, work(body, request_id, dict(headers)))
                 outcome, policy, status = done.outcome, done.policy, 200
                 span.facts.update(done.facts)
                 headers["server-timing"] = done.timing
-                content = done.answer.model_dump_json(by_alias=True).ljust(done.least_bytes)
-                return Response(content, 200, headers, "application/json")
+                done.response.headers.update(headers)
+                return done.response
             except asyncio.CancelledError:
                 if not self.app.state.draining:
                     raise
                 outcome, status = "rejected", Draining.status
-                return self._problem(Draining("this tier stopped before it was answered"), request_id, headers)
+                return self._problem(Draining("this tier stopped before it was answered"), request_id, headers, adapter)
             except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - the outermost edge: a user's policy
-                refused = self._problem(error, request_id, headers)
+                refused = self._problem(error, request_id, headers, adapter)
                 status = refused.status_code
                 outcome = "error" if status == Failed.status else "rejected"
                 return refused
@@ -263,10 +273,15 @@ class Surface:
                 span.facts["request_id"] = request_id
 
     async def _classify(
-        self, body: bytes, request_id: str, headers: Mapping[str, str], events: Events | None = None
+        self,
+        body: bytes,
+        request_id: str,
+        headers: Mapping[str, str],
+        events: Events | None = None,
+        adapter: Adapter = OURS,
     ) -> _Done:
         started = time.perf_counter()
-        parsed = parse(body)
+        parsed = adapter.ask(body)
         if isinstance(parsed, dict) and isinstance(inputs := parsed.get("inputs"), list):
             self._check_count(inputs)
         request = validate(ClassifyRequest, parsed)
@@ -277,13 +292,14 @@ class Surface:
         answer = ClassifyResponse(
             id=request_id, model=self.model, policy=spec_of(answered.policy), results=results, timings_ms=timings
         )
+        response = adapter.tell(answer)
         if self.ledger is not None:
             self.ledger.add(request, answer)
         stages = [*results[0].hops[0].timings_ms.items(), *timings.items()]
         timing = ", ".join(f"{stage};dur={ms}" for stage, ms in dict(stages).items())
         spec = request.options.policy or name_of(self.front.default_policy)
         policy = spec if isinstance(spec, str) else spec["name"]
-        return _Done(answer, policy, timing, _facts(results))
+        return _Done(response, policy, timing, _facts(results))
 
     async def _infer(self, body: bytes, request_id: str, headers: Mapping[str, str]) -> _Done:
         started = time.perf_counter()
@@ -299,7 +315,9 @@ class Surface:
         total = _ms(time.perf_counter() - started)
         policy = request.policy["name"] if rows else NO_POLICY
         answer = InferResponse(call=request.call, rows=rows, total_ms=total)
-        return _Done(answer, policy, f"total;dur={total}", _facts(rows), least_bytes=0 if rows else len(body))
+        least_bytes = 0 if rows else len(body)  # the answer to a probe is as long as the probe
+        response = Response(answer.model_dump_json(by_alias=True).ljust(least_bytes), media_type="application/json")
+        return _Done(response, policy, f"total;dur={total}", _facts(rows))
 
     def _check_count(self, inputs: list[Any]) -> None:
         if not inputs:
@@ -307,14 +325,20 @@ class Surface:
         if len(inputs) > self.settings.max_inputs:
             raise TooLarge(f"{len(inputs)} inputs; at most {self.settings.max_inputs} in one request")
 
-    def _problem(self, error: BaseException, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
+    def _problem(
+        self,
+        error: BaseException,
+        request_id: str,
+        headers: Mapping[str, str] | None = None,
+        adapter: Adapter = OURS,
+    ) -> Response:
         """An error's document. One that no caller caused is logged with its cause, and told without it."""
         if not isinstance(error, TierwiseError) or error.status == Failed.status:
             log.error("failed", **{"request_id": request_id, **account(error)})
             error = Failed()
         if error.rejection:
             self.telemetry.rejected.labels(self.tier.name, error.rejection).inc()
-        return document(error, request_id, headers or {})
+        return document(error, request_id, headers or {}, adapter.refuse)
 
     async def on_error(self, request: Request, error: Exception) -> Response:
         """What Starlette raises where no route fits, and what broke outside of `_answer`."""

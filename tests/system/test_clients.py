@@ -1,4 +1,5 @@
-"""Clients that others' generators make of the OpenAPI document: each asks a live tier.
+"""Clients that people have, unmodified, and those that others' generators make of the OpenAPI document: each asks a
+live tier.
 
 TIERWISE_TEST_OPENAPI_CLIENT   the command `openapi-python-client`, where it is not on the path
 """
@@ -9,7 +10,13 @@ import subprocess
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
+
+tritonclient = pytest.importorskip("tritonclient.http", reason="tritonclient is not here: make setup")
+InferenceServerException = pytest.importorskip("tritonclient.utils").InferenceServerException
 
 PYTHON = """
 import sys
@@ -106,3 +113,95 @@ def test_schemas_refer_to_components_alone(three):
     document = httpx.get(f"{three}/openapi.json").text
     assert "$defs" not in document
     assert document.count('"$ref"') == document.count('"$ref":"#/components/schemas/')
+
+
+# -- clients of other services' APIs ----------------------------------------------------------------------------------
+
+TEXT, OTHER = "a fine film", "the plot is thin"
+
+
+@pytest.fixture(scope="module")
+def bundle(three):
+    return httpx.get(f"{three}/info").json()["bundle"]
+
+
+def answers(url, inputs, **options):
+    """What `/v1/classify` says, for comparison."""
+    response = httpx.post(f"{url}/v1/classify", json={"inputs": inputs, "options": options})
+    return response.raise_for_status().json()["results"]
+
+
+@pytest.fixture(scope="module")
+def sure(staying):
+    """A tier whose answers do not depend on draws."""
+    return staying(policy="end-only")[0]
+
+
+def test_hugging_face_s_client_classifies(sure):
+    (result,) = answers(sure, TEXT)
+    for client in (InferenceClient(model=sure), InferenceClient(base_url=sure)):
+        ranked = client.text_classification(TEXT)
+        assert {each.label: each.score for each in ranked} == result["probabilities"]
+        assert ranked[0].label == result["label"]
+        assert len(client.text_classification(TEXT, top_k=1)) == 1
+    with pytest.raises(HfHubHTTPError, match="422"):
+        client.text_classification(" ")
+
+
+def test_hugging_face_s_client_shows_a_key_as_its_token(staying, tmp_path):
+    (tmp_path / "key").write_text("sixteen-characters")
+    url, *_ = staying(door_key_file=tmp_path / "key")
+    assert InferenceClient(model=url, token="sixteen-characters").text_classification(TEXT)
+    with pytest.raises(HfHubHTTPError, match="401"):
+        InferenceClient(model=url, token="another").text_classification(TEXT)
+
+
+def tensor(name, *texts, shape=None):
+    values = np.array([text.encode() for text in texts], dtype=np.object_)
+    made = tritonclient.InferInput(name, shape or [len(texts)], "BYTES")
+    return made, values.reshape(shape or [len(texts)])
+
+
+@pytest.mark.parametrize("binary_in", [True, False])
+@pytest.mark.parametrize("binary_out", [None, True, False])
+def test_triton_s_client_infers(sure, binary_in, binary_out):
+    client = tritonclient.InferenceServerClient(sure.removeprefix("http://"))
+    name = httpx.get(f"{sure}/info").json()["bundle"]
+    rows = answers(sure, [{"text": TEXT, "text_pair": OTHER}, {"text": OTHER, "text_pair": TEXT}])
+    inputs = []
+    for made, values in (tensor("text", TEXT, OTHER, shape=[2, 1]), tensor("text_pair", OTHER, TEXT)):
+        made.set_data_from_numpy(values, binary_data=binary_in)
+        inputs.append(made)
+    wanted = ("label", "confidence", "probabilities", "labels")
+    outputs = [tritonclient.InferRequestedOutput(output, binary_data=binary_out) for output in wanted]
+    result = client.infer(name, inputs, outputs=None if binary_out is None else outputs, request_id="7")
+    assert result.get_response()["id"] == "7"
+    text = [value.decode() if isinstance(value, bytes) else value for value in result.as_numpy("label")]
+    assert text == [row["label"] for row in rows]
+    probabilities = result.as_numpy("probabilities")
+    assert (probabilities.dtype, probabilities.shape) == (np.float32, (2, 2))
+    assert probabilities == pytest.approx(np.array([list(row["probabilities"].values()) for row in rows]))
+    assert result.as_numpy("confidence") == pytest.approx(probabilities.max(axis=1))
+
+
+def test_triton_s_client_finds_a_tier_and_its_model(three, bundle):
+    client = tritonclient.InferenceServerClient(three.removeprefix("http://"))
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready(bundle)
+    assert not client.is_model_ready("other")
+    assert client.get_server_metadata()["name"] == "tierwise"
+    version = client.get_model_metadata(bundle)["versions"][0]
+    assert client.is_model_ready(bundle, version)
+
+
+def test_triton_s_client_hands_on_options_and_reads_errors(three, bundle):
+    client = tritonclient.InferenceServerClient(three.removeprefix("http://"))
+    made, values = tensor("text", TEXT)
+    made.set_data_from_numpy(values)
+    options = {"policy": "edge-only", "seed": 3, "deadline_ms": 60_000, "max_tier": "edge"}
+    result = client.infer(bundle, [made], parameters=options)
+    assert result.as_numpy("tier")[0] == b"edge"
+    with pytest.raises(InferenceServerException, match="none-such") as refused:
+        client.infer(bundle, [made], parameters={"policy": "none-such"})
+    assert refused.value.status() == "422"
