@@ -140,6 +140,14 @@ class Surface:
             responses=head,
             response_class=PlainTextResponse,
         )
+        for path, plain in (
+            ("/livez", self.livez),
+            ("/readyz", self.readyz),
+            ("/health", self.readyz),
+            ("/info", self.info),
+            ("/metrics", self.metrics),
+        ):  # the head of the same answer, for probes
+            add(path, plain, methods=["HEAD"], include_in_schema=False)
         complete(self.app)
         for error in (HTTPException, Exception):
             self.app.add_exception_handler(error, self.on_error)

@@ -271,19 +271,24 @@ def test_an_answer_with_less_than_planned_says_so_in_a_header(serve):
         assert "x-tierwise-degraded" not in sent(whole, path, body).headers
 
 
+async def until(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
 def test_a_full_queue_refuses_before_anything_is_parsed(serve, held_classifier):
     caller = serve(classifier=held_classifier, queue_limit=1)
 
     async def overload():
-        first = [asyncio.create_task(caller.ask(TEXT)) for _ in range(2)]
-        while caller.app.state.tier.worker.queue.waiting < 1:
-            await asyncio.sleep(0.01)
-        refused = [
-            await caller.send("POST", path, content=b"{", headers=JSON)
-            for path in ("/predict", "/", "/v2/models/x/infer")
-        ]
+        running = asyncio.create_task(caller.ask(TEXT))
+        await until(held_classifier.running.is_set)
+        waiting = asyncio.create_task(caller.ask(TEXT))
+        await until(lambda: caller.app.state.tier.worker.queue.waiting == 1)
+        paths = ("/predict", "/", "/v2/models/x/infer")
+        refused = [await caller.send("POST", path, content=b"{", headers=JSON) for path in paths]
         held_classifier.go.set()
-        await asyncio.gather(*first)
+        await asyncio.gather(running, waiting)
         return refused
 
     for answer in asyncio.run(overload()):

@@ -1,5 +1,6 @@
 """What a tier offers beside answers: health, facts about itself, metrics that count once, and its own description."""
 
+import asyncio
 import re
 
 import httpx
@@ -92,10 +93,51 @@ def test_the_openapi_document_describes_both_calls(alone):
         assert paths[path]["post"]["requestBody"]["required"] is True
 
 
-def test_the_docs_are_served(alone):
-    response = alone.get("/docs")
-    assert response.status_code == 200
-    assert "openapi.json" in response.text
+def test_the_form_at_docs_loads_everything_from_the_tier_itself(alone):
+    page = alone.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'; script-src 'self'" in page.headers["content-security-policy"]
+    loaded = re.findall(r'(?:href|src)="([^"]+)"', page.text)
+    assert len(loaded) == 4
+    for path, kind in zip(loaded, ("image/png", "text/css", "text/javascript", "text/javascript"), strict=True):
+        part = alone.get(f"/{path}")
+        assert (part.status_code, part.headers["content-type"].partition(";")[0]) == (200, kind)
+        assert len(part.content) > 50
+    start = alone.get("/docs/start.js").text
+    assert '"openapi.json"' in start
+    assert "validatorUrl: null" in start  # or it sends the document to another host
+    assert "://" not in page.text + start
+    assert alone.get("/redoc").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/info", "/metrics", "/docs"])
+def test_head_is_get_without_its_body(alone, path):
+    head = asyncio.run(alone.send("HEAD", path))
+    assert (head.status_code, head.headers["content-type"]) == (200, alone.get(path).headers["content-type"])
+
+
+# -- pages of other origins -------------------------------------------------------------------------------------------
+
+PAGE = {"origin": "https://app.example"}
+PREFLIGHT = {**PAGE, "access-control-request-method": "POST", "access-control-request-headers": "content-type"}
+
+
+def test_no_other_page_may_ask_unless_its_origin_is_set(serve, alone):
+    asked = asyncio.run(alone.send("OPTIONS", "/v1/classify", headers=PREFLIGHT))
+    assert asked.status_code == 405
+    assert not [name for name in asked.headers if name.startswith("access-control")]
+    caller = serve(policy="end-only", cors_origins=("https://app.example", "http://localhost:5173"))
+    asked = asyncio.run(caller.send("OPTIONS", "/v1/classify", headers=PREFLIGHT))
+    assert asked.status_code == 200
+    assert asked.headers["access-control-allow-origin"] == "https://app.example"
+    assert "POST" in asked.headers["access-control-allow-methods"]
+    for answer in (caller.classify("a fine film", PAGE), caller.classify(" ", PAGE)):
+        assert answer.headers["access-control-allow-origin"] == "https://app.example"
+        assert "x-request-id" in answer.headers["access-control-expose-headers"]
+    other = {**PREFLIGHT, "origin": "https://evil.example"}
+    refused = asyncio.run(caller.send("OPTIONS", "/v1/classify", headers=other))
+    assert refused.status_code == 400
+    assert "access-control-allow-origin" not in refused.headers
 
 
 # -- metrics --------------------------------------------------------------------------------------------------------
