@@ -18,7 +18,6 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from structlog.contextvars import bound_contextvars
 
@@ -219,11 +218,12 @@ class Surface:
             },
         }
 
-    async def metrics(self) -> Response:
+    async def metrics(self, request: Request) -> Response:
         self.telemetry.queue_depth.labels(self.tier.name).set(self.tier.worker.queue.waiting)
         for upstream in self.tier.upstreams.values():
             self.telemetry.breaker_open.labels(f"{self.tier.name}-{upstream.target}").set(upstream.breaker.open)
-        return Response(generate_latest(self.telemetry.registry), media_type=CONTENT_TYPE_LATEST)
+        content, media = self.telemetry.exposed(request.headers.get("accept", ""))
+        return Response(content, media_type=media)
 
     # -- one request -----------------------------------------------------------------------------------------------
 
@@ -275,7 +275,7 @@ class Surface:
             finally:
                 seconds = time.perf_counter() - started
                 inflight.dec()
-                self.telemetry.request(outcome, policy, seconds)
+                self.telemetry.request(outcome, policy, seconds, span.trace_id if span.sampled else None)
                 span.facts.update(tier=self.tier.name, policy=policy, outcome=outcome, status=status)
                 log.info("request", path=request.url.path, ms=_ms(seconds), **span.facts)
                 span.facts["request_id"] = request_id

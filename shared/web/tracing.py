@@ -35,6 +35,11 @@ class Span:
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def sampled(self) -> bool:
+        """Whether somebody records the trace."""
+        return bool(int(self.flags, 16) & 1)
+
+    @property
     def traceparent(self) -> str:
         return f"00-{self.trace_id}-{self.span_id}-{self.flags}"
 

@@ -5,6 +5,7 @@ import re
 
 import httpx
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from shared import __version__
 from shared.policies import names
@@ -239,3 +240,40 @@ def test_refusals_are_counted_once_by_reason(serve, reason, content, media):
     assert values(samples, "tierwise_rejected_total") == {**before, reason: 1}
     assert samples["tierwise_request_duration_seconds_count", "rejected", "none"] == 1
     assert sum(values(samples, "tierwise_answers_total").values()) == 0
+
+
+OPENMETRICS = {"accept": "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.3,*/*;q=0.1"}
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+def exemplars(caller):
+    """The traces in OpenMetrics, by the name of their sample."""
+    answer = asyncio.run(caller.send("GET", "/metrics", headers=OPENMETRICS))
+    assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    families = list(text_string_to_metric_families(answer.text))
+    return [(s.name, s.labels, s.exemplar) for family in families for s in family.samples if s.exemplar]
+
+
+def test_a_recorded_trace_is_the_exemplar_of_its_request(serve):
+    caller = serve(policy="end-only")
+    for flags, trace in (("00", "a" * 32), ("01", TRACE)):
+        caller.classify("a fine film", {"traceparent": f"00-{trace}-00f067aa0ba902b7-{flags}"})
+    ((name, labels, exemplar),) = exemplars(caller)  # a trace that nobody records leads nowhere
+    assert name == "tierwise_request_duration_seconds_bucket"
+    assert (labels["outcome"], labels["policy"]) == ("ok", "end-only")
+    assert exemplar.labels == {"trace_id": TRACE}
+    assert 0 < exemplar.value <= float(labels["le"])
+
+
+def test_both_formats_have_the_same_samples(serve):
+    caller = serve(policy="end-only")
+    caller.classify("a fine film")
+    plain = caller.get("/metrics")
+    assert plain.headers["content-type"].startswith("text/plain; version=")
+    other = asyncio.run(caller.send("GET", "/metrics", headers=OPENMETRICS)).text
+    assert other.endswith("# EOF\n")
+    series = [
+        {line.rpartition(" ")[0] for line in text.splitlines() if line[:8] == "tierwise"}
+        for text in (plain.text, other)
+    ]
+    assert series[0] == series[1]
