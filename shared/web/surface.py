@@ -24,6 +24,7 @@ from structlog.contextvars import bound_contextvars
 from shared import __version__
 from shared.contracts import (
     CONTRACT_VERSION,
+    HOP_STAGES,
     AnswerTiming,
     ClassifyRequest,
     ClassifyResponse,
@@ -31,6 +32,7 @@ from shared.contracts import (
     InferRequest,
     InferResponse,
     Result,
+    Stage,
 )
 from shared.errors import (
     BadInput,
@@ -59,7 +61,7 @@ from shared.web.openapi import KEYED, STREAMED, body_of, complete, problems
 from shared.web.problems import document
 from shared.web.settings import Settings
 from shared.web.stream import Events, EventStream, wants_stream
-from shared.web.tracing import Traces
+from shared.web.tracing import Traces, described, route_of
 
 log = structlog.get_logger()
 _BODIES = 32  # full-sized ones that may be in memory at a time
@@ -76,6 +78,7 @@ class _Done:
     policy: str
     timing: str
     facts: dict[str, Any]
+    stages: dict[Stage, float]
 
     @property
     def outcome(self) -> str:
@@ -89,6 +92,17 @@ def _facts(rows: Sequence[Result] | Sequence[InferredRow]) -> dict[str, Any]:
         "tiers": list(dict.fromkeys(hop.tier for row in rows for hop in row.hops)),
         "degraded": sorted({row.degraded for row in rows if row.degraded}),
     }
+
+
+def _stages(rows: Sequence[Result] | Sequence[InferredRow], tier: str) -> dict[Stage, float]:
+    """Milliseconds of the first text's stages on a tier, and on the link from it, in their order."""
+    stages: dict[Stage, float] = {}
+    for hop in rows[0].hops if rows else ():
+        if hop.tier == tier:
+            stages.update({stage: hop.timings_ms[stage] for stage in HOP_STAGES if stage in hop.timings_ms})
+        if hop.link is not None and hop.link.source == tier:
+            stages["link"] = hop.link.ms
+    return stages
 
 
 class Surface:
@@ -239,12 +253,12 @@ class Surface:
 
         `at_door` may refuse before anything is parsed, whatever the policy: a refusal under overload must cost little.
         """
-        started, request_id = time.perf_counter(), _request_id(request)
+        started, request_id, route = time.perf_counter(), _request_id(request), route_of(request)
         inflight = self.telemetry.inflight.labels(self.tier.name)
         outcome, policy, status = "error", NO_POLICY, Failed.status
         inflight.inc()
         with (
-            self.traces.span(request.url.path, request.headers) as span,
+            self.traces.span(f"{request.method} {route}", request.headers, partial(described, request)) as span,
             bound_contextvars(request_id=request_id, trace_id=span.trace_id),
             self.shelf.place() as grow,
         ):
@@ -259,6 +273,7 @@ class Surface:
                 done = await while_waited_for(request, work(body, request_id, dict(headers)))
                 outcome, policy, status = done.outcome, done.policy, 200
                 span.facts.update(done.facts)
+                span.stages.update(done.stages)
                 headers["server-timing"] = done.timing
                 done.response.headers.update(headers)
                 return done.response
@@ -277,7 +292,7 @@ class Surface:
                 inflight.dec()
                 self.telemetry.request(outcome, policy, seconds, span.trace_id if span.sampled else None)
                 span.facts.update(tier=self.tier.name, policy=policy, outcome=outcome, status=status)
-                log.info("request", path=request.url.path, ms=_ms(seconds), **span.facts)
+                log.info("request", path=route, ms=_ms(seconds), **span.facts)
                 span.facts["request_id"] = request_id
 
     async def _classify(
@@ -307,7 +322,8 @@ class Surface:
         timing = ", ".join(f"{stage};dur={ms}" for stage, ms in dict(stages).items())
         spec = request.options.policy or name_of(self.front.default_policy)
         policy = spec if isinstance(spec, str) else spec["name"]
-        return _Done(response, policy, timing, _facts(results))
+        stages_ms = {**_stages(results, self.tier.name), "ensemble": timings["ensemble"]}
+        return _Done(response, policy, timing, _facts(results), stages_ms)
 
     async def _infer(self, body: bytes, request_id: str, headers: Mapping[str, str]) -> _Done:
         started = time.perf_counter()
@@ -325,7 +341,7 @@ class Surface:
         answer = InferResponse(call=request.call, rows=rows, total_ms=total)
         least_bytes = 0 if rows else len(body)  # the answer to a probe is as long as the probe
         response = Response(answer.model_dump_json(by_alias=True).ljust(least_bytes), media_type="application/json")
-        return _Done(response, policy, f"total;dur={total}", _facts(rows))
+        return _Done(response, policy, f"total;dur={total}", _facts(rows), _stages(rows, self.tier.name))
 
     def _check_count(self, inputs: list[Any]) -> None:
         if not inputs:
