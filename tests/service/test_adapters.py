@@ -260,6 +260,9 @@ def test_keys_content_types_sizes_and_draining_hold_for_all(serve, tmp_path):
 def test_only_a_tensor_may_come_without_a_content_type(only, model):
     assert sent(only, f"{model}/infer", tensor(), {}).status_code == 200
     assert sent(only, "/predict", {"inputs": TEXT}, {}).status_code == 415
+    assert (
+        sent(only, f"{model}/infer", tensor(), {"origin": "https://evil.example"}).status_code == 415
+    )  # not preflighted
 
 
 def test_an_answer_with_less_than_planned_says_so_in_a_header(serve):

@@ -15,7 +15,7 @@ from fastapi import Request, Response
 from pydantic import Field
 
 from shared.contracts import ClassifyResponse, Message, Problem, says
-from shared.errors import BadInput, NoSuchPath
+from shared.errors import BadInput, NoSuchPath, UnsupportedMedia
 from shared.web.adapters.base import JSON, Adapter, marks
 from shared.web.adapters.tensors import V2Input, V2Output, packed, texts_of
 from shared.web.body import parse, validate
@@ -121,6 +121,8 @@ class Infer(Adapter):
 
     def ask(self, body: bytes) -> dict[str, Any]:
         check_model(self._model, self._path)
+        if "origin" in self._headers and "content-type" not in self._headers:  # no preflight would have asked for it
+            raise UnsupportedMedia("content type missing; a browser's page must send application/json")
         length = self._headers.get(HEAD, str(len(body)))
         if not (length.isdecimal() and len(length) < 10 and int(length) <= len(body)):
             raise BadInput(f"{HEAD}: expected the number of bytes of the JSON")
