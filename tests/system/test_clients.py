@@ -2,9 +2,13 @@
 live tier.
 
 TIERWISE_TEST_OPENAPI_CLIENT   the command `openapi-python-client`, where it is not on the path
+TIERWISE_TEST_CLIENTS=write    write what worked into the manual's table (then `make docs`); else it is compared
 """
 
+import importlib.metadata
+import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -53,7 +57,56 @@ async function main(url: string): Promise<void> {
 declare const process: { argv: string[] };
 main(process.argv[2]);
 """
+JAVASCRIPT = """
+import { textClassification } from "@huggingface/inference";
+const [url, text] = process.argv.slice(2);
+console.log(JSON.stringify(await textClassification({ endpointUrl: url, inputs: text, parameters: { top_k: 1 } })));
+"""
 FIXED = "The policy fixed which tier answers."
+
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = ROOT / "docs/results/clients.json"
+PINNED = re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+
+
+class Clients:
+    """The clients that worked: a test adds its own when it has passed."""
+
+    def __init__(self):
+        self.rows = {}
+
+    def add(self, name, calls, notes, version=None):
+        self.rows[name] = {"version": version or importlib.metadata.version(name), "calls": calls, "notes": notes}
+
+    def compare(self):
+        """With the committed table; versions of what the lock file pins."""
+        kept = json.loads(TABLE.read_text())["clients"] if TABLE.exists() else {}
+        if os.environ.get("TIERWISE_TEST_CLIENTS") == "write":
+            TABLE.write_text(json.dumps({"clients": kept | self.rows}, indent=2) + "\n")
+            return
+        for name, row in self.rows.items():
+            compared = row.keys() if name in PINNED else row.keys() - {"version"}
+            told = {key: kept.get(name, {}).get(key) for key in compared}
+            assert told == {key: row[key] for key in compared}, f"{name}: set TIERWISE_TEST_CLIENTS=write"
+
+
+@pytest.fixture(scope="module")
+def clients():
+    tried = Clients()
+    yield tried
+    tried.compare()
+
+
+def npm(folder, *packages):
+    """Packages of npm in a folder; skips where they are not to be had."""
+    if not (shutil.which("npm") and shutil.which("node")):
+        pytest.skip("needs node and npm")
+    try:
+        command = ["npm", "install", "--silent", "--no-audit", "--no-fund", *packages]
+        subprocess.run(command, cwd=folder, capture_output=True, check=True, timeout=120)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        pytest.skip(f"npm's packages are not to be had here: {error}")
 
 
 def done(command, folder, seconds=300, **environment):
@@ -70,7 +123,7 @@ def done(command, folder, seconds=300, **environment):
     return said.stdout
 
 
-def test_a_generated_python_client_classifies(three, tmp_path):
+def test_a_generated_python_client_classifies(three, tmp_path, clients):
     command = os.environ.get("TIERWISE_TEST_OPENAPI_CLIENT") or shutil.which("openapi-python-client")
     if not command:
         pytest.skip("openapi-python-client is not here; it needs an older typer than ours, so install it with pipx")
@@ -79,24 +132,47 @@ def test_a_generated_python_client_classifies(three, tmp_path):
     done([command, "generate", "--url", f"{three}/openapi.json", *options, "--fail-on-warning"], tmp_path)
     python = Path(command).resolve().with_name("python")  # the generator's own has what the client imports
     assert done([python, "-c", PYTHON, three], tmp_path, PYTHONPATH=str(tmp_path)).strip() == FIXED
+    version = done([command, "--version"], tmp_path).split()[-1]
+    clients.add("openapi-python-client", "`POST /v1/classify`", "a client made from `/openapi.json`", version)
 
 
-def test_generated_typescript_compiles_and_classifies(three, tmp_path):
-    if not (shutil.which("npx") and shutil.which("node")):
-        pytest.skip("needs node and npx")
-    tools = ["npx", "--yes", "--package=typescript@5", "--package=openapi-typescript@7", "--"]
-    try:
-        subprocess.run([*tools, "tsc", "--version"], cwd=tmp_path, capture_output=True, check=True, timeout=120)
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        pytest.skip(f"npm's packages are not to be had here: {error}")
+def test_generated_typescript_compiles_and_classifies(three, tmp_path, clients):
+    npm(tmp_path, "typescript@5", "openapi-typescript@7")
     (tmp_path / "openapi.json").write_text(httpx.get(f"{three}/openapi.json").text)
     (tmp_path / "main.ts").write_text(TYPESCRIPT)
-    done(
-        [*tools, "openapi-typescript", "openapi.json", "--default-non-nullable=false", "-o", "tierwise.d.ts"],
-        tmp_path,
-    )
-    done([*tools, "tsc", "--strict", "--target", "es2022", "--module", "commonjs", "main.ts"], tmp_path)
+    run = ["npx", "--no-install"]
+    done([*run, "openapi-typescript", "openapi.json", "--default-non-nullable=false", "-o", "tierwise.d.ts"], tmp_path)
+    done([*run, "tsc", "--strict", "--target", "es2022", "--module", "commonjs", "main.ts"], tmp_path)
     assert done(["node", "main.js", three], tmp_path).strip() == f"{FIXED} true"
+    notes = "types made from `/openapi.json`, compiled with `tsc --strict`"
+    clients.add("openapi-typescript", "`POST /v1/classify`", notes, npm_version(tmp_path, "openapi-typescript"))
+
+
+def npm_version(folder, package):
+    return json.loads((folder / "node_modules" / package / "package.json").read_text())["version"]
+
+
+def test_hugging_face_s_javascript_client_classifies(sure, tmp_path, clients):
+    npm(tmp_path, "@huggingface/inference@4")
+    (tmp_path / "main.mjs").write_text(JAVASCRIPT)
+    told = json.loads(done(["node", "main.mjs", sure, TEXT], tmp_path))
+    (result,) = answers(sure, TEXT)
+    assert told == [{"label": result["label"], "score": result["confidence"]}]
+    notes = "JavaScript; `textClassification({endpointUrl, inputs})`"
+    clients.add("@huggingface/inference", "`POST /`", notes, npm_version(tmp_path, "@huggingface/inference"))
+
+
+def test_a_browser_without_internet_shows_the_form_at_docs(three, tmp_path, clients):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not browser:
+        pytest.skip("no Chromium")
+    alone = ["--headless", "--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+    profile = [f"--user-data-dir={tmp_path}", "--disable-gpu", "--virtual-time-budget=20000"]
+    shown = done([browser, *alone, *profile, "--dump-dom", f"{three}/docs"], tmp_path)
+    for path in ("/v1/classify", "/predict", "/v2/models/{name}/infer"):
+        assert f'data-path="{path}"' in shown
+    version = done([browser, "--version"], tmp_path).split()[1]
+    clients.add("Chromium", "`GET /docs`", "Swagger UI, without internet", version)
 
 
 def test_every_field_has_a_description_and_an_example_unless_it_is_an_object(three):
@@ -137,7 +213,7 @@ def sure(staying):
     return staying(policy="end-only")[0]
 
 
-def test_hugging_face_s_client_classifies(sure):
+def test_hugging_face_s_client_classifies(sure, clients):
     (result,) = answers(sure, TEXT)
     for client in (InferenceClient(model=sure), InferenceClient(base_url=sure)):
         ranked = client.text_classification(TEXT)
@@ -146,6 +222,17 @@ def test_hugging_face_s_client_classifies(sure):
         assert len(client.text_classification(TEXT, top_k=1)) == 1
     with pytest.raises(HfHubHTTPError, match="422"):
         client.text_classification(" ")
+    notes = "Python; `InferenceClient(model=URL).text_classification`; its `token` is the key"
+    clients.add("huggingface-hub", "`POST /`", notes)
+
+
+def test_calls_of_text_embeddings_inference_are_answered(sure, clients):
+    one, pair = answers(sure, [TEXT, {"text": TEXT, "text_pair": OTHER}])
+    batch = httpx.post(f"{sure}/predict", json={"inputs": [[TEXT], [TEXT, OTHER]], "truncate": True}).json()
+    told = [{each["label"]: each["score"] for each in ranked} for ranked in batch]
+    assert told == [one["probabilities"], pair["probabilities"]]
+    assert httpx.get(f"{sure}/health").status_code == 200
+    clients.add("httpx", "`POST /predict`, `GET /health`", "as text-embeddings-inference documents its calls")
 
 
 def test_hugging_face_s_client_shows_a_key_as_its_token(staying, tmp_path):
@@ -195,7 +282,7 @@ def test_triton_s_client_finds_a_tier_and_its_model(three, bundle):
     assert client.is_model_ready(bundle, version)
 
 
-def test_triton_s_client_hands_on_options_and_reads_errors(three, bundle):
+def test_triton_s_client_hands_on_options_and_reads_errors(three, bundle, clients):
     client = tritonclient.InferenceServerClient(three.removeprefix("http://"))
     made, values = tensor("text", TEXT)
     made.set_data_from_numpy(values)
@@ -205,3 +292,5 @@ def test_triton_s_client_hands_on_options_and_reads_errors(three, bundle):
     with pytest.raises(InferenceServerException, match="none-such") as refused:
         client.infer(bundle, [made], parameters={"policy": "none-such"})
     assert refused.value.status() == "422"
+    notes = "Python; `tritonclient.http`, tensors as bytes (its default) and as JSON"
+    clients.add("tritonclient", "`/v2`, `/v2/models/NAME/infer`", notes)
