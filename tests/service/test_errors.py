@@ -82,7 +82,7 @@ def test_a_string_of_quotes_that_never_ends_is_refused_at_once(alone):
 @pytest.mark.parametrize(
     ("method", "path", "status", "kind"),
     [
-        ("GET", "/", 404, "no-such-path"),
+        ("GET", "/", 405, "method-not-allowed"),
         ("POST", "/v1/predict", 404, "no-such-path"),
         ("POST", "/v1/classify/", 404, "no-such-path"),
         ("GET", "/v1/%ff%00", 404, "no-such-path"),
