@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements.lock"
 HEADER = "# Every package at the version that is tested. Made by `make lock` from pyproject.toml.\n"
-LEFT_OUT = ("torch==", "pip==", "nvidia-", "triton", "cuda-", "openvino-telemetry==")
+LEFT_OUT = ("torch==", "pip==", "nvidia-", "triton==", "cuda-", "openvino-telemetry==")
 _ENTRY = re.compile(r"^(?P<name>[a-z0-9-]+)==.*\n(?: +.*\n)*", re.MULTILINE)  # a pin, its hashes, who asked for it
 _ASKED = re.compile(r"^ +# +(?:via +)?(?P<by>[a-z0-9-]+)$", re.MULTILINE)
 

@@ -7,8 +7,9 @@ from functools import partial
 from itertools import product
 from typing import TypeVar, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
@@ -106,7 +107,14 @@ class Telemetry:
     def stage(self, name: Stage, seconds: float) -> None:
         self.stages.labels(self.tier, name).observe(seconds)
 
-    def request(self, outcome: str, policy: str, seconds: float) -> None:
-        """Count a request; a policy that this tier does not offer is never a label."""
+    def request(self, outcome: str, policy: str, seconds: float, trace_id: str | None = None) -> None:
+        """Count a request, with its trace as an exemplar; a policy that this tier does not offer is never a label."""
         known = policy if policy in self.policies else NO_POLICY
-        self.requests.labels(self.tier, outcome, known).observe(seconds)
+        exemplar = None if trace_id is None else {"trace_id": trace_id}
+        self.requests.labels(self.tier, outcome, known).observe(seconds, exemplar)
+
+    def exposed(self, accept: str) -> tuple[bytes, str]:
+        """Every metric and its media type: OpenMetrics, which alone has exemplars, if the caller accepts it."""
+        if "application/openmetrics-text" in accept:
+            return openmetrics.generate_latest(self.registry), openmetrics.CONTENT_TYPE_LATEST
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST

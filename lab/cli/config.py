@@ -38,12 +38,19 @@ def rows(tier: str) -> Iterator[Row]:
     build(named(settings.policy), bundle.order, bundle.card.policies)
     for name, field in Settings.model_fields.items():
         value, variable = getattr(settings, name), f"{PREFIX}{name.upper()}"
-        shown = ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        shown = _shown(value)
         choices = _choices(field.annotation)
         meaning = (field.description or "") + (f": {', '.join(choices)}" if choices else "")
         yield Row(variable, shown, _source(variable), meaning)
     cache = "TIERWISE_CACHE_DIR"
     yield Row(cache, os.environ.get(cache, "~/.cache/tierwise"), _source(cache), "where base weights are kept")
+
+
+def _shown(value: object) -> str:
+    """A value as the environment would name it."""
+    if isinstance(value, dict):
+        return ",".join(f"{key}={rest}" for key, rest in value.items())
+    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _choices(annotation: object) -> list[str]:

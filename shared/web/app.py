@@ -12,10 +12,12 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import httpx
 import structlog
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from shared import __version__
 from shared.errors import BadSetting
@@ -31,15 +33,23 @@ from shared.pipeline.tier import Tier
 from shared.pipeline.worker import Worker
 from shared.policies import load, named, names
 from shared.telemetry import Telemetry
+from shared.web.adapters.base import DEGRADED
+from shared.web.adapters.routes import Adapters
 from shared.web.guard import Keys, read_keys
 from shared.web.ledger import Ledger
 from shared.web.reload import load_policy
 from shared.web.settings import Settings
 from shared.web.surface import Surface
+from shared.web.swagger import add_form
 from shared.web.tracing import Traces, exporting
 
 log = structlog.get_logger()
 SPANS_S = 1.0  # for the last spans
+CORS: dict[str, Any] = {  # what pages of other origins may send and read
+    "allow_methods": ["GET", "POST"],
+    "allow_headers": ["authorization", "x-request-id", "traceparent"],
+    "expose_headers": ["x-request-id", "traceparent", "server-timing", "retry-after", DEGRADED],
+}
 
 
 def create_app(
@@ -90,11 +100,23 @@ def create_app(
         # The loop would wait for its threads: one may hang in a name lookup.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
 
-    app = FastAPI(title=f"Tierwise {settings.tier}", version=__version__, lifespan=lifespan, redirect_slashes=False)
+    app = FastAPI(
+        title=f"Tierwise {settings.tier}",
+        version=__version__,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,  # FastAPI's pages load their scripts from another host
+        redoc_url=None,
+    )
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS)
     app.state.draining = False
     app.state.tier, app.state.front, app.state.ledger = tier, front, ledger
     app.state.reload = partial(load_policy, front, settings.policy)
-    Surface(app, settings, keys, model, front, ledger, traces).add_routes()
+    surface = Surface(app, settings, keys, model, front, ledger, traces)
+    surface.add_routes()
+    Adapters(surface).add_routes()
+    add_form(app)
     return app
 
 

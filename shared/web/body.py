@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -51,11 +51,16 @@ class Shelf:
             self._taken -= taken
 
 
-async def read(request: Request, limit: int, timeout_s: float, grow: Callable[[int], None]) -> bytes:
-    """The body, refused by its type first, and by its size or slowness before it is read to the end."""
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media != "application/json":
-        raise UnsupportedMedia(f"content type {media or 'missing'}; send application/json")
+async def read(
+    request: Request, limit: int, timeout_s: float, grow: Callable[[int], None], *, media: Collection[str]
+) -> bytes:
+    """The body, refused by its type first, and by its size or slowness before it is read to the end.
+
+    `media` are the content types that it may have; "" stands for none.
+    """
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given not in media:
+        raise UnsupportedMedia(f"content type {given or 'missing'}; send application/json")
     if (coding := request.headers.get("content-encoding", "identity").lower()) != "identity":
         raise UnsupportedMedia(f"content encoding {coding}; send the JSON as it is")
     too_large = TooLarge(f"the body is over {limit} bytes")

@@ -16,6 +16,8 @@ from pydantic.json_schema import models_json_schema
 
 from shared.contracts import ClassifyRequest, ExitEvent, HopEvent, InferRequest, Problem
 from shared.errors import TierwiseError
+from shared.web.adapters.huggingface import PredictRequest, TaskRequest, TeiError
+from shared.web.adapters.v2 import V2Error, V2InferRequest
 from shared.web.problems import PROBLEM_TYPE
 
 _KEY = "key"
@@ -38,7 +40,14 @@ def body_of(message: type[BaseModel]) -> dict[str, Any]:
 
 def problems(*errors: type[TierwiseError]) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that may answer with these errors."""
-    content = {PROBLEM_TYPE: {"schema": _ref(Problem)}}
+    return refusals(Problem, *errors, media=PROBLEM_TYPE)
+
+
+def refusals(
+    form: type[BaseModel], *errors: type[TierwiseError], media: str = "application/json"
+) -> dict[int | str, dict[str, Any]]:
+    """The same, of a route that tells errors in another form."""
+    content = {media: {"schema": _ref(form)}}
     return {error.status: {"description": error.title, "content": content} for error in errors}
 
 
@@ -63,6 +72,11 @@ def complete(app: FastAPI) -> None:
             (Problem, "serialization"),
             (ExitEvent, "serialization"),
             (HopEvent, "serialization"),
+            (PredictRequest, "validation"),
+            (TaskRequest, "validation"),
+            (TeiError, "serialization"),
+            (V2InferRequest, "validation"),
+            (V2Error, "serialization"),
         ],
         ref_template=_SCHEMAS + "{model}",
     )

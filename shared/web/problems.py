@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 
 from fastapi import Response
+from pydantic import BaseModel
 
 from shared.contracts import Problem
 from shared.errors import TierwiseError, Unauthorized
@@ -15,8 +16,13 @@ PROBLEM_TYPE = "application/problem+json"
 _LONGEST = 500  # characters of a detail
 
 
-def document(error: TierwiseError, request_id: str, headers: Mapping[str, str]) -> Response:
-    """The response that tells a caller of an error."""
+def document(
+    error: TierwiseError,
+    request_id: str,
+    headers: Mapping[str, str],
+    form: Callable[[Problem], BaseModel] = lambda problem: problem,
+) -> Response:
+    """The response that tells a caller of an error, in the form that its API has for errors."""
     detail = str(error).encode(errors="backslashreplace").decode()  # it may quote a lone surrogate
     problem = Problem(
         type=f"urn:tierwise:{error.kind}",
@@ -33,7 +39,8 @@ def document(error: TierwiseError, request_id: str, headers: Mapping[str, str]) 
         out["www-authenticate"] = "Bearer"
     if error.hangs_up:
         out["connection"] = "close"
-    return Response(problem.model_dump_json(), error.status, out, media_type=PROBLEM_TYPE)
+    told = form(problem)
+    return Response(told.model_dump_json(), error.status, out, PROBLEM_TYPE if told is problem else "application/json")
 
 
 def as_bytes(answer: Response, headers: Sequence[tuple[bytes, bytes]] = ()) -> bytes:

@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 
 class Record:
-    """One request to `path`. Its span's `facts` say how it ended; until they do, it is an error."""
+    """One request to `path`, a route. Its span's `facts` say how it ended; until they do, it is an error."""
 
     def __init__(self, telemetry: Telemetry, path: str, span: Span, request_id: str) -> None:
         self._telemetry, self._path, self._span, self._started = telemetry, path, span, time.perf_counter()
@@ -33,7 +33,8 @@ class Record:
         """Count and log it."""
         seconds, facts = time.perf_counter() - self._started, self._span.facts
         self._inflight.dec()
-        self._telemetry.request(facts["outcome"], facts["policy"], seconds)
+        trace_id = self._span.trace_id if self._span.sampled else None
+        self._telemetry.request(facts["outcome"], facts["policy"], seconds, trace_id)
         log.info("request", trace_id=self._span.trace_id, path=self._path, ms=round(seconds * 1e3, 3), **facts)
 
 

@@ -40,6 +40,7 @@ ELSEWHERE = {
         *(f"{tier}_{what}" for tier in ("END", "EDGE", "CLOUD") for what in ("CPUS", "CPUSET", "MEMORY", "THREADS")),
     )
 }
+_ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.-]+(:[0-9]+)?|https?://\[[0-9a-f:]+\](:[0-9]+)?")
 _PASSWORD = re.compile(r"://.*@", re.DOTALL)
 
 
@@ -104,6 +105,9 @@ class Settings(BaseSettings):
     door_key_file: Path | None = Field(
         None, description="secret file: the bearer key that /v1/classify asks for; none: the tiers'"
     )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="origins whose pages may ask: https://HOST,... or * for all; none: none"
+    )
     otlp_endpoint: str | None = Field(
         None, description="URL that OpenTelemetry spans are sent to (extra `otel`); none: not sent"
     )
@@ -139,6 +143,14 @@ class Settings(BaseSettings):
         if len(out) < len(pairs):
             raise ValueError("a tier is named twice")
         return out
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _origins(cls, value: object) -> object:
+        origins = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        if isinstance(origins, list) and not all(_ORIGIN.fullmatch(origin) for origin in origins):
+            raise ValueError("expected origins without a path, as a browser sends them: https://HOST,http://HOST:PORT")
+        return origins
 
     @field_validator("link_state_dir", "key_file", "door_key_file", "policy_dir", "state_dir", "ledger")
     @classmethod

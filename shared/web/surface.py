@@ -17,14 +17,13 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from structlog.contextvars import bound_contextvars
 
 from shared import __version__
 from shared.contracts import (
     CONTRACT_VERSION,
+    HOP_STAGES,
     AnswerTiming,
     ClassifyRequest,
     ClassifyResponse,
@@ -32,6 +31,7 @@ from shared.contracts import (
     InferRequest,
     InferResponse,
     Result,
+    Stage,
 )
 from shared.errors import (
     BadInput,
@@ -51,6 +51,7 @@ from shared.model.classifier import Classifier
 from shared.pipeline.front import Front
 from shared.policies import name_of, own, spec_of
 from shared.telemetry import NO_POLICY
+from shared.web.adapters.base import OURS, Adapter
 from shared.web.assets import add_page
 from shared.web.body import Shelf, parse, read, validate
 from shared.web.guard import Keys, authorize, while_waited_for
@@ -62,24 +63,24 @@ from shared.web.problems import document
 from shared.web.record import Record, Then
 from shared.web.settings import Settings
 from shared.web.stream import Events, EventStream, wants_stream
-from shared.web.tracing import Traces
+from shared.web.tracing import Traces, described, route_of
 
 log = structlog.get_logger()
 _BODIES = 32  # full-sized ones that may be in memory at a time
-_ERRORS = [error for error in tree() if error.rejection and error is not CallerLeft]  # of a request with a body
+ERRORS = [error for error in tree() if error.rejection and error is not CallerLeft]  # of a request with a body
 _LIMITS = {"max_inputs", "max_body_bytes", "queue_limit", "queue_wait_ms", "upstream_timeout_ms"}  # that /info tells
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 @dataclass(frozen=True)
 class _Done:
-    """An answer, the name of its policy, the value of `Server-Timing`, and what the log says about it."""
+    """A response, the name of its policy, the value of `Server-Timing`, and what the log says about it."""
 
-    answer: BaseModel
+    response: Response
     policy: str
     timing: str
     facts: dict[str, Any]
-    least_bytes: int = 0  # of the answer: a probe's is as long as the probe
+    stages: dict[Stage, float]
 
     @property
     def outcome(self) -> str:
@@ -93,6 +94,17 @@ def _facts(rows: Sequence[Result] | Sequence[InferredRow]) -> dict[str, Any]:
         "tiers": list(dict.fromkeys(hop.tier for row in rows for hop in row.hops)),
         "degraded": sorted({row.degraded for row in rows if row.degraded}),
     }
+
+
+def _stages(rows: Sequence[Result] | Sequence[InferredRow], tier: str) -> dict[Stage, float]:
+    """Milliseconds of the first text's stages on a tier, and on the link from it, in their order."""
+    stages: dict[Stage, float] = {}
+    for hop in rows[0].hops if rows else ():
+        if hop.tier == tier:
+            stages.update({stage: hop.timings_ms[stage] for stage in HOP_STAGES if stage in hop.timings_ms})
+        if hop.link is not None and hop.link.source == tier:
+            stages["link"] = hop.link.ms
+    return stages
 
 
 class Surface:
@@ -121,7 +133,7 @@ class Surface:
             ("/v1/infer", self.infer, InferRequest, InferResponse, self.keys.tier, {}),
         ):
             extra = {"requestBody": body_of(takes), **({"security": KEYED} if key else {})}
-            responses = {**more, **problems(*_ERRORS, Failed)}
+            responses = {**more, **problems(*ERRORS, Failed)}
             add_plain(
                 path,
                 endpoint,
@@ -144,6 +156,14 @@ class Surface:
             responses=head,
             response_class=PlainTextResponse,
         )
+        for path, plain in (
+            ("/livez", self.livez),
+            ("/readyz", self.readyz),
+            ("/health", self.readyz),
+            ("/info", self.info),
+            ("/metrics", self.metrics),
+        ):  # the head of the same answer, for probes
+            add(path, plain, methods=["HEAD"], include_in_schema=False)
         complete(self.app)
         add_page(self.app)
         for error in (HTTPException, Exception):
@@ -157,6 +177,15 @@ class Surface:
     async def _classified(self, request: Request, events: Events | None = None) -> Then:
         work = partial(self._classify, events=events)
         return await self._answer(request, self.keys.door, work, at_door=self.tier.worker.queue.admit)
+
+    async def adapted(self, request: Request, adapter: Adapter) -> Response:
+        """Answer a request to classify in another API's words."""
+        work = partial(self._classify, adapter=adapter)
+        return await self._answer(request, self.keys.door, work, self.tier.worker.queue.admit, adapter)
+
+    def refused(self, request: Request, error: TierwiseError, adapter: Adapter) -> Response:
+        """An error that was found before any work, in another API's words."""
+        return self._problem(error, _request_id(request), {}, adapter)
 
     async def infer(self, request: Request) -> Response:
         return await self._answer(request, self.keys.tier, self._infer)
@@ -217,11 +246,12 @@ class Surface:
         """The policies that this tier offers, with their parameters."""
         return offers(self.front)
 
-    async def metrics(self) -> Response:
+    async def metrics(self, request: Request) -> Response:
         self.telemetry.queue_depth.labels(self.tier.name).set(self.tier.worker.queue.waiting)
         for upstream in self.tier.upstreams.values():
             self.telemetry.breaker_open.labels(f"{self.tier.name}-{upstream.target}").set(upstream.breaker.open)
-        return Response(generate_latest(self.telemetry.registry), media_type=CONTENT_TYPE_LATEST)
+        content, media = self.telemetry.exposed(request.headers.get("accept", ""))
+        return Response(content, media_type=media)
 
     # -- one request -----------------------------------------------------------------------------------------------
 
@@ -231,31 +261,34 @@ class Surface:
         key: str | None,
         work: Callable[[bytes, str, Mapping[str, str]], Coroutine[Any, Any, _Done]],
         at_door: Callable[[], None] = lambda: None,
+        adapter: Adapter = OURS,
     ) -> Then:
-        """Read the body, run `work`, and turn every error of ours into its problem document.
+        """Read the body, run `work`, and turn every error of ours into its document.
 
         `at_door` may refuse before anything is parsed, whatever the policy: a refusal under overload must cost little.
         """
-        request_id = _request_id(request)
+        request_id, route = _request_id(request), route_of(request)
         with (
-            self.traces.span(request.url.path, request.headers) as span,
+            self.traces.span(f"{request.method} {route}", request.headers, partial(described, request)) as span,
             bound_contextvars(request_id=request_id, trace_id=span.trace_id),
             self.shelf.place() as grow,
         ):
-            record = Record(self.telemetry, request.url.path, span, request_id)
+            record = Record(self.telemetry, route, span, request_id)
             headers = {"x-request-id": request_id, "traceparent": span.traceparent}
             error: BaseException
             try:
                 if self.app.state.draining:
                     raise Draining("this tier is shutting down")
                 authorize(request, key)
-                body = await read(request, self.settings.max_body_bytes, self.settings.body_timeout_ms / 1e3, grow)
+                limit, timeout_s = self.settings.max_body_bytes, self.settings.body_timeout_ms / 1e3
+                body = await read(request, limit, timeout_s, grow, media=adapter.media)
                 at_door()
                 done = await while_waited_for(request, work(body, request_id, dict(headers)))
-                content = done.answer.model_dump_json(by_alias=True).ljust(done.least_bytes)
                 span.facts.update(done.facts, policy=done.policy, outcome=done.outcome, status=200)
+                span.stages.update(done.stages)
                 headers["server-timing"] = done.timing
-                return Then(Response(content, 200, headers, "application/json"), record.end)
+                done.response.headers.update(headers)
+                return Then(done.response, record.end)
             except asyncio.CancelledError:
                 if not self.app.state.draining:
                     record.end()
@@ -263,16 +296,21 @@ class Surface:
                 error = Draining("this tier stopped before it was answered")
             except (Exception, SystemExit, KeyboardInterrupt) as raised:  # noqa: BLE001 - the outermost edge: a user's policy
                 error = raised
-            refused = self._problem(error, request_id, headers)
+            refused = self._problem(error, request_id, headers, adapter)
             outcome = "error" if refused.status_code == Failed.status else "rejected"
             span.facts.update(outcome=outcome, status=refused.status_code)
             return Then(refused, record.end)
 
     async def _classify(
-        self, body: bytes, request_id: str, headers: Mapping[str, str], events: Events | None = None
+        self,
+        body: bytes,
+        request_id: str,
+        headers: Mapping[str, str],
+        events: Events | None = None,
+        adapter: Adapter = OURS,
     ) -> _Done:
         started = time.perf_counter()
-        parsed = parse(body)
+        parsed = adapter.ask(body)
         if isinstance(parsed, dict) and isinstance(inputs := parsed.get("inputs"), list):
             self._check_count(inputs)
         request = validate(ClassifyRequest, parsed)
@@ -284,12 +322,14 @@ class Surface:
         answer = ClassifyResponse(
             id=request_id, model=self.model, policy=spec_of(answered.policy), results=results, timings_ms=timings
         )
+        response = adapter.tell(answer)
         if self.ledger is not None:
             self.ledger.add(request, answer)
         stages = [*results[0].hops[0].timings_ms.items(), *timings.items()]
         timing = ", ".join(f"{stage};dur={ms}" for stage, ms in dict(stages).items())
         policy = spec if isinstance(spec, str) else spec["name"]
-        return _Done(answer, policy, timing, _facts(results))
+        stages_ms = {**_stages(results, self.tier.name), "ensemble": timings["ensemble"]}
+        return _Done(response, policy, timing, _facts(results), stages_ms)
 
     async def _infer(self, body: bytes, request_id: str, headers: Mapping[str, str]) -> _Done:
         started = time.perf_counter()
@@ -305,7 +345,9 @@ class Surface:
         total = _ms(time.perf_counter() - started)
         policy = request.policy["name"] if rows else NO_POLICY
         answer = InferResponse(call=request.call, rows=rows, total_ms=total)
-        return _Done(answer, policy, f"total;dur={total}", _facts(rows), least_bytes=0 if rows else len(body))
+        least_bytes = 0 if rows else len(body)  # the answer to a probe is as long as the probe
+        response = Response(answer.model_dump_json(by_alias=True).ljust(least_bytes), media_type="application/json")
+        return _Done(response, policy, f"total;dur={total}", _facts(rows), _stages(rows, self.tier.name))
 
     def _check_count(self, inputs: list[Any]) -> None:
         if not inputs:
@@ -313,14 +355,20 @@ class Surface:
         if len(inputs) > self.settings.max_inputs:
             raise TooLarge(f"{len(inputs)} inputs; at most {self.settings.max_inputs} in one request")
 
-    def _problem(self, error: BaseException, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
+    def _problem(
+        self,
+        error: BaseException,
+        request_id: str,
+        headers: Mapping[str, str] | None = None,
+        adapter: Adapter = OURS,
+    ) -> Response:
         """An error's document. One that no caller caused is logged with its cause, and told without it."""
         if not isinstance(error, TierwiseError) or error.status == Failed.status:
             log.error("failed", **{"request_id": request_id, **account(error)})
             error = Failed()
         if error.rejection:
             self.telemetry.rejected.labels(self.tier.name, error.rejection).inc()
-        return document(error, request_id, headers or {})
+        return document(error, request_id, headers or {}, adapter.refuse)
 
     async def on_error(self, request: Request, error: Exception) -> Response:
         """What Starlette raises where no route fits, and what broke outside of `_answer`."""

@@ -1,10 +1,12 @@
 """What a tier offers beside answers: health, facts about itself, metrics that count once, and its own description."""
 
+import asyncio
 import re
 import shutil
 
 import httpx
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from shared import __version__
@@ -104,10 +106,51 @@ def test_the_openapi_document_describes_both_calls(alone):
         assert paths[path]["post"]["requestBody"]["required"] is True
 
 
-def test_the_docs_are_served(alone):
-    response = alone.get("/docs")
-    assert response.status_code == 200
-    assert "openapi.json" in response.text
+def test_the_form_at_docs_loads_everything_from_the_tier_itself(alone):
+    page = alone.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'; script-src 'self'" in page.headers["content-security-policy"]
+    loaded = re.findall(r'(?:href|src)="([^"]+)"', page.text)
+    assert len(loaded) == 4
+    for path, kind in zip(loaded, ("image/png", "text/css", "text/javascript", "text/javascript"), strict=True):
+        part = alone.get(f"/{path}")
+        assert (part.status_code, part.headers["content-type"].partition(";")[0]) == (200, kind)
+        assert len(part.content) > 50
+    start = alone.get("/docs/start.js").text
+    assert '"openapi.json"' in start
+    assert "validatorUrl: null" in start  # or it sends the document to another host
+    assert "://" not in page.text + start
+    assert alone.get("/redoc").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/info", "/metrics", "/docs"])
+def test_head_is_get_without_its_body(alone, path):
+    head = asyncio.run(alone.send("HEAD", path))
+    assert (head.status_code, head.headers["content-type"]) == (200, alone.get(path).headers["content-type"])
+
+
+# -- pages of other origins -------------------------------------------------------------------------------------------
+
+PAGE = {"origin": "https://app.example"}
+PREFLIGHT = {**PAGE, "access-control-request-method": "POST", "access-control-request-headers": "content-type"}
+
+
+def test_no_other_page_may_ask_unless_its_origin_is_set(serve, alone):
+    asked = asyncio.run(alone.send("OPTIONS", "/v1/classify", headers=PREFLIGHT))
+    assert asked.status_code == 405
+    assert not [name for name in asked.headers if name.startswith("access-control")]
+    caller = serve(policy="end-only", cors_origins=("https://app.example", "http://localhost:5173"))
+    asked = asyncio.run(caller.send("OPTIONS", "/v1/classify", headers=PREFLIGHT))
+    assert asked.status_code == 200
+    assert asked.headers["access-control-allow-origin"] == "https://app.example"
+    assert "POST" in asked.headers["access-control-allow-methods"]
+    for answer in (caller.classify("a fine film", PAGE), caller.classify(" ", PAGE)):
+        assert answer.headers["access-control-allow-origin"] == "https://app.example"
+        assert "x-request-id" in answer.headers["access-control-expose-headers"]
+    other = {**PREFLIGHT, "origin": "https://evil.example"}
+    refused = asyncio.run(caller.send("OPTIONS", "/v1/classify", headers=other))
+    assert refused.status_code == 400
+    assert "access-control-allow-origin" not in refused.headers
 
 
 # -- metrics --------------------------------------------------------------------------------------------------------
@@ -209,3 +252,40 @@ def test_refusals_are_counted_once_by_reason(serve, reason, content, media):
     assert values(samples, "tierwise_rejected_total") == {**before, reason: 1}
     assert samples["tierwise_request_duration_seconds_count", "rejected", "none"] == 1
     assert sum(values(samples, "tierwise_answers_total").values()) == 0
+
+
+OPENMETRICS = {"accept": "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.3,*/*;q=0.1"}
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+def exemplars(caller):
+    """The traces in OpenMetrics, by the name of their sample."""
+    answer = asyncio.run(caller.send("GET", "/metrics", headers=OPENMETRICS))
+    assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    families = list(text_string_to_metric_families(answer.text))
+    return [(s.name, s.labels, s.exemplar) for family in families for s in family.samples if s.exemplar]
+
+
+def test_a_recorded_trace_is_the_exemplar_of_its_request(serve):
+    caller = serve(policy="end-only")
+    for flags, trace in (("00", "a" * 32), ("01", TRACE)):
+        caller.classify("a fine film", {"traceparent": f"00-{trace}-00f067aa0ba902b7-{flags}"})
+    ((name, labels, exemplar),) = exemplars(caller)  # a trace that nobody records leads nowhere
+    assert name == "tierwise_request_duration_seconds_bucket"
+    assert (labels["outcome"], labels["policy"]) == ("ok", "end-only")
+    assert exemplar.labels == {"trace_id": TRACE}
+    assert 0 < exemplar.value <= float(labels["le"])
+
+
+def test_both_formats_have_the_same_samples(serve):
+    caller = serve(policy="end-only")
+    caller.classify("a fine film")
+    plain = caller.get("/metrics")
+    assert plain.headers["content-type"].startswith("text/plain; version=")
+    other = asyncio.run(caller.send("GET", "/metrics", headers=OPENMETRICS)).text
+    assert other.endswith("# EOF\n")
+    series = [
+        {line.rpartition(" ")[0] for line in text.splitlines() if line[:8] == "tierwise"}
+        for text in (plain.text, other)
+    ]
+    assert series[0] == series[1]

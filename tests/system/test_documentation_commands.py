@@ -11,10 +11,11 @@ from lab.docs.tables import ROOT, pages
 
 RUN = re.compile(r"<!-- run -->\n```bash\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 BLOCKS = [(str(page.relative_to(ROOT)), block) for page in pages() for block in RUN.findall(page.read_text())]
-# `tierwise` of this tree, at the tiny tiers; an HTTP error fails the block
+# `tierwise` and `python` of this tree, at the tiny tiers; an HTTP error fails the block
 PROLOGUE = """
 set -euo pipefail
 tierwise() { if [ "$1" = classify ]; then set -- "$@" --url URL; fi; "PYTHON" -m lab.cli.main "$@"; }
+python() { "PYTHON" "$@"; }
 curl() { command curl --fail-with-body "$@"; }
 """
 

@@ -291,3 +291,19 @@ def test_only_names_of_an_env_file_are_shown(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env").write_text("".join(f"TIERWISE_{name}=secret\n" for name in "ABCDE"))
     assert "TIERWISE_A, TIERWISE_B, TIERWISE_C, ... must" in unread_env_file()
+
+
+def test_origins_are_a_list(monkeypatch):
+    monkeypatch.setenv("TIERWISE_CORS_ORIGINS", "https://app.example, http://localhost:5173,http://[::1]:80")
+    assert load_settings(END).cors_origins == ("https://app.example", "http://localhost:5173", "http://[::1]:80")
+    monkeypatch.setenv("TIERWISE_CORS_ORIGINS", "")
+    assert load_settings(END).cors_origins == ()
+
+
+@pytest.mark.parametrize(
+    "given", ["https://app.example/", "app.example", "https://*.example", "https://a.example/page"]
+)
+def test_what_no_browser_sends_as_an_origin_is_refused(monkeypatch, given):
+    monkeypatch.setenv("TIERWISE_CORS_ORIGINS", f"https://app.example,{given}")
+    with pytest.raises(BadSetting, match=r"TIERWISE_CORS_ORIGINS.*without a path"):
+        load_settings(END)
