@@ -241,9 +241,9 @@ class HopEvent(Message):
 class Visited(Message):
     """What a tier before this one said of a text."""
 
-    tier: Name
-    exit_layer: Count
-    probabilities: dict[str, Share]
+    tier: Name = says("the tier", "end")
+    exit_layer: Count = says("the layer after which the text left the encoder", 4)
+    probabilities: dict[str, Share] = says("calibrated, by label", {"negative": 0.527501, "positive": 0.472499})
 
 
 class InferRequest(Message):
@@ -265,7 +265,10 @@ class InferRequest(Message):
     deadline_ms: float | None = Field(None, description="milliseconds that remain", examples=[320.5])
     explain: bool = Field(False, description="add every exit and word", examples=[False])
     visits: list[list[Visited]] | None = Field(
-        None, description="the way of each text so far", exclude_if=lambda visits: visits is None
+        None,
+        description="the way of each text so far, where the policy asks for it",
+        examples=[[[{"tier": "end", "exit_layer": 4, "probabilities": {"negative": 0.5275, "positive": 0.4725}}]]],
+        exclude_if=lambda visits: visits is None,
     )
 
 

@@ -42,7 +42,7 @@ class Then(Response):
     """A response, and what is done once it has been sent."""
 
     def __init__(self, response: Response, then: Callable[[], None]) -> None:
-        self.response, self.then = response, then
+        self.response, self.then, self.background = response, then, None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -113,7 +113,7 @@ def test_a_parameter_that_has_one_value_only_is_not_offered(offered):
 
 def test_an_offer_says_whether_the_policy_would_learn_from_an_answer(offered):
     learning = {name for name, offer in offered.items() if offer["learns"]}
-    assert learning == {"adaee", "splitee", "splitee-s", "i-splitee"}
+    assert learning == {"adaee", "recserve", "splitee", "splitee-s", "i-splitee"}
 
 
 def test_a_policy_that_raises_spoils_its_own_offer_alone(serve, monkeypatch):

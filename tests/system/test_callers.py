@@ -424,7 +424,7 @@ def test_a_body_in_ordinary_pieces_is_read(dial):
         (b"HTTP://tier/v1/classify?a=b", 200),
         (b"https://elsewhere/v1/classify", 200),
         (b"http://tier/nowhere", 404),
-        (b"http://tier", 404),
+        (b"http://tier", 200),
         (b"http:///v1/classify", 400),
         (b"ftp://tier/v1/classify", 400),
         (b"*", 400),
