@@ -79,6 +79,11 @@ def _known() -> dict[str, Profile]:
     }
 
 
+def profile_names() -> list[str]:
+    """Every profile that `profile` knows, without paths."""
+    return list(_known())
+
+
 def profile(name: str) -> Profile:
     """A profile by name, or a path over several: `5g-nsa+metro`.
 

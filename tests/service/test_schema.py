@@ -42,4 +42,5 @@ def test_every_operation_keeps_to_its_statuses(serve):
         operation = found.ok()
         sends(operation, seen.setdefault(operation.path, set()))()
     assert seen["/v1/classify"] >= {200, 422}
-    assert set(seen) == {"/v1/classify", "/v1/infer", "/livez", "/readyz", "/info", "/metrics"}
+    links = "/v1/links/{to}"
+    assert set(seen) == {"/v1/classify", "/v1/infer", links, "/livez", "/readyz", "/info", "/metrics"}
