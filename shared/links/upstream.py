@@ -27,7 +27,7 @@ from shared.links.breaker import Breaker
 from shared.links.estimates import Smoothed
 from shared.links.http import UpstreamHttp
 from shared.links.profile import UNSHAPED, Backend, Profile, profile
-from shared.links.shaped import ShapedLinks
+from shared.links.shaped import ShapedLinks, ask_shaper
 from shared.links.simulated import SimulatedLink
 
 log = structlog.get_logger()
@@ -68,7 +68,7 @@ class Upstream:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._clock = clock
-        self.source, self.target, self.url = source, target, url
+        self.source, self.target, self.url, self._name = source, target, url, f"{source}-{target}"
         self._backend, self._profile, self._shaped = backend, profile(profile_name), shaped
         self._timeout_s, self._probe_s = timeout_s, probe_s
         self._simulated = SimulatedLink(self._profile) if backend is Backend.SIMULATED else None
@@ -92,34 +92,52 @@ class Upstream:
         """Who enforces what on this link now; a link that should be shaped and is not says `none`, `unshaped`."""
         if self._backend is not Backend.NETEM or self._shaped is None:
             return self._backend, self._profile
-        shaped = self._shaped.in_force(f"{self.source}-{self.target}")
+        shaped = self._shaped.in_force(self._name)
         return (Backend.NETEM, shaped) if shaped else (Backend.NONE, UNSHAPED)
 
     @property
     def is_cut(self) -> bool:
         """Whether an operator has cut this link."""
+        if self._shaped is not None:
+            return self._shaped.is_cut(self._name)
         return self._simulated is not None and self._simulated.is_cut
 
-    def set_profile(self, name: str) -> None:
-        """Simulate another link from now on; it ends a cut.
+    async def set_profile(self, name: str) -> None:
+        """Make it another link from now on; it ends a cut.
 
         Raises:
-            BadSetting: no such profile, or nothing here simulates this link.
+            BadSetting: no such profile, or nobody enforces this link.
+            UpstreamFailure: the way out is changed, and the tier at the other end did not change the way back.
         """
-        simulated, self._profile = self._changeable(), profile(name)
-        simulated.set(self._profile)
-        self._forget()
+        wanted = profile(name)
+        try:
+            if self._simulated is not None:
+                self._profile = wanted
+                self._simulated.set(wanted)
+            else:
+                await self._ask_shaper(do="set", profile=name)
+                if wanted.loss_ratio < 1:  # else nothing would come back that says so; a way out that is lost is enough
+                    await self._http.set_way_back(self.source, name)
+        finally:
+            self._forget()
 
-    def cut(self, *, cut: bool) -> None:
-        """Cut the simulated link, or heal it. Raises BadSetting where nothing here simulates it."""
-        simulated = self._changeable()
-        simulated.cut() if cut else simulated.heal()
-        self._forget()
+    async def cut(self, *, cut: bool) -> None:
+        """Cut the link, or heal it. Raises BadSetting where nobody enforces it.
 
-    def _changeable(self) -> SimulatedLink:
+        The shaper cuts the way out alone: then no call arrives, and none is answered.
+        """
         if self._simulated is None:
-            raise BadSetting(f"TIERWISE_LINKS={self._backend}: this tier changes simulated links alone")
-        return self._simulated
+            await self._ask_shaper(do="cut" if cut else "heal")
+        elif cut:
+            self._simulated.cut()
+        else:
+            self._simulated.heal()
+        self._forget()
+
+    async def _ask_shaper(self, **command: str) -> None:
+        if self._shaped is None:
+            raise BadSetting(f"TIERWISE_LINKS={self._backend}: nobody enforces this link, so nobody can change it")
+        await ask_shaper(self._shaped.folder, link=self._name, **command)
 
     def _forget(self) -> None:
         """What was measured says nothing about the link from now on.

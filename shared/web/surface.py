@@ -111,7 +111,7 @@ class Surface:
         self.ledger, self.traces = ledger, traces
         self.tier, self.bundle, self.telemetry = front.tier, front.tier.bundle, front.tier.telemetry
         self.model = f"{self.bundle.card_name} {classifier.runs_on}"  # what answers
-        self.links = LinkControl(settings, keys, self.tier.upstreams)
+        self.links = LinkControl(settings, keys, self.tier.upstreams, self.bundle.order)
         self.shelf = Shelf(_BODIES * settings.max_body_bytes)
 
     def add_routes(self) -> None:

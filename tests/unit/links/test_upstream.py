@@ -288,7 +288,7 @@ def test_what_was_measured_is_forgotten_with_the_link_that_it_was_measured_on():
         slow = upstream.round_trip_s
         under_way = asyncio.ensure_future(upstream.infer(REQUEST, {}))
         await asyncio.sleep(0.01)
-        upstream.set_profile("wifi")
+        await upstream.set_profile("wifi")
         await under_way
         changed = upstream.round_trip_s
         await upstream.infer(REQUEST, {})
@@ -304,11 +304,11 @@ def test_what_was_measured_is_forgotten_with_the_link_that_it_was_measured_on():
 def test_a_call_that_waited_for_a_cut_link_is_answered_once_it_is_healed_and_not_measured():
     async def story():
         upstream = simulated("wifi")
-        upstream.cut(cut=True)
+        await upstream.cut(cut=True)
         call = asyncio.ensure_future(upstream.infer(REQUEST, {}))
         await asyncio.sleep(3)
         assert not call.done()
-        upstream.cut(cut=False)
+        await upstream.cut(cut=False)
         await call
         took = now()
         await upstream.close()
