@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 CONTRACT_VERSION = 2
 DegradedReason = Literal[
@@ -287,6 +287,36 @@ class InferResponse(Message):
     call: Name = says("the request's", "9c1185a5c5e9fc54")
     rows: list[InferredRow] = says("one per text, in order")
     total_ms: Ms = says("the callee's own time for the call, its waiting for further tiers included", 228.9)
+
+
+class LinkChange(Message):
+    """One change of a link: another profile, or a cut. A profile ends a cut."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"minProperties": 1, "maxProperties": 1, "examples": [{"profile": "lte"}, {"cut": True}]}
+    )
+
+    profile: Name | None = Field(
+        None, description="a link profile, or a path over several joined by +", examples=["lte", "5g-nsa+metro"]
+    )
+    cut: bool | None = Field(None, description="whether the link lets nothing through", examples=[True])
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.profile is None) == (self.cut is None):
+            raise ValueError('expected either {"profile": NAME} or {"cut": true or false}')
+        return self
+
+
+class LinkState(Message):
+    """A link of a tier, as `/info` lists it."""
+
+    to: Name = says("the tier that it leads to", "edge")
+    url: str = says("that tier's address", "http://127.0.0.1:8081")
+    backend: Literal["netem", "simulated", "none"] = says("what enforces the profile now", "simulated")
+    profile: str = says("the profile in force", "lte")
+    cut: bool = says("whether an operator has cut it", False)
+    breaker: Literal["open", "closed"] = says("open: that tier failed again and again, and is only probed", "closed")
 
 
 class Problem(Message):

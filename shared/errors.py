@@ -17,6 +17,7 @@ by the rejection. A class inherits what it does not say.
       BadInput                422  bad-input           Cannot classify this      invalid
         UnreadableText        422  bad-input           Cannot classify this      invalid
         UnknownPolicy         422  bad-input           Cannot classify this      invalid
+        BadLinkChange         422  bad-link-change     Cannot change this link
       QueueFull               429  queue-full          Too busy                  queue_full
       CallerLeft              499  caller-left         The caller left           abandoned
       Draining                503  draining            Shutting down             draining
@@ -122,7 +123,8 @@ class UnsupportedMedia(Refused):
 class BadInput(TierwiseError):
     """The caller's text or option is wrong."""
 
-    status, kind, title, rejection = 422, "bad-input", "Cannot classify this", "invalid"
+    status, kind, title = 422, "bad-input", "Cannot classify this"
+    rejection: ClassVar[str | None] = "invalid"
 
     def __init__(self, detail: str, *, errors: Sequence[Mapping[str, str]] = ()) -> None:
         super().__init__(detail)
@@ -135,6 +137,12 @@ class UnreadableText(BadInput):
 
 class UnknownPolicy(BadInput):
     """A policy that does not exist, or parameters it does not have."""
+
+
+class BadLinkChange(BadInput):
+    """A change of a link that makes no sense, or that this tier cannot make."""
+
+    kind, title, rejection = "bad-link-change", "Cannot change this link", None
 
 
 class QueueFull(TierwiseError):

@@ -15,6 +15,7 @@ _DEFAULTS = {
     "TIERWISE_LINKS": "netem",
     "TIERWISE_SHAPED_LINKS": "",
     "TIERWISE_PEERS": "",
+    "TIERWISE_LINK_CONTROL": "false",
     "TIERWISE_LINK_STATE_DIR": "/run/tierwise",
     "TIERWISE_SHAPER_CONTROL": CONTROL,
     "TIERWISE_SHAPER_METRICS_PORT": "9100",
@@ -33,6 +34,7 @@ class Config:
     links: dict[str, str]
     peers: dict[str, str]
     state_dir: Path
+    tier_may_change: bool  # whether the tier may, over a socket in `state_dir`
     control: Path
     metrics_port: int
     probe_port: int
@@ -52,11 +54,14 @@ def load_config(environment: Mapping[str, str]) -> Config:
             raise BadSetting(f"{key}={value[key]!r}: expected a port from 1 to 65535")
     if value["TIERWISE_LINKS"] not in set(Backend):
         raise BadSetting(f"TIERWISE_LINKS={value['TIERWISE_LINKS']!r}: expected {', '.join(Backend)}")
+    if value["TIERWISE_LINK_CONTROL"] not in ("true", "false"):
+        raise BadSetting(f"TIERWISE_LINK_CONTROL={value['TIERWISE_LINK_CONTROL']!r}: expected true or false")
     return Config(
         tier=value["TIERWISE_TIER"],
         links=_pairs("TIERWISE_SHAPED_LINKS", value) if value["TIERWISE_LINKS"] == Backend.NETEM else {},
         peers=_pairs("TIERWISE_PEERS", value),
         state_dir=Path(value["TIERWISE_LINK_STATE_DIR"]),
+        tier_may_change=value["TIERWISE_LINK_CONTROL"] == "true",
         control=Path(value["TIERWISE_SHAPER_CONTROL"]),
         metrics_port=int(value["TIERWISE_SHAPER_METRICS_PORT"]),
         probe_port=int(value["TIERWISE_SHAPER_PROBE_PORT"]),

@@ -13,8 +13,9 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,12 +29,14 @@ from services.shaper.shape import Direction, Reading, Shape, shape_of
 from services.shaper.state import Link, Mode, link_between
 from services.shaper.trace import parse, unpack
 from shared.errors import BadSetting, TierwiseError
+from shared.links.profile import SHAPER_SOCKET
 
 log = structlog.get_logger()
 TICK_S = 0.05  # how often a trace is followed
 LOOK_S = 1.0  # how often the kernel is asked
 EXCHANGE_S = 5.0  # between exchanges that measure the RTT
 STALE_S = 0.5  # packets that would wait longer by an old shape are dropped with it
+OF_TIERS = {"set", "cut", "heal"}  # what the tier may ask for; a trace would name files, a probe takes seconds
 
 
 class Shaping(Protocol):
@@ -60,12 +63,11 @@ class Shaper:
         start_http_server(self.config.metrics_port, registry=self.metrics.registry)
         responder = Responder(self.config.probe_port)
         threading.Thread(target=responder.serve_forever, daemon=True).start()
-        self.config.control.parent.mkdir(parents=True, exist_ok=True)
-        self.config.control.unlink(missing_ok=True)
         self.publish()
         if not self._published:
             raise BadSetting(f"TIERWISE_LINK_STATE_DIR={self.config.state_dir}: cannot write to it")
-        server = await asyncio.start_unix_server(self._converse, self.config.control, limit=1 << 24)
+        server = await self._listen(self.config.control)
+        await self.listen_to_tier()  # the loop keeps the server
         async with server, asyncio.TaskGroup() as tasks:
             for link in self.links.values():
                 tasks.create_task(self._keep(link))
@@ -189,12 +191,33 @@ class Shaper:
 
     # -- commands
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def listen_to_tier(self) -> asyncio.Server | None:
+        """Where the tier may change links, offer it a socket beside `links.json`; else null."""
+        path = self.config.state_dir / SHAPER_SOCKET
+        path.unlink(missing_ok=True)  # of a shaper that let it
+        if not self.config.tier_may_change:
+            return None
+        server = await self._listen(path, OF_TIERS)
+        path.chmod(0o666)  # the tier is another user; nobody else has this folder
+        return server
+
+    async def _listen(self, path: Path, allowed: Collection[str] | None = None) -> asyncio.Server:
+        """Answer commands on a socket at `path`: all of them, or those allowed."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        return await asyncio.start_unix_server(partial(self._converse, allowed=allowed), path, limit=1 << 24)
+
+    async def _converse(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, allowed: Collection[str] | None = None
+    ) -> None:
         with closing(writer), suppress(OSError):  # the caller may leave before its answer
             async for line in reader:
                 try:
                     request = json.loads(line)
-                    answer = await self.answer(request if isinstance(request, dict) else {})
+                    request = request if isinstance(request, dict) else {}
+                    if allowed is not None and request.get("do") not in allowed:
+                        raise BadSetting(f"command {request.get('do')!r}: a tier may {', '.join(sorted(allowed))}")
+                    answer = await self.answer(request)
                 except (TierwiseError, ValueError, OSError) as error:
                     answer = {"error": str(error)}
                 writer.write(json.dumps(answer).encode() + b"\n")

@@ -15,7 +15,9 @@ It uses httpx's transports without its client, whose cookies, redirects and merg
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
+from urllib.parse import quote
 
 import httpx
 
@@ -51,7 +53,8 @@ class UpstreamHttp:
         single = httpx.Limits(max_connections=64, max_keepalive_connections=0)
         self._warm, self._fresh = (transport or connections.transport(url, limits) for limits in (warm, single))
         base = address(url)
-        self._url = base.copy_with(raw_path=base.raw_path.rstrip(b"/") + b"/v1/infer")
+        self._base = base.copy_with(raw_path=base.raw_path.rstrip(b"/") + b"/v1/")
+        self._url = self._under("infer")
         self._headers = {"user-agent": "tierwise", "content-type": "application/json"}  # as few bytes as do
         if key is not None:
             self._headers["authorization"] = f"Bearer {key}"
@@ -80,6 +83,26 @@ class UpstreamHttp:
     async def probe(self, body: bytes, *, call: str, limit_bytes: int) -> bytes:
         """The same on a fresh connection, never retried."""
         return await self._once(self._fresh, body, {}, call, limit_bytes)
+
+    async def set_way_back(self, source: str, profile: str) -> None:
+        """Have the upstream shape its own end of the link from `source`.
+
+        Raises:
+            UpstreamFailure: it did not, and why.
+        """
+        url, body = self._under(f"links/{quote(source, safe='')}"), json.dumps({"profile": profile})
+        request = httpx.Request("PUT", url, headers=self._headers, content=body, extensions=self._extensions)
+        connections.allow(0)
+        try:
+            answer = await self._fresh.handle_async_request(request)
+            await answer.aclose()
+        except httpx.HTTPError as error:
+            raise UpstreamFailure("upstream_unavailable", f"{self._target}: {type(error).__name__} {error}") from error
+        if answer.status_code != 204:
+            raise UpstreamFailure("upstream_refused", f"{self._target} answered {answer.status_code}")
+
+    def _under(self, path: str) -> httpx.URL:
+        return self._base.copy_with(raw_path=self._base.raw_path + path.encode())
 
     async def _once(
         self, transport: httpx.AsyncBaseTransport, body: bytes, headers: dict[str, str], call: str, limit_bytes: int

@@ -17,6 +17,7 @@ import yaml
 from shared.errors import BadSetting
 
 PROFILES = Path(__file__).resolve().parents[2] / "deploy" / "netem" / "profiles.yaml"
+SHAPER_SOCKET = "tier.sock"  # beside `links.json`: where a shaper takes its tier's changes
 PAYLOAD, FRAME = 1448, 66  # bytes of a full packet: what it carries; Ethernet, IP and TCP with timestamps around it
 HTTP = 250  # bytes of a request's or an answer's headers, as measured; they travel in a packet of their own
 
@@ -77,6 +78,11 @@ def _known() -> dict[str, Profile]:
         )
         for name, raw in yaml.safe_load(PROFILES.read_text()).items()
     }
+
+
+def profile_names() -> list[str]:
+    """Every profile that `profile` knows, without paths."""
+    return list(_known())
 
 
 def profile(name: str) -> Profile:

@@ -1,11 +1,13 @@
 """Links that the kernel shapes: what their shaper says is in force.
 
 The shaper that owns a tier's network namespace (`services/shaper`) writes a file; a link can change while the tier
-runs. A damaged file says nothing about what is in force, so its links count as unshaped.
+runs, also because the tier asks for it (`ask_shaper`). A damaged file says nothing about what is in force, so its links
+count as unshaped.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import logging
@@ -15,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import BadSetting
-from shared.links.profile import Profile
+from shared.links.profile import SHAPER_SOCKET, Profile
 
 log = logging.getLogger(__name__)
 _MOST = 1_000_000  # bytes of the shaper's file
 _MODES = ("profile", "trace", "cut", "waiting")
+_ANSWER_S = 5.0  # the kernel answers in milliseconds
 
 
 class ShapedLinks:
@@ -32,12 +35,21 @@ class ShapedLinks:
     FILE = "links.json"
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / self.FILE
-        self._stamp, self._links = (0, 0, 0), dict[str, Profile]()
+        self.folder, self._path = folder, folder / self.FILE
+        self._stamp, self._links = (0, 0, 0), dict[str, tuple[Profile, bool]]()
         self._look()
 
     def in_force(self, link: str) -> Profile | None:
         """The profile on a link, `end-edge`; null where nothing shapes it (yet), or the file is damaged."""
+        found = self._of(link)
+        return found and found[0]
+
+    def is_cut(self, link: str) -> bool:
+        """Whether it is cut. Its profile is then a total loss under the name of what was before."""
+        found = self._of(link)
+        return found is not None and found[1]
+
+    def _of(self, link: str) -> tuple[Profile, bool] | None:
         try:
             self._look()
         except BadSetting as error:
@@ -61,12 +73,35 @@ class ShapedLinks:
             raise BadSetting(f"{self._path} is damaged ({error!r}): start this tier's shaper again") from error
 
 
-def _read(path: Path) -> dict[str, Profile]:
+async def ask_shaper(folder: Path, **command: str) -> None:
+    """Have the shaper that writes to `folder` change its own end of a link: `do`, `link`, `profile`.
+
+    Raises:
+        BadSetting: it refuses, or takes no changes.
+    """
+    path = folder / SHAPER_SOCKET
+    try:
+        async with asyncio.timeout(_ANSWER_S):
+            reader, writer = await asyncio.open_unix_connection(path)
+            try:
+                writer.write(json.dumps(command).encode() + b"\n")
+                answer = json.loads(await reader.readline())
+            finally:
+                writer.close()
+    except (OSError, ValueError) as error:  # a timeout is an OSError
+        raise BadSetting(
+            f"no shaper takes changes at {path} ({type(error).__name__}): start it with TIERWISE_LINK_CONTROL=true too"
+        ) from error
+    if "error" in answer:
+        raise BadSetting(f"the shaper refused: {answer['error']}")
+
+
+def _read(path: Path) -> dict[str, tuple[Profile, bool]]:
     found = path.stat()
     if not stat.S_ISREG(found.st_mode) or found.st_size > _MOST:
         raise ValueError("not a file of the shaper's")
     links = json.loads(path.read_text("utf-8"))["links"]
-    return {name: _shaped(raw) for name, raw in links.items() if raw["mode"] != "waiting"}
+    return {name: (_shaped(raw), raw["mode"] == "cut") for name, raw in links.items() if raw["mode"] != "waiting"}
 
 
 def _shaped(raw: dict[str, Any]) -> Profile:

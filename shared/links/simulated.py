@@ -2,8 +2,9 @@
 
 Each way and for each packet of the message: half the RTT plus jitter of its own, in order, at the link's rate, headers
 included. A message has arrived when its last packet has, so jitter costs time. Loss is modelled as one more RTT per
-lost packet (fast retransmit); 100 % is an outage. Left out: TCP's slow start, handshakes and acknowledgements; every
-answer and table says `simulated`.
+lost packet (fast retransmit); 100 % is an outage. A link that is cut says nothing: what is sent over it waits until it
+is healed, as packets do that TCP sends again. Left out: TCP's slow start, handshakes and acknowledgements; every answer
+and table says `simulated`.
 """
 
 from __future__ import annotations
@@ -27,9 +28,30 @@ class SimulatedLink:
         self._sending = {"up": asyncio.Lock(), "down": asyncio.Lock()}  # one message after the other
         self._free = {"up": 0.0, "down": 0.0}  # when the last packet of each direction arrives
         self._late = 0.0  # how late this machine wakes sleepers, in seconds; learned, and taken off every wait
+        self._healed = asyncio.Event()
+        self._healed.set()
+
+    @property
+    def is_cut(self) -> bool:
+        return not self._healed.is_set()
+
+    def set(self, profile: Profile) -> None:
+        """Be another link, also for the rest of what is under way. It ends a cut, as a shaper's `set` does."""
+        self.profile = profile
+        self.heal()
+
+    def cut(self) -> None:
+        """Let nothing arrive any more, until `heal` or `set`."""
+        self._healed.clear()
+
+    def heal(self) -> None:
+        """Let what waits go on, from now: nothing is booked any more."""
+        self._free = dict.fromkeys(self._free, asyncio.get_running_loop().time())
+        self._healed.set()
 
     async def carry(self, size: int, direction: str) -> None:
         """Return when `size` bytes would have arrived at the other end; raise UpstreamFailure where the link is out."""
+        await self._healed.wait()
         if self.profile.loss_ratio >= 1:
             raise UpstreamFailure("upstream_unavailable", f"link {self.profile.name} is out")
         began = asyncio.get_running_loop().time()
@@ -42,12 +64,14 @@ class SimulatedLink:
 
         It is booked in bursts, so a message that is cancelled frees the rest.
         """
-        link, rate = self.profile, self.profile.rate_up_bps if direction == "up" else self.profile.rate_down_bps
         lost, booked = 0, 0.0
         for at in range(packets(size)):
             if booked >= _BURST_S:
                 await self._until(self._free[direction])
+                await self._healed.wait()
                 booked = 0.0
+            link = self.profile  # it may have changed since the last burst
+            rate = link.rate_up_bps if direction == "up" else link.rate_down_bps
             delay = self._random.gauss(link.rtt_s / 2, link.jitter_s)
             delay = min(max(0.0, delay), link.rtt_s)  # cut off on both sides, as the shaper does
             packet = (min(PAYLOAD, size - (at - 1) * PAYLOAD) if at else HTTP) + FRAME
@@ -55,7 +79,7 @@ class SimulatedLink:
             self._free[direction] = max(self._free[direction], began + delay) + seconds
             booked += seconds
             lost += bool(link.loss_ratio) and self._random.random() < link.loss_ratio
-        return self._free[direction] + lost * link.rtt_s
+        return self._free[direction] + lost * self.profile.rtt_s
 
     async def _until(self, due: float) -> None:
         loop = asyncio.get_running_loop()

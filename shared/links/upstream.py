@@ -22,12 +22,12 @@ import structlog
 from pydantic import ValidationError
 
 from shared.contracts import CONTRACT_VERSION, DegradedReason, InferredRow, InferRequest, InferResponse, LinkUse
-from shared.errors import DeadlinePassed, UpstreamFailure
+from shared.errors import BadSetting, DeadlinePassed, UpstreamFailure
 from shared.links.breaker import Breaker
 from shared.links.estimates import Smoothed
 from shared.links.http import UpstreamHttp
 from shared.links.profile import UNSHAPED, Backend, Profile, profile
-from shared.links.shaped import ShapedLinks
+from shared.links.shaped import ShapedLinks, ask_shaper
 from shared.links.simulated import SimulatedLink
 
 log = structlog.get_logger()
@@ -68,21 +68,21 @@ class Upstream:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._clock = clock
-        self.source, self.target, self.url = source, target, url
+        self.source, self.target, self.url, self._name = source, target, url, f"{source}-{target}"
         self._backend, self._profile, self._shaped = backend, profile(profile_name), shaped
         self._timeout_s, self._probe_s = timeout_s, probe_s
-        link = SimulatedLink(self._profile) if backend is Backend.SIMULATED else None
+        self._simulated = SimulatedLink(self._profile) if backend is Backend.SIMULATED else None
         self._http = UpstreamHttp(
             target=target,
             url=url,
-            link=link,
+            link=self._simulated,
             timeout_s=timeout_s,
             key=key,
             transport=transport,
             count_retry=count_retry,
         )
         self.breaker = Breaker()
-        self._link_time, self._usual = Smoothed(forget_s=_FORGET_S), Smoothed(forget_s=_FORGET_USUAL_S)
+        self._forget()
         self.bytes_up = self.bytes_down = 0  # of bodies, in calls that were answered
         self._sizes: deque[int] = deque(maxlen=20)  # bytes of the last requests
         self._probing: asyncio.Task[None] | None = None
@@ -92,8 +92,59 @@ class Upstream:
         """Who enforces what on this link now; a link that should be shaped and is not says `none`, `unshaped`."""
         if self._backend is not Backend.NETEM or self._shaped is None:
             return self._backend, self._profile
-        shaped = self._shaped.in_force(f"{self.source}-{self.target}")
+        shaped = self._shaped.in_force(self._name)
         return (Backend.NETEM, shaped) if shaped else (Backend.NONE, UNSHAPED)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether an operator has cut this link."""
+        if self._shaped is not None:
+            return self._shaped.is_cut(self._name)
+        return self._simulated is not None and self._simulated.is_cut
+
+    async def set_profile(self, name: str) -> None:
+        """Make it another link from now on; it ends a cut.
+
+        Raises:
+            BadSetting: no such profile, or nobody enforces this link.
+            UpstreamFailure: the way out is changed, and the tier at the other end did not change the way back.
+        """
+        wanted = profile(name)
+        try:
+            if self._simulated is not None:
+                self._profile = wanted
+                self._simulated.set(wanted)
+            else:
+                await self._ask_shaper(do="set", profile=name)
+                if wanted.loss_ratio < 1:  # else nothing would come back that says so; a way out that is lost is enough
+                    await self._http.set_way_back(self.source, name)
+        finally:
+            self._forget()
+
+    async def cut(self, *, cut: bool) -> None:
+        """Cut the link, or heal it. Raises BadSetting where nobody enforces it.
+
+        The shaper cuts the way out alone: then no call arrives, and none is answered.
+        """
+        if self._simulated is None:
+            await self._ask_shaper(do="cut" if cut else "heal")
+        elif cut:
+            self._simulated.cut()
+        else:
+            self._simulated.heal()
+        self._forget()
+
+    async def _ask_shaper(self, **command: str) -> None:
+        if self._shaped is None:
+            raise BadSetting(f"TIERWISE_LINKS={self._backend}: nobody enforces this link, so nobody can change it")
+        await ask_shaper(self._shaped.folder, link=self._name, **command)
+
+    def _forget(self) -> None:
+        """What was measured says nothing about the link from now on.
+
+        A call that is under way adds to the estimates that it began with, which nobody asks any more.
+        """
+        self._link_time, self._usual = Smoothed(forget_s=_FORGET_S), Smoothed(forget_s=_FORGET_USUAL_S)
 
     @property
     def link_s(self) -> float:
@@ -130,6 +181,7 @@ class Upstream:
             request = request.model_copy(update={"deadline_ms": (within_s - self.link_s) * 1e3})
         request = request.model_copy(update={"call": secrets.token_hex(8)})
         body, started = request.model_dump_json().encode(), self._clock()
+        link_time, usual = self._link_time, self._usual
         self._sizes.append(len(body))
         try:
             answer = await self._post(body, headers, request.call, within_s, limit_bytes)
@@ -142,8 +194,8 @@ class Upstream:
         seconds = self._clock() - started
         self._count(failed=False)
         link_s = max(0.0, seconds - response.total_ms / 1e3)
-        self._usual.add(seconds)
-        self._link_time.add(link_s)
+        usual.add(seconds)
+        link_time.add(link_s)
         self.bytes_up += len(body)
         self.bytes_down += len(answer)
         rows = self._with_link(response, request, len(body), len(answer), link_s)
@@ -198,15 +250,12 @@ class Upstream:
 
     async def _probe_until_well(self) -> None:
         pause, probe, body = self._probe_s, *self._probe()
-        link = self.link[1]
-        sending_s = sum(8 * len(body) / rate for rate in (link.rate_up_bps, link.rate_down_bps) if rate)
-        limit_s = min(self._timeout_s, max(2.0, 3 * (link.rtt_s + sending_s)))
         began = time.monotonic()
         while self.breaker.open:
             await asyncio.sleep(max(0.0, began + pause - time.monotonic()))
             began = time.monotonic()
             try:
-                async with asyncio.timeout(limit_s):
+                async with asyncio.timeout(self._probe_limit_s(len(body))):
                     answer = await self._http.probe(body, call=probe.call, limit_bytes=2 * _LONGEST_PROBE)
                     self._read(answer, probe)
             except (UpstreamFailure, TimeoutError):
@@ -214,6 +263,12 @@ class Upstream:
             else:
                 self.breaker.close()
                 log.info("breaker_closed", tier=self.source, to=self.target)
+
+    def _probe_limit_s(self, size: int) -> float:
+        """What a probe of so many bytes may take on the link as it is now."""
+        link = self.link[1]
+        sending_s = sum(8 * size / rate for rate in (link.rate_up_bps, link.rate_down_bps) if rate)
+        return min(self._timeout_s, max(2.0, 3 * (link.rtt_s + sending_s)))
 
     def _probe(self) -> tuple[InferRequest, bytes]:
         """A request without texts, and its body with white space behind it."""

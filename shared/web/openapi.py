@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from shared.contracts import ClassifyRequest, ExitEvent, HopEvent, InferRequest, Problem
+from shared.contracts import ClassifyRequest, ExitEvent, HopEvent, InferRequest, LinkChange, Problem
 from shared.errors import TierwiseError
 from shared.web.adapters.huggingface import PredictRequest, TaskRequest, TeiError
 from shared.web.adapters.v2 import V2Error, V2InferRequest
@@ -69,6 +69,7 @@ def complete(app: FastAPI) -> None:
         [
             (ClassifyRequest, "validation"),
             (InferRequest, "validation"),
+            (LinkChange, "validation"),
             (Problem, "serialization"),
             (ExitEvent, "serialization"),
             (HopEvent, "serialization"),

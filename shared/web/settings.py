@@ -84,6 +84,7 @@ class Settings(BaseSettings):
     link_profiles: Annotated[dict[str, str], NoDecode] = Field(
         {}, description="profile of the link to each upstream: TIER=PROFILE,..."
     )
+    link_control: bool = Field(False, description="let who may classify change and cut links: PUT /v1/links/TIER")
     link_state_dir: Path = Field(
         Path("/run/tierwise"), description="with netem: where the shaper says what is in force"
     )

@@ -56,6 +56,7 @@ from shared.web.assets import add_page
 from shared.web.body import Shelf, parse, read, validate
 from shared.web.guard import Keys, authorize, while_waited_for
 from shared.web.ledger import Ledger
+from shared.web.links import LinkControl
 from shared.web.machine import cpus
 from shared.web.offers import Offers, offers
 from shared.web.openapi import KEYED, STREAMED, Described, body_of, complete, problems
@@ -124,6 +125,7 @@ class Surface:
         self.ledger, self.traces = ledger, traces
         self.tier, self.bundle, self.telemetry = front.tier, front.tier.bundle, front.tier.telemetry
         self.model = f"{self.bundle.card_name} {classifier.runs_on}"  # what answers
+        self.links = LinkControl(settings, keys, self.tier.upstreams, self.bundle.order)
         self.shelf = Shelf(_BODIES * settings.max_body_bytes)
 
     def add_routes(self) -> None:
@@ -164,9 +166,10 @@ class Surface:
             ("/metrics", self.metrics),
         ):  # the head of the same answer, for probes
             add(path, plain, methods=["HEAD"], include_in_schema=False)
+        self.links.add_route(self.app)
         complete(self.app)
         add_page(self.app)
-        for error in (HTTPException, Exception):
+        for error in (HTTPException, TierwiseError, Exception):
             self.app.add_exception_handler(error, self.on_error)
 
     async def classify(self, request: Request) -> Response:
@@ -219,16 +222,7 @@ class Surface:
             "learned": self.front.states.described(),
             "limits": self.settings.model_dump(include=_LIMITS),
             "keys": {"door": self.keys.door is not None, "tier": self.keys.tier is not None},
-            "links": [
-                {
-                    "to": u.target,
-                    "url": u.url,
-                    "backend": u.link[0].value,
-                    "profile": u.link[1].name,
-                    "breaker": "open" if u.breaker.open else "closed",
-                }
-                for u in self.tier.upstreams.values()
-            ],
+            **self.links.described(),
             "engine": self.classifier.engine.name,
             "precision": self.classifier.engine.precision.value,
             "card_engine": self.bundle.card.engine,
@@ -371,7 +365,7 @@ class Surface:
         return document(error, request_id, headers or {}, adapter.refuse)
 
     async def on_error(self, request: Request, error: Exception) -> Response:
-        """What Starlette raises where no route fits, and what broke outside of `_answer`."""
+        """What Starlette raises where no route fits, and what was refused or broke outside of `_answer`."""
         if not isinstance(error, HTTPException):
             return self._problem(error, _request_id(request), {"connection": "close"})
         raised = {error.status: error for error in (NoSuchPath, MethodNotAllowed)}.get(error.status_code, Refused)

@@ -24,6 +24,7 @@ ENVIRONMENT = {
     "TIERWISE_BIND": f"127.0.0.1:{API}",
     "TIERWISE_PROMETHEUS_PORT": str(PROMETHEUS),
     "TIERWISE_QUEUE_WAIT_MS": "1000",  # what refuses for want of time is not what breaks here
+    "TIERWISE_LINK_CONTROL": "true",
     "TIERWISE_DASHBOARDS": "0",  # their queries are run against Prometheus instead
 }
 

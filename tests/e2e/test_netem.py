@@ -91,6 +91,31 @@ def test_a_cut_link_degrades_in_time_and_heals(ask, nsa):
         assert time.monotonic() < until, "no recovery within 10 s"
 
 
+def put(stack, body):
+    """The end's link to the edge, changed through the end itself."""
+    answer = stack.client.put("/v1/links/edge", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_a_tier_changes_its_link_at_both_ends(stack, nsa):
+    link = put(stack, {"profile": "lte"})
+    assert (link["backend"], link["profile"], link["cut"]) == ("netem", "lte", False)
+    ends = running_links().show()["end-edge"]
+    assert {end["profile"] for end in ends.values()} == {"lte"}
+    assert {way: end["rate"] for way, end in ends.items()} == {"up": 14e6, "down": 35e6}
+
+
+def test_a_link_that_a_tier_cuts_degrades_in_time_and_heals(stack, ask, nsa):
+    assert put(stack, {"cut": True})["cut"] is True
+    result = ask(REVIEWS[7], policy={"name": "collaborative", "offload_threshold": 1.0}, deadline_ms=1500)["results"][0]
+    assert result["degraded"] in ("deadline", "upstream_timeout", "upstream_unavailable")
+    assert put(stack, {"cut": False})["cut"] is False
+    until = time.monotonic() + 10
+    while ask(REVIEWS[0], policy="edge-only", deadline_ms=1500)["results"][0]["degraded"]:
+        assert time.monotonic() < until, "no recovery within 10 s"
+
+
 @measured
 def test_link_bytes_are_the_interfaces_bytes_less_headers(ask, nsa):
     ask(LONG, policy="edge-only")

@@ -43,7 +43,17 @@ def test_every_operation_keeps_to_its_statuses(serve):
         operation = found.ok()
         sends(operation, seen.setdefault(operation.path, set()))()
     assert seen["/v1/classify"] >= {200, 422}
-    ours = {"/v1/classify", "/v1/infer", "/livez", "/readyz", "/health", "/info", "/v1/policies", "/metrics"}
+    ours = {
+        "/v1/classify",
+        "/v1/infer",
+        "/livez",
+        "/readyz",
+        "/health",
+        "/info",
+        "/v1/policies",
+        "/metrics",
+        "/v1/links/{to}",
+    }
     model = "/v2/models/{name}"
     v2 = {"/v2", "/v2/health/live", "/v2/health/ready", model, f"{model}/ready", f"{model}/infer"}
     assert set(seen) == ours | v2 | {"/", "/predict"}

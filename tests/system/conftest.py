@@ -80,6 +80,15 @@ class Tiers:
         assert response.status_code == 200, response.text
         return response.json()
 
+    async def change_link(self, tier, to, **change):
+        """The link from a tier, changed as an operator changes it."""
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(self.apps[tier]), base_url="http://operator"
+        ) as client:
+            answer = await client.put(f"/v1/links/{to}", json=change)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
     def results(self, inputs, **options):
         return self.classify(inputs, **options)["results"]
 

@@ -350,3 +350,39 @@ def test_tiers_of_other_bundles_do_not_mix(chain, always):
     chain.joined.down.add("cloud")
     (result,) = chain.results("a fine film", policy=always)
     assert (path(result), result["degraded"]) == (["end"], "upstream_invalid")
+
+
+# -- links that change ----------------------------------------------------------------------------------------------
+
+
+def test_each_tier_changes_its_own_links_while_it_runs(build_tiers, always):
+    chain = build_tiers(CHAIN, link_control=True)
+
+    async def story():
+        await chain.change_link("edge", "cloud", profile="3g")
+        slow = (await chain.ask("a fine film", policy=always)).json()["results"][0]["hops"]
+        await chain.change_link("edge", "cloud", profile="metro")
+        return slow, (await chain.ask("a fine film", policy=always)).json()["results"][0]["hops"]
+
+    slow, fast = asyncio.run(story())
+    assert [hop["link"]["profile"] for hop in slow[1:]] == ["ideal", "3g"]
+    assert [hop["link"]["profile"] for hop in fast[1:]] == ["ideal", "metro"]
+    assert slow[2]["link"]["ms"] > 150 > fast[2]["link"]["ms"]  # 300 there and back, 30 of jitter each way; 2
+    assert slow[1]["link"]["ms"] < 150  # the edge's waiting is not the first link's
+
+
+def test_a_link_that_is_cut_leaves_the_tiers_before_it_until_it_is_healed(build_tiers, always):
+    chain = build_tiers(CHAIN, link_control=True, upstream_timeout_ms=500, probe_ms=50)
+
+    async def story():
+        await chain.change_link("edge", "cloud", cut=True)
+        cut = [(await chain.ask("a fine film", policy=always)).json()["results"][0] for _ in range(2)]
+        await chain.change_link("edge", "cloud", cut=False)
+        async with asyncio.timeout(10):
+            while (whole := (await chain.ask("a fine film", policy=always)).json()["results"][0])["degraded"]:
+                await asyncio.sleep(0.05)
+        return cut, whole
+
+    cut, whole = asyncio.run(story())
+    assert all(result["degraded"] for result in cut)
+    assert path(whole) == TIERS

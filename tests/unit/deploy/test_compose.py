@@ -82,6 +82,17 @@ def test_a_tier_may_take_about_twice_what_it_took_under_the_largest_requests(ser
             assert 1.5 < int(service["mem_limit"]) / 1e6 / most[tier] < 3, tier
 
 
+@pytest.mark.parametrize(("chosen", "said"), [({}, "false"), ({"TIERWISE_LINK_CONTROL": "true"}, "true")])
+def test_links_are_changed_by_a_tier_and_its_shaper_together_or_not_at_all(services, chosen, said):
+    """The shaper's socket is in the volume that the tier can read alone."""
+    found = services(**chosen)
+    for tier in TIERS:
+        for name in (tier, f"{tier}-shaper"):
+            assert found[name]["environment"]["TIERWISE_LINK_CONTROL"] == said
+            (mount,) = [volume for volume in found[name]["volumes"] if volume["target"] == "/run/tierwise"]
+            assert (mount["source"], bool(mount.get("read_only"))) == (f"{tier}-links", name == tier)
+
+
 def test_what_prometheus_keeps_is_bounded_in_time_and_in_bytes(services):
     command = services()["prometheus"]["command"]
     assert "--storage.tsdb.retention.time=15d" in command

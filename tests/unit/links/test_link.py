@@ -204,6 +204,38 @@ def test_an_outage_raises_at_once():
     assert caught.value.reason == "upstream_unavailable"
 
 
+def test_a_message_under_way_takes_the_rate_of_the_link_as_it_becomes():
+    """After 1 s of 2 MB at 100 kB/s the link is ten times faster."""
+    link = SimulatedLink(PLAIN)
+
+    async def story():
+        message = asyncio.ensure_future(link.carry(2_000_000, "up"))
+        await asyncio.sleep(1)
+        link.set(replace(PLAIN, rate_up_bps=8e6))
+        await message
+        return now()
+
+    assert run(story()) == pytest.approx(1 + on_the_wire(1_900_000) / 1e6, abs=0.2)
+
+
+def test_a_cut_link_carries_nothing_until_it_is_healed_not_even_the_rest_of_a_message():
+    link = SimulatedLink(PLAIN)
+
+    async def story():
+        message = asyncio.ensure_future(link.carry(200_000, "up"))
+        await asyncio.sleep(0.5)
+        link.cut()
+        answer = asyncio.ensure_future(link.carry(0, "down"))
+        await asyncio.sleep(60)
+        assert not message.done()
+        assert not answer.done()
+        link.heal()
+        await asyncio.gather(message, answer)
+        return now()
+
+    assert run(story()) == pytest.approx(60.5 + 1.6, abs=0.3)
+
+
 # -- what a shaper says ----------------------------------------------------------------------------------------------
 
 

@@ -263,3 +263,57 @@ def test_the_link_that_a_hop_came_by_survives_the_wire():
     hop = {**HOP.model_dump(mode="json"), "link": {**link, "ms": 0.5}}
     rows = call(answering_with(rows=[{"index": at, "hops": [hop]} for at in (0, 1)])).rows
     assert json.loads(rows[0].model_dump_json())["hops"][0]["link"] == {**link, "ms": 0.5}
+
+
+def simulated(profile="3g"):
+    """An upstream over a simulated link, on which a call costs nothing else."""
+    return Upstream(
+        source="end",
+        target="edge",
+        url="http://edge:8081",
+        backend=Backend.SIMULATED,
+        profile_name=profile,
+        timeout_s=5.0,
+        transport=httpx.MockTransport(good),
+        clock=now,
+    )
+
+
+def test_what_was_measured_is_forgotten_with_the_link_that_it_was_measured_on():
+    """A call that was under way at the change does not count for the new link either."""
+
+    async def story():
+        upstream = simulated("3g")
+        await upstream.infer(REQUEST, {})
+        slow = upstream.round_trip_s
+        under_way = asyncio.ensure_future(upstream.infer(REQUEST, {}))
+        await asyncio.sleep(0.01)
+        await upstream.set_profile("wifi")
+        await under_way
+        changed = upstream.round_trip_s
+        await upstream.infer(REQUEST, {})
+        await upstream.close()
+        return slow, changed, upstream.round_trip_s
+
+    slow, changed, measured = run(story())
+    assert slow == pytest.approx(0.3, abs=0.12)
+    assert changed == 0.005  # as the profile says: nothing was measured yet
+    assert 0 < measured < 0.03
+
+
+def test_a_call_that_waited_for_a_cut_link_is_answered_once_it_is_healed_and_not_measured():
+    async def story():
+        upstream = simulated("wifi")
+        await upstream.cut(cut=True)
+        call = asyncio.ensure_future(upstream.infer(REQUEST, {}))
+        await asyncio.sleep(3)
+        assert not call.done()
+        await upstream.cut(cut=False)
+        await call
+        took = now()
+        await upstream.close()
+        return took, upstream.round_trip_s
+
+    took, round_trip_s = run(story())
+    assert took == pytest.approx(3, abs=0.03)
+    assert round_trip_s == 0.005

@@ -24,7 +24,8 @@ from services.shaper.shape import Direction, Reading, Shape, shape_of
 from services.shaper.state import link_between
 from services.shaper.verify import judge_probe
 from shared.errors import BadSetting
-from shared.links.profile import PROFILES, profile
+from shared.links.profile import PROFILES, SHAPER_SOCKET, profile
+from shared.links.shaped import ShapedLinks, ask_shaper
 
 LTE = profile("lte")
 
@@ -274,6 +275,55 @@ def test_commands_travel_as_lines_and_errors_as_answers(build, tmp_path):
     assert counters == {"sent_bytes": 1000, "sent_packets": 2, "drops": 1, "backlog": 0}
     assert all("error" in answer for answer in errors)
     assert str(shaper.config.control) == ctl.CONTROL
+
+
+def test_a_tier_may_change_links_over_a_socket_of_its_own_and_nothing_else(build):
+    shaper, _, _ = build(TIERWISE_LINK_CONTROL="true")
+    folder = shaper.config.state_dir
+
+    async def story():
+        server = await shaper.listen_to_tier()
+        assert (folder / SHAPER_SOCKET).stat().st_mode & 0o777 == 0o666  # the tier is another user
+        await ask_shaper(folder, do="set", link="end-edge", profile="lte")
+        await ask_shaper(folder, do="cut", link="end-edge")
+        links = ShapedLinks(folder)
+        assert (links.in_force("end-edge").name, links.is_cut("end-edge")) == ("lte", True)
+        assert (links.is_cut("end-cloud"), links.is_cut("moon-sun")) == (False, False)
+        await ask_shaper(folder, do="heal", link="end-edge")
+        assert links.is_cut("end-edge") is False
+        refused = (
+            {"do": "trace", "path": "/etc/passwd"},
+            {"do": "probe"},
+            {"do": "show"},
+            {"do": "set", "profile": "6g"},
+        )
+        for command in refused:
+            with pytest.raises(BadSetting, match=r"a tier may cut, heal, set|choose from ideal"):
+                await ask_shaper(folder, link="end-edge", **command)
+        await asyncio.sleep(0.05)  # the server sees that its callers are gone
+        server.close()
+
+    asyncio.run(story())
+
+
+def test_a_shaper_takes_no_changes_from_its_tier_unless_a_setting_says_so(build):
+    shaper, _, _ = build()
+    folder = shaper.config.state_dir
+    (folder / SHAPER_SOCKET).touch()  # of one that did
+
+    async def story():
+        assert await shaper.listen_to_tier() is None
+        assert not (folder / SHAPER_SOCKET).exists()
+        with pytest.raises(BadSetting, match="TIERWISE_LINK_CONTROL=true"):
+            await ask_shaper(folder, do="cut", link="end-edge")
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("value", ["yes", "1", ""])
+def test_a_shaper_s_link_control_is_true_or_false(build, value):
+    with pytest.raises(BadSetting, match="TIERWISE_LINK_CONTROL"):
+        build(TIERWISE_LINK_CONTROL=value)
 
 
 def test_the_state_file_is_whole_and_says_what_is_in_force(build):
