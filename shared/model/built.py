@@ -106,10 +106,26 @@ class Built:
     layers: int
     embeddings: Embeddings
     heads: list[Head]
+    files: Mapping[str, str]  # name -> sha256, as they were built
 
     def layer(self, n: int) -> Path:
         """The graph of layer `n`, counted from 0."""
         return self.folder / _graph(n)
+
+    def check_layer(self, n: int) -> None:
+        """Look again at a layer that is compiled long after the start.
+
+        Raises:
+            WrongWeights: its files are missing, or no longer those that were built.
+        """
+        graph = self.layer(n)
+        for path in (graph, graph.with_suffix(".bin")):
+            try:
+                altered = sha256(path) != self.files[path.name]
+            except OSError as error:
+                raise WrongWeights(f"{path}: {error.strerror}; start this tier again to build it anew") from error
+            if altered:
+                raise WrongWeights(f"{path} was altered since the start; start this tier again to build it anew")
 
     @property
     def tokenizer(self) -> Path:
@@ -219,26 +235,30 @@ def _put(made: Path, place: Path, digest: str) -> None:
         path.chmod(0o755 if path.is_dir() else 0o644)
     with locked(place.parent):  # two processes that mend one folder must not take away what the other has put there
         if place.exists():
-            if not _altered(place, digest):
+            if _files(place, digest) is not None:
                 return
             place.rename(made / "old")
         folder.rename(place)
 
 
-def _altered(place: Path, digest: str) -> bool:
-    """Whether a folder is not what was built from the inputs of this digest."""
+def _files(place: Path, digest: str) -> dict[str, str] | None:
+    """The sha256 of every file by name; null where the folder is not what was built from the inputs of this digest."""
+    if not place.is_dir():
+        return None
     try:
         told = json.loads((place / MANIFEST).read_text())
         files, here = told["files"], {path.name for path in place.iterdir() if not path.name.startswith(COMPILED)}
-        if told["digest"] != digest or here != {*files, MANIFEST}:
-            return True
-        return any(sha256(place / name) != wanted for name, wanted in files.items())
+        wrong = {*files, MANIFEST} ^ here or {name for name, wanted in files.items() if sha256(place / name) != wanted}
+        if told["digest"] == digest and not wrong:
+            return {**files}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return True
+        wrong = {MANIFEST}
+    log.warning("engine_files_altered", folder=str(place), files=sorted(wrong))  # a disk may be failing
+    return None
 
 
 def _read(place: Path, digest: str, recipe: Recipe) -> Built | None:
-    if _altered(place, digest):
+    if (files := _files(place, digest)) is None:
         return None
     try:
         config = BaseConfig(**json.loads((place / CONFIG).read_text()))
@@ -248,7 +268,7 @@ def _read(place: Path, digest: str, recipe: Recipe) -> Built | None:
         log.warning("engine_files_unreadable", folder=str(place), detail=one_line(error))
         return None
     heads = heads_of(tensors, recipe.layers, (recipe.trained.classes, config.hidden), recipe.trained.folder)
-    return Built(place, recipe.layers, Embeddings(config, tables), heads)
+    return Built(place, recipe.layers, Embeddings(config, tables), heads, files)
 
 
 def _table(path: Path) -> Array:

@@ -113,6 +113,7 @@ class OpenVinoEngine:
         if not importance:
             return self._plain[n]
         if self._counted[n] is None:
+            self._built.check_layer(n)
             self._counted[n] = self._compiled(n, importance=True)
         return self._counted[n]
 

@@ -19,15 +19,15 @@ def why(hops: Sequence[Hop], degraded: DegradedReason | None, policy: Policy, wh
     """
     if degraded is not None:
         return Why.DEADLINE if degraded == "deadline" else Why.FAILED
-    if hops[0].tier != where.tier:  # sent on before any layer ran
-        return Why.POLICY
     if len(hops) == 1:
+        if hops[0].tier != where.tier:  # sent on before any layer ran
+            return Why.POLICY
         if not where.reachable:
             return Why.DEEPEST
         return Why.SURE if policy.may_offload_after(where) else Why.POLICY
     last = hops[-1]
     there = replace(where, tier=last.tier, reachable=where.reachable[where.reachable.index(last.tier) + 1 :])
-    drew = last.offload_probability > 0 or (policy.may_offload_after(there) and not final)
+    drew = bool(there.reachable) and not final and (last.offload_probability > 0 or policy.may_offload_after(there))
     if hops[-2].offload_probability == 1:
         return Why.UNSURE_NEXT if drew else Why.UNSURE_DEEPEST
     return Why.DRAWN_NEXT if drew else Why.DRAWN_DEEPEST

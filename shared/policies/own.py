@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import re
 import sys
 from collections.abc import Collection, Iterable
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
+
+from pydantic import ValidationError
 
 from shared.errors import BadSetting
 from shared.policies.base import Policy
@@ -46,6 +49,25 @@ class Source:
                 raise BadSetting(f"{policy.__name__}: the name {policy.name!r} is taken: choose another")
             if reserved := {"name", "sha256"} & policy.model_fields.keys():
                 raise BadSetting(f"{policy.__name__}: no parameter can be called {', '.join(reserved)}")
+            _check_travels(policy)
+
+
+def _check_travels(policy: type[Policy]) -> None:
+    """Raise BadSetting where a policy is not the same after a journey as JSON to the next tier."""
+    try:
+        here = policy()
+    except ValidationError:  # a parameter without a default: each request gives it, as JSON
+        return
+    try:
+        there = policy.model_validate(json.loads(here.model_dump_json(by_alias=True)))
+    except ValidationError as error:
+        names = ", ".join(dict.fromkeys(str(problem["loc"][0]) for problem in error.errors() if problem["loc"]))
+        raise BadSetting(
+            f"{policy.__name__}: {names or 'a parameter'} does not travel as JSON: "
+            "use numbers that are finite, strings, booleans, lists or dictionaries"
+        ) from error
+    if there != here:
+        raise BadSetting(f"{policy.__name__}: it is another policy after its journey as JSON")
 
 
 def from_file(path: Path) -> Source:

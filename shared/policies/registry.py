@@ -113,7 +113,7 @@ def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping
     given = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = given.pop("name", None)
     sha256 = given.pop("sha256", None)
-    if name not in names(tiers):
+    if name not in names(tiers) and not (isinstance(name, str) and (name, sha256) in _versions):
         known = ", ".join(one for one in names(tiers) if one != Oracle.name)
         left_out = "".join(f"; {file} cannot be used: {why}" for file, why in BROKEN.items())
         raise UnknownPolicy(f"unknown policy {name!r}: choose one of {known} (or oracle, in replay only){left_out}")
@@ -203,7 +203,7 @@ def _used(
         if last is not None and source.sha256 == last.sha256:
             source = last
         source.check(taken)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's code may raise anything
+    except BaseException as error:  # noqa: BLE001 - a user's code may raise anything, and breaks nothing but itself
         broken[name] = in_short(error) if not isinstance(error, BadSetting) else str(error)
         stays = last is not None and not last.names & taken
         what = "keeps its last version" if stays else "is left out"

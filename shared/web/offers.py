@@ -14,7 +14,7 @@ from shared.contracts import Message, says
 from shared.errors import UnknownPolicy
 from shared.failures import account
 from shared.pipeline.front import Front
-from shared.policies import POLICIES, Learner, names, spec_of
+from shared.policies import POLICIES, Learner, name_of, names, spec_of
 from shared.policies.baselines.fixed import Only, Oracle
 
 log = structlog.get_logger()
@@ -54,8 +54,9 @@ class Offers(Message):
 
 
 def offers(front: Front) -> Offers:
-    """Every policy of the registry as this tier offers it."""
-    return Offers(policies=[_offer(front, name) for name in names(front.tier.bundle.order) if name != Oracle.name])
+    """Every policy of the registry as this tier offers it, and the default one, whose file may be gone."""
+    offered = dict.fromkeys([*names(front.tier.bundle.order), name_of(front.default_policy)])
+    return Offers(policies=[_offer(front, name) for name in offered if name != Oracle.name])
 
 
 def _offer(front: Front, name: str) -> Offer:

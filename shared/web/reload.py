@@ -29,7 +29,7 @@ def load_policy(front: Front, setting: str) -> bool:
     except TierwiseError as error:
         log.error("policy_not_loaded", **facts, detail=str(error), in_force=spec_of(before))
         return False
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's policy may raise anything; the tier goes on
+    except BaseException as error:  # noqa: BLE001 - a user's policy may raise anything; the tier goes on
         log.error("policy_not_loaded", **facts, **account(error), in_force=spec_of(before))
         return False
     log.info(

@@ -153,6 +153,11 @@ class Settings(BaseSettings):
             raise ValueError("expected origins without a path, as a browser sends them: https://HOST,http://HOST:PORT")
         return origins
 
+    @field_validator("policy_dir", "state_dir", "ledger", mode="before")
+    @classmethod
+    def _none(cls, value: object) -> object:
+        return None if value == "" else value  # as Compose and shells hand on what is not set
+
     @field_validator("link_state_dir", "key_file", "door_key_file", "policy_dir", "state_dir", "ledger")
     @classmethod
     def _paths(cls, value: Path | None) -> Path | None:

@@ -283,12 +283,13 @@ class Surface:
                 headers["server-timing"] = done.timing
                 done.response.headers.update(headers)
                 return Then(done.response, record.end)
-            except asyncio.CancelledError:
-                if not self.app.state.draining:
+            except asyncio.CancelledError as raised:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling() and not self.app.state.draining:
                     record.end()
                     raise
-                error = Draining("this tier stopped before it was answered")
-            except (Exception, SystemExit, KeyboardInterrupt) as raised:  # noqa: BLE001 - the outermost edge: a user's policy
+                error = Draining("this tier stopped before it was answered") if self.app.state.draining else raised
+            except BaseException as raised:  # noqa: BLE001 - the outermost edge: a user's policy
                 error = raised
             refused = self._problem(error, request_id, headers, adapter)
             outcome = "error" if refused.status_code == Failed.status else "rejected"

@@ -11,7 +11,7 @@ import structlog
 
 from shared import policies
 from shared.logs import configure_logs
-from shared.policies.base import Decision, Policy
+from shared.policies.base import Policy
 from shared.policies.learner import Learner
 
 
@@ -20,13 +20,17 @@ class Unprintable(Exception):
         raise ValueError("not even this")
 
 
+class Panic(BaseException):
+    """As extensions in other languages raise."""
+
+
 BREAKS = {
     "before": lambda *_: 1 / 0,
     "after": lambda *_: {}["a secret path"],
     "exit_rule": lambda *_: [][1],
-    "signature": lambda *_: None.kind,
+    "signature": lambda *_: (_ for _ in ()).throw(asyncio.CancelledError),
     "may_offload_after": lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
-    "prunes_at": lambda *_: Decision(),
+    "prunes_at": lambda *_: (_ for _ in ()).throw(Panic),
     "check": lambda *_: (_ for _ in ()).throw(Unprintable),
     "bound": lambda *_: sys.exit("bye"),
     "ensemble_weighting": lambda *_: Path("/nowhere").read_text(),

@@ -137,6 +137,17 @@ def test_a_damaged_truncated_or_missing_file_is_rebuilt(folder, name, spoil):
     assert contents(place) == whole
 
 
+@pytest.mark.parametrize("spoil", [flipped, os.remove])
+def test_a_layer_that_was_altered_since_the_start_is_not_compiled_for_importance(folder, spoil):
+    classifier = load_classifier(folder, layers=3, max_tokens=64, engine="openvino", precision="fp32", device="cpu")
+    text = [classifier.encode("a fine film")]
+    before = classifier.run(text, None)[0].logits
+    spoil(built(recipe_of(folder)).folder / "layer-01.bin")
+    with pytest.raises(WrongWeights, match=r"layer-01\.bin.*start this tier again"):
+        classifier.run(text, None, importance=True)
+    assert (classifier.run(text, None)[0].logits == before).all()
+
+
 @pytest.mark.parametrize(
     "manifest", ["", "{", "[]", "null", "{}", '{"files": {}}', '{"files": []}', '{"files": {"../x": "0"}}', "\x00"]
 )

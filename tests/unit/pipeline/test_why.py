@@ -56,6 +56,10 @@ CASES = [
         Why.UNSURE_DEEPEST,
         id="a bandit sends to the last tier",
     ),
+    pytest.param([UNSURE, hop("cloud", 0.9, 0.4)], {}, Why.UNSURE_DEEPEST, id="a chance on the deepest tier"),
+    pytest.param(
+        [hop("edge", 0.5, 1.0, "cloud"), hop("cloud", 0.9)], {}, Why.UNSURE_DEEPEST, id="the edge read it first"
+    ),
     pytest.param([DRAWN, SURE_EDGE], {}, Why.DRAWN_NEXT, id="sent by its draw"),
     pytest.param([DRAWN, UNSURE_EDGE, hop("cloud", 0.9)], {}, Why.UNSURE_DEEPEST, id="the last two hops count"),
     pytest.param([UNSURE, hop("edge", 0.7, 0.3, "cloud"), hop("cloud", 0.9)], {}, Why.DRAWN_DEEPEST, id="drawn there"),

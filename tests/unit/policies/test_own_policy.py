@@ -204,6 +204,32 @@ def test_a_reload_takes_effect_at_once_and_serves_the_former_version_to_who_asks
     reload()
     assert "mine" not in names(TIERS)
     assert "unknown policy" in refusal("mine")
+    assert made(former).words == 1  # a tier that has not read its folder yet may still ask for it
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["class Panic(BaseException): pass\nraise Panic('now')", "raise KeyboardInterrupt", "raise GeneratorExit"],
+)
+def test_a_file_that_raises_anything_at_all_breaks_nothing_but_itself(tmp_path, caplog, code):
+    (tmp_path / "good.py").write_text(GOOD)
+    (tmp_path / "worst.py").write_text(code)
+    load(tmp_path)
+    assert made("good").name == "good"
+    assert "worst.py is left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "parameter", ["cuts: tuple[float, ...] = (0.9, 0.8)", "limit: float = float('inf')", "mode: Mode = Mode.FAST"]
+)
+def test_a_parameter_that_does_not_travel_as_json_is_told_when_the_file_is_loaded(tmp_path, caplog, parameter):
+    (tmp_path / "odd.py").write_text(
+        "from enum import Enum\nfrom shared.policies import Policy\n"
+        "class Mode(Enum):\n    FAST = 'fast'\n"
+        f"class Odd(Policy):\n    name = 'odd'\n    {parameter}\n"
+    )
+    load(tmp_path)
+    assert f"{parameter.partition(':')[0]} does not travel as JSON" in caplog.text
 
 
 def test_a_file_that_broke_keeps_its_last_version_and_says_so(tmp_path, caplog):
