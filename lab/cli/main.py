@@ -91,17 +91,21 @@ def demo(
 def serve(
     bundle: options.BundleName = "collaborative", port: Port = None, access: Access = None, backbone: Backbone = None
 ) -> None:
-    """Keep the tiers up until Ctrl-C or SIGTERM, then stop them cleanly."""
+    """Keep the tiers up until Ctrl-C or SIGTERM, then stop them cleanly. SIGHUP: they read their policies again."""
     import time
 
     from lab.live.stack import Layout, running
+    from lab.stops import hang_ups
 
-    with running(Layout(bundle, port, access=access, backbone=backbone), console, show_logs=True) as stack:
+    layout = Layout(bundle, port, access=access, backbone=backbone)
+    with hang_ups() as hung_up, running(layout, console, show_logs=True) as stack:
         console.print(f"ready: {stack.url}/   (Ctrl-C stops)")
         try:
             while True:
-                time.sleep(1)
+                time.sleep(0.2)
                 stack.check()
+                if hung_up():
+                    stack.reload()
         except (KeyboardInterrupt, SystemExit):
             console.print("stopping")
 
