@@ -26,12 +26,14 @@ by the rejection. A class inherits what it does not say.
       BadSetting              500  internal            Failed inside
         WrongWeights          500  internal            Failed inside
       UpstreamFailure         500  internal            Failed inside
+      BadDecision             500  internal            Failed inside
       Failed                  500  internal            Failed inside
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -41,6 +43,16 @@ if TYPE_CHECKING:
 def one_line(error: Exception) -> str:
     """An error's message on one line of at most 300 characters; its class where it has none."""
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def hinted(name: str, known: Iterable[str], *, cutoff: float) -> str:
+    """A name that is unknown, with the known one that was probably meant.
+
+    >>> hinted("colaborative", ["collaborative", "tabi"], cutoff=0.7)
+    'colaborative (did you mean collaborative?)'
+    """
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)
+    return f"{name} (did you mean {near[0]}?)" if near else name
 
 
 def plain(message: str) -> str:
@@ -195,6 +207,10 @@ class UpstreamFailure(TierwiseError):
     def __init__(self, reason: DegradedReason, detail: str, *, answered: int | None = None) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason, self.answered = reason, answered
+
+
+class BadDecision(TierwiseError):
+    """A user's policy decided what no tier can follow. The log says what; a caller reads `Failed`."""
 
 
 class Failed(TierwiseError):

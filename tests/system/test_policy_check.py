@@ -60,6 +60,8 @@ def test_a_files_decisions_are_shown_text_by_text(check, tmp_path, loaded):
         ("x = 1\n", "no class in it derives from Policy"),
         (SENDS.replace('"sends"', '"tabi"'), "'tabi' is taken"),
         (SENDS.replace("return Decision", "1 / 0; return Decision"), "ZeroDivisionError"),
+        (SENDS.replace('"cloud", 1.0', '"moon", 1.0'), "tier 'moon' is not in `where.reachable`: edge, cloud"),
+        (SENDS.replace('Decision("cloud", 1.0, "policy")', '"edge"'), "`after` returned 'edge'; return a Decision"),
     ],
 )
 def test_a_mistake_is_one_line_with_its_place_and_status_2(check, code, complaint):
