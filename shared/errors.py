@@ -45,14 +45,10 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def hinted(name: str, known: Iterable[str], *, cutoff: float) -> str:
-    """A name that is unknown, with the known one that was probably meant.
-
-    >>> hinted("colaborative", ["collaborative", "tabi"], cutoff=0.7)
-    'colaborative (did you mean collaborative?)'
-    """
-    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)
-    return f"{name} (did you mean {near[0]}?)" if near else name
+def did_you_mean(name: str, known: Iterable[str], *, likeness: float = 0.85) -> str:
+    """What follows an unknown name in a message: the known one that was probably meant, or nothing."""
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=likeness)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def plain(message: str) -> str:

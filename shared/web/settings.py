@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from shared.errors import BadSetting, hinted, plain
+from shared.errors import BadSetting, did_you_mean, plain
 from shared.links.address import fault_of, may_hold_secret
 from shared.links.profile import Backend, profile
 from shared.model.encoder import EngineName, PrecisionName
@@ -252,7 +252,7 @@ def _environment() -> dict[str, str]:
     ours = {key: value for key, value in os.environ.items() if key.startswith(PREFIX)}
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | ELSEWHERE
     if unknown := sorted(ours.keys() - known):
-        told = ", ".join(hinted(name, known, cutoff=0.85) for name in unknown)
+        told = ", ".join(f"{name}{did_you_mean(name, known)}" for name in unknown)
         raise BadSetting(f"unknown setting {told}: see `tierwise print-config`")
     for key, value in ours.items():
         if _PASSWORD.search(value):
