@@ -34,6 +34,7 @@ app.add_typer(policies, name="policy", help="Policies of your own.")
 app.add_typer(data_app)
 app.add_typer(recorded)
 console = screen()
+_OTHERS_DECIDE = ("classify", "demo", "serve", "policy")  # the tiers, or the one file that is named
 
 TrainSplit = Annotated[str | None, Option(help="Rows of this split.", show_default="train; without the column, all")]
 HoldOut = Annotated[int, Option(min=1, help="Validation is this many rows, the last of the split.")]
@@ -63,11 +64,13 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    if folder := os.environ.get("TIERWISE_POLICY_DIR"):
+    folder = os.environ.get("TIERWISE_POLICY_DIR")
+    if folder and context.invoked_subcommand not in _OTHERS_DECIDE:
         from shared.policies import load
 
         load(Path(folder).expanduser())

@@ -170,13 +170,16 @@ def test_a_folder_that_is_not_there_stops_the_start(tmp_path, tiny_bundle):
         create_app(Settings(tier="end", bundle=str(tiny_bundle), policy_dir=tmp_path / "nowhere"))
 
 
-def test_a_broken_file_keeps_no_command_from_running(tmp_path):
+@pytest.mark.parametrize(("command", "loads"), [("classify", False), ("bench", True)])
+def test_a_broken_file_keeps_no_command_from_running_and_is_told_where_policies_decide(tmp_path, command, loads):
     (tmp_path / "mine.py").write_text(BROKEN["raises"][0])
     env = {**os.environ, "PYTHONPATH": str(ROOT), "TIERWISE_POLICY_DIR": str(tmp_path)}
-    words = [sys.executable, "-m", "lab.cli.main", "classify", "a film", "--url", "http://127.0.0.1:1"]
+    (tmp_path / "films.csv").write_text("text,label\na fine film,1\na bad film,0\n")
+    asked = ["a film"] if command == "classify" else ["--data", "films.csv", "--split", "all"]
+    words = [sys.executable, "-m", "lab.cli.main", command, *asked, "--url", "http://127.0.0.1:1"]
     client = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=env)
     assert "http://127.0.0.1:1" in client.stdout + client.stderr  # it went as far as asking
-    assert "mine.py, line 4" in client.stderr
+    assert ("mine.py, line 4" in client.stderr) is loads
     assert "Traceback" not in client.stderr
 
 
