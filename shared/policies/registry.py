@@ -89,11 +89,12 @@ def add(path: Path) -> list[str]:
     Raises:
         BadSetting: it cannot be used.
     """
-    last, broken = _files.get(path.name), dict[str, str]()
-    taken = POLICIES.keys() - (last.names if last else set())
-    source = _used(path.name, partial(from_file, path), taken, broken, None)
-    if source is None:
-        raise BadSetting(f"{path}: {broken[path.name]}")
+    last = _files.get(path.name)
+    try:
+        source = from_file(path)
+        source.check(POLICIES.keys() - (last.names if last else set()))
+    except (Exception, SystemExit) as error:  # a user's code may raise anything
+        raise BadSetting(f"{path}: {_why(error)}") from error
     _files[path.name] = source
     _offer(source)
     return [policy.name for policy in source.policies]
@@ -230,12 +231,17 @@ def _used(
             source = last
         source.check(taken)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's code may raise anything
-        broken[name] = in_short(error) if not isinstance(error, BadSetting) else str(error)
+        broken[name] = _why(error)
         stays = last is not None and not last.names & taken
         what = "keeps its last version" if stays else "is left out"
         _log.warning("policy file %s %s: %s", name, what, broken[name])
         return last if stays else None
     return source
+
+
+def _why(error: BaseException) -> str:
+    """Why a file cannot be used, with the line that raised."""
+    return str(error) if isinstance(error, BadSetting) else in_short(error)
 
 
 def _offer(source: Source) -> None:
