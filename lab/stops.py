@@ -1,8 +1,10 @@
-"""Ctrl-C, TERM and HUP that wait for a good moment."""
+"""Ctrl-C, TERM and HUP: those that wait for a good moment, and a HUP that asks for the policies to be read again."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -33,3 +35,29 @@ def deferred() -> Iterator[Callable[[], int | None]]:
         yield lambda: came[0] if came else None
     finally:
         restore()
+
+
+@contextmanager
+def hang_ups() -> Iterator[Callable[[], bool]]:
+    """HUP stops nothing in here: what is yielded says whether one came since it was last asked.
+
+    If it came since our terminal was closed, it does stop us: nobody could press Ctrl-C any more.
+    """
+    came: list[int] = []
+    had_terminal = os.isatty(0)
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if had_terminal and not os.isatty(0):
+            sys.exit(128 + number)
+        came.append(number)
+
+    def asked() -> bool:
+        said = bool(came)
+        came.clear()
+        return said
+
+    before = signal.signal(signal.SIGHUP, note)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGHUP, before)

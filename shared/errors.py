@@ -26,12 +26,14 @@ by the rejection. A class inherits what it does not say.
       BadSetting              500  internal            Failed inside
         WrongWeights          500  internal            Failed inside
       UpstreamFailure         500  internal            Failed inside
+      BadDecision             500  internal            Failed inside
       Failed                  500  internal            Failed inside
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -41,6 +43,12 @@ if TYPE_CHECKING:
 def one_line(error: Exception) -> str:
     """An error's message on one line of at most 300 characters; its class where it has none."""
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def did_you_mean(name: str, known: Iterable[str], *, likeness: float = 0.85) -> str:
+    """What follows an unknown name in a message: the known one that was probably meant, or nothing."""
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=likeness)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def plain(message: str) -> str:
@@ -195,6 +203,10 @@ class UpstreamFailure(TierwiseError):
     def __init__(self, reason: DegradedReason, detail: str, *, answered: int | None = None) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason, self.answered = reason, answered
+
+
+class BadDecision(TierwiseError):
+    """A user's policy decided what no tier can follow. The log says what; a caller reads `Failed`."""
 
 
 class Failed(TierwiseError):

@@ -34,6 +34,7 @@ app.add_typer(policies, name="policy", help="Policies of your own.")
 app.add_typer(data_app)
 app.add_typer(recorded)
 console = screen()
+_OTHERS_DECIDE = ("classify", "demo", "serve", "policy")  # the tiers, or the one file that is named
 
 TrainSplit = Annotated[str | None, Option(help="Rows of this split.", show_default="train; without the column, all")]
 HoldOut = Annotated[int, Option(min=1, help="Validation is this many rows, the last of the split.")]
@@ -63,11 +64,13 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    if folder := os.environ.get("TIERWISE_POLICY_DIR"):
+    folder = os.environ.get("TIERWISE_POLICY_DIR")
+    if folder and context.invoked_subcommand not in _OTHERS_DECIDE:
         from shared.policies import load
 
         load(Path(folder).expanduser())
@@ -91,17 +94,21 @@ def demo(
 def serve(
     bundle: options.BundleName = "collaborative", port: Port = None, access: Access = None, backbone: Backbone = None
 ) -> None:
-    """Keep the tiers up until Ctrl-C or SIGTERM, then stop them cleanly."""
+    """Keep the tiers up until Ctrl-C or SIGTERM, then stop them cleanly. SIGHUP: they read their policies again."""
     import time
 
     from lab.live.stack import Layout, running
+    from lab.stops import hang_ups
 
-    with running(Layout(bundle, port, access=access, backbone=backbone), console, show_logs=True) as stack:
+    layout = Layout(bundle, port, access=access, backbone=backbone)
+    with hang_ups() as hung_up, running(layout, console, show_logs=True) as stack:
         console.print(f"ready: {stack.url}/   (Ctrl-C stops)")
         try:
             while True:
-                time.sleep(1)
+                time.sleep(0.2)
                 stack.check()
+                if hung_up():
+                    stack.reload()
         except (KeyboardInterrupt, SystemExit):
             console.print("stopping")
 

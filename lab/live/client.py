@@ -15,7 +15,7 @@ import httpx
 from pydantic import ValidationError
 
 from shared.contracts import ClassifyResponse
-from shared.errors import TierwiseError
+from shared.errors import Failed, TierwiseError
 from shared.links.clients import AsyncClient
 from shared.web.guard import read_key
 from shared.web.settings import key_path
@@ -110,8 +110,10 @@ async def info_of(client: AsyncClient) -> dict[str, Any]:
 
 
 def detail_of(answer: httpx.Response) -> str:
-    """Why a service refused, as its answer says it."""
+    """Why a service refused, as its answer says it; where it failed, with the id that its log has."""
     try:
-        return str(answer.json()["detail"])
+        told = answer.json()
+        named = f": {told['request_id']}" if answer.status_code == Failed.status and "request_id" in told else ""
+        return f"{told['detail']}{named}"
     except (ValueError, KeyError, TypeError):
         return answer.text[:200]

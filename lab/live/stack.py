@@ -124,6 +124,11 @@ class Stack:
         for process in self.processes:
             process.check()
 
+    def reload(self) -> None:
+        """Have every tier read its policies again, the deepest first: the others ask it for what they have."""
+        for process in reversed(self.processes):
+            process.child.send_signal(signal.SIGHUP)
+
 
 def free_ports(count: int) -> int:
     """The first of `count` consecutive free ports, for tiers that nobody has to find.

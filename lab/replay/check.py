@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from lab.console import sheet
+from lab.console import aside, sheet
 from lab.data.examples import Example
 from lab.replay.recorder import Recorders
 from lab.replay.run import NONE, Run
@@ -16,7 +17,8 @@ from lab.replay.walk import Replay
 from shared.errors import BadSetting, TierwiseError
 from shared.failures import in_short
 from shared.model.bundle import load_bundle
-from shared.policies import spec_of
+from shared.policies import POLICIES, spec_of
+from shared.policies.mistakes import strangers
 from shared.policies.registry import add
 
 REVIEWS = Path(__file__).parents[1] / "live" / "reviews.txt"
@@ -42,7 +44,20 @@ def check(file: Path, bundle_name: str, texts: Path | None, console: Console) ->
         except Exception as error:  # a user's code may raise anything
             raise BadSetting(f"policy {name!r}: {in_short(error)}") from error
         console.print(_table(replay, run, name, lines))
+        for warning in (*strangers(POLICIES[name]), *_denied(replay, run, name)):
+            aside().print(warning, style="yellow")
     recorders.save()
+
+
+def _denied(replay: Replay, run: Run, name: str) -> Iterator[str]:
+    """A warning for each tier that `after` sent texts on from, while `may_offload_after` says it never does."""
+    for at, tier in enumerate(run.tiers):
+        where = replay.where(at, replay.stations_of(run))
+        if (run.sent_to[at] != NONE).any() and not run.bound.may_offload_after(where):
+            yield (
+                f"policy {name}: `after` sends texts on from {tier}, and `may_offload_after` says that it never does: "
+                "such texts are not pruned, and answers say wrongly why they end; return True there"
+            )
 
 
 def _table(replay: Replay, run: Run, name: str, lines: list[str]) -> Table:

@@ -33,6 +33,7 @@ from shared.pipeline.route import Route
 from shared.policies import Clues, Decision, Learner, Policy, State, Where, bind, build, first_state, spec_of
 from shared.policies.base import draw
 from shared.policies.baselines.fixed import Oracle
+from shared.policies.mistakes import decision
 
 
 class Replay:
@@ -203,11 +204,11 @@ class Walk:
             return rows, numbers
         clues = self.replay.clues(numbers, at, policy.signature(where.tier))
         decisions = [
-            policy.before(self._seen(where, at, row, number), clue, draws[row])
+            decision(policy, "before", self._seen(where, at, row, number), clue, draws[row])
             for row, number, clue in zip(rows.tolist(), numbers.tolist(), clues, strict=True)
         ]
         self._follow(at, decisions, rows, numbers)
-        stays = np.array([decision.to is None for decision in decisions], dtype=bool)
+        stays = np.array([said.to is None for said in decisions], dtype=bool)
         return rows[stays], numbers[stays]
 
     def _infer(self, at: int, where: Where, rows: np.ndarray, numbers: Numbers, *, final: bool) -> None:
@@ -228,10 +229,10 @@ class Walk:
             return
         confidence = table.exits[numbers, layer - 1].max(-1).tolist()
         decisions = [
-            policy.after(self._seen(where, at, row, number, ruled=rule is not None), c, draws[row])
+            decision(policy, "after", self._seen(where, at, row, number, ruled=rule is not None), c, draws[row])
             for row, number, c in zip(rows.tolist(), numbers.tolist(), confidence, strict=True)
         ]
-        out.probability[at, rows] = [decision.probability for decision in decisions]
+        out.probability[at, rows] = [said.probability for said in decisions]
         out.sent_to[at, rows] = [NONE if d.to is None else out.tiers.index(d.to) for d in decisions]
         if prunes:
             leaves = out.sent_to[at, rows] != NONE
@@ -244,7 +245,7 @@ class Walk:
 
     def _follow(self, at: int, decisions: Sequence[Decision], rows: np.ndarray, numbers: Numbers) -> None:
         """Send each text where its decision says."""
-        places = [(decision.to, decision.final) for decision in decisions]
+        places = [(said.to, said.final) for said in decisions]
         for to, final in dict.fromkeys(places):
             if to is not None:
                 group = np.array([place == (to, final) for place in places])

@@ -34,6 +34,7 @@ from shared.pipeline.watch import Watch
 from shared.pipeline.worker import Batch, Worker
 from shared.policies import STAY, Clues, Decision, Policy, Where, build, name_of
 from shared.policies.base import draw
+from shared.policies.mistakes import decision
 from shared.telemetry import Telemetry
 
 log = structlog.get_logger()
@@ -94,7 +95,7 @@ class Tier:
         """Decide where a text goes before any layer runs. One that leaves now travels unpruned."""
         target = call.request.target
         if target is None:
-            text.decision = call.policy.before(self._where(call, text), text.clues, text.draw)
+            text.decision = decision(call.policy, "before", self._where(call, text), text.clues, text.draw)
             self._count(call, text)
         elif target != self.name:  # on its way to another tier: pass it on
             text.decision = Decision(target, 1.0, "policy", True)
@@ -150,7 +151,7 @@ class Tier:
             text.degraded = text.degraded or "deadline"
         if not (call.final or text.degraded):
             where = self._where(call, text)
-            text.decision = call.policy.after(where, max(answer.probabilities), text.draw)
+            text.decision = decision(call.policy, "after", where, max(answer.probabilities), text.draw)
             self.telemetry.offload_probability.labels(self.name).observe(text.decision.probability)
 
     def _prune(self, call: Call, text: Text, answer: Answer) -> None:

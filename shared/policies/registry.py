@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import entry_points
@@ -18,7 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from shared.errors import BadSetting, UnknownPolicy, plain
+from shared.errors import BadSetting, UnknownPolicy, did_you_mean, plain
 from shared.failures import in_short
 from shared.policies.base import Policy
 from shared.policies.baselines.fixed import Only, Oracle
@@ -32,6 +33,8 @@ _SHIPPED = (
 GROUP = "tierwise.policies"  # of packages' entry points
 POLICIES: dict[str, type[Policy]] = {}
 BROKEN: dict[str, str] = {}  # file or entry point that cannot be used -> why
+_meant: dict[str, tuple[str, ...]] = {}  # what the policies of a broken file are probably called
+_NAMED = re.compile(r"""\bname\b[^=\n]*=\s*["']([^"'\n]+)""")
 _files: dict[str, Source] = {}  # of the folder, by name
 _versions: dict[tuple[str, str], type[Policy]] = {}  # every policy of one's own that was in force, by name and sha256
 _folder: Path | None = None
@@ -60,6 +63,8 @@ def load(folder: Path) -> None:
         del POLICIES[name]
     for name in [name for name in BROKEN if name.endswith(".py")]:
         del BROKEN[name]
+    _meant.clear()
+    _meant.update({name: _names_in(folder / name) for name in broken})
     _files.clear()
     _files.update(found)
     _folder = folder
@@ -84,11 +89,12 @@ def add(path: Path) -> list[str]:
     Raises:
         BadSetting: it cannot be used.
     """
-    last, broken = _files.get(path.name), dict[str, str]()
-    taken = POLICIES.keys() - (last.names if last else set())
-    source = _used(path.name, partial(from_file, path), taken, broken, None)
-    if source is None:
-        raise BadSetting(f"{path}: {broken[path.name]}")
+    last = _files.get(path.name)
+    try:
+        source = from_file(path)
+        source.check(POLICIES.keys() - (last.names if last else set()))
+    except (Exception, SystemExit) as error:  # a user's code may raise anything
+        raise BadSetting(f"{path}: {_why(error)}") from error
     _files[path.name] = source
     _offer(source)
     return [policy.name for policy in source.policies]
@@ -114,9 +120,7 @@ def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping
     name = given.pop("name", None)
     sha256 = given.pop("sha256", None)
     if name not in names(tiers) and not (isinstance(name, str) and (name, sha256) in _versions):
-        known = ", ".join(one for one in names(tiers) if one != Oracle.name)
-        left_out = "".join(f"; {file} cannot be used: {why}" for file, why in BROKEN.items())
-        raise UnknownPolicy(f"unknown policy {name!r}: choose one of {known} (or oracle, in replay only){left_out}")
+        raise UnknownPolicy(_unknown(name, names(tiers)))
     named_tiers = [tier for value in given.values() if isinstance(value, dict) for tier in value]
     named_tiers += [given["tier"]] if isinstance(given.get("tier"), str) else []
     if elsewhere := [tier for tier in named_tiers if tier not in tiers]:
@@ -132,6 +136,29 @@ def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping
         unknown = any(problem["type"] == "extra_forbidden" for problem in error.errors())
         known = f" (parameters: {', '.join(policy.model_fields)})" if unknown and policy is not None else ""
         raise UnknownPolicy(f"policy {name!r}: {_problems(error)}{known}") from error
+
+
+def _unknown(name: object, offered: Sequence[str]) -> str:
+    """Why there is no such policy. What most likely helps comes first: a caller reads only the beginning."""
+    known = [one for one in offered if one != Oracle.name]
+    mine = [file for file in BROKEN if len(BROKEN) == 1 or name in _meant.get(file, (file,))]
+    others = [file for file in BROKEN if file not in mine]
+    told = [f"{file} cannot be used: {BROKEN[file]}" for file in mine]
+    if others:
+        few = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        told.append(f"{few} cannot be used {'either ' if mine else ''}(see the log)")
+    hint = did_you_mean(name, known) if isinstance(name, str) else ""
+    told.append(f"choose one of {', '.join(known)} (or oracle, in replay only)")
+    return f"unknown policy {name!r}{hint}: {'; '.join(told)}"
+
+
+def _names_in(path: Path) -> tuple[str, ...]:
+    """What the policies of a broken file are probably called: it says so, or its own name does."""
+    try:
+        code = path.read_text("utf-8", errors="replace")
+    except OSError:
+        code = ""
+    return (path.stem, path.stem.replace("_", "-"), *_NAMED.findall(code))
 
 
 def _version(name: str, sha256: object) -> type[Policy] | None:
@@ -204,12 +231,17 @@ def _used(
             source = last
         source.check(taken)
     except BaseException as error:  # noqa: BLE001 - a user's code may raise anything, and breaks nothing but itself
-        broken[name] = in_short(error) if not isinstance(error, BadSetting) else str(error)
+        broken[name] = _why(error)
         stays = last is not None and not last.names & taken
         what = "keeps its last version" if stays else "is left out"
         _log.warning("policy file %s %s: %s", name, what, broken[name])
         return last if stays else None
     return source
+
+
+def _why(error: BaseException) -> str:
+    """Why a file cannot be used, with the line that raised."""
+    return str(error) if isinstance(error, BadSetting) else in_short(error)
 
 
 def _offer(source: Source) -> None:

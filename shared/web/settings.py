@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from shared.errors import BadSetting, plain
+from shared.errors import BadSetting, did_you_mean, plain
 from shared.links.address import fault_of, may_hold_secret
 from shared.links.profile import Backend, profile
 from shared.model.encoder import EngineName, PrecisionName
@@ -249,13 +248,6 @@ def unread_env_file() -> str | None:
     return f".env is for containers and is not read here: {', '.join(unread[:3])}{more} must be exported to count"
 
 
-def _hinted(unknown: Iterable[str], known: Iterable[str]) -> Iterator[str]:
-    """Each unknown variable, with the known one that was probably meant."""
-    for name in unknown:
-        near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.85)
-        yield f"{name} (did you mean {near[0]}?)" if near else name
-
-
 def _environment() -> dict[str, str]:
     """The `TIERWISE_*` variables.
 
@@ -265,7 +257,8 @@ def _environment() -> dict[str, str]:
     ours = {key: value for key, value in os.environ.items() if key.startswith(PREFIX)}
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | ELSEWHERE
     if unknown := sorted(ours.keys() - known):
-        raise BadSetting(f"unknown setting {', '.join(_hinted(unknown, known))}: see `tierwise print-config`")
+        told = ", ".join(f"{name}{did_you_mean(name, known)}" for name in unknown)
+        raise BadSetting(f"unknown setting {told}: see `tierwise print-config`")
     for key, value in ours.items():
         if _PASSWORD.search(value):
             raise BadSetting(f"{key}: {fault_of(value)}")

@@ -103,6 +103,29 @@ def test_the_log_names_the_line_of_the_users_code(serve, broken, lines):
     assert "1 / 0" in Path(file).read_text().splitlines()[int(number) - 1]
 
 
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [("edge", "`after` returned 'edge'; return a Decision or STAY"), (Decision("moon", 1.0, "policy"), "tier 'moon'")],
+)
+def test_a_decision_that_no_tier_can_follow_is_a_500_and_the_log_tells_the_author(
+    serve, lines, monkeypatch, said, complaint
+):
+    class Mine(Policy):
+        name = "mine"
+
+        def after(self, *_):
+            return said
+
+    monkeypatch.setitem(policies.POLICIES, Mine.name, Mine)
+    answer = serve().classify("a fine film", policy="mine")
+    assert answer.status_code == 500
+    assert "mine" not in answer.json()["detail"]
+    (line,) = [line for line in lines() if line["event"] == "failed"]
+    assert "policy mine: " in line["error"]
+    assert complaint in line["error"]
+    assert Path(__file__).name in line["error"]
+
+
 def test_a_tier_that_breaks_while_it_describes_itself_answers_with_a_problem_too(serve, lines, monkeypatch):
     caller = serve()
     monkeypatch.setattr(caller.app.state.front.states, "described", lambda: 1 / 0)

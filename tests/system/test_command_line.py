@@ -275,12 +275,12 @@ def test_an_env_file_here_is_said_not_to_be_read(tiny_bundle, tmp_path, monkeypa
 
 
 @pytest.fixture
-def served(tiny_bundle):
-    """`tierwise serve` for one test: its process and its tiers'."""
+def served(tiny_bundle, tmp_path):
+    """`tierwise serve` for one test, with policies of `tmp_path`: its process and its tiers'."""
     port = free_ports(3)
     child = subprocess.Popen(
         [*TIERWISE, "serve", "--bundle", str(tiny_bundle), "--port", str(port), "--link", "ideal"],
-        env=CLEAN,
+        env={**CLEAN, "TIERWISE_POLICY_DIR": str(tmp_path)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         preexec_fn=lambda: signal.signal(
@@ -304,12 +304,25 @@ def running(tiers):
     return [tier for tier in tiers if tier.is_running() and tier.status() != psutil.STATUS_ZOMBIE]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, *([signal.SIGHUP, signal.SIGINT] if ALL else [])])
+@pytest.mark.parametrize("number", [signal.SIGTERM, *([signal.SIGINT] if ALL else [])])
 def test_whatever_stops_serve_stops_the_tiers(served, number):
     child, tiers = served
     child.send_signal(number)
     child.wait(timeout=40)
     assert not running(tiers)
+
+
+def test_serve_passes_a_hang_up_on_to_its_tiers_and_goes_on(served, tmp_path):
+    child, tiers = served
+    ports = [tier.net_connections("inet")[0].laddr.port for tier in tiers]
+    code = "from shared.policies import Policy\nclass Mine(Policy):\n    name = 'mine'\n"
+    (tmp_path / "mine.py").write_text(code)
+    child.send_signal(signal.SIGHUP)
+    for port in ports:
+        info = f"http://127.0.0.1:{port}/info"
+        wait_until(lambda at=info: "mine" in httpx.get(at, timeout=20).json()["own_policies"], "a tier did not reload")
+    assert child.poll() is None
+    assert running(tiers) == tiers
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, *([signal.SIGQUIT, signal.SIGABRT] if ALL else [])])

@@ -60,11 +60,33 @@ def test_a_files_decisions_are_shown_text_by_text(check, tmp_path, loaded):
         ("x = 1\n", "no class in it derives from Policy"),
         (SENDS.replace('"sends"', '"tabi"'), "'tabi' is taken"),
         (SENDS.replace("return Decision", "1 / 0; return Decision"), "ZeroDivisionError"),
+        (SENDS.replace('"cloud", 1.0', '"moon", 1.0'), "tier 'moon' is not in `where.reachable`: edge, cloud"),
+        (SENDS.replace('Decision("cloud", 1.0, "policy")', '"edge"'), "`after` returned 'edge'; return a Decision"),
     ],
 )
 def test_a_mistake_is_one_line_with_its_place_and_status_2(check, code, complaint):
     done = check(code)
     assert done.returncode == 2
     assert complaint in done.stderr
-    assert "sends.py" in done.stderr
+    assert done.stderr.count("sends.py") == 1 + (complaint == "SyntaxError")  # its path and its line
     assert "Traceback" not in done.stderr
+
+
+def test_a_mistake_is_told_once_and_those_of_other_files_are_not(check, tmp_path):
+    (tmp_path / "other.py").write_text("1 / 0\n")
+    done = check("x = 1\n", TIERWISE_POLICY_DIR=str(tmp_path))
+    (line,) = done.stderr.splitlines()
+    assert "no class in it derives from Policy" in line
+
+
+def test_what_a_policy_probably_did_not_mean_is_a_warning(check):
+    done = check(SENDS.replace("def after", "def aftre").replace("def may_off", "def may_of"))
+    assert done.returncode == 0, done.stderr
+    first, second = done.stderr.splitlines()
+    assert "Tierwise never calls `aftre` (did you mean after?)" in first
+    assert "Tierwise never calls `may_ofload_after` (did you mean may_offload_after?)" in second
+    done = check(SENDS.partition("    def may_offload_after")[0])
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "policy sends: `after` sends texts on from end, and `may_offload_after` says that it never does" in line
+    assert check(SENDS).stderr == ""

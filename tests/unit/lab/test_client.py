@@ -6,6 +6,8 @@ import httpx
 import pytest
 
 from lab.live.client import NoAnswer, classify, info_of
+from shared.errors import Failed, QueueFull
+from shared.web.problems import document
 
 
 @pytest.mark.parametrize("content", [b"{}", b"[]", b"<html></html>"])
@@ -17,4 +19,22 @@ def test_what_is_no_tier_is_told(content, ask):
             await ask(client)
 
     with pytest.raises(NoAnswer, match="other is no tier of ours"):
+        asyncio.run(asked())
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (Failed(), "500: this tier failed on the request; its log has the error, under this request id: r-7$"),
+        (QueueFull("too many"), "429: too many$"),
+    ],
+)
+def test_a_tier_that_failed_is_told_with_the_id_that_its_log_has(error, told):
+    async def asked():
+        problem = document(error, "r-7", {})
+        transport = httpx.MockTransport(lambda _: httpx.Response(problem.status_code, content=problem.body))
+        async with httpx.AsyncClient(transport=transport, base_url="http://tier") as client:
+            await classify(client, "a text", {})
+
+    with pytest.raises(NoAnswer, match=told):
         asyncio.run(asked())

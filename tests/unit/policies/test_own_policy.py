@@ -31,7 +31,10 @@ GOOD = POLICY.format("Good", "good")
 @pytest.fixture(autouse=True)
 def _as_before(monkeypatch):
     """The registry is a process's; every test leaves it as it was."""
-    kept = [(known, dict(known)) for known in (registry.POLICIES, registry.BROKEN, registry._files, registry._versions)]
+    kept = [
+        (known, dict(known))
+        for known in (registry.POLICIES, registry.BROKEN, registry._meant, registry._files, registry._versions)
+    ]
     monkeypatch.setattr(registry, "_folder", None)
     yield
     for known, before in kept:
@@ -145,18 +148,38 @@ def test_who_asks_for_a_broken_policy_is_told_and_others_are_answered(tmp_path, 
         create_app(Settings(tier="end", bundle=str(tiny_bundle), policy_dir=tmp_path, policy="mine"))
 
 
+def test_of_many_broken_files_the_one_that_is_asked_for_is_told_first(tmp_path, tiny_bundle):
+    raises = POLICY + "raise RuntimeError('{}, which is a rather long reason " + "and so on " * 12 + "')\n"
+    for at in range(5):
+        (tmp_path / f"a_broken_{at}.py").write_text(raises.format("Mine", f"other-{at}", f"broken {at}"))
+    (tmp_path / "z_last.py").write_text(raises.format("Mine", "mine", "mine"))
+    for asked, file, reason in (
+        ("mine", "z_last.py", "mine"),
+        ("a-broken-3", "a_broken_3.py", "broken 3"),
+        ("other-3", "a_broken_3.py", "broken 3"),
+    ):
+        refused = served(tiny_bundle, tmp_path, {"inputs": "a film", "options": {"policy": asked}}).json()["detail"]
+        assert refused.startswith(f"unknown policy '{asked}': {file} cannot be used: RuntimeError: {reason}, which")
+        assert f"({file}, line 4); " in refused
+        assert "cannot be used either (see the log)" in refused
+    assert "a_broken_0.py, a_broken_1.py, a_broken_2.py, ... cannot be used (see the log); choose" in refusal("nobody")
+
+
 def test_a_folder_that_is_not_there_stops_the_start(tmp_path, tiny_bundle):
     with pytest.raises(BadSetting, match=r"TIERWISE_POLICY_DIR=.*nowhere: no such folder"):
         create_app(Settings(tier="end", bundle=str(tiny_bundle), policy_dir=tmp_path / "nowhere"))
 
 
-def test_a_broken_file_keeps_no_command_from_running(tmp_path):
+@pytest.mark.parametrize(("command", "loads"), [("classify", False), ("bench", True)])
+def test_a_broken_file_keeps_no_command_from_running_and_is_told_where_policies_decide(tmp_path, command, loads):
     (tmp_path / "mine.py").write_text(BROKEN["raises"][0])
     env = {**os.environ, "PYTHONPATH": str(ROOT), "TIERWISE_POLICY_DIR": str(tmp_path)}
-    words = [sys.executable, "-m", "lab.cli.main", "classify", "a film", "--url", "http://127.0.0.1:1"]
+    (tmp_path / "films.csv").write_text("text,label\na fine film,1\na bad film,0\n")
+    asked = ["a film"] if command == "classify" else ["--data", "films.csv", "--split", "all"]
+    words = [sys.executable, "-m", "lab.cli.main", command, *asked, "--url", "http://127.0.0.1:1"]
     client = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=env)
     assert "http://127.0.0.1:1" in client.stdout + client.stderr  # it went as far as asking
-    assert "mine.py, line 4" in client.stderr
+    assert ("mine.py, line 4" in client.stderr) is loads
     assert "Traceback" not in client.stderr
 
 
