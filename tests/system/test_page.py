@@ -76,6 +76,15 @@ def answered(page):
     expect(page.locator("#answer .label")).to_be_visible()
 
 
+def compared(page):
+    page.get_by_role("button", name="Ask them").click()
+    expect(page.get_by_role("status")).to_have_text("The other policies have answered.")
+
+
+def states(page):
+    return page.locator("#way .state")
+
+
 def test_exits_light_up_one_by_one_and_stop_ends_the_work(opened, listening):
     url, server, _ = listening()
     worker, steps = server._app.state.tier.worker, threading.Semaphore(0)
@@ -123,8 +132,7 @@ def test_the_whole_way_is_shown_and_other_policies_are_asked(opened, three):
     expect(page.locator("#answer")).to_contain_text("A tier was unsure and sent the text on")
     expect(page.locator("#answer table").nth(1)).to_contain_text("cloud")
     assert "answered by cloud" in page.get_by_role("status").inner_text()
-    page.get_by_role("button", name="Ask them").click()
-    expect(page.get_by_role("status")).to_have_text("The other policies have answered.")
+    compared(page)
     rows = {row.split("\t")[0]: row.split("\t") for row in page.locator("#others tr").all_inner_texts()}
     assert next(iter(rows)) == "collaborative"
     assert {"tabi", "random", "end-only", "edge-only", "cloud-only"} < {*rows}
@@ -187,7 +195,7 @@ def test_trouble_is_told_in_words_with_what_to_do(opened, three):
     page = opened(three)
     alert = page.get_by_role("alert")
     ask(page, "  ")
-    expect(alert).to_contain_text("Cannot classify this. inputs: the text is empty or blank")
+    expect(alert).to_contain_text("There is no text. The box is empty. Type a text, or take an example.")
     page.get_by_role("spinbutton", name="patience").fill("0")
     ask(page)
     expect(alert).to_contain_text("patience: expected a whole number from 1 to 64")
@@ -204,6 +212,131 @@ def test_trouble_is_told_in_words_with_what_to_do(opened, three):
     ask(page)
     answered(page)
     expect(alert).to_be_empty()
+
+
+def test_a_new_question_forgets_what_other_policies_said_of_the_text_before(opened, three):
+    page = opened(three)
+    ask(page)
+    answered(page)
+    compared(page)
+    expect(page.locator("#others tr")).not_to_have_count(0)
+    ask(page, "a dull film")
+    expect(page.get_by_role("status")).to_contain_text("answered by")
+    expect(page.locator("#others tr")).to_have_count(0)
+    expect(page.locator("#others-region")).to_be_hidden()
+    expect(page.locator("#others-note")).to_be_empty()
+
+
+def test_what_the_page_itself_refuses_leaves_the_answer_before_as_it_is(opened, three):
+    page = opened(three)
+    sent = []
+    page.on("request", lambda request: request.url.endswith("/classify") and sent.append(request.url))
+    ask(page, "")
+    expect(page.get_by_role("alert")).to_contain_text("There is no text")
+    expect(page.locator("#answer")).to_have_text("Nothing asked yet.")
+    expect(states(page)).to_have_text(["waiting"] * 3)
+    assert sent == []
+    ask(page)
+    answered(page)
+    before = [*states(page).all_inner_texts(), page.locator("#answer").inner_text()]
+    ask(page, " ")
+    expect(page.get_by_role("alert")).to_contain_text("There is no text")
+    assert [*states(page).all_inner_texts(), page.locator("#answer").inner_text()] == before
+    expect(page.get_by_role("button", name="Ask them")).to_be_enabled()
+    assert len(sent) == 1
+
+
+def test_what_the_tier_refuses_leaves_nothing_that_seems_to_run(opened, three):
+    page = opened(three)
+    ask(page)
+    answered(page)
+    page.get_by_text("Request", exact=True).click()
+    page.get_by_label("Second text").fill(" ")
+    ask(page)
+    expect(page.get_by_role("alert")).to_contain_text("Cannot classify this")
+    expect(page.locator("#answer")).to_have_text("Nothing asked yet.")
+    expect(states(page)).to_have_text(["waiting"] * 3)
+    expect(page.get_by_role("button", name="Ask them")).to_be_disabled()
+
+
+def test_an_answer_that_breaks_off_leaves_its_exits_and_says_that_none_came(opened, three):
+    page = opened(three)
+    broken = {"body": exit_event(1, 1.0), "content_type": "text/event-stream"}
+    page.route("**/v1/classify", lambda route: route.fulfill(**broken))
+    ask(page)
+    expect(page.get_by_role("alert")).to_contain_text("The answer broke off")
+    expect(page.locator("#answer")).to_have_text("No answer came.")
+    expect(states(page)).to_have_text(["stopped", "not asked", "not asked"])
+    expect(page.get_by_role("article", name="end").locator(".exits .lit")).to_have_count(1)
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [
+        (1, "100 %"),
+        (0.99995, "over 99.9 %"),
+        (0.9994, "99.9 %"),
+        (0.0004, "under 0.1 %"),
+        (0.0006, "0.1 %"),
+        (0, "0 %"),
+    ],
+)
+def test_a_chance_is_shown_as_certain_only_if_it_is(opened, three, share, shown):
+    page = opened(three)
+    answer = page.request.post(f"{three}/v1/classify", data={"inputs": "a film", "options": {"explain": True}}).json()
+    (result,) = answer["results"]
+    result["confidence"] = share
+    result["hops"][0] |= {"offload_probability": share, "draw": 0.5, "offloaded_to": None}
+    page.route("**/v1/classify", lambda route: route.fulfill(json=answer))
+    ask(page)
+    expect(page.locator("#answer .label .quiet")).to_have_text(shown)
+    chance = f"chance to go on {shown}, draw 0.50" if share else "Stayed here."
+    expect(page.get_by_role("article", name="end")).to_contain_text(chance)
+
+
+NAMELESS_INPUTS = """(top) => {
+  const panel = document.querySelector("#parameters");
+  panel.scrollTop = top;
+  const box = panel.getBoundingClientRect();
+  const shown = (node) => {
+    const { top, bottom } = node.getBoundingClientRect();
+    return Math.min(bottom, box.bottom) - Math.max(top, box.top);
+  };
+  return [...panel.querySelectorAll(".inputs input, .inputs select")]
+    .filter((node) => shown(node) > 20 && shown(node.closest(".field").querySelector(".name")) < 12)
+    .map((node) => node.ariaLabel);
+}"""
+
+
+def test_no_parameter_shows_its_value_without_its_name_wherever_the_panel_is_scrolled(opened, three):
+    page = opened(three, viewport={"width": 1280, "height": 1000})
+    info = page.request.get(f"{three}/info").json()
+    info["policy"] |= {"offload_threshold": {"end": 0.8, "edge": 0.6}, "theta": {"end": 0.2, "edge": 0.1, "cloud": 0}}
+    page.route("**/info", lambda route: route.fulfill(json=info))
+    page.reload()
+    expect(page.get_by_label("theta, cloud", exact=True)).to_be_visible()
+    height = page.evaluate("() => document.querySelector('#parameters').scrollHeight")
+    assert height > 400  # it does scroll
+    assert [page.evaluate(NAMELESS_INPUTS, top) for top in range(0, height, 10)] == [[]] * len(range(0, height, 10))
+
+
+@pytest.mark.parametrize("width", [390, 560, 1280])
+def test_every_column_of_the_comparison_is_on_the_screen(opened, three, width):
+    page = opened(three, viewport={"width": width, "height": 800})
+    if width < 901:
+        page.get_by_text("Parameters", exact=True).click()
+    send_everything_on(page)
+    ask(page)
+    answered(page)
+    compared(page)
+    region = page.locator("#others-region")
+    assert region.evaluate("(node) => node.scrollWidth - node.clientWidth") == 0
+    for title in ("Policy", "Label", "Confidence", "Answered by", "ms", "Bytes"):
+        head = region.get_by_role("columnheader", name=title, exact=True).bounding_box()
+        assert head["x"] + head["width"] <= width
+    aligned = """(node) => [...node.rows[0].cells].map((head, at) =>
+      Math.abs(head.getBoundingClientRect().left - node.rows[1].cells[at].getBoundingClientRect().left) < 1)"""
+    assert region.locator("table").evaluate(aligned) == [True] * 6  # each value is under its name
 
 
 def test_a_degraded_answer_says_so_and_is_counted(opened, staying):
@@ -249,6 +382,40 @@ def test_links_can_be_changed_where_the_tier_allows_it(opened, three):
     expect(page.locator("#links .warning")).to_have_text("cut")
     expect(page.get_by_role("switch", name="cut the link to edge")).to_be_focused()
     assert puts == [("/v1/links/edge", "PUT", {"profile": "lte"}), ("/v1/links/edge", "PUT", {"cut": True})]
+
+
+def test_links_of_live_tiers_are_changed_cut_and_healed(opened, staying):
+    cloud, *_ = staying(tier="cloud")
+    edge, *_ = staying(tier="edge", upstreams={"cloud": cloud}, link_profiles={"cloud": "ideal"})
+    links = {"upstreams": {"edge": edge}, "link_profiles": {"edge": "ideal"}}
+    url, *_ = staying(**links, link_control=True, probe_ms=50, upstream_timeout_ms=3_000)
+    page = opened(url)
+    send_everything_on(page)
+    menu = page.get_by_label("Profile of the link to edge")
+    expect(menu).to_have_value("ideal")
+    menu.select_option("3g")
+    ask(page)
+    answered(page)
+    arrow = page.get_by_role("listitem").filter(has=page.get_by_role("article", name="edge")).locator(".arrow")
+    expect(arrow).to_contain_text("3g")
+    expect(arrow).to_contain_text("simulated")
+    assert float(re.search(r"([\d.]+) ms", arrow.inner_text())[1].replace(",", "")) > 150  # 300, and jitter
+    menu.select_option("ideal")
+    page.get_by_role("switch", name="cut the link to edge").click()
+    expect(page.locator("#links .warning")).to_have_text("cut")
+    ask(page)
+    expect(page.locator("#answer .warning")).to_contain_text("Degraded: a further tier did not answer in time.")
+    expect(page.get_by_role("article", name="edge").locator(".state")).to_have_text("gave no answer")
+    assert page.request.get(f"{url}/info").json()["links"][0]["cut"] is True
+    page.reload()  # what the tier says is shown, not what was clicked
+    send_everything_on(page)
+    expect(page.get_by_role("switch", name="cut the link to edge")).to_be_checked()
+    page.get_by_role("switch", name="cut the link to edge").click()
+    expect(page.locator("#links")).to_contain_text("works")
+    ask(page)
+    expect(page.get_by_role("article", name="cloud").locator(".state")).to_contain_text("after layer")
+    expect(page.locator("#answer .label")).to_be_visible()
+    expect(page.locator("#answer")).not_to_contain_text("Degraded")
 
 
 def test_the_page_can_be_used_by_keys_alone(opened, three):
@@ -306,8 +473,7 @@ def test_controls_have_names_words_have_contrast_and_a_phone_is_wide_enough(open
     send_everything_on(page)
     ask(page, "a fine film " * 30)
     answered(page)
-    page.get_by_role("button", name="Ask them").click()
-    expect(page.get_by_role("status")).to_have_text("The other policies have answered.")
+    compared(page)
     assert page.evaluate(NAMELESS) == []
     assert page.evaluate(CONTRAST) == []
     assert page.evaluate("() => document.documentElement.scrollWidth") == 360
