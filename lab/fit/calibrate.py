@@ -45,6 +45,7 @@ from shared.model.base import Array
 from shared.model.bundle import Bundle, Card, load_bundle
 from shared.model.calibration import T_MAX, T_MIN, calibrated, fit_temperature, quality
 from shared.model.ensemble import Ensemble, Weighting
+from shared.model.pools import FILE as POOLS
 from shared.model.pruning import Pruning
 from shared.model.quantization import load_table
 from shared.policies import Where
@@ -199,6 +200,8 @@ class Calibration:
         write_json(path, card.model_dump())
         if others.pools is not None:
             others.pools.save(self.bundle.folder)
+        else:  # those of an earlier calibration are not this card's
+            (self.bundle.folder / POOLS).unlink(missing_ok=True)
         self.console.print_json(json.dumps({"policies": card.policies}))
         self.console.print(f"written: {path}")
 

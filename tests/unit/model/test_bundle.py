@@ -8,6 +8,7 @@ import pytest
 from shared.errors import BadSetting
 from shared.model.bundle import MODELS, load_bundle
 from shared.model.ensemble import Weighting
+from shared.model.pools import NO_POOLS
 from shared.policies import Where, build
 
 
@@ -50,6 +51,16 @@ def test_the_digest_names_what_answers_so_it_changes_with_the_card(folder):
     card = json.loads((folder / "card.json").read_text())
     (folder / "card.json").write_text(json.dumps({**card, "accuracy": {}}))
     assert load_bundle(str(folder)).digest != before
+
+
+@pytest.mark.parametrize(
+    ("report", "pools"), [({"pools": {"chosen": None}}, NO_POOLS), ({"pools": {"chosen": {}}}, None), ({}, None)]
+)
+def test_a_bundle_tells_texts_without_pools_from_pools_that_are_missing(folder, report, pools):
+    (folder / "pools.safetensors").unlink(missing_ok=True)
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps({**card, "report": report}))
+    assert load_bundle(str(folder)).pools == pools
 
 
 @pytest.mark.parametrize("name", ["collaborative", "collaborative/", "split-imdb"])
