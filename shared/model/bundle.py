@@ -135,6 +135,14 @@ class Bundle:
         return f"{self.name}@{self.digest[:12]}"
 
     @property
+    def argument(self) -> str:
+        """What names it on a command line in the working folder: a shipped bundle's name, else its folder."""
+        if self.folder.parent == MODELS:
+            return self.name
+        here = Path.cwd()
+        return f"./{self.folder.relative_to(here)}" if self.folder.is_relative_to(here) else str(self.folder)
+
+    @property
     def order(self) -> tuple[str, ...]:
         """Tier names, shallowest first."""
         return tuple(self.tiers)

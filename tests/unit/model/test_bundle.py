@@ -79,6 +79,13 @@ def test_a_bundle_of_one_s_own_is_named_by_its_folder(folder, tmp_path, monkeypa
     assert (bundle.name, bundle.folder.resolve()) == ("mine", folder)
 
 
+def test_a_bundle_knows_what_names_it_on_a_command_line(folder, monkeypatch):
+    assert load_bundle("split-imdb").argument == "split-imdb"
+    assert load_bundle(str(folder)).argument == str(folder)
+    monkeypatch.chdir(folder.parent)
+    assert load_bundle(str(folder)).argument == "./mine"
+
+
 def test_no_name_at_all_is_no_bundle(folder, monkeypatch):
     monkeypatch.chdir(folder)
     with pytest.raises(BadSetting, match=r"there are .*collaborative"):
