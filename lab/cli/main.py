@@ -86,8 +86,9 @@ def demo(
     from lab.live import demo as job
     from lab.live.stack import Layout, running
 
-    with running(Layout(bundle, port, access=access, backbone=backbone), console) as stack:
-        asyncio.run(job.run(stack.url, console))
+    layout = Layout(bundle, port, access=access, backbone=backbone)
+    with running(layout, console) as stack:
+        asyncio.run(job.run(stack.url, console, start=layout.command))
 
 
 @app.command()
@@ -308,7 +309,7 @@ def calibrate(
 
     _, validation = divide(_training_rows(data, split, load_bundle(bundle).labels), hold_out)
     links = {"access": access or ACCESS, "backbone": backbone or BACKBONE}
-    calibration = Calibration(bundle, validation[:n], **links, threads=threads, console=console)
+    calibration = Calibration(bundle, validation[:n], **links, threads=threads, console=console, data=data)
     if only_others:
         calibration.others(within=within)
     elif not calibration.run(within=within, offload_share=offload_share, pruning=pruning):

@@ -233,8 +233,8 @@ def _checked(source: str, rows: Rows, columns: Columns) -> Rows:
             if named is not None and named not in rows.columns:
                 raise BadSetting(f"{source}: no column {named!r}; it has {has}")
         raise BadSetting(
-            f"{source}: needs columns text (or text_a, text_b) and label; it has {has} (`tierwise fit` takes the names "
-            "of yours: --text-column, --label-column)"
+            f"{source}: needs columns text (or text_a, text_b) and label; it has {has} (`tierwise fit` has the options "
+            "--text-column and --label-column)"
         )
     return rows
 

@@ -45,6 +45,7 @@ from shared.model.base import Array
 from shared.model.bundle import Bundle, Card, load_bundle
 from shared.model.calibration import T_MAX, T_MIN, calibrated, fit_temperature, quality
 from shared.model.ensemble import Ensemble, Weighting
+from shared.model.pools import FILE as POOLS
 from shared.model.pruning import Pruning
 from shared.model.quantization import load_table
 from shared.policies import Where
@@ -62,16 +63,24 @@ class Calibration:
     """One calibration of one bundle."""
 
     def __init__(
-        self, bundle: str, texts: list[Example], *, access: str, backbone: str, threads: int, console: Console
+        self,
+        bundle: str,
+        texts: list[Example],
+        *,
+        access: str,
+        backbone: str,
+        threads: int,
+        console: Console,
+        data: str = "FILE",
     ) -> None:
-        """Check everything that would end a calibration late.
+        """Check everything that would end a calibration late. `data`: the file of the texts, for advice.
 
         Raises:
             BadSetting: a bundle, labels or links that do not fit, or texts that cannot tell anything.
         """
         self.bundle: Bundle = load_bundle(bundle)
         self.asked, self.console = texts, console
-        self.access, self.backbone = access, backbone
+        self.access, self.backbone, self.data = access, backbone, data
         self.links = links_of(self.bundle, f"{access}/{backbone}")
         self.threads = threads_of(self.bundle, threads)
         check_bundle(self.bundle)
@@ -99,7 +108,7 @@ class Calibration:
         others = choose(replay, _probabilities(replay), within=within)
         coefficient, pruning_report = self._choose_pruning(replay, exits, wanted=pruning)
         path = {"patience": exits["patience"], "pruning_coefficient": coefficient}
-        times = Times(replay, self.threads, self.links, self.console)
+        times = Times(replay, self.threads, self.links, self.console, data=self.data)
         for note in times.notes:
             self._note(note)
         cascade = cascade_of(replay, times, {**path, "theta": exits["theta"]})
@@ -199,6 +208,8 @@ class Calibration:
         write_json(path, card.model_dump())
         if others.pools is not None:
             others.pools.save(self.bundle.folder)
+        else:  # those of an earlier calibration are not this card's
+            (self.bundle.folder / POOLS).unlink(missing_ok=True)
         self.console.print_json(json.dumps({"policies": card.policies}))
         self.console.print(f"written: {path}")
 

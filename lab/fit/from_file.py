@@ -264,7 +264,8 @@ def _judge(out: Path, division: Division, within: float, threads: int, console: 
         log = PlainConsole(file=file, width=WIDTH)
         if not (out / "card.json").is_file():
             links = {"access": ACCESS, "backbone": BACKBONE}
-            calibration = Calibration(name, division.validation, **links, threads=threads, console=log)
+            data = str(out / "fit" / "rows.parquet")
+            calibration = Calibration(name, division.validation, **links, threads=threads, console=log, data=data)
             calibration.run(within=within, offload_share=None)
         evaluate(name, division.test, max_tokens=None, threads=threads, console=log, save=True, split="test")
         return _verdict(name, division.test, Recorders(log, threads=threads))

@@ -79,9 +79,7 @@ async def classify(client: AsyncClient, inputs: Any, options: dict[str, Any]) ->
     try:
         answer = await client.post("/v1/classify", json={"inputs": inputs, "options": options})
     except httpx.HTTPError as error:
-        raise NoAnswer(
-            f"no tier answers at {client.base_url}: {error or type(error).__name__}; try `make serve`"
-        ) from error
+        raise _no_answer(client, error) from error
     seconds = time.perf_counter() - started
     if answer.status_code != 200:
         refusal = TextRefused if answer.status_code in (413, 422) else NoAnswer
@@ -90,6 +88,15 @@ async def classify(client: AsyncClient, inputs: Any, options: dict[str, Any]) ->
         return Timed(ClassifyResponse.model_validate_json(answer.content), seconds)
     except ValidationError as error:
         raise NoAnswer(f"what answers at {client.base_url} is no tier of ours") from error
+
+
+def _no_answer(client: AsyncClient, error: httpx.HTTPError) -> NoAnswer:
+    """No connection, and what would make a tier of this machine answer there."""
+    url = client.base_url
+    try_this = "make serve" if url.port == 8080 else f"tierwise serve --port {url.port or 80}"
+    here = url.host in ("127.0.0.1", "localhost", "::1")
+    hint = f"try `{try_this}`" if here else "is it up, and is the address right?"
+    return NoAnswer(f"no tier answers at {url}: {error or type(error).__name__}; {hint}")
 
 
 async def info_of(client: AsyncClient) -> dict[str, Any]:
@@ -103,7 +110,7 @@ async def info_of(client: AsyncClient) -> dict[str, Any]:
         if not {"bundle", "card_sha256", "labels", "links"} <= info.keys():
             raise KeyError("labels")
     except httpx.HTTPError as error:
-        raise NoAnswer(f"no tier answers at {client.base_url}: {error or type(error).__name__}") from error
+        raise _no_answer(client, error) from error
     except (ValueError, KeyError, AttributeError) as error:
         raise NoAnswer(f"what answers at {client.base_url} is no tier of ours") from error
     return dict(info)

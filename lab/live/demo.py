@@ -14,15 +14,15 @@ from lab.live.client import Timed, classify, connect
 REVIEWS = Path(__file__).with_name("reviews.txt").read_text().splitlines()
 
 
-async def run(url: str, console: Console) -> None:
-    """Classify every review, one after the other, and print the table and a curl line."""
+async def run(url: str, console: Console, *, start: str = "make serve") -> None:
+    """Classify every review, one after the other, and print the table and a curl line; `start` keeps tiers up there."""
     async with connect(url, timeout=60) as client:
         await classify(client, REVIEWS[0], {"policy": "cloud-only"})  # opens the connections
         timed = [await classify(client, text, {"seed": index}) for index, text in enumerate(REVIEWS)]
     console.print(_table(timed))
     console.print(_summary(timed))
     body = json.dumps({"inputs": REVIEWS[5]})
-    console.print("Try it yourself (`make serve` keeps the tiers up):", style="bold")
+    console.print(f"Try it yourself (`{start}` keeps the tiers up):", style="bold")
     console.print(
         f"  curl -s {url}/v1/classify -H 'content-type: application/json' \\\n    -d '{body}'", soft_wrap=True
     )

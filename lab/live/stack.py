@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -65,6 +66,15 @@ class Layout:
         """Where the tiers listen."""
         roles = [role_of(tier, index) for index, tier in enumerate(bundle.order)]
         return [role.port if self.port is None else self.port + index for index, role in enumerate(roles)]
+
+    @property
+    def command(self) -> str:
+        """What keeps these tiers up, as a user types it."""
+        options = {"--port": self.port, "--link": self.access, "--backbone": self.backbone}
+        given = [part for name, value in options.items() if value is not None for part in (name, str(value))]
+        if self.bundle != Layout.bundle:
+            given += ["--bundle", self.bundle]
+        return shlex.join(["tierwise", "serve", *given]) if given else "make serve"
 
     def environment(self, bundle: Bundle, index: int) -> dict[str, str]:
         """The settings of tier number `index` that its role does not say."""

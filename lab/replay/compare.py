@@ -58,7 +58,7 @@ def compare(
         for texts in sets:
             for bundle in texts.bundles:
                 check_labels(texts.examples, bundle.labels, f"bundle {bundle.name}")
-                trial = Trial(bundle, texts.examples, conditions, split=texts.split)
+                trial = Trial(bundle, texts.examples, conditions, split=texts.split, data=texts.source)
                 report["bundles"][bundle.name] = _bundle(trial, texts, policies, measured, records)
                 report["notes"] += [note for note in trial.notes if note not in report["notes"]]
     finally:

@@ -182,7 +182,7 @@ def write(report: dict[str, Any], records: list[Record], out: Path, console: Con
     console.print(table(report))
     for name, part in report["bundles"].items():
         for policy, why in part["refused"].items():
-            console.print(f"{name}, {policy}: {why}", style="yellow", highlight=False)
+            console.print(f"{name}: left out {policy}: {why}", style="yellow", highlight=False, soft_wrap=True)
     console.print(f"written: {', '.join(map(str, files))}{REPLACED if replaced else ''}")
 
 

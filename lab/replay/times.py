@@ -8,6 +8,7 @@ takes what the simulated one (`shared/links/simulated.py`) takes on average. Lef
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -42,7 +43,8 @@ class Modelled:
 class Times:
     """Models a bundle's runs: `threads` of each tier, `links` by (from, to). `anew` measures again.
 
-    `tables`, by recording and threads, and `http` stand in for what would be measured.
+    `tables`, by recording and threads, and `http` stand in for what would be measured. `data`: the file
+    of the texts, for the advice to measure again.
     """
 
     def __init__(
@@ -55,7 +57,9 @@ class Times:
         anew: bool = False,
         tables: Mapping[tuple[str, int], Table] | None = None,
         http: Http | None = None,
+        data: str = "FILE",
     ) -> None:
+        self._data = data
         self._replay, self._threads, self._links, self._console = replay, threads, links, console
         self._tables = dict(tables or {})
         self._dense: dict[tuple[str, int, Kernel, bool], np.ndarray] = {}
@@ -70,9 +74,10 @@ class Times:
         worst = max(measured.spread for measured in self._tables.values())
         if worst <= BUSY:
             return []
+        again = ["tierwise", "replay", "--profile", "--data", self._data, "--bundle", self._replay.bundle.argument]
         return [
             f"the machine was busy when it was measured (times varied {worst:.1f}-fold): "
-            "measure again with `tierwise replay --profile`"
+            f"measure again with `{shlex.join(again)}`"
         ]
 
     def of(self, run: Run) -> Modelled:

@@ -63,7 +63,10 @@ class Outcomes:
 class Trial:
     """One bundle on one set of texts."""
 
-    def __init__(self, bundle: Bundle, examples: list[Example], conditions: Conditions, *, split: str) -> None:
+    def __init__(
+        self, bundle: Bundle, examples: list[Example], conditions: Conditions, *, split: str, data: str = "FILE"
+    ) -> None:
+        self._data = data
         self.bundle, self.split, self.conditions = bundle, split, conditions
         links = links_of(bundle, conditions.links)
         self.replay = Replay(bundle, examples, conditions.recorders, seed=conditions.seed, profiles=links)
@@ -74,7 +77,7 @@ class Trial:
         """The model of times on this machine, measured when first asked for."""
         conditions = self.conditions
         threads, links = threads_of(self.bundle, conditions.threads), links_of(self.bundle, conditions.links)
-        return Times(self.replay, threads, links, conditions.recorders.console, anew=conditions.anew)
+        return Times(self.replay, threads, links, conditions.recorders.console, anew=conditions.anew, data=self._data)
 
     @cached_property
     def reference(self) -> Run:
@@ -101,7 +104,7 @@ class Trial:
 
     def with_bundle(self, bundle: Bundle) -> Trial:
         """Another bundle on the same texts."""
-        return Trial(bundle, list(self.replay.examples), self.conditions, split=self.split)
+        return Trial(bundle, list(self.replay.examples), self.conditions, split=self.split, data=self._data)
 
     @property
     def left_out(self) -> LeftOut:
@@ -187,7 +190,7 @@ def unseen(bundle: Bundle, data: Path, n: int, conditions: Conditions) -> Trial:
         BadSetting: the file, its columns or its splits are not there.
     """
     split, rows = _unseen(bundle, data)
-    return Trial(bundle, rows[:n], conditions, split=split)
+    return Trial(bundle, rows[:n], conditions, split=split, data=str(data))
 
 
 def validation(bundle: Bundle, data: Path, n: int, conditions: Conditions) -> Trial:
@@ -196,7 +199,7 @@ def validation(bundle: Bundle, data: Path, n: int, conditions: Conditions) -> Tr
     Raises:
         BadSetting: the bundle was calibrated on other data.
     """
-    return Trial(bundle, _held_out(bundle, data)[:n], conditions, split="held out of train")
+    return Trial(bundle, _held_out(bundle, data)[:n], conditions, split="held out of train", data=str(data))
 
 
 def tuning(bundle: Bundle, data: Path, n: int, conditions: Conditions) -> Trial:
@@ -210,7 +213,7 @@ def tuning(bundle: Bundle, data: Path, n: int, conditions: Conditions) -> Trial:
     held = _held_out(bundle, data)[:n]
     split, rows = _unseen(bundle, data)
     later = without(rows[n : n + n // 2], rows[:n])  # some reviews are there twice
-    return Trial(bundle, held + later, conditions, split=f"held out of train, {len(later)} of {split}")
+    return Trial(bundle, held + later, conditions, split=f"held out of train, {len(later)} of {split}", data=str(data))
 
 
 def _unseen(bundle: Bundle, data: Path) -> tuple[str, list[Example]]:

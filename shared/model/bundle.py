@@ -23,7 +23,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from shared.errors import BadSetting, plain
 from shared.model.ensemble import Ensemble
-from shared.model.pools import FILE, Pools, read_pools
+from shared.model.pools import FILE, NO_POOLS, Pools, read_pools
 from shared.model.weights import as_path
 
 MODELS = Path(__file__).resolve().parents[2] / "deploy" / "models"
@@ -126,13 +126,21 @@ class Bundle:
     tiers: dict[str, TierModel]
     metric: Metric
     card: Card
-    pools: Pools | None
+    pools: Pools | None  # null: nobody looked for them, or their file is missing
     digest: str  # of bundle.json, card.json and the pools: names what answered
 
     @property
     def card_name(self) -> str:
         """BUNDLE@DIGEST: names the card that answered."""
         return f"{self.name}@{self.digest[:12]}"
+
+    @property
+    def argument(self) -> str:
+        """What names it on a command line in the working folder: a shipped bundle's name, else its folder."""
+        if self.folder.parent == MODELS:
+            return self.name
+        here = Path.cwd()
+        return f"./{self.folder.relative_to(here)}" if self.folder.is_relative_to(here) else str(self.folder)
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -167,7 +175,7 @@ def load_bundle(name: str) -> Bundle:
     _check_classifiers(file, folder)
     _check_card(card, file.tiers, folder / "card.json")
     pools_raw = (folder / FILE).read_bytes() if (folder / FILE).is_file() else b""
-    pools = read_pools(pools_raw, str(folder / FILE)) if pools_raw else None
+    pools = read_pools(pools_raw, str(folder / FILE)) if pools_raw else NO_POOLS if _found_no_pools(card) else None
     digest = hashlib.sha256(raw + card_raw + pools_raw).hexdigest()
     return Bundle(folder.name, folder, tuple(file.labels), file.tiers, file.metric, card, pools, digest)
 
@@ -179,6 +187,12 @@ def _read(model: type[_Model], raw: bytes, path: Path) -> _Model:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise BadSetting(f"{path}: {where}{': ' if where else ''}{plain(first['msg'])}") from error
+
+
+def _found_no_pools(card: Card) -> bool:
+    """Whether calibration looked for pools and its texts had none."""
+    report = card.report.get("pools")
+    return isinstance(report, dict) and report.get("chosen", report) is None
 
 
 def _check_classifiers(file: BundleFile, folder: Path) -> None:

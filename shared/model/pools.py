@@ -49,6 +49,9 @@ class Pools:
         (folder / FILE).write_bytes(save({"sizes": np.array(self.sizes, dtype=np.int64), **arrays}))
 
 
+NO_POOLS = Pools((), {})  # calibration looked for them, and its texts have none
+
+
 def read_pools(raw: bytes, name: str) -> Pools:
     """Pools from a file's bytes.
 

@@ -346,7 +346,8 @@ class Surface:
 
     def _check_count(self, inputs: list[Any]) -> None:
         if not inputs:
-            raise BadInput("inputs is empty: send at least one text")
+            problem = "is empty: send at least one text"
+            raise BadInput(f"inputs {problem}", errors=[{"at": "inputs", "problem": problem}])
         if len(inputs) > self.settings.max_inputs:
             raise TooLarge(f"{len(inputs)} inputs; at most {self.settings.max_inputs} in one request")
 

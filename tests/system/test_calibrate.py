@@ -14,7 +14,7 @@ from lab.replay.recorder import Recorders, runs_on
 from shared.errors import BadSetting
 from shared.model.bundle import load_bundle
 from shared.model.openvino_engine import capabilities
-from shared.model.pools import Signature
+from shared.model.pools import NO_POOLS, Signature
 from shared.model.quantization import FILE, adapters_digest
 from shared.policies import POLICIES, Where, bind, build, first_state
 
@@ -66,6 +66,15 @@ def test_one_run_gives_every_policy_what_it_needs(bundle, texts):
     figures = evaluate(str(bundle), texts, max_tokens=None, threads=1, console=Console(quiet=True), save=True)
     assert figures["engine"] == card.engine
     assert figures["tiers"]["end"]["exits"][0].keys() >= {"accuracy", "mcc", "mcc_ci95"}
+
+
+def test_a_calibration_without_pools_leaves_none_of_an_earlier_one(bundle, texts, monkeypatch):
+    monkeypatch.setattr("lab.fit.pools.SMALLEST", 1.0)  # no pool has all texts, if another has some
+    job = calibration(bundle, texts)
+    (bundle / "pools.safetensors").write_bytes(b"of an earlier calibration")
+    job.run(within=1.0, offload_share=None)
+    assert not (bundle / "pools.safetensors").exists()
+    assert load_bundle(str(bundle)).pools == NO_POOLS
 
 
 def test_a_table_that_was_found_for_other_adapters_is_found_anew(bundle, texts):

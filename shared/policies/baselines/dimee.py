@@ -17,7 +17,7 @@ from typing import Annotated
 from pydantic import Field, PrivateAttr
 
 from shared.errors import UnknownPolicy
-from shared.model.pools import Pools, Signature, Vector
+from shared.model.pools import NO_POOLS, Pools, Signature, Vector
 from shared.policies.base import Clues, Policy, Where
 from shared.policies.baselines.fixed import Pooled
 from shared.policies.learner import Learner, Outcome, State
@@ -54,6 +54,10 @@ class Dimee(Pooled, Learner):
         return self.adaptive
 
     def initial_state(self, where: Where, pools: Pools | None) -> State:
+        if pools == NO_POOLS:
+            raise UnknownPolicy(
+                "policy 'dimee' cannot be used with this bundle: calibration found no pools in its texts"
+            )
         if pools is None or self.signature_kind not in pools.means:
             raise UnknownPolicy("policy 'dimee' needs pools.safetensors beside the card: run `tierwise calibrate`")
         first, tiers = where.tiers[0], len(where.tiers)

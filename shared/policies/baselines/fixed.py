@@ -65,7 +65,7 @@ class LengthQuantile(Pooled):
         if len(self.edges) != len(where.tiers) - 1 or self.edges != sorted(self.edges):
             raise UnknownPolicy(
                 f"policy {self.name!r}: edges must be {len(where.tiers) - 1} ascending numbers of words, one for each "
-                "tier but the last; the card of a calibrated bundle has them (`tierwise calibrate`)"
+                "tier but the last; `tierwise calibrate` chooses them where its texts have pools"
             )
 
     def pool(self, clues: Clues) -> int | None:

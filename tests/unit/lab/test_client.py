@@ -38,3 +38,25 @@ def test_a_tier_that_failed_is_told_with_the_id_that_its_log_has(error, told):
 
     with pytest.raises(NoAnswer, match=told):
         asyncio.run(asked())
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        ("http://127.0.0.1:8080", "try `make serve`"),
+        ("http://127.0.0.1:8190", "try `tierwise serve --port 8190`"),
+        ("http://10.0.0.7:8080", "is it up, and is the address right?"),
+    ],
+)
+@pytest.mark.parametrize("ask", [info_of, lambda client: classify(client, "a text", {})])
+def test_the_hint_after_a_refusal_starts_tiers_at_that_address(url, hint, ask):
+    def refuse(request):
+        raise httpx.ConnectError("refused", request=request)
+
+    async def asked():
+        async with httpx.AsyncClient(transport=httpx.MockTransport(refuse), base_url=url) as client:
+            await ask(client)
+
+    with pytest.raises(NoAnswer, match="no tier answers") as told:
+        asyncio.run(asked())
+    assert str(told.value).endswith(hint)

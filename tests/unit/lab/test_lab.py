@@ -135,6 +135,18 @@ def test_data_without_its_columns_is_refused_by_name(tmp_path):
         load(str(path), "dev")
 
 
+@pytest.mark.parametrize(
+    ("layout", "command"),
+    [
+        (Layout(), "make serve"),
+        (Layout(port=8190), "tierwise serve --port 8190"),
+        (Layout("./mine", access="lte"), "tierwise serve --link lte --bundle ./mine"),
+    ],
+)
+def test_tiers_know_the_command_that_keeps_them_up(layout, command):
+    assert layout.command == command
+
+
 def test_the_first_tier_has_a_direct_link_to_every_deeper_one():
     bundle = load_bundle("collaborative")
     first, second, last = (Layout(access="lte").environment(bundle, index) for index in range(3))

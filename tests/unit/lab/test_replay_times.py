@@ -53,6 +53,15 @@ def times(replay):
     return Times(replay, dict.fromkeys(replay.order, 1), links, Console(quiet=True), tables=tables, http=HTTP)
 
 
+def test_the_advice_to_measure_again_is_a_whole_command(replay, times):
+    assert times.notes == []
+    busy = {key: table.model_copy(update={"spread": 1.5}) for key, table in times._tables.items()}
+    threads = dict.fromkeys(replay.order, 1)
+    anew = Times(replay, threads, times._links, Console(quiet=True), tables=busy, http=HTTP, data="my rows.csv")
+    (note,) = anew.notes
+    assert note.endswith(f"`tierwise replay --profile --data 'my rows.csv' --bundle {replay.bundle.folder}`")
+
+
 def test_a_text_that_stays_takes_its_layers_and_its_words(replay, times):
     modelled = times.of(replay.run(replay.policy("end-only")))
     words = np.array([len(example.text.split()) for example in replay.examples])

@@ -8,6 +8,7 @@ import pytest
 from shared.errors import BadSetting
 from shared.model.bundle import MODELS, load_bundle
 from shared.model.ensemble import Weighting
+from shared.model.pools import NO_POOLS
 from shared.policies import Where, build
 
 
@@ -52,6 +53,16 @@ def test_the_digest_names_what_answers_so_it_changes_with_the_card(folder):
     assert load_bundle(str(folder)).digest != before
 
 
+@pytest.mark.parametrize(
+    ("report", "pools"), [({"pools": {"chosen": None}}, NO_POOLS), ({"pools": {"chosen": {}}}, None), ({}, None)]
+)
+def test_a_bundle_tells_texts_without_pools_from_pools_that_are_missing(folder, report, pools):
+    (folder / "pools.safetensors").unlink(missing_ok=True)
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps({**card, "report": report}))
+    assert load_bundle(str(folder)).pools == pools
+
+
 @pytest.mark.parametrize("name", ["collaborative", "collaborative/", "split-imdb"])
 def test_a_shipped_bundle_s_name_comes_before_a_folder_that_lies_here(folder, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
@@ -66,6 +77,13 @@ def test_a_bundle_of_one_s_own_is_named_by_its_folder(folder, tmp_path, monkeypa
     monkeypatch.setenv("HOME", str(tmp_path))
     bundle = load_bundle(name.format(here=tmp_path.name, tmp=tmp_path))
     assert (bundle.name, bundle.folder.resolve()) == ("mine", folder)
+
+
+def test_a_bundle_knows_what_names_it_on_a_command_line(folder, monkeypatch):
+    assert load_bundle("split-imdb").argument == "split-imdb"
+    assert load_bundle(str(folder)).argument == str(folder)
+    monkeypatch.chdir(folder.parent)
+    assert load_bundle(str(folder)).argument == "./mine"
 
 
 def test_no_name_at_all_is_no_bundle(folder, monkeypatch):

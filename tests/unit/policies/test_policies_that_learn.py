@@ -8,7 +8,7 @@ import pytest
 from shared.errors import UnknownPolicy
 from shared.model.ensemble import Ensemble, Weighting
 from shared.model.exits import AtLayer, Confidence
-from shared.model.pools import Pools, Signature
+from shared.model.pools import NO_POOLS, Pools, Signature
 from shared.policies import Clues, Decision, Outcome, Visit, Where, build, spec_of
 
 TIERS = ("end", "edge", "cloud")
@@ -90,6 +90,8 @@ def test_dimee_says_what_is_missing():
         policy.initial_state(where(), None)
     with pytest.raises(UnknownPolicy, match="run `tierwise calibrate`"):
         made("dimee", signature="token_norms").initial_state(where(), POOLS)
+    with pytest.raises(UnknownPolicy, match="calibration found no pools in its texts"):
+        policy.initial_state(where(), NO_POOLS)
     with pytest.raises(UnknownPolicy, match="3 pools for 2 tiers"):
         made("dimee").initial_state(Where("end", ("cloud",), {"end": 3, "cloud": 12}), POOLS)
     with pytest.raises(UnknownPolicy, match="ask that tier"):
