@@ -11,7 +11,7 @@ import structlog
 
 from shared import policies
 from shared.logs import configure_logs
-from shared.policies.base import Policy
+from shared.policies.base import Decision, Policy
 from shared.policies.learner import Learner
 
 
