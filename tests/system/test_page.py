@@ -76,6 +76,15 @@ def answered(page):
     expect(page.locator("#answer .label")).to_be_visible()
 
 
+def compared(page):
+    page.get_by_role("button", name="Ask them").click()
+    expect(page.get_by_role("status")).to_have_text("The other policies have answered.")
+
+
+def states(page):
+    return page.locator("#way .state")
+
+
 def test_exits_light_up_one_by_one_and_stop_ends_the_work(opened, listening):
     url, server, _ = listening()
     worker, steps = server._app.state.tier.worker, threading.Semaphore(0)
@@ -123,8 +132,7 @@ def test_the_whole_way_is_shown_and_other_policies_are_asked(opened, three):
     expect(page.locator("#answer")).to_contain_text("A tier was unsure and sent the text on")
     expect(page.locator("#answer table").nth(1)).to_contain_text("cloud")
     assert "answered by cloud" in page.get_by_role("status").inner_text()
-    page.get_by_role("button", name="Ask them").click()
-    expect(page.get_by_role("status")).to_have_text("The other policies have answered.")
+    compared(page)
     rows = {row.split("\t")[0]: row.split("\t") for row in page.locator("#others tr").all_inner_texts()}
     assert next(iter(rows)) == "collaborative"
     assert {"tabi", "random", "end-only", "edge-only", "cloud-only"} < {*rows}
@@ -187,7 +195,7 @@ def test_trouble_is_told_in_words_with_what_to_do(opened, three):
     page = opened(three)
     alert = page.get_by_role("alert")
     ask(page, "  ")
-    expect(alert).to_contain_text("Cannot classify this. inputs: the text is empty or blank")
+    expect(alert).to_contain_text("There is no text. The box is empty. Type a text, or take an example.")
     page.get_by_role("spinbutton", name="patience").fill("0")
     ask(page)
     expect(alert).to_contain_text("patience: expected a whole number from 1 to 64")
@@ -204,6 +212,62 @@ def test_trouble_is_told_in_words_with_what_to_do(opened, three):
     ask(page)
     answered(page)
     expect(alert).to_be_empty()
+
+
+def test_a_new_question_forgets_what_other_policies_said_of_the_text_before(opened, three):
+    page = opened(three)
+    ask(page)
+    answered(page)
+    compared(page)
+    expect(page.locator("#others tr")).not_to_have_count(0)
+    ask(page, "a dull film")
+    expect(page.get_by_role("status")).to_contain_text("answered by")
+    expect(page.locator("#others tr")).to_have_count(0)
+    expect(page.locator("#others-region")).to_be_hidden()
+    expect(page.locator("#others-note")).to_be_empty()
+
+
+def test_what_the_page_itself_refuses_leaves_the_answer_before_as_it_is(opened, three):
+    page = opened(three)
+    sent = []
+    page.on("request", lambda request: request.url.endswith("/classify") and sent.append(request.url))
+    ask(page, "")
+    expect(page.get_by_role("alert")).to_contain_text("There is no text")
+    expect(page.locator("#answer")).to_have_text("Nothing asked yet.")
+    expect(states(page)).to_have_text(["waiting"] * 3)
+    assert sent == []
+    ask(page)
+    answered(page)
+    before = [*states(page).all_inner_texts(), page.locator("#answer").inner_text()]
+    ask(page, " ")
+    expect(page.get_by_role("alert")).to_contain_text("There is no text")
+    assert [*states(page).all_inner_texts(), page.locator("#answer").inner_text()] == before
+    expect(page.get_by_role("button", name="Ask them")).to_be_enabled()
+    assert len(sent) == 1
+
+
+def test_what_the_tier_refuses_leaves_nothing_that_seems_to_run(opened, three):
+    page = opened(three)
+    ask(page)
+    answered(page)
+    page.get_by_text("Request", exact=True).click()
+    page.get_by_label("Second text").fill(" ")
+    ask(page)
+    expect(page.get_by_role("alert")).to_contain_text("Cannot classify this")
+    expect(page.locator("#answer")).to_have_text("Nothing asked yet.")
+    expect(states(page)).to_have_text(["waiting"] * 3)
+    expect(page.get_by_role("button", name="Ask them")).to_be_disabled()
+
+
+def test_an_answer_that_breaks_off_leaves_its_exits_and_says_that_none_came(opened, three):
+    page = opened(three)
+    broken = {"body": exit_event(1, 1.0), "content_type": "text/event-stream"}
+    page.route("**/v1/classify", lambda route: route.fulfill(**broken))
+    ask(page)
+    expect(page.get_by_role("alert")).to_contain_text("The answer broke off")
+    expect(page.locator("#answer")).to_have_text("No answer came.")
+    expect(states(page)).to_have_text(["stopped", "not asked", "not asked"])
+    expect(page.get_by_role("article", name="end").locator(".exits .lit")).to_have_count(1)
 
 
 def test_a_degraded_answer_says_so_and_is_counted(opened, staying):
@@ -306,8 +370,7 @@ def test_controls_have_names_words_have_contrast_and_a_phone_is_wide_enough(open
     send_everything_on(page)
     ask(page, "a fine film " * 30)
     answered(page)
-    page.get_by_role("button", name="Ask them").click()
-    expect(page.get_by_role("status")).to_have_text("The other policies have answered.")
+    compared(page)
     assert page.evaluate(NAMELESS) == []
     assert page.evaluate(CONTRAST) == []
     assert page.evaluate("() => document.documentElement.scrollWidth") == 360

@@ -26,7 +26,6 @@ async function run(work) {
   } catch (error) {
     if (error.name === "AbortError") say("Stopped. The tier works on it no longer.");
     else fail(error);
-    for (const box of boxes.values()) box.end();
   } finally {
     running = null;
     buttons();
@@ -43,18 +42,40 @@ function buttons() {
 }
 
 async function classify(signal) {
-  const body = request();
-  asked = null;
+  const body = request(); // what the page refuses is refused before anything is wiped or sent
+  wipe(body.options.policy, "On its way …");
   say("Asked …");
-  for (const [name, box] of boxes) box.reset(threshold(body.options.policy, name), info.tier, linkTo(name));
   boxes.get(info.tier).become("asked", "asked");
-  $("answer").replaceChildren(el("p", { className: "quiet" }, "On its way …"));
-  const started = performance.now();
-  for await (const [kind, data] of watch(body, signal)) {
-    if (data.ms) await until(started + data.ms * Number($("pace").value), signal);
-    ({ exit: onExit, hop: onHop, final: onFinal })[kind]?.(data);
-    if (kind === "final") asked = { body, answer: data };
+  let came = false;
+  try {
+    const started = performance.now();
+    for await (const [kind, data] of watch(body, signal)) {
+      came = true;
+      if (data.ms) await until(started + data.ms * Number($("pace").value), signal);
+      ({ exit: onExit, hop: onHop, final: onFinal })[kind]?.(data);
+      if (kind === "final") asked = { body, answer: data };
+    }
+  } catch (error) {
+    if (came || error.name === "AbortError") breakOff();
+    else wipe(body.options.policy, "Nothing asked yet.");
+    throw error;
   }
+}
+
+// Nothing stays of the text before: neither its way and answer, nor what other policies said of it.
+function wipe(policy, words) {
+  asked = null;
+  for (const [name, box] of boxes) box.reset(threshold(policy, name), info.tier, linkTo(name));
+  $("answer").replaceChildren(el("p", { className: "quiet" }, words));
+  $("others").replaceChildren();
+  $("others-note").replaceChildren();
+  $("others-region").hidden = true;
+}
+
+// What came so far stays, and nothing more comes.
+function breakOff() {
+  for (const box of boxes.values()) box.end();
+  $("answer").replaceChildren(el("p", { className: "quiet" }, "No answer came."));
 }
 
 function onExit(event) {
@@ -98,6 +119,7 @@ async function compareAll(signal) {
 // A request from what the form says.
 function request() {
   const [text, pair] = [$("text").value, $("pair").value];
+  if (!text.trim()) throw new Trouble("There is no text", "The box is empty.", "Type a text, or take an example.");
   const options = { policy: readPolicy(), explain: true };
   if ($("seed").value) options.seed = seed($("seed").value.trim());
   if ($("deadline").value) options.deadline_ms = $("deadline").valueAsNumber;

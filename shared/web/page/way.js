@@ -48,6 +48,7 @@ class Tier {
   // Nothing more comes: stopped, or failed.
   end() {
     if (["asked", "running"].includes(this.node.dataset.state)) this.become("idle", "stopped");
+    if (this.node.dataset.state === "waiting") this.become("idle", "not asked");
   }
 
   mark(threshold, exitRule) {
