@@ -315,6 +315,40 @@ def test_links_can_be_changed_where_the_tier_allows_it(opened, three):
     assert puts == [("/v1/links/edge", "PUT", {"profile": "lte"}), ("/v1/links/edge", "PUT", {"cut": True})]
 
 
+def test_links_of_live_tiers_are_changed_cut_and_healed(opened, staying):
+    cloud, *_ = staying(tier="cloud")
+    edge, *_ = staying(tier="edge", upstreams={"cloud": cloud}, link_profiles={"cloud": "ideal"})
+    links = {"upstreams": {"edge": edge}, "link_profiles": {"edge": "ideal"}}
+    url, *_ = staying(**links, link_control=True, probe_ms=50, upstream_timeout_ms=3_000)
+    page = opened(url)
+    send_everything_on(page)
+    menu = page.get_by_label("Profile of the link to edge")
+    expect(menu).to_have_value("ideal")
+    menu.select_option("3g")
+    ask(page)
+    answered(page)
+    arrow = page.get_by_role("listitem").filter(has=page.get_by_role("article", name="edge")).locator(".arrow")
+    expect(arrow).to_contain_text("3g")
+    expect(arrow).to_contain_text("simulated")
+    assert float(re.search(r"([\d.]+) ms", arrow.inner_text())[1].replace(",", "")) > 150  # 300, and jitter
+    menu.select_option("ideal")
+    page.get_by_role("switch", name="cut the link to edge").click()
+    expect(page.locator("#links .warning")).to_have_text("cut")
+    ask(page)
+    expect(page.locator("#answer .warning")).to_contain_text("Degraded: a further tier did not answer in time.")
+    expect(page.get_by_role("article", name="edge").locator(".state")).to_have_text("gave no answer")
+    assert page.request.get(f"{url}/info").json()["links"][0]["cut"] is True
+    page.reload()  # what the tier says is shown, not what was clicked
+    send_everything_on(page)
+    expect(page.get_by_role("switch", name="cut the link to edge")).to_be_checked()
+    page.get_by_role("switch", name="cut the link to edge").click()
+    expect(page.locator("#links")).to_contain_text("works")
+    ask(page)
+    expect(page.get_by_role("article", name="cloud").locator(".state")).to_contain_text("after layer")
+    expect(page.locator("#answer .label")).to_be_visible()
+    expect(page.locator("#answer")).not_to_contain_text("Degraded")
+
+
 def test_the_page_can_be_used_by_keys_alone(opened, three):
     page = opened(three)
     keys = page.keyboard
