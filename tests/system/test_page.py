@@ -270,6 +270,30 @@ def test_an_answer_that_breaks_off_leaves_its_exits_and_says_that_none_came(open
     expect(page.get_by_role("article", name="end").locator(".exits .lit")).to_have_count(1)
 
 
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [
+        (1, "100 %"),
+        (0.99995, "over 99.9 %"),
+        (0.9994, "99.9 %"),
+        (0.0004, "under 0.1 %"),
+        (0.0006, "0.1 %"),
+        (0, "0 %"),
+    ],
+)
+def test_a_chance_is_shown_as_certain_only_if_it_is(opened, three, share, shown):
+    page = opened(three)
+    answer = page.request.post(f"{three}/v1/classify", data={"inputs": "a film", "options": {"explain": True}}).json()
+    (result,) = answer["results"]
+    result["confidence"] = share
+    result["hops"][0] |= {"offload_probability": share, "draw": 0.5, "offloaded_to": None}
+    page.route("**/v1/classify", lambda route: route.fulfill(json=answer))
+    ask(page)
+    expect(page.locator("#answer .label .quiet")).to_have_text(shown)
+    chance = f"chance to go on {shown}, draw 0.50" if share else "Stayed here."
+    expect(page.get_by_role("article", name="end")).to_contain_text(chance)
+
+
 def test_a_degraded_answer_says_so_and_is_counted(opened, staying):
     url, *_ = staying(upstreams={"edge": "http://127.0.0.1:9"}, link_profiles={"edge": "ideal"})
     page = opened(url)

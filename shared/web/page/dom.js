@@ -16,7 +16,12 @@ export function el(tag, props = {}, ...children) {
 
 export const hidden = (text) => el("span", { className: "hidden" }, text);
 
-export const percent = (share) => `${(share * 100).toFixed(share > 0.9995 || share < 0.0005 ? 0 : 1)} %`;
+// What is nearly certain is never shown as certain: "100 %" and "0 %" are exact.
+export function percent(share) {
+  if (share === 0 || share === 1) return `${share * 100} %`;
+  if (share >= 0.9995) return "over 99.9 %";
+  return share < 0.0005 ? "under 0.1 %" : `${(share * 100).toFixed(1)} %`;
+}
 
 export const ms = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString("en")} ms`;
 
