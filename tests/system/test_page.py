@@ -294,6 +294,51 @@ def test_a_chance_is_shown_as_certain_only_if_it_is(opened, three, share, shown)
     expect(page.get_by_role("article", name="end")).to_contain_text(chance)
 
 
+NAMELESS_INPUTS = """(top) => {
+  const panel = document.querySelector("#parameters");
+  panel.scrollTop = top;
+  const box = panel.getBoundingClientRect();
+  const shown = (node) => {
+    const { top, bottom } = node.getBoundingClientRect();
+    return Math.min(bottom, box.bottom) - Math.max(top, box.top);
+  };
+  return [...panel.querySelectorAll(".inputs input, .inputs select")]
+    .filter((node) => shown(node) > 20 && shown(node.closest(".field").querySelector(".name")) < 12)
+    .map((node) => node.ariaLabel);
+}"""
+
+
+def test_no_parameter_shows_its_value_without_its_name_wherever_the_panel_is_scrolled(opened, three):
+    page = opened(three, viewport={"width": 1280, "height": 1000})
+    info = page.request.get(f"{three}/info").json()
+    info["policy"] |= {"offload_threshold": {"end": 0.8, "edge": 0.6}, "theta": {"end": 0.2, "edge": 0.1, "cloud": 0}}
+    page.route("**/info", lambda route: route.fulfill(json=info))
+    page.reload()
+    expect(page.get_by_label("theta, cloud", exact=True)).to_be_visible()
+    height = page.evaluate("() => document.querySelector('#parameters').scrollHeight")
+    assert height > 400  # it does scroll
+    assert [page.evaluate(NAMELESS_INPUTS, top) for top in range(0, height, 10)] == [[]] * len(range(0, height, 10))
+
+
+@pytest.mark.parametrize("width", [390, 560, 1280])
+def test_every_column_of_the_comparison_is_on_the_screen(opened, three, width):
+    page = opened(three, viewport={"width": width, "height": 800})
+    if width < 901:
+        page.get_by_text("Parameters", exact=True).click()
+    send_everything_on(page)
+    ask(page)
+    answered(page)
+    compared(page)
+    region = page.locator("#others-region")
+    assert region.evaluate("(node) => node.scrollWidth - node.clientWidth") == 0
+    for title in ("Policy", "Label", "Confidence", "Answered by", "ms", "Bytes"):
+        head = region.get_by_role("columnheader", name=title, exact=True).bounding_box()
+        assert head["x"] + head["width"] <= width
+    aligned = """(node) => [...node.rows[0].cells].map((head, at) =>
+      Math.abs(head.getBoundingClientRect().left - node.rows[1].cells[at].getBoundingClientRect().left) < 1)"""
+    assert region.locator("table").evaluate(aligned) == [True] * 6  # each value is under its name
+
+
 def test_a_degraded_answer_says_so_and_is_counted(opened, staying):
     url, *_ = staying(upstreams={"edge": "http://127.0.0.1:9"}, link_profiles={"edge": "ideal"})
     page = opened(url)
