@@ -47,7 +47,7 @@ def rows(tier: str) -> Iterator[Row]:
         cache,
         os.environ.get(cache, "~/.cache/tierwise"),
         _source(cache),
-        "where base weights, built layers and recordings are kept; see below",
+        "where base weights, built layers and recordings are kept",
     )
 
 
