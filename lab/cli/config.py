@@ -43,11 +43,18 @@ def rows(tier: str) -> Iterator[Row]:
         meaning = (field.description or "") + (f": {', '.join(choices)}" if choices else "")
         yield Row(variable, shown, _source(variable), meaning)
     cache = "TIERWISE_CACHE_DIR"
-    yield Row(cache, os.environ.get(cache, "~/.cache/tierwise"), _source(cache), "where base weights are kept")
+    yield Row(
+        cache,
+        os.environ.get(cache, "~/.cache/tierwise"),
+        _source(cache),
+        "where base weights, built layers and recordings are kept",
+    )
 
 
 def _shown(value: object) -> str:
-    """A value as the environment would name it."""
+    """A value as the environment would name it; empty: not set."""
+    if value is None or isinstance(value, bool):
+        return "" if value is None else str(value).lower()
     if isinstance(value, dict):
         return ",".join(f"{key}={rest}" for key, rest in value.items())
     return ",".join(value) if isinstance(value, tuple) else str(value)

@@ -346,13 +346,19 @@ def print_config(tier: Annotated[str, Argument(help="Which tier's settings.")] =
 
 def main() -> None:
     """The entry point: an error of ours is one line and exit status 2; TERM and HUP unwind and stop the tiers."""
+    import logging
     import signal
+
+    import structlog
 
     from shared.errors import TierwiseError
     from shared.web.machine import check_working_directory
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _: sys.exit(128 + received))
+    # tiers log their steps; a command's screen shows its own words, and warnings go to standard error
+    quiet = structlog.make_filtering_bound_logger(logging.WARNING)
+    structlog.configure(wrapper_class=quiet, logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
         check_working_directory()
         app()

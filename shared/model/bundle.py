@@ -15,6 +15,7 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -166,7 +167,12 @@ def load_bundle(name: str) -> Bundle:
     folder = _place(name)
     if not (folder / "bundle.json").is_file():
         known = sorted(path.parent.name for path in MODELS.glob("*/bundle.json"))
-        raise BadSetting(f"bundle {name!r}: no bundle.json in {folder}; there are {', '.join(known) or 'none'}")
+        here = [f"./{path.parent.name}" for path in sorted(Path.cwd().glob("*/bundle.json"))]
+        meant = get_close_matches(name, [*known, *here], n=1) or get_close_matches(f"./{name}", here, n=1)
+        raise BadSetting(
+            f"bundle {name!r}: no bundle.json in {folder}; there are {', '.join([*known, *here]) or 'none'}"
+            + (f"; did you mean {meant[0]}?" if meant else "")
+        )
     raw = (folder / "bundle.json").read_bytes()
     calibrated = (folder / "card.json").is_file()
     card_raw = (folder / "card.json").read_bytes() if calibrated else b"{}"

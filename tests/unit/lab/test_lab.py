@@ -11,6 +11,7 @@ import pytest
 import services.cloud
 import services.edge
 import services.end
+from lab.cli.config import rows
 from lab.data.examples import Example, hold_out, load, without
 from lab.fit.cascade import Cascade, Setting, threshold_for
 from lab.fit.exits import similarity_rule
@@ -174,3 +175,11 @@ def test_help_needs_no_torch(command):
     done = subprocess.run([sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout
+
+
+def test_settings_are_shown_as_a_user_sets_them(monkeypatch):
+    for name in ("TIERWISE_ALLOW_OPEN", "TIERWISE_LEDGER"):
+        monkeypatch.delenv(name, raising=False)
+    shown = {row.variable: row.value for row in rows("end")}
+    assert (shown["TIERWISE_ALLOW_OPEN"], shown["TIERWISE_LEDGER"]) == ("false", "")
+    assert not {"None", "True", "False"} & set(shown.values())

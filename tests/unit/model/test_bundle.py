@@ -94,8 +94,17 @@ def test_no_name_at_all_is_no_bundle(folder, monkeypatch):
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(BadSetting, match=r"bundle 'colaborative': no bundle.json in .*; there are .*collaborative"):
+    with pytest.raises(
+        BadSetting, match=r"bundle 'colaborative': no bundle.json in .*; there are .*collaborative.*; did you mean coll"
+    ):
         load_bundle("colaborative")
+
+
+@pytest.mark.parametrize("name", ["mien", "./mien"])
+def test_an_unknown_name_is_refused_with_the_folders_that_lie_here(folder, monkeypatch, name):
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(BadSetting, match=r"there are collaborative.*, \./mine; did you mean \./mine\?"):
+        load_bundle(name)
 
 
 @pytest.mark.parametrize(
