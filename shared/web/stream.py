@@ -3,7 +3,8 @@
     exit    a text reached an exit           hop     a tier is done with a text
     final   the plain answer                 error   the problem document of what failed after the first event
 
-A reader is never waited for: exits that it is too slow for are dropped, and nothing else is. Until the first event the
+A reader is never waited for: exits that it is too slow for are dropped. One that has not taken the last events in time
+loses the connection. Until the first event the
 answer may still be a problem document with its own status. A comment in every silent second finds out who has left.
 """
 
@@ -20,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from shared.contracts import ExitEvent
 from shared.pipeline.watch import Event, Watch
+from shared.web.http11 import ABORT
 from shared.web.openapi import STREAM_TYPE
 from shared.web.record import Then
 
@@ -92,8 +94,9 @@ class Events:
         try:
             async with asyncio.timeout(READ_S):
                 await self._sending
-        except TimeoutError:  # the connection ends with this request
+        except TimeoutError:
             log.warning("reader_too_slow", seconds=READ_S)
+            await self._send(ABORT)
 
     def stop(self) -> None:
         """Send nothing more."""

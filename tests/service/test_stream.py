@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 
 from shared.contracts import Exit, ExitEvent, Hop, HopEvent
 from shared.pipeline.watch import Watch
+from shared.web.http11 import ABORT
 from shared.web.stream import BEAT_S, READ_S, WAITING, Events
 from tests.clocks import now, run
 
@@ -213,7 +214,8 @@ class Reader:
             self.reads.set()
 
     async def __call__(self, message):
-        await self.reads.wait()
+        if message != ABORT:
+            await self.reads.wait()
         self.messages.append(message)
 
     @property
@@ -264,11 +266,13 @@ def test_a_reader_who_does_not_read_holds_nobody_and_loses_exits_alone():
 
 def test_a_reader_who_never_reads_ends_the_stream():
     async def story():
-        events = Events(Reader(reads=False))
+        reader = Reader(reads=False)
+        events = Events(reader)
         events.watch({}).hop(0, HOP)
         began = now()
         await events.end(answer())
         assert now() - began == READ_S
+        assert reader.messages == [ABORT]
 
     run(story())
 
