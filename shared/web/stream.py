@@ -11,6 +11,7 @@ answer may still be a problem document with its own status. A comment in every s
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -29,13 +30,14 @@ log = structlog.get_logger()
 WAITING = 1000  # events that may wait for the reader before exits are dropped
 BEAT_S = 1.0
 READ_S = 30.0  # for the last events, once the answer is known
+_REFUSED = re.compile(r";\s*q=0(\.0*)?\s*(;|$)")  # RFC 9110, 12.4.2: a kind of weight 0 is not acceptable
 _HEADERS = {"content-type": f"{STREAM_TYPE}; charset=utf-8", "cache-control": "no-store"}
 
 
 def wants_stream(request: Request) -> bool:
     """Whether the caller accepts events; HTTP/1.0 has no answer of unknown length."""
-    kinds = [kind.partition(";")[0].strip().lower() for kind in request.headers.get("accept", "").split(",")]
-    return STREAM_TYPE in kinds and request.scope["http_version"] != "1.0"
+    asked = [kind for kind in request.headers.get("accept", "").lower().split(",") if not _REFUSED.search(kind)]
+    return STREAM_TYPE in [kind.partition(";")[0].strip() for kind in asked] and request.scope["http_version"] != "1.0"
 
 
 class Events:

@@ -125,12 +125,23 @@ def test_a_streamed_request_is_counted_and_logged_once(serve):
     assert samples["tierwise_inflight",] == 0
 
 
-@pytest.mark.parametrize("accept", ["application/json", "*/*", "text/html, application/json"])
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/json",
+        "*/*",
+        "text/html, application/json",
+        "text/event-stream;q=0, application/json",
+        "application/json, text/event-stream; Q=0.000",
+    ],
+)
 def test_who_does_not_ask_for_events_gets_none(alone, accept):
     assert alone.classify("a fine film", {"accept": accept}).json()["results"]
 
 
-@pytest.mark.parametrize("accept", ["application/json, text/event-stream;q=0.9", "Text/Event-Stream"])
+@pytest.mark.parametrize(
+    "accept", ["application/json, text/event-stream;q=0.9", "Text/Event-Stream", "text/event-stream;q=0.01"]
+)
 def test_events_may_be_one_of_several_kinds(alone, accept):
     events_of(alone.classify("a fine film", {"accept": accept}))
 
