@@ -107,22 +107,26 @@ class Encoder:
         parts: bool = False,
         over: Callable[[list[int]], list[bool]] | None = None,
         tell: Callable[[Reached], None] | None = None,
+        so_far: dict[int, ExitTrace] | None = None,
     ) -> list[ExitTrace]:
         """Run layer by layer; each text leaves where `rule` first accepts, and is not computed further.
 
         Without a rule all layers run and only the last exit is evaluated, unless `every_exit`. `over` is asked between
         layers which of the texts (by number) must leave now with the exit they have reached. `tell` hears of each exit.
+        `so_far` holds after each layer what every text gets if it leaves there: then each exit is evaluated, which
+        changes no trace.
         """
         engine = self.engine
         state = engine.start(texts, importance=importance)
         rows = list(range(len(texts)))  # the texts still here
         seen: list[Array] = []  # logits [rows, C] of the exits so far, for the rows still here
-        done: dict[int, ExitTrace] = {}
+        done: dict[int, ExitTrace] = {} if so_far is None else so_far
         for depth in range(1, engine.layers + 1):
             last = depth == engine.layers
             state = engine.layer(depth - 1, state)
             late = [False] * len(rows) if last or over is None else over(rows)
-            if not (last or rule is not None or every_exit or any(late)):
+            asked = last or rule is not None or every_exit or any(late)
+            if not asked and so_far is None:
                 continue
             newest = engine.exits(depth - 1, state)
             seen = [*seen, newest] if rule is not None or every_exit else [newest]
@@ -130,15 +134,15 @@ class Encoder:
             met = None
             if rule is not None and not last:
                 met = rule(self.calibrate(history, last=depth))
-            if tell is not None:
-                tell(Reached(depth, rows, newest, met))
             accepted = np.zeros(len(rows), dtype=bool) if met is None else met
             leaves = [last or bool(is_in) or cut for is_in, cut in zip(accepted, late, strict=True)]
             for at, row in enumerate(rows):
-                if leaves[at]:
-                    cut = late[at] and not accepted[at]
+                if leaves[at] or so_far is not None:
+                    cut = not (last or accepted[at])
                     added = engine.parts(depth - 1, state, at) if parts else None
                     done[row] = ExitTrace(depth, history[:, at].copy(), engine.received(state, at), added, cut)
+            if tell is not None and asked:
+                tell(Reached(depth, rows, newest, met))
             stay = [at for at, leaving in enumerate(leaves) if not leaving]
             if not stay:
                 break

@@ -41,6 +41,7 @@ class Work:
     future: Future[Any] = field(default_factory=Future)
     queued: bool = False  # it found the model busy
     abandoned: bool = False  # its caller has left
+    so_far: Callable[[], Any] | None = None  # while it runs: what it would give now; null before an exit was reached
 
     def over(self, at: float) -> bool:
         """Whether nobody wants a result at the time `at`."""

@@ -111,13 +111,13 @@ class Call:
         return None if self.expires is None else self.expires - self.clock()
 
     @asynccontextmanager
-    async def in_time(self) -> AsyncIterator[None]:
-        """Stop what runs inside at the deadline: DeadlinePassed, also where it is too late to begin."""
+    async def in_time(self, *, reserve_s: float = 0.0) -> AsyncIterator[None]:
+        """Stop what runs inside `reserve_s` before the deadline: DeadlinePassed, also where it is too late to begin."""
         late, remaining_s = "the deadline passed before the first exit was reached", self.remaining_s()
         if remaining_s is not None and remaining_s <= 0:
             raise DeadlinePassed(late)
         try:
-            async with asyncio.timeout(remaining_s):
+            async with asyncio.timeout(None if remaining_s is None else remaining_s - reserve_s):
                 yield
         except TimeoutError as error:
             raise DeadlinePassed(late) from error

@@ -21,7 +21,7 @@ from typing import Any
 import structlog
 
 from shared.contracts import HOP_STAGES, HopTiming, InferredRow, InferRequest
-from shared.errors import BadInput, UnknownPolicy, UpstreamFailure
+from shared.errors import BadInput, DeadlinePassed, UnknownPolicy, UpstreamFailure
 from shared.links.upstream import Upstream
 from shared.model.bundle import Bundle
 from shared.model.exits import ExitRule
@@ -126,7 +126,10 @@ class Tier:
             await self._send(call, onward)
 
     async def _run(self, call: Call, texts: Sequence[Text]) -> Batch:
-        """Run the model in its worker, with the policy's exit rule, until the deadline."""
+        """Run the model in its worker, with the policy's exit rule, until the deadline.
+
+        Where that comes within a layer, each text has the deepest exit that it reached.
+        """
         stuck = call.final or any(text.degraded for text in texts) or self._next_is_down(call.where)
         work = Work(
             [text.source for text in texts],
@@ -136,8 +139,13 @@ class Tier:
             expires=None if call.expires is None else call.expires - MERGE_S,
             tell=None if call.watch is None else partial(self._tell, call.watch, texts),
         )
-        async with call.in_time():
-            return await self.worker.run(work)
+        try:
+            async with call.in_time(reserve_s=MERGE_S):
+                return await self.worker.run(work)
+        except DeadlinePassed:
+            if (batch := await self.worker.taken_from(work)) is None:
+                raise
+            return batch
 
     def _tell(
         self, watch: Watch, texts: Sequence[Text], at: int, n: int, probabilities: list[float], met: bool | None

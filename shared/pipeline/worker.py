@@ -1,7 +1,8 @@
 """The model's worker: one thread takes calls from the queue, tokenizes their texts and runs them through the model.
 
 The event loop is never blocked. A text may leave between two layers: at once if its caller has left, or with the
-deepest exit it reached if the next layer would end after its deadline.
+deepest exit it reached if the next layer would end after its deadline. Where a layer takes longer than that, its caller
+takes the exits reached and leaves.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from functools import partial
+from itertools import chain, count
 from typing import Any
 
 import structlog
@@ -64,6 +66,12 @@ class Worker:
         """
         return await self._do(work)
 
+    async def taken_from(self, work: Work) -> Batch | None:
+        """What a call that was left has reached; null where it has no exit yet."""
+        await asyncio.sleep(0)  # who watches hears first of the exits that were told
+        batch: Batch | None = None if work.so_far is None else work.so_far()
+        return batch
+
     async def signatures(
         self, texts: Sequence[TextPair], kind: Signature, expires: float | None = None
     ) -> list[Vector | None]:
@@ -112,16 +120,36 @@ class Worker:
             return [[None if item is None else self._classifier.signature(item, kind) for item in encoded[0]]]
         tokenized = self.clock()
         self._tokenize.add((tokenized - started) / max(1, sum(map(len, encoded))))
-        traces = self._forward(works, encoded)
-        answers = [[None if item is None else self._answer(item, next(traces)) for item in items] for items in encoded]
-        tokenize, infer = tokenized - started, self.clock() - tokenized
-        return [
-            Batch(each, {"tokenize": tokenize, "queue": started - work.asked, "infer": infer}, work.rule)
-            for work, each in zip(works, answers, strict=True)
-        ]
+        traces: dict[int, ExitTrace] = {}
+        rows = count()
+        for work, items in zip(works, encoded, strict=True):
+            placed = [(item, None if item is None else next(rows)) for item in items]
+            times_s: dict[HopTiming, float] = {"tokenize": tokenized - started, "queue": started - work.asked}
+            work.so_far = partial(self._batch, work.rule, placed, traces, times_s, since=tokenized)
+        self._forward(works, encoded, traces)
+        return [work.so_far() for work in works if work.so_far is not None]
 
-    def _forward(self, works: list[Work], encoded: list[list[Encoded | None]]) -> Iterator[ExitTrace]:
-        """The traces of every readable text, call by call."""
+    def _batch(
+        self,
+        rule: ExitRule | None,
+        placed: list[tuple[Encoded | None, int | None]],
+        traces: Mapping[int, ExitTrace],
+        times_s: dict[HopTiming, float],
+        *,
+        since: float,
+    ) -> Batch | None:
+        """What a call gets by the traces (by row) that are there; null where one of its texts, with its row, has none.
+
+        Any thread may ask.
+        """
+        rows = [row for _, row in placed if row is not None]
+        if any(row not in traces for row in rows):
+            return None
+        answers = [None if item is None or row is None else self._answer(item, traces[row]) for item, row in placed]
+        return Batch(answers, {**times_s, "infer": self.clock() - since}, rule)
+
+    def _forward(self, works: list[Work], encoded: list[list[Encoded | None]], traces: dict[int, ExitTrace]) -> None:
+        """Fill in the traces of every readable text, call by call: where one has a deadline, after each layer."""
         places = [
             (work, at)
             for work, items in zip(works, encoded, strict=True)
@@ -130,7 +158,7 @@ class Worker:
         ]
         readable = [item for item in chain.from_iterable(encoded) if item is not None]
         if not readable:
-            return iter(())
+            return
         started = last = self.clock()
 
         def over(rows: list[int]) -> list[bool]:
@@ -148,12 +176,13 @@ class Worker:
             parts=work.explain,
             over=over,
             tell=self._telling(places),
+            so_far=None if all(each.expires is None for each in works) else traces,
         )
         seconds = self.clock() - started
         text_s, usual_s = seconds / len(readable), self.queue.text_s
         self.queue.text_s += (min(text_s, 8 * usual_s or text_s) - usual_s) / 8
         self._row_layer.add(seconds / sum(trace.exit_layer for trace in ran))
-        return iter(ran)
+        traces.update(enumerate(ran))
 
     def _telling(self, places: list[tuple[Work, int]]) -> Callable[[Reached], None] | None:
         """What tells those who watch of their texts' exits; null where nobody does. `places`: a row's call and text."""
@@ -164,7 +193,7 @@ class Worker:
             exits = self._classifier.calibrate(reached.logits[None], last=reached.exit)[0]
             for at, row in enumerate(reached.rows):
                 work, text = places[row]
-                if work.tell is not None:
+                if work.tell is not None and not work.abandoned:
                     met = None if reached.met is None else bool(reached.met[at])
                     work.tell(text, reached.exit, exits[at].tolist(), met)
 

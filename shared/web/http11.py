@@ -4,6 +4,7 @@
     body       its pieces and its framing: a body in pieces of a byte would cost the event loop 8 us for each byte
     pipeline   requests that wait for the answer to an earlier one
     closing    a caller who still sends gets its refusal: for a while the rest of its body is read and dropped
+    reading    a caller who takes nothing of its answer for a while loses the connection
     leaving    a caller who closed its sending half is answered; a probe tells one who is gone altogether
 
 What is not HTTP gets a problem document too. uvicorn bounds none of these with httptools: its limits are the time
@@ -27,6 +28,7 @@ from uvicorn.server import ServerState
 from shared.errors import HeadersTooLarge, Refused, TooLarge
 from shared.web.door import Door
 from shared.web.problems import as_bytes, document
+from shared.web.unread import Unread
 
 log = structlog.get_logger()
 HEAD_BYTES = 16_384  # of a request's line and headers
@@ -36,6 +38,7 @@ _PIPELINED = 32
 _LINGER_S, _LINGER_BYTES = 10.0, 64_000_000  # how long, and how much of a body is dropped after a refusal
 _QUIET_S = 2.0  # of which the caller may say nothing
 _LAST_S = 1.0  # for the rest of a head, or of a body that is dropped, once the server stops
+ABORT = {"type": "tierwise.abort"}  # a message of an app that gives its answer up: the connection ends at once
 _PROBE_S, _LOOK_S = 0.04, 0.01
 
 
@@ -46,6 +49,10 @@ class Cycle(RequestResponseCycle):
     begun = False  # whether its head is ready
 
     async def send(self, message: Any) -> None:
+        if message == ABORT:
+            self.disconnected = True  # so that uvicorn does not take the missing end for a mistake
+            self.transport.make_room()
+            return
         if not self.response_started and (self.more_body or self.transport.draining()):
             self.keep_alive = False
         await super().send(message)
@@ -74,12 +81,14 @@ class Http11(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._unread = Unread(transport)
         self._door.waits(self)
         self._hang_up_in(HEAD_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._door.leaves(self)
         self._stop_expecting()
+        self._unread.stop()
         if self._watch is not None:
             self._watch.cancel()
         super().connection_lost(exc)
@@ -158,7 +167,7 @@ class Http11(HttpToolsProtocol):
         """Answer what never became a request."""
         log.info("refused", status=problem.status, detail=str(problem))
         answer = document(problem, uuid.uuid4().hex, {"connection": "close"})
-        self.transport.write(as_bytes(answer, self.server_state.default_headers))
+        self._put(as_bytes(answer, self.server_state.default_headers))
         self._linger()
 
     # -- callbacks of the parser: what they raise ends it, and reaches `data_received` ---------------------------------
@@ -216,8 +225,22 @@ class Http11(HttpToolsProtocol):
         if self.cycle.response_started and not self.cycle.begun:
             self.cycle.begun, self._answer_head = True, data
         else:
-            self.transport.write(self._answer_head + data)
+            self._put(self._answer_head + data)
             self._answer_head = b""
+
+    def _put(self, data: bytes) -> None:
+        self.transport.write(data)
+        self._unread.add(len(data))
+
+    def pause_writing(self) -> None:
+        """Much of an answer is unread: it is the caller's turn."""
+        super().pause_writing()
+        self._door.waits(self)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._busy:
+            self._door.works(self)
 
     def _send_head(self) -> None:
         if self._answer_head:
@@ -232,6 +255,7 @@ class Http11(HttpToolsProtocol):
         if self.cycle.more_body or self._deaf or self.pipeline or self._in_head:
             self._linger()
         else:
+            self._door.waits(self)  # until it has read the answer
             self.transport.close()
 
     def on_response_complete(self) -> None:
@@ -303,7 +327,7 @@ class Http11(HttpToolsProtocol):
         """An interim answer, which HTTP/1.1 lets a client ignore: the kernel of one who left resets the connection."""
         waits = self._busy and not self.pipeline and not self.cycle.response_started
         if waits and self.cycle.scope["http_version"] == "1.1":
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._put(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._look()
 
     def _look(self) -> None:

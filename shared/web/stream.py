@@ -3,13 +3,15 @@
     exit    a text reached an exit           hop     a tier is done with a text
     final   the plain answer                 error   the problem document of what failed after the first event
 
-A reader is never waited for: exits that it is too slow for are dropped, and nothing else is. Until the first event the
+A reader is never waited for: exits that it is too slow for are dropped. One that has not taken the last events in time
+loses the connection. Until the first event the
 answer may still be a problem document with its own status. A comment in every silent second finds out who has left.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -20,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from shared.contracts import ExitEvent
 from shared.pipeline.watch import Event, Watch
+from shared.web.http11 import ABORT
 from shared.web.openapi import STREAM_TYPE
 from shared.web.record import Then
 
@@ -27,13 +30,14 @@ log = structlog.get_logger()
 WAITING = 1000  # events that may wait for the reader before exits are dropped
 BEAT_S = 1.0
 READ_S = 30.0  # for the last events, once the answer is known
+_REFUSED = re.compile(r";\s*q=0(\.0*)?\s*(;|$)")  # RFC 9110, 12.4.2: a kind of weight 0 is not acceptable
 _HEADERS = {"content-type": f"{STREAM_TYPE}; charset=utf-8", "cache-control": "no-store"}
 
 
 def wants_stream(request: Request) -> bool:
     """Whether the caller accepts events; HTTP/1.0 has no answer of unknown length."""
-    kinds = [kind.partition(";")[0].strip().lower() for kind in request.headers.get("accept", "").split(",")]
-    return STREAM_TYPE in kinds and request.scope["http_version"] != "1.0"
+    asked = [kind for kind in request.headers.get("accept", "").lower().split(",") if not _REFUSED.search(kind)]
+    return STREAM_TYPE in [kind.partition(";")[0].strip() for kind in asked] and request.scope["http_version"] != "1.0"
 
 
 class Events:
@@ -92,8 +96,9 @@ class Events:
         try:
             async with asyncio.timeout(READ_S):
                 await self._sending
-        except TimeoutError:  # the connection ends with this request
+        except TimeoutError:
             log.warning("reader_too_slow", seconds=READ_S)
+            await self._send(ABORT)
 
     def stop(self) -> None:
         """Send nothing more."""

@@ -163,6 +163,7 @@ class Surface:
             ("/readyz", self.readyz),
             ("/health", self.readyz),
             ("/info", self.info),
+            ("/v1/policies", self.policies),
             ("/metrics", self.metrics),
         ):  # the head of the same answer, for probes
             add(path, plain, methods=["HEAD"], include_in_schema=False)

@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 
 from shared.contracts import Exit, ExitEvent, Hop, HopEvent
 from shared.pipeline.watch import Watch
+from shared.web.http11 import ABORT
 from shared.web.stream import BEAT_S, READ_S, WAITING, Events
 from tests.clocks import now, run
 
@@ -124,12 +125,23 @@ def test_a_streamed_request_is_counted_and_logged_once(serve):
     assert samples["tierwise_inflight",] == 0
 
 
-@pytest.mark.parametrize("accept", ["application/json", "*/*", "text/html, application/json"])
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/json",
+        "*/*",
+        "text/html, application/json",
+        "text/event-stream;q=0, application/json",
+        "application/json, text/event-stream; Q=0.000",
+    ],
+)
 def test_who_does_not_ask_for_events_gets_none(alone, accept):
     assert alone.classify("a fine film", {"accept": accept}).json()["results"]
 
 
-@pytest.mark.parametrize("accept", ["application/json, text/event-stream;q=0.9", "Text/Event-Stream"])
+@pytest.mark.parametrize(
+    "accept", ["application/json, text/event-stream;q=0.9", "Text/Event-Stream", "text/event-stream;q=0.01"]
+)
 def test_events_may_be_one_of_several_kinds(alone, accept):
     events_of(alone.classify("a fine film", {"accept": accept}))
 
@@ -213,7 +225,8 @@ class Reader:
             self.reads.set()
 
     async def __call__(self, message):
-        await self.reads.wait()
+        if message != ABORT:
+            await self.reads.wait()
         self.messages.append(message)
 
     @property
@@ -264,11 +277,13 @@ def test_a_reader_who_does_not_read_holds_nobody_and_loses_exits_alone():
 
 def test_a_reader_who_never_reads_ends_the_stream():
     async def story():
-        events = Events(Reader(reads=False))
+        reader = Reader(reads=False)
+        events = Events(reader)
         events.watch({}).hop(0, HOP)
         began = now()
         await events.end(answer())
         assert now() - began == READ_S
+        assert reader.messages == [ABORT]
 
     run(story())
 

@@ -123,7 +123,7 @@ def test_the_form_at_docs_loads_everything_from_the_tier_itself(alone):
     assert alone.get("/redoc").status_code == 404
 
 
-@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/info", "/metrics", "/docs"])
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/info", "/v1/policies", "/metrics", "/docs"])
 def test_head_is_get_without_its_body(alone, path):
     head = asyncio.run(alone.send("HEAD", path))
     assert (head.status_code, head.headers["content-type"]) == (200, alone.get(path).headers["content-type"])

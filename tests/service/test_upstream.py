@@ -1,7 +1,9 @@
 """A missing, late or broken next tier is never an error: the answer at hand, and why it is less than planned."""
 
 import asyncio
+import itertools
 import json
+import threading
 import time
 
 import httpx
@@ -286,6 +288,54 @@ def test_a_cut_pass_is_calibrated_as_the_exit_it_left_by(serve, slow_classifier,
     (cut,) = caller.results("a fine film", policy="end-only", deadline_ms=50_000)
     assert cut["exit_layer"] == 2
     assert cut["probabilities"] == pytest.approx(whole["hops"][0]["exits"][1]["probabilities"], abs=1e-5)
+
+
+@pytest.fixture
+def hangs_in_layer(slow_classifier):
+    """From now on the model hangs in its layer `n`, and in every later one, until the test is over."""
+    go = threading.Event()
+
+    def begin(n):
+        layers = itertools.count(1)
+        slow_classifier.engine.sleep = lambda _: next(layers) < n or go.wait(30)
+
+    yield begin
+    go.set()
+
+
+@pytest.mark.parametrize("explain", [False, True])
+@pytest.mark.parametrize("policy", ["end-only", {"name": "collaborative", "theta": 1e-9}])
+def test_a_layer_that_outlasts_the_deadline_leaves_the_deepest_exit_reached(
+    serve, slow_classifier, hangs_in_layer, clock, policy, explain
+):
+    caller = serve(classifier=slow_classifier, clock=clock)
+    asked = {"inputs": ["a fine film", "a plot"], "policy": policy}
+    whole = caller.results(**asked, explain=True)
+    hangs_in_layer(3)
+    cut = caller.results(**asked, explain=explain, deadline_ms=1000)
+    assert [result["exit_layer"] for result in cut] == [2, 2]
+    for result, full in zip(cut, whole, strict=True):
+        assert result["degraded"] == "deadline"
+        assert result["probabilities"] == full["hops"][0]["exits"][1]["probabilities"]
+        assert not explain or len(result["hops"][0]["exits"]) == 2
+
+
+def test_a_stream_whose_deadline_passes_within_a_layer_ends_with_the_exits_it_told(
+    serve, slow_classifier, hangs_in_layer, clock
+):
+    caller = serve(classifier=slow_classifier, clock=clock)
+    hangs_in_layer(3)
+    policy, accept = {"name": "collaborative", "theta": 1e-9}, {"accept": "text/event-stream"}
+    stream = caller.classify("a fine film", accept, policy=policy, deadline_ms=1000).text
+    told = [line.removeprefix("event: ") for line in stream.splitlines() if line.startswith("event: ")]
+    assert told == ["exit", "exit", "hop", "final"]
+    assert json.loads(stream.rpartition("data: ")[2])["results"][0]["degraded"] == "deadline"
+
+
+def test_a_first_layer_that_outlasts_the_deadline_leaves_no_answer(serve, slow_classifier, hangs_in_layer, clock):
+    caller = serve(classifier=slow_classifier, clock=clock)
+    hangs_in_layer(1)
+    assert caller.classify(["a fine film", "a plot"], policy="end-only", deadline_ms=300).status_code == 504
 
 
 # -- breaker --------------------------------------------------------------------------------------------------------

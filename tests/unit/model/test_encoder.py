@@ -245,6 +245,29 @@ def test_asking_for_importance_changes_no_answer(classifier_of, sentences):
         assert np.abs(a.logits - b.logits).max() < TOLERANCE
 
 
+@pytest.mark.parametrize("rule", [None, lambda history: np.arange(history.shape[1]) % 2 == 1])  # every second leaves
+def test_what_is_kept_after_each_layer_is_what_leaving_there_gives_and_changes_no_answer(
+    classifier_of, sentences, rule
+):
+    classifier = classifier_of(3)
+    texts = [classifier.encode(text) for text in sentences]
+    kept, after = {}, []
+
+    def over(rows):
+        after.append(dict(kept))
+        return [False] * len(rows)
+
+    whole = classifier.run(texts, rule, importance=True)
+    watched_ = classifier.run(texts, rule, importance=True, over=over, so_far=kept)
+    cut = classifier.run(texts, rule, importance=True, over=lambda rows: [True] * len(rows))
+    assert after[0] == {}
+    for ours, theirs in ((watched_, whole), (list(kept.values()), whole), (list(after[1].values()), cut)):
+        for a, b in zip(ours, theirs, strict=True):
+            assert (a.exit_layer, a.cut) == (b.exit_layer, b.cut)
+            assert np.array_equal(a.logits, b.logits)
+            assert np.array_equal(a.importance, b.importance)
+
+
 def test_without_a_rule_only_the_last_exit_is_evaluated_unless_all_are_asked_for(
     classifier_on_disk, classifier_of, family, sentences
 ):
