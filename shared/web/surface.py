@@ -20,7 +20,6 @@ from fastapi.responses import PlainTextResponse
 from starlette.exceptions import HTTPException
 from structlog.contextvars import bound_contextvars
 
-from shared import __version__
 from shared.contracts import (
     CONTRACT_VERSION,
     HOP_STAGES,
@@ -49,15 +48,15 @@ from shared.errors import (
 from shared.failures import account
 from shared.model.classifier import Classifier
 from shared.pipeline.front import Front
-from shared.policies import name_of, own, spec_of
+from shared.policies import name_of, spec_of
 from shared.telemetry import NO_POLICY
+from shared.web.about import about
 from shared.web.adapters.base import OURS, Adapter
 from shared.web.assets import add_page
 from shared.web.body import Shelf, parse, read, validate
 from shared.web.guard import Keys, authorize, while_waited_for
 from shared.web.ledger import Ledger
 from shared.web.links import LinkControl
-from shared.web.machine import cpus
 from shared.web.offers import Offers, offers
 from shared.web.openapi import KEYED, STREAMED, Described, body_of, complete, problems
 from shared.web.problems import document
@@ -69,7 +68,6 @@ from shared.web.tracing import Traces, described, route_of
 log = structlog.get_logger()
 _BODIES = 32  # full-sized ones that may be in memory at a time
 ERRORS = [error for error in tree() if error.rejection and error is not CallerLeft]  # of a request with a body
-_LIMITS = {"max_inputs", "max_body_bytes", "queue_limit", "queue_wait_ms", "upstream_timeout_ms"}  # that /info tells
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -203,39 +201,8 @@ class Surface:
         return Response('{"status":"ready"}', media_type="application/json")
 
     async def info(self) -> dict[str, Any]:
-        model = self.bundle.tiers[self.tier.name]
-        policy = self.front.default_policy
-        return {
-            "tier": self.tier.name,
-            "bundle": self.bundle.name,
-            "card_sha256": self.bundle.digest,
-            "calibrated": self.bundle.card.calibrated,
-            "labels": list(self.bundle.labels),
-            "tiers": [
-                {"name": name, "layers": tier.layers, "max_tokens": tier.max_tokens}
-                for name, tier in self.bundle.tiers.items()
-            ],
-            "layers": model.layers,
-            "exits": model.layers,
-            "max_tokens": model.max_tokens,
-            "policy": spec_of(policy),
-            "own_policies": own(),
-            "learned": self.front.states.described(),
-            "limits": self.settings.model_dump(include=_LIMITS),
-            "keys": {"door": self.keys.door is not None, "tier": self.keys.tier is not None},
-            **self.links.described(),
-            "engine": self.classifier.engine.name,
-            "precision": self.classifier.engine.precision.value,
-            "card_engine": self.bundle.card.engine,
-            "device": self.classifier.engine.device,
-            "threads": self.settings.threads,
-            "cpus": cpus(),
-            "versions": {
-                "tierwise": __version__,
-                "contract": CONTRACT_VERSION,
-                self.classifier.engine.name: self.classifier.engine.version,
-            },
-        }
+        described = about(self.front, self.classifier, self.settings, self.keys)
+        return {**described, **self.links.described()}
 
     async def policies(self) -> Offers:
         """The policies that this tier offers, with their parameters."""
