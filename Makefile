@@ -29,8 +29,10 @@ demo: $(TIERS)  ## classify a dozen reviews through three live tiers (the first 
 serve: $(TIERS)  ## keep three tiers up until Ctrl-C (ports 8080 to 8082)
 	@$(BIN)/tierwise serve
 
+# in two processes: what hundreds of apps leave behind would slow the second half down
 test: $(STAMP)  ## run the unit, service, system and load tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/unit tests/service
+	$(BIN)/python -m pytest tests/system tests/load
 
 # tests/conftest.py, which loads torch, stays out: these need none, and a slow kernel takes a minute for it
 e2e: $(STAMP)  ## test the containers (needs Docker, and sch_netem for shaped links; else skips and says why)

@@ -13,6 +13,7 @@ The cache is a new folder in which only the pinned base weights are the user's: 
 
 import json
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -94,6 +95,13 @@ def _tokenizer(kind: str) -> Tokenizer:
     pad = "[PAD]" if kind == "wordpiece" else "<pad>"
     tokenizer.enable_padding(length=16, pad_id=tokenizer.token_to_id(pad), pad_token=pad)
     return tokenizer
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible():
+    """Ctrl-C interrupts, also where a shell started the tests in the background, which ignores it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

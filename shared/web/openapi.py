@@ -65,24 +65,24 @@ def _ref(message: type[BaseModel]) -> dict[str, Any]:
 def complete(app: FastAPI) -> None:
     """Add to the document what the routes refer to."""
     generated = app.openapi
-    _, added = models_json_schema(
-        [
-            (ClassifyRequest, "validation"),
-            (InferRequest, "validation"),
-            (LinkChange, "validation"),
-            (Problem, "serialization"),
-            (ExitEvent, "serialization"),
-            (HopEvent, "serialization"),
-            (PredictRequest, "validation"),
-            (TaskRequest, "validation"),
-            (TeiError, "serialization"),
-            (V2InferRequest, "validation"),
-            (V2Error, "serialization"),
-        ],
-        ref_template=_SCHEMAS + "{model}",
-    )
 
     def document() -> dict[str, Any]:
+        _, added = models_json_schema(
+            [
+                (ClassifyRequest, "validation"),
+                (InferRequest, "validation"),
+                (LinkChange, "validation"),
+                (Problem, "serialization"),
+                (ExitEvent, "serialization"),
+                (HopEvent, "serialization"),
+                (PredictRequest, "validation"),
+                (TaskRequest, "validation"),
+                (TeiError, "serialization"),
+                (V2InferRequest, "validation"),
+                (V2Error, "serialization"),
+            ],
+            ref_template=_SCHEMAS + "{model}",
+        )
         components = (described := generated()).setdefault("components", {})
         components["schemas"] = {**added["$defs"], **components.get("schemas", {})}
         components["securitySchemes"] = {_KEY: {"type": "http", "scheme": "bearer"}}
