@@ -307,3 +307,9 @@ def test_what_no_browser_sends_as_an_origin_is_refused(monkeypatch, given):
     monkeypatch.setenv("TIERWISE_CORS_ORIGINS", f"https://app.example,{given}")
     with pytest.raises(BadSetting, match=r"TIERWISE_CORS_ORIGINS.*without a path"):
         load_settings(END)
+
+
+@pytest.mark.parametrize("name", ["policy_dir", "state_dir", "ledger"])
+def test_an_empty_path_means_none_and_not_the_folder_where_a_tier_starts(name, monkeypatch):
+    monkeypatch.setenv(f"TIERWISE_{name.upper()}", "")
+    assert getattr(Settings(tier="end"), name) is None
