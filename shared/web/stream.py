@@ -4,8 +4,8 @@
     final   the plain answer                 error   the problem document of what failed after the first event
 
 A reader is never waited for: exits that it is too slow for are dropped. One that has not taken the last events in time
-loses the connection. Until the first event the
-answer may still be a problem document with its own status. A comment in every silent second finds out who has left.
+loses the connection. Until the first event the answer may still be a problem document with its own status. A comment in
+every silent second finds out who has left.
 """
 
 from __future__ import annotations
