@@ -11,6 +11,7 @@ from lab.replay.run import Run
 from lab.replay.station import Station
 from shared.model.ensemble import Ensemble, Weighting
 from shared.policies import Clues, Outcome, Policy, Visit, Where
+from shared.policies.mistakes import weighting
 
 
 def answer(out: Run, policy: Policy, ensemble: Ensemble, rows: np.ndarray) -> None:
@@ -22,18 +23,18 @@ def answer(out: Run, policy: Policy, ensemble: Ensemble, rows: np.ndarray) -> No
             continue
         group = rows[(ran == path[:, None]).all(0)]
         hops = out.hops[visited][:, group]
-        weights = _weights(ensemble, policy.ensemble_weighting(), [out.tiers[at] for at in visited], hops.max(-1))
+        weights = _weights(ensemble, weighting(policy), [out.tiers[at] for at in visited], hops.max(-1))
         mixed = np.zeros(hops.shape[1:])
         for weight, hop in zip(weights, hops, strict=True):  # in the order of `combine`
             mixed = mixed + weight[:, None] * hop
         out.probabilities[group], out.label[group] = mixed, _labels(mixed)
 
 
-def _weights(ensemble: Ensemble, weighting: Weighting, tiers: list[str], confidence: np.ndarray) -> np.ndarray:
+def _weights(ensemble: Ensemble, how: Weighting, tiers: list[str], confidence: np.ndarray) -> np.ndarray:
     """The ensemble's weights on one path, [tiers, n] or [tiers, 1]."""
-    if weighting is Weighting.SUREST:
-        return np.transpose([ensemble.weights(tiers, weighting, column) for column in confidence.T.tolist()])
-    return np.array(ensemble.weights(tiers, weighting))[:, None]
+    if how is Weighting.SUREST:
+        return np.transpose([ensemble.weights(tiers, how, column) for column in confidence.T.tolist()])
+    return np.array(ensemble.weights(tiers, how))[:, None]
 
 
 def _labels(mixed: np.ndarray) -> np.ndarray:

@@ -294,8 +294,15 @@ def write_sealed(path: Path, content: bytes) -> None:
     """
     path.parent.mkdir(exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-        file.write(hashlib.sha256(content).digest() + content)
-    Path(file.name).replace(path)
+        unfinished = Path(file.name)
+        try:
+            file.write(hashlib.sha256(content).digest() + content)
+            file.close()
+            unfinished.chmod(0o644)  # tiers that share a cache may run as another user
+            unfinished.replace(path)
+        except OSError:
+            unfinished.unlink()
+            raise
 
 
 def _graph(n: int) -> str:

@@ -354,13 +354,23 @@ def load_encoder(base: PreTrainedModel, trained: Trained, layers: int) -> MultiE
         assert isinstance(weight, Tensor)
         weight += torch.from_numpy(adapter(factors, name, trained.scale, tuple(weight.shape)))
     encoder = MultiExitEncoder(base, layers=layers, classes=trained.classes)
+    load_heads(encoder, trained)
+    return encoder.eval().requires_grad_(False)
+
+
+def load_heads(encoder: MultiExitEncoder, trained: Trained) -> None:
+    """Give an encoder the exit heads of a trained classifier.
+
+    Raises:
+        WrongWeights: heads that do not fit.
+    """
     try:
         for n, head in enumerate(encoder.heads):
             state = {own: trained.tensors[f"heads.{n}.{key}"] for key, own in _HEAD.items()}
             head.load_state_dict({key: torch.from_numpy(value).float() for key, value in state.items()})
     except (KeyError, RuntimeError) as error:
+        layers = len(encoder.heads)
         raise WrongWeights(f"{trained.folder}: exit heads do not fit {layers} layers: {one_line(error)}") from error
-    return encoder.eval().requires_grad_(False)
 
 
 def save_classifier(folder: Path, factors: dict[str, Tensor], encoder: MultiExitEncoder, meta: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ from shared.policies import (
     names,
     spec_of,
 )
+from shared.policies.mistakes import weighting
 from shared.policies.states import States
 
 log = structlog.get_logger()
@@ -163,7 +164,7 @@ class Front:
         """One text's answer: the weighted mean over its hops."""
         policy, hops, last = call.policy, text.hops, text.hops[-1]
         confidences = [hop.confidence for hop in hops]
-        shares = self._ensemble.weights([hop.tier for hop in hops], policy.ensemble_weighting(), confidences)
+        shares = self._ensemble.weights([hop.tier for hop in hops], weighting(policy), confidences)
         weights = [round(weight, 6) for weight in shares]
         probabilities = rounded(combine([hop.probabilities for hop in hops], shares))
         label = max(probabilities, key=probabilities.__getitem__)

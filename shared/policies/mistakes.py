@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from shared.errors import BadDecision, did_you_mean
+from shared.model.ensemble import Weighting
 from shared.policies.base import Decision, Policy, Where
 from shared.policies.learner import Learner
 
@@ -36,6 +37,19 @@ def decision(policy: Policy, method: Literal["before", "after"], where: Where, *
         reachable = ", ".join(where.reachable) or "none"
         told = f"`{method}`, at {where.tier}: tier {said.to!r} is not in `where.reachable`: {reachable}"
         raise BadDecision(_told(policy, told))
+    return said
+
+
+def weighting(policy: Policy) -> Weighting:
+    """How a policy weights the ensemble, live and in a replay.
+
+    Raises:
+        BadDecision: it names no weighting. What the method raises comes through.
+    """
+    said = policy.ensemble_weighting()
+    if not isinstance(said, Weighting):
+        shown, offer = repr(said)[:_LONGEST], ", ".join(f"Weighting.{one.name}" for one in Weighting)
+        raise BadDecision(_told(policy, f"`ensemble_weighting` returned {shown}; return one of {offer}"))
     return said
 
 

@@ -126,6 +126,19 @@ def test_a_decision_that_no_tier_can_follow_is_a_500_and_the_log_tells_the_autho
     assert Path(__file__).name in line["error"]
 
 
+def test_a_weighting_that_is_none_is_a_500_and_the_log_tells_the_author(serve, lines, monkeypatch):
+    class Mine(Policy):
+        name = "mine"
+
+        def ensemble_weighting(self):
+            return "surest"
+
+    monkeypatch.setitem(policies.POLICIES, Mine.name, Mine)
+    assert serve().classify("a fine film", policy="mine").status_code == 500
+    (line,) = [line for line in lines() if line["event"] == "failed"]
+    assert "policy mine: `ensemble_weighting` returned 'surest'; return one of Weighting.ACCURACY" in line["error"]
+
+
 def test_a_tier_that_breaks_while_it_describes_itself_answers_with_a_problem_too(serve, lines, monkeypatch):
     caller = serve()
     monkeypatch.setattr(caller.app.state.front.states, "described", lambda: 1 / 0)

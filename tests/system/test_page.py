@@ -164,6 +164,16 @@ def test_a_policy_that_asks_one_tier_shows_the_link_that_passes_over_the_tier_be
     expect(page.locator(".arrow.used")).to_contain_text("end → cloud")
 
 
+def test_a_policy_without_a_threshold_is_not_said_to_send_nothing_on(opened, three):
+    page = opened(three)
+    page.get_by_label("Policy").select_option("recserve")
+    ask(page)
+    answered(page)
+    rules = {name: page.get_by_role("article", name=name).locator(".rule") for name in ("end", "cloud")}
+    expect(rules["end"]).to_contain_text("Sends on as the policy decides")
+    expect(rules["cloud"]).to_contain_text("Sends nothing on")
+
+
 def test_events_can_be_shown_slower_than_they_came(opened, three):
     page = opened(three)
     page.get_by_label("Show").select_option("50")
@@ -355,6 +365,9 @@ def test_a_tier_with_a_key_asks_for_it(opened, staying, tmp_path):
     page = opened(url)
     ask(page)
     expect(page.get_by_role("alert")).to_contain_text("Type the key of this tier")
+    page.get_by_label("Key of this tier").fill("schlüssel-0123456789")
+    ask(page)
+    expect(page.get_by_role("alert")).to_contain_text("The key cannot be sent")
     page.get_by_label("Key of this tier").fill("0123456789abcdef")
     ask(page)
     answered(page)

@@ -13,6 +13,8 @@ const UNREACHABLE = ["The tier cannot be reached", "No answer came from where th
   "Look whether the tier still runs (`make serve` starts one), then try again."];
 const BROKEN = ["The answer broke off", "The connection ended before the last event.",
   "The tier may have stopped. Classify again."];
+const UNSENDABLE = ["The key cannot be sent", "It has characters other than letters, digits and signs of ASCII.",
+  "Type the key of this tier as its operator gave it."];
 const OTHER = "See the API's description, /docs.";
 
 // Something went wrong: what, why, and what to do about it.
@@ -55,6 +57,7 @@ const post = (body, signal, accept) =>
 
 async function request(path, options) {
   const headers = { ...options.headers, ...(options.body && { "content-type": "application/json" }) };
+  if (/[^\x21-\x7e]/.test(key)) throw new Trouble(...UNSENDABLE);
   if (key) headers.authorization = `Bearer ${key}`;
   let response;
   try {

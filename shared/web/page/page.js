@@ -65,7 +65,7 @@ async function classify(signal) {
 // Nothing stays of the text before: neither its way and answer, nor what other policies said of it.
 function wipe(policy, words) {
   asked = null;
-  for (const [name, box] of boxes) box.reset(threshold(policy, name), info.tier, linkTo(name));
+  for (const [name, box] of boxes) box.reset(offload(policy, name), info.tier, linkTo(name));
   $("answer").replaceChildren(el("p", { className: "quiet" }, words));
   $("others").replaceChildren();
   $("others-note").replaceChildren();
@@ -129,11 +129,13 @@ function request() {
 
 const seed = (typed) => (/^-?\d{1,15}$/.test(typed) ? Number(typed) : typed);
 
-// The confidence below which a tier sends a text on, as the policy says; null: it sends nothing on, or is not known.
-function threshold(policy, tier) {
+// When a tier sends a text on, as far as the policy's parameters say; null: never.
+function offload(policy, tier) {
+  if (tier === info.tiers.at(-1).name) return null;
   const value = policy.offload_threshold;
-  if (value === undefined || tier === info.tiers.at(-1).name) return null;
-  return typeof value === "number" ? value : (value[tier] ?? null);
+  if (value === undefined) return {};
+  const threshold = typeof value === "number" ? value : value[tier];
+  return threshold === undefined ? null : { threshold };
 }
 
 const linkTo = (tier) => info.links.find((link) => link.to === tier);
@@ -188,7 +190,7 @@ async function start() {
   tally = new Tally($("tally"), info.tier, info.tiers.at(-1).name);
   drawLinks($("links"), info, () => refresh().then(clearTrouble, fail), fail);
   fillForm();
-  for (const [name, box] of boxes) box.reset(threshold(info.policy, name), info.tier, linkTo(name));
+  for (const [name, box] of boxes) box.reset(offload(info.policy, name), info.tier, linkTo(name));
   buttons();
 }
 

@@ -27,14 +27,14 @@ class Tier {
     this.node = el("li", {}, this.arrow, box);
   }
 
-  // Before a text: `threshold` as the policy says; `from`, `link`: the link as /info of the tier that is asked says.
-  reset(threshold, from, link) {
+  // Before a text: `offload` as the policy says; `from`, `link`: the link as /info of the tier that is asked says.
+  reset(offload, from, link) {
     this.become("waiting", "waiting");
     this.cells.forEach((cell) => {
       this.paint(cell, "", null, "");
       delete cell.dataset.label;
     });
-    this.mark(threshold);
+    this.mark(offload);
     this.report.replaceChildren();
     this.arrow?.classList.remove("used");
     this.arrow?.replaceChildren(...(link ? this.route(from, link) : [line()]));
@@ -51,10 +51,12 @@ class Tier {
     if (this.node.dataset.state === "waiting") this.become("idle", "not asked");
   }
 
-  mark(threshold, exitRule) {
-    this.exits.classList.toggle("marked", threshold !== null);
+  mark(offload, exitRule) {
+    const threshold = offload?.threshold;
+    this.exits.classList.toggle("marked", threshold !== undefined);
     this.exits.style.setProperty("--threshold", threshold ?? 0);
-    const sends = threshold === null ? "Sends nothing on" : `Sends on below ${threshold.toFixed(2)}`;
+    const where = threshold === undefined ? "as the policy decides" : `below ${threshold.toFixed(2)}`;
+    const sends = offload === null ? "Sends nothing on" : `Sends on ${where}`;
     this.rule.textContent = `${sends}${exitRule === undefined ? "" : `; ${leaves(exitRule)}`}.`;
   }
 
@@ -75,7 +77,7 @@ class Tier {
 
   hop(hop) {
     for (const exit of hop.exits ?? []) this.exit(exit);
-    if (hop.explained) this.mark(hop.explained.offload_rule?.parameters.threshold ?? null, hop.explained.exit_rule);
+    if (hop.explained) this.mark(hop.explained.offload_rule?.parameters ?? null, hop.explained.exit_rule);
     this.cells.forEach((cell, at) => this.settle(cell, at + 1, hop));
     const early = hop.exit_layer < hop.layers ? "left early, " : "";
     this.become("done", `${early}after layer ${hop.exit_layer} of ${hop.layers}`);

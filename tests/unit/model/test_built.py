@@ -13,7 +13,7 @@ import pytest
 from shared.errors import WrongWeights
 from shared.model import built as module
 from shared.model.base import Checkpoint, Embeddings, read_config
-from shared.model.built import Recipe, built
+from shared.model.built import Recipe, built, read_sealed, write_sealed
 from shared.model.classifier import load_classifier, read_trained
 from shared.model.weights import cache_dir
 
@@ -277,3 +277,14 @@ def test_a_tier_without_the_base_weights_starts_from_what_was_built(folder, monk
     monkeypatch.setattr(module, "_build", lambda *_: pytest.fail("built again"))
     monkeypatch.setattr(module, "Checkpoint", lambda *_: pytest.fail("read the base"))
     assert built(recipe_of(folder)).folder == place
+
+
+def test_what_can_be_made_again_is_read_by_every_user_and_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "compiled" / "layer-00.blob"
+    write_sealed(path, b"a layer")
+    assert (read_sealed(path), path.stat().st_mode & 0o777) == (b"a layer", 0o644)
+    monkeypatch.setattr(module.Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(OSError, match="full"):
+        write_sealed(path, b"another")
+    assert [*path.parent.iterdir()] == [path]
+    assert read_sealed(path) == b"a layer"
