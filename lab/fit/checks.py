@@ -42,6 +42,11 @@ def check_recipe(recipe: Recipe) -> None:
     for option, value in (("--distill", recipe.distill), ("--pruned-share", recipe.pruned_share)):
         if not (math.isfinite(value) and value >= 0):
             raise BadSetting(f"{option} {value}: must be a number from 0")
+    if recipe.teacher and not recipe.distill:
+        raise BadSetting("--teacher without --distill: say how much its answers weigh, e.g. --distill 3")
+    for option, folder in (("--teacher", recipe.teacher), ("--start", recipe.start)):
+        if folder and (found := read_trained(Path(folder)).classes) != recipe.classes:
+            raise BadSetting(f"{option} {folder}: has {found} labels, not {recipe.classes}")
     if recipe.epochs > MOST_EPOCHS:
         raise BadSetting(f"--epochs {recipe.epochs}: at most {MOST_EPOCHS}")
 

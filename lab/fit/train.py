@@ -1,7 +1,8 @@
 """Train every exit of one classifier jointly: low-rank adapters on each linear map, a head after each layer.
 
     loss = sum_l w_l * CE(exit l) / sum_l w_l,   w_l = l   (the layer-weighted loss of PABEE and DIMEE, section III-A),
-    an exit that ends a tier counting `tier_end_weight` times; optionally + `distill` * KL(deepest exit || exit l).
+    an exit that ends a tier counting `tier_end_weight` times; optionally + `distill` * KL(teacher || exit l), where the
+    teacher is the last exit of another classifier (`teacher`), or else the deepest exit.
 
 Upper tiers see pruned text in service, so a share of their training texts is pruned first, by the importance that an
 end encoder gives. Reading is head + tail. A killed run resumes from its last checkpoint to the same batches in the same
@@ -31,14 +32,16 @@ from lab.console import aside, progress
 from lab.data.examples import Example, digest
 from lab.data.readable import LeftOut, Reader, readable
 from lab.fit.checks import check_out, check_recipe, check_texts
+from lab.fit.teacher import Teacher
 from lab.stops import deferred
 from shared.errors import BadSetting
 from shared.model.base import load_tokenizer
 from shared.model.built import files_of
+from shared.model.classifier import Trained, read_trained
 from shared.model.encoder import Encoder
 from shared.model.pruning import Pruning, keep_words
 from shared.model.tokens import SpecialTokens
-from shared.model.torch_engine import MultiExitEncoder, TorchEngine, batch, load_base, save_classifier
+from shared.model.torch_engine import MultiExitEncoder, TorchEngine, batch, load_base, load_heads, save_classifier
 from shared.model.weights import PINNED, as_path
 from shared.model.words import Encoded
 
@@ -68,6 +71,8 @@ class Recipe:
     tier_ends: tuple[int, ...] = ()
     tier_end_weight: float = 3.0
     distill: float = 0.0
+    teacher: str = ""  # folder of the classifier to learn from
+    start: str = ""  # folder of the classifier to go on from
     pruned_share: float = 0.0
     prune_with: str = "sentence-transformers/all-MiniLM-L6-v2"
     prune_coefficients: tuple[float, ...] = (0.75, 0.9, 1.0, 1.1)
@@ -133,13 +138,16 @@ def train(
     check_texts(recipe, examples, validation)
     torch.set_num_threads(threads)
     torch.manual_seed(recipe.seed)
-    made_of = hashlib.sha256(f"{recipe} {digest(examples)}".encode()).hexdigest()[:12]
+    teacher = Teacher(Path(recipe.teacher), recipe.max_tokens, console, threads=threads) if recipe.teacher else None
+    by = teacher.digest if teacher else ""
+    made_of = hashlib.sha256(f"{recipe} {by} {digest(examples)}".encode()).hexdigest()[:12]
     scratch = out.parent / f".train-{out.name}-{made_of}"  # another recipe or data set starts afresh
     scratch.mkdir(parents=True, exist_ok=True)
     run, tokens = _start(recipe)
     texts = _augment(recipe, examples, scratch, console)
     encoded = [tokens.encode(text, pair, recipe.max_tokens) for text, pair in texts]
     labels = [example.label for example in examples]
+    taught = teacher.says(texts) if teacher else None
     batches = _batches(recipe, [len(item.ids) for item in encoded])
     schedule = torch.optim.lr_scheduler.LambdaLR(run.optimizer, _triangle(len(batches), recipe.warmup))
     checkpoint = scratch / "checkpoint.pt"
@@ -152,7 +160,8 @@ def train(
         task = bar.add_task(out.name, total=len(batches), completed=run.step)
         while run.step < len(batches):
             rows = batches[run.step]
-            loss = _step(recipe, run, tokens, [encoded[i] for i in rows], torch.tensor([labels[i] for i in rows]))
+            chosen, right = [encoded[i] for i in rows], torch.tensor([labels[i] for i in rows])
+            loss = _step(recipe, run, tokens, chosen, right, None if taught is None else taught[rows])
             if not math.isfinite(loss):
                 raise BadSetting(f"the loss is {loss} at step {run.step + 1}: choose a smaller --adapter-lr")
             schedule.step()
@@ -183,6 +192,7 @@ def train(
             "examples": len(examples),
             "left_out": left_out.report(),
             "data_sha256": digest(examples),
+            **({"teacher": by} if by else {}),
             "steps": len(batches),
             "seconds_since_last_resume": round(time.monotonic() - started),
             "threads": threads,
@@ -217,6 +227,7 @@ def _readable(
 
 
 def _start(recipe: Recipe) -> tuple[_Run, SpecialTokens]:
+    """The base with fresh adapters and heads, or with those of the classifier to go on from."""
     from peft import LoraConfig, inject_adapter_in_model
 
     base, tokenizer = load_base(recipe.base)
@@ -239,6 +250,8 @@ def _start(recipe: Recipe) -> tuple[_Run, SpecialTokens]:
             factors[name.replace(".lora_A.default.weight", ".A").replace(".lora_B.default.weight", ".B")] = parameter
     expected = 2 * recipe.layers * 6
     assert len(factors) == expected, f"{len(factors)} adapter factors, expected {expected}"
+    if recipe.start:
+        _go_on_from(read_trained(Path(recipe.start)), factors, encoder)
     optimizer = torch.optim.AdamW(
         [
             {"params": list(factors.values()), "lr": recipe.adapter_lr},
@@ -249,11 +262,23 @@ def _start(recipe: Recipe) -> tuple[_Run, SpecialTokens]:
     return _Run(encoder.train(), factors, optimizer), SpecialTokens(tokenizer)
 
 
-def _step(recipe: Recipe, run: _Run, tokens: SpecialTokens, texts: list[Encoded], labels: Tensor) -> float:
+def _go_on_from(trained: Trained, factors: dict[str, Tensor], encoder: MultiExitEncoder) -> None:
+    tensors = trained.factors
+    if {key: value.shape for key, value in tensors.items()} != {key: tuple(own.shape) for key, own in factors.items()}:
+        raise BadSetting(f"--start {trained.folder}: its adapters are of another base, rank or number of layers")
+    with torch.no_grad():
+        for key, own in factors.items():
+            own.copy_(torch.from_numpy(tensors[key]))
+    load_heads(encoder, trained)
+
+
+def _step(
+    recipe: Recipe, run: _Run, tokens: SpecialTokens, texts: list[Encoded], labels: Tensor, taught: Tensor | None
+) -> float:
     ids, segments, padding = batch(texts, tokens.pad_id, run.encoder.device)
     with torch.autocast(run.encoder.device.type, dtype=torch.bfloat16, enabled=recipe.bf16):
         logits = run.encoder(ids, segments, padding)  # [E, B, C]
-    loss = joint_loss(logits, labels, recipe)
+    loss = joint_loss(logits, labels, recipe, taught)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
@@ -262,13 +287,13 @@ def _step(recipe: Recipe, run: _Run, tokens: SpecialTokens, texts: list[Encoded]
     return loss.item()
 
 
-def joint_loss(logits: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
-    """The layer-weighted loss over all exits, from logits [E, B, C] and labels [B]."""
+def joint_loss(logits: Tensor, labels: Tensor, recipe: Recipe, taught: Tensor | None = None) -> Tensor:
+    """The layer-weighted loss over all exits, from logits [E, B, C], labels [B] and what the teacher says [B, C]."""
     E = logits.shape[0]
     weights = [layer * (recipe.tier_end_weight if layer in recipe.tier_ends else 1.0) for layer in range(1, E + 1)]
     losses = torch.stack([cross_entropy(exit_logits, labels) for exit_logits in logits])
     if recipe.distill:
-        teacher = softmax(logits[-1].detach(), -1)
+        teacher = softmax(logits[-1].detach(), -1) if taught is None else taught
         losses = losses + recipe.distill * torch.stack(
             [kl_div(log_softmax(exit_logits, -1), teacher, reduction="batchmean") for exit_logits in logits]
         )

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from lab.data.examples import Example
 from lab.fit import train as module
 from lab.fit.train import Recipe, joint_loss, train
+from shared.errors import TierwiseError
 from shared.model.classifier import load_classifier
 
 PLAIN = Recipe(base="unused", layers=2, classes=2)
@@ -64,6 +65,15 @@ def test_distilling_adds_the_divergence_from_the_deepest_exit_which_learns_nothi
     (gradient,) = torch.autograd.grad(distilled - plain, logits)
     assert gradient[1].abs().max() < 1e-7
     assert gradient[0].abs().max() > 0.01
+
+
+def test_a_teacher_adds_the_divergence_of_every_exit_from_what_it_says():
+    logits, labels = logits_of([0.0], [math.log(3)]), torch.tensor([0])  # (1/2, 1/2) and (3/4, 1/4)
+    taught = torch.tensor([[0.75, 0.25]])
+    divergence = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    recipe = replace(PLAIN, distill=2.0)
+    added = joint_loss(logits, labels, recipe, taught) - joint_loss(logits, labels, PLAIN)
+    assert added.item() == pytest.approx(2.0 * divergence / 3, rel=1e-5)  # the deepest exit says it already
 
 
 @pytest.fixture(params=["bert", "roberta", "mpnet"])
@@ -152,6 +162,42 @@ def test_a_run_that_is_stopped_finishes_its_step_saves_and_resumes_to_the_same_r
 def test_the_same_recipe_trains_the_same_classifier_and_another_seed_another(recipe, tmp_path):
     assert run(recipe, tmp_path / "a") == run(recipe, tmp_path / "b")
     assert run(replace(recipe, seed=1), tmp_path / "c") != run(recipe, tmp_path / "a")
+
+
+def test_a_pupil_without_labels_of_its_own_learns_what_its_teacher_says(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("TIERWISE_CACHE_DIR", str(tmp_path / "cache"))
+    run(replace(recipe, epochs=24), tmp_path / "teacher")
+    pupil = replace(recipe, epochs=24, distill=1e4, teacher=str(tmp_path / "teacher"))
+    wrong = [replace(example, label=1 - example.label) for example in EXAMPLES]
+    monkeypatch.setattr(module, "_readable", lambda recipe, some, held: (wrong, held, module.LeftOut([])))
+    run(pupil, tmp_path / "pupil")
+    told = json.loads((tmp_path / "pupil" / "network.json").read_text())
+    assert told["training"]["validation_accuracy_per_exit"] == [1.0, 1.0]
+    assert len(told["training"]["teacher"]) == 64
+
+
+def test_training_goes_on_from_a_trained_classifier(recipe, tmp_path):
+    first = run(replace(recipe, epochs=24), tmp_path / "first")
+    (again,) = run(replace(recipe, epochs=0.5, start=str(tmp_path / "first")), tmp_path / "again")
+    assert again == pytest.approx(first[-1], abs=0.05)
+    assert again < first[0] / 2
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"teacher": "net"}, "--teacher without --distill"),
+        ({"teacher": "net", "distill": 1.0, "classes": 3}, "--teacher .*net: has 2 labels, not 3"),
+        ({"start": "net", "classes": 3}, "--start .*net: has 2 labels, not 3"),
+        ({"start": "net", "rank": 2}, "--start .*net: its adapters are of another base, rank or number of layers"),
+        ({"start": "nowhere"}, "cannot read the trained classifier"),
+    ],
+)
+def test_a_teacher_or_a_start_that_does_not_fit_is_refused(recipe, tmp_path, change, complaint):
+    run(replace(recipe, epochs=0.5), tmp_path / "net")
+    change |= {key: str(tmp_path / change[key]) for key in ("teacher", "start") if key in change}
+    with pytest.raises(TierwiseError, match=complaint):
+        run(replace(recipe, **change), tmp_path / "other")
 
 
 def test_a_share_of_the_texts_is_pruned_once_and_read_again_on_resuming(base_on_disk, tmp_path):
