@@ -14,6 +14,7 @@ The cache is a new folder in which only the pinned base weights are the user's: 
 import json
 import os
 import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -95,6 +96,16 @@ def _tokenizer(kind: str) -> Tokenizer:
     pad = "[PAD]" if kind == "wordpiece" else "<pad>"
     tokenizer.enable_padding(length=16, pad_id=tokenizer.token_to_id(pad), pad_token=pad)
     return tokenizer
+
+
+@pytest.fixture(autouse=True)
+def apps_can_be_freed():
+    """FastAPI keeps the last 4,096 endpoints that it looked at, and with them hundreds of apps and their engines."""
+    yield
+    if "fastapi" in sys.modules:
+        for remembered in vars(sys.modules["fastapi.dependencies.models"]).values():
+            if hasattr(remembered, "cache_clear"):
+                remembered.cache_clear()
 
 
 @pytest.fixture(autouse=True, scope="session")
