@@ -1,6 +1,7 @@
 """Tiny random encoders and tokenizers, built in seconds: nothing is downloaded.
 
-tiny_tokenizer(kind)                "wordpiece" in BERT's layout, "bpe" in RoBERTa's, "mpnet": WordPiece in RoBERTa's
+tiny_tokenizer(kind)                "wordpiece" in BERT's layout, "bpe" in RoBERTa's, "mpnet": WordPiece in RoBERTa's,
+                                    "alike": the same with the pieces of "wordpiece"
 tiny_base(family, layers=3)         transformers' own BERT, RoBERTa or MPNet: hidden 32, 4 heads, fresh at each call
 tiny_classifier(family, layers=3)   the same as a Classifier, on OpenVINO in fp32: exits after each layer, 64 tokens
 base_on_disk(family, layers=3)      a folder with config.json, tokenizer.json and model.safetensors
@@ -80,7 +81,7 @@ def _tokenizer(kind: str) -> Tokenizer:
     else:
         own = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
         special = own if kind == "wordpiece" else ["<s>", "<pad>", "</s>", "<unk>", "[UNK]", "<mask>"]
-        vocabulary = {piece: id_ for id_, piece in enumerate([*special, *_pieces(2 if kind == "wordpiece" else 3)])}
+        vocabulary = {piece: id_ for id_, piece in enumerate([*special, *_pieces(3 if kind == "mpnet" else 2)])}
         tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -253,6 +254,7 @@ def tiny_bundle(tmp_path_factory, tiny_base, base_on_disk) -> Path:
             "end+cloud": [0.2, 0.8],
             "end+edge+cloud": [0.1, 0.2, 0.7],
         },
+        "reads_alike": {"edge": ["cloud"]},
         "policies": {
             "collaborative": {"offload_threshold": 0.6, "theta": 0.05, "patience": 1},
             "tabi": {"offload_threshold": 0.6},

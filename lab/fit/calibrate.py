@@ -29,6 +29,7 @@ from lab.console import aside
 from lab.data.examples import Example, check_labels, digest
 from lab.data.readable import readable, readers_of
 from lab.engine import asked
+from lab.fit.alike import reads_alike
 from lab.fit.cascade import Cascade, cascade_of, threshold_for
 from lab.fit.checks import check_bundle, check_validation, folders_of
 from lab.fit.evaluate import exit_row, nll_ece_brier
@@ -134,6 +135,7 @@ class Calibration:
         }
         found = {
             "engine": engine,
+            "reads_alike": reads_alike(self.bundle),
             "accuracy": accuracy,
             "fitted_weights": weights,
             "policies": policies,

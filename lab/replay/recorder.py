@@ -20,6 +20,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,10 +32,11 @@ from lab.console import progress
 from lab.engine import Computes, computes
 from lab.replay.cache import Shelf
 from shared.errors import UnreadableText
-from shared.model.base import Array
+from shared.model.base import Array, load_tokenizer
 from shared.model.bundle import Bundle
 from shared.model.classifier import Classifier, read_trained, recipe_of
 from shared.model.pools import Signature, Vector
+from shared.model.tokens import SpecialTokens
 from shared.model.weights import cache_dir
 from shared.model.words import Encoded, words_of
 from shared.web.ledger import text_sha256
@@ -212,6 +214,11 @@ class Recorder:
                     shelf.put(self.corpus.keys[number], item)
                     bar.advance(task)
         return [shelf.items[self.corpus.keys[number]] for number in numbers]
+
+    @cached_property
+    def tokens(self) -> SpecialTokens:
+        """The classifier's tokenizer, without the classifier."""
+        return SpecialTokens(load_tokenizer(read_trained(self.source.folder).base))
 
     def classifier(self) -> Classifier:
         """The classifier itself, loaded when first needed."""

@@ -40,6 +40,7 @@ class Station:
         self._tables: dict[Kernel, ExitTable] = {}
         self._left: dict[tuple[Kernel, ExitRule], np.ndarray] = {}
         self._pruned: dict[Pruning, np.ndarray] = {}
+        self._shortened: dict[tuple[int, tuple[int, int]], int] = {}
 
     def table(self, numbers: Numbers, kernel: Kernel) -> ExitTable:
         """The table of a kernel, these texts in it."""
@@ -95,6 +96,22 @@ class Station:
             if known[number, layer] < 0:
                 known[number, layer] = self._prune(number, layer, pruning)
         return known[numbers, layers]
+
+    def without_middle(self, numbers: Numbers, behind: tuple[int, int]) -> Numbers:
+        """The numbers of the texts that travel on, each without the words that no tier behind reads."""
+        return np.array([self._without_middle(number, behind) for number in numbers.tolist()], dtype=np.int64)
+
+    def _without_middle(self, number: int, behind: tuple[int, int]) -> int:
+        known = self._shortened.get((number, behind))
+        if known is None:
+            (record,) = self.recorder.records([number], Kernel.PLAIN)
+            text, pair = self.corpus.texts[number]
+            encoded = record.encoded(text, pair)
+            tokens, own = self.recorder.tokens, self.recorder.source.max_tokens
+            keep = tokens.unread_middle(text, pair, encoded, own, behind)
+            known = number if keep is None else self.corpus.number(*keep_words(text, pair, encoded, keep))
+            self._shortened[number, behind] = known
+        return known
 
     def _prune(self, number: int, layer: int, pruning: Pruning) -> int:
         (record,) = self.recorder.records([number], Kernel.COUNTED)

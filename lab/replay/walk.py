@@ -234,9 +234,11 @@ class Walk:
         ]
         out.probability[at, rows] = [said.probability for said in decisions]
         out.sent_to[at, rows] = [NONE if d.to is None else out.tiers.index(d.to) for d in decisions]
+        leaves, pruning = out.sent_to[at, rows] != NONE, policy.pruning(station.name)
         if prunes:
-            leaves = out.sent_to[at, rows] != NONE
-            numbers[leaves] = station.pruned(numbers[leaves], layer[leaves], policy.pruning(station.name))
+            numbers[leaves] = station.pruned(numbers[leaves], layer[leaves], pruning)
+        elif behind := pruning.coefficient == 0 and not pruning.middle and self.replay.bundle.read_behind(station.name):
+            numbers[leaves] = station.without_middle(numbers[leaves], behind)
         self._follow(at, decisions, rows, numbers)
 
     def _seen(self, where: Where, at: int, row: int, number: int, *, ruled: bool | None = None) -> Where:

@@ -105,6 +105,7 @@ class Card(BaseModel):
     model_temperatures: dict[str, Temperature] = {}  # per tier, the paper's one per model
     accuracy: dict[str, Share] = {}  # per tier, its last exit, on unpruned validation texts
     fitted_weights: dict[str, Annotated[list[Share], AfterValidator(_weights)]] = {}  # by visited tiers joined with "+"
+    reads_alike: dict[str, list[str]] = {}  # per tier, those behind it whose tokenizers split words as its own does
     policies: dict[str, dict[str, Any]] = {}  # parameters in force unless a request gives its own
     report: dict[str, Any] = {}
 
@@ -147,6 +148,14 @@ class Bundle:
     def order(self) -> tuple[str, ...]:
         """Tier names, shallowest first."""
         return tuple(self.tiers)
+
+    def read_behind(self, tier: str) -> tuple[int, int] | None:
+        """The fewest and the most tokens that tiers behind this one read; null where one may split words otherwise."""
+        behind = self.order[self.order.index(tier) + 1 :]
+        if not behind or not set(behind) <= {*self.card.reads_alike.get(tier, ())}:
+            return None
+        reads = [self.tiers[name].max_tokens for name in behind]
+        return min(reads), max(reads)
 
 
 def _place(name: str) -> Path:
@@ -221,6 +230,7 @@ def _check_card(card: Card, tiers: dict[str, TierModel], path: Path) -> None:
     named = [*card.temperatures, *card.model_temperatures, *card.accuracy]
     paths = {key: key.split("+") for key in card.fitted_weights}
     named += [tier for visited in paths.values() for tier in visited]
+    named += [*card.reads_alike, *(tier for behind in card.reads_alike.values() for tier in behind)]
     if unknown := next((tier for tier in named if tier not in tiers), None):
         raise BadSetting(f"{path}: speaks of tier {unknown!r}; the bundle has {', '.join(tiers)}")
     for tier, own in card.temperatures.items():

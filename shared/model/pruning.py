@@ -7,6 +7,9 @@ in the mask (they are attention sinks). Tokens of one word stand and fall togeth
 tokens is (the paper's rules 1-3 for tokenizers that split differently, in one rule). Floors keep short texts whole
 and long ones readable. Words that the tier did not read are kept. Left out: sentence-level pruning, learned masks.
 
+Ours: at rho = 0 the words in the middle of a long text that no further tier reads stay behind (`without_middle`). What
+the further tiers read is the same, so no answer changes.
+
     >>> kept_words("a fine film", [True, False, True])
     'a film'
 """
@@ -16,18 +19,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-from shared.model.words import Encoded, words_of
+from shared.model.words import Encoded, spans_of
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """Coefficient rho and the floors. rho = 0 keeps everything; the useful range is near 1."""
+    """Coefficient rho and the floors. rho = 0 keeps every word that is read; the useful range is near 1.
+
+    `middle`: whether at rho = 0 the words that no tier reads travel all the same.
+    """
 
     coefficient: float = 1.0
     min_keep_words: int = 8
     min_keep_ratio: float = 0.2
     whole_below_words: int = 32  # a side with this many words or fewer is never pruned
+    middle: bool = True
 
     def mask(self, encoded: Encoded, importance: Sequence[float]) -> list[bool]:
         """Which words to keep, over both sides of a pair; `importance` has one entry per id of `encoded`."""
@@ -57,6 +65,21 @@ class Pruning:
         return keep
 
 
+def without_middle(encoded: Encoded) -> list[bool]:
+    """Which words to keep so that whoever reads like `encoded`, or less of each end, reads the same: all but the gap.
+
+    >>> without_middle(Encoded([0] * 4, [0] * 4, [-1, 0, 4, -1], list("abcde"), 5, True))
+    [True, False, False, False, True]
+    """
+    keep = [True] * len(encoded.words)
+    if encoded.truncated:
+        for first, end in ((0, encoded.first_words), (encoded.first_words, len(encoded.words))):
+            read = [word for word in encoded.word_of if first <= word < end]
+            before, after = max(pairwise(read), key=lambda pair: pair[1] - pair[0], default=(0, 0))
+            keep[before + 1 : after] = [False] * max(0, after - before - 1)
+    return keep
+
+
 def keep_words(text: str, pair: str | None, encoded: Encoded, keep: Sequence[bool]) -> tuple[str, str | None]:
     """Both sides of a text that was encoded as `encoded`, with the kept words alone."""
     first = encoded.first_words
@@ -64,5 +87,13 @@ def keep_words(text: str, pair: str | None, encoded: Encoded, keep: Sequence[boo
 
 
 def kept_words(text: str, keep: Sequence[bool]) -> str:
-    """The kept words as written, in order, joined by one space."""
-    return " ".join(word for word, kept in zip(words_of(text), keep, strict=True) if kept)
+    """The kept words as written, in order; one space stands for those between that are gone."""
+    runs: list[list[int]] = []  # the characters at which each run of kept words starts and ends
+    last = -2
+    for at, ((start, end), kept) in enumerate(zip(spans_of(text), keep, strict=True)):
+        if kept and last == at - 1:
+            runs[-1][1] = end
+        elif kept:
+            runs.append([start, end])
+        last = at if kept else last
+    return " ".join(text[start:end] for start, end in runs)

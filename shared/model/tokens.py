@@ -14,6 +14,7 @@ from bisect import bisect_right
 from tokenizers import Encoding, Tokenizer
 
 from shared.errors import UnreadableText
+from shared.model.pruning import without_middle
 from shared.model.words import Encoded, starts_of, words_of
 
 REACH = 32  # characters looked at for each token that there is room for, from either end
@@ -76,6 +77,20 @@ class SpecialTokens:
         truncated = any(len(ids) > length for (ids, _), length in zip(tokens, lengths, strict=True))
         truncated |= any(len(side) > 2 * reach for side in sides)
         return Encoded(out_ids, out_segments, out_words, words, firsts[0], truncated)
+
+    def unread_middle(
+        self, text: str, pair: str | None, encoded: Encoded, own: int, behind: tuple[int, int]
+    ) -> list[bool] | None:
+        """Which words to send on so that tiers behind read the same; null: all of them.
+
+        `encoded` is the text as read into `own` tokens; `behind` the fewest and the most tokens that those tiers read.
+        They split words like this tokenizer, and add no fewer special tokens.
+        """
+        least, most = behind
+        if any(len(side) > 2 * REACH * least for side in (text, pair or "")):
+            return None  # some of it is not tokenized there
+        read = encoded if most <= own or not encoded.truncated else self.encode(text, pair, most)
+        return without_middle(read) if read.truncated else None
 
     def _side(self, text: str, words: int, *, offset: int, reach: int) -> tuple[list[int], list[int]]:
         """Ids, and the word of each, of one side with so many words; of a very long one, of its two ends."""

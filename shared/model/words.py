@@ -36,6 +36,11 @@ def count_words(text: str) -> int:
     return int(np.count_nonzero(space[:-1] > space[1:])) + int(not space[:1].all())
 
 
+def spans_of(text: str) -> list[tuple[int, int]]:
+    """The characters at which each word of a text starts and ends."""
+    return [match.span() for match in _WORD.finditer(text)]
+
+
 def starts_of(text: str) -> list[int]:
     """The character at which each word of a text starts."""
     return [match.start() for match in _WORD.finditer(text)]

@@ -52,6 +52,7 @@ class Tier:
         self.upstreams = {upstream.target: upstream for upstream in upstreams}
         self.route = Route(bundle.order, name, tuple(self.upstreams))
         self.sizes = {tier: model.layers for tier, model in bundle.tiers.items()}
+        self._behind = bundle.read_behind(name)
         self._clock = worker.clock
         self._away = 0  # texts that another tier reads before any layer ran here
 
@@ -164,8 +165,13 @@ class Tier:
 
     def _prune(self, call: Call, text: Text, answer: Answer) -> None:
         """Choose the words that travel on, for a text that leaves or whose answer is explained."""
-        if answer.importance is not None and (text.decision.to or call.request.explain):
-            text.keep = call.policy.pruning(self.name).mask(answer.encoded, answer.importance)
+        if not (text.decision.to or call.request.explain):
+            return
+        pruning = call.policy.pruning(self.name)
+        if pruning.coefficient == 0 and not pruning.middle and self._behind is not None:
+            text.keep = self.worker.unread_middle(text.source, answer.encoded, self._behind)
+        if text.keep is None and answer.importance is not None:
+            text.keep = pruning.mask(answer.encoded, answer.importance)
 
     def _add_hops(
         self, call: Call, texts: Sequence[Text], times_s: Mapping[HopTiming, float], rule: ExitRule | None

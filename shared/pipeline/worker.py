@@ -82,6 +82,11 @@ class Worker:
         """Wait in the queue for nothing: whether the model still takes work."""
         await self._do(Work([]))
 
+    def unread_middle(self, text: TextPair, encoded: Encoded, behind: tuple[int, int]) -> list[bool] | None:
+        """Which words to send on so that tiers behind, which read so many tokens, read the same; null: all of them."""
+        model = self._classifier
+        return model.tokens.unread_middle(text.text, text.text_pair, encoded, model.max_tokens, behind)
+
     def expected_s(self, texts: int, layers: int) -> float | None:
         """Seconds until `texts` put into the queue now have passed `layers`, as measured; null before anything was."""
         row_layer_s = self._row_layer.last_high

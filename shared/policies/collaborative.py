@@ -81,6 +81,9 @@ class Collaborative(Policy):
     pruning_coefficient: Annotated[float, Field(ge=0, le=10)] = Field(
         1.0, description="words below this many times the mean importance stay behind; 0: none"
     )
+    unread_words: bool = Field(
+        False, description="whether words of a long text that no further tier reads travel; without pruning"
+    )
     weighting: Annotated[Weighting, Field(strict=False)] = Field(
         Weighting.FITTED, description="of the ensemble: fitted, accuracy, last, surest"
     )
@@ -112,7 +115,7 @@ class Collaborative(Policy):
         return Similarity(theta, self.patience, by_tier(self.exit_min_confidence, where.tier), unsure)
 
     def pruning(self, tier: str) -> Pruning:
-        return Pruning(self.pruning_coefficient)
+        return Pruning(self.pruning_coefficient, middle=self.unread_words)
 
     def ensemble_weighting(self) -> Weighting:
         return self.weighting

@@ -38,6 +38,7 @@ POLICIES = [
     "collaborative",
     {**ALWAYS, "theta": 0.2, "patience": 1},
     {**ALWAYS, "pruning_coefficient": 0, "weighting": "accuracy"},
+    {**ALWAYS, "pruning_coefficient": 0, "unread_words": True},
     {"name": "collaborative", "offload_threshold": 0.5, "curve": "linear", "theta": 0.1, "weighting": "last"},
     {"name": "collaborative", "offload_threshold": {"end": 0.65}, "pruning_coefficient": 0.9},
     {
@@ -238,6 +239,19 @@ def test_requests_are_as_long_as_modelled_and_answers_about(triangle, tiny_bundl
             assert answer == pytest.approx(hop["link"]["response_bytes"], rel=0.05)
             crossed += 1
     assert crossed > 5
+
+
+def test_words_that_no_further_tier_reads_stay_behind_and_change_no_answer(triangle, texts):
+    policy = {**ALWAYS, "pruning_coefficient": 0, "theta": 0}
+    without, whole = (ask(triangle, texts, policy | {"unread_words": travel}) for travel in (False, True))
+    kept, all_words = ([result["hops"][1]["words_kept"] for result in some] for some in (without, whole))
+    assert sum(kept) < sum(all_words)
+    cut = [result["hops"][1]["truncated"] for result in whole]
+    assert [a < b for a, b in zip(kept, all_words, strict=True)] == cut
+    for one, other in zip(without, whole, strict=True):
+        for field in ("label", "probabilities", "truncated", "words_in"):
+            assert one[field] == other[field]
+        assert [hop["probabilities"] for hop in one["hops"]] == [hop["probabilities"] for hop in other["hops"]]
 
 
 @pytest.fixture

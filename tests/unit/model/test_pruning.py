@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shared.model.pruning
-from shared.model.pruning import Pruning, kept_words
+from shared.model.pruning import Pruning, keep_words, kept_words
 from shared.model.tokens import SpecialTokens
 from shared.model.words import Encoded
 
@@ -91,9 +91,9 @@ def test_a_side_of_which_nothing_was_read_is_kept():
     assert BARE.mask(one_side, [0, 1.0, 3.0, 0, 0]) == [False, True, True, True]
 
 
-def test_kept_words_travel_as_written_in_order_joined_by_one_space():
+def test_kept_words_travel_as_written_in_order_and_a_space_stands_for_what_is_gone():
     text = "  It's\tNOT \n bad,\xa0  really… "
-    assert kept_words(text, [True, True, False, True]) == "It's NOT really…"
+    assert kept_words(text, [True, True, False, True]) == "It's\tNOT really…"
     assert kept_words(text, [False] * 4) == ""
 
 
@@ -149,5 +149,43 @@ def test_what_is_kept_is_a_subsequence_within_the_floors(tiny_tokenizer, text, p
     assert all(keep[word] for word in unread)
 
 
+LONG_TEXTS = st.lists(st.tuples(WORDS, SPACES), min_size=1, max_size=200).map(lambda some: "".join(map("".join, some)))
+
+
+@given(
+    text=LONG_TEXTS,
+    pair=st.none() | LONG_TEXTS,
+    own=st.integers(16, 90),
+    behind=st.lists(st.integers(16, 90), min_size=1),
+)
+def test_without_the_unread_middle_every_tier_behind_reads_the_same(tiny_tokenizer, text, pair, own, behind):
+    first, then = SpecialTokens(tiny_tokenizer("wordpiece")), SpecialTokens(tiny_tokenizer("alike"))
+    text, pair = f"film {text}", None if pair is None else f"film {pair}"
+    keep = first.unread_middle(text, pair, first.encode(text, pair, own), own, (min(behind), max(behind)))
+    if keep is None:
+        return
+    sent = keep_words(text, pair, first.encode(text, pair, own), keep)
+    for limit in behind:
+        before, after = then.encode(text, pair, limit), then.encode(*sent, limit)
+        assert (after.ids, after.segments) == (before.ids, before.segments)
+    again = then.encode(*sent, max(behind))
+    assert len(again.words) <= max(behind) + 60  # words of no token stay
+
+
+def test_the_words_in_the_middle_stay_behind(tiny_tokenizer):
+    tokens = SpecialTokens(tiny_tokenizer("wordpiece"))
+    text = " ".join(f"film {n}" for n in range(100))
+    read = tokens.encode(text, None, 32)
+    keep = tokens.unread_middle(text, None, read, 32, (32, 32))
+    assert 10 < sum(keep) < 40
+    assert kept_words(text, keep).startswith("film 0 film 1")
+    assert kept_words(text, keep).endswith("film 99")
+    assert tokens.unread_middle("a film", None, tokens.encode("a film", None, 32), 32, (32, 32)) is None
+    assert sum(tokens.unread_middle(text, None, read, 32, (16, 64))) > sum(
+        keep
+    )  # a tier behind reads more than this one
+    assert tokens.unread_middle(text * 4, None, read, 32, (32, 32)) is None  # not all of it is tokenized
+
+
 def test_the_printed_example_is_true():
-    assert doctest.testmod(shared.model.pruning) == (0, 1)
+    assert doctest.testmod(shared.model.pruning) == (0, 2)
