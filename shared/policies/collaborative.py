@@ -60,6 +60,11 @@ class Collaborative(Policy):
     offload_threshold: Ratio | dict[str, Ratio] = Field(
         0.9, description="confidence below which a text is always sent on; a number, or one per tier"
     )
+    skip_below: Ratio | dict[str, Ratio] = Field(
+        0.0,
+        description="confidence below which a text that is sent on goes to the deepest tier, past those between; "
+        "a number, or one per tier",
+    )
     steepness: Annotated[float, Field(gt=0, le=1000)] = Field(10.0, description="of the S curve above it (k)")
     curve: Annotated[Curve, Field(strict=False)] = Field(
         Curve.SIGMOID, description="how the chance falls above the threshold: sigmoid, linear, step"
@@ -94,7 +99,8 @@ class Collaborative(Policy):
         threshold = by_tier(self.offload_threshold, where.tier)
         probability = offload_probability(confidence, threshold, self.steepness, self.curve)
         reason: Literal["confidence", "curve"] = "confidence" if confidence < threshold else "curve"
-        return Decision(where.reachable[0] if draw < probability else None, probability, reason)
+        to = where.reachable[-1 if confidence < by_tier(self.skip_below, where.tier) else 0]
+        return Decision(to if draw < probability else None, probability, reason)
 
     def may_offload_after(self, where: Where) -> bool:
         named = not isinstance(self.offload_threshold, Mapping) or where.tier in self.offload_threshold

@@ -39,6 +39,7 @@ POLICIES = [
     {**ALWAYS, "theta": 0.2, "patience": 1},
     {**ALWAYS, "pruning_coefficient": 0, "weighting": "accuracy"},
     {**ALWAYS, "pruning_coefficient": 0, "unread_words": True},
+    {**ALWAYS, "skip_below": 0.62},
     {"name": "collaborative", "offload_threshold": 0.5, "curve": "linear", "theta": 0.1, "weighting": "last"},
     {"name": "collaborative", "offload_threshold": {"end": 0.65}, "pruning_coefficient": 0.9},
     {

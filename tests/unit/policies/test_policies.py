@@ -61,6 +61,14 @@ def test_the_last_tier_keeps_what_it_has():
     assert not policy.may_offload_after(CLOUD)
 
 
+def test_a_text_that_is_unsure_enough_passes_over_the_tiers_between():
+    policy = made({"name": "collaborative", "offload_threshold": 0.8, "skip_below": {"end": 0.6}})
+    assert [policy.after(END, confidence, draw=0.0).to for confidence in (0.59, 0.6, 0.79)] == ["cloud", "edge", "edge"]
+    assert made({"name": "collaborative", "skip_below": 1}).after(EDGE, 0.5, draw=0.0).to == "cloud"
+    with pytest.raises(UnknownPolicy, match="skip_below"):
+        made({"name": "collaborative", "skip_below": 1.5})
+
+
 def test_collaborative_names_its_exit_rule_pruning_and_weights():
     spec = {"name": "collaborative", "theta": 0.02, "patience": 3, "exit_min_confidence": 0.7}
     policy = made({**spec, "pruning_coefficient": 0.9, "weighting": "accuracy"})
