@@ -103,7 +103,7 @@ def build(bundle_name: str, data: str, runtimes: Sequence[Runtime], console: Con
         BadSetting: a runtime that is not installed, pairs of texts, or no training text that can be read.
     """
     bundle = load_bundle(bundle_name)
-    examples, used = training_rows(data, None)
+    examples, used = training_rows(data, None, bundle.labels)
     if any(example.pair is not None for example in examples):
         raise BadSetting(f"{data}: whole models read one text, and these are pairs: leave out --whole")
     if used == ALL:

@@ -11,13 +11,14 @@ from lab.whole.runtimes import inputs_of, load, runnable
 from shared.model.classifier import load_classifier
 from shared.model.weights import cache_dir
 from tests.commands import tierwise
+from tests.conftest import LABELS
 
 
 @pytest.fixture
 def data(tmp_path, sentences):
     """Training texts, and five to test of which no tier reads one."""
-    rows = [f'"{text}",{at % 2},train' for at, text in enumerate(sentences)]
-    rows += [f'"{text}",{at % 2},test' for at, text in enumerate(["\U0001f642", *sentences[:4]])]
+    rows = [f'"{text}",{LABELS[at % 2]},train' for at, text in enumerate(sentences)]
+    rows += [f'"{text}",{LABELS[at % 2]},test' for at, text in enumerate(["\U0001f642", *sentences[:4]])]
     path = tmp_path / "data.csv"
     path.write_text("\n".join(["text,label,split", *rows]) + "\n")
     return path
