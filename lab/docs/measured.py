@@ -89,15 +89,20 @@ def load() -> Rows:
     return Rows([phase for phase in read(RESULTS / "load.json")["phases"] if phase["name"] != "ladder"])
 
 
-def _speed(part: str, times: str) -> Rows:
+def _speed(part: str, times: str, file: str = "speed.json") -> Rows:
     """Rows of `make bench`, with a column for what each engine took."""
-    rows = read(RESULTS / "speed.json")[part]
+    rows = read(RESULTS / file)[part]
     return Rows(rows, columns={f"{name}, ms": f"{{{times}[{name}]:.1f}}" for name in rows[0][times]})
 
 
 def speed_shapes() -> Rows:
     """`make bench`: our encoder at full depth beside its rivals."""
     return _speed("shapes", "ms")
+
+
+def speed_shapes_without_amx() -> Rows:
+    """The same on a processor without AMX."""
+    return _speed("shapes", "ms", "speed-without-amx.json")
 
 
 def speed_rules() -> Rows:
