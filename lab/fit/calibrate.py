@@ -51,7 +51,7 @@ from shared.model.pruning import Pruning
 from shared.model.quantization import load_table
 from shared.policies import Where
 
-EXIT_COST = 0.0025  # accuracy that early exit may cost a tier
+EXIT_COST = 0.001  # accuracy that early exit may cost a tier
 COEFFICIENTS = (0.75, 0.9, 1.0, 1.1, 1.25)
 PRUNING_COST = 0.005  # accuracy that pruning may cost the next tier
 PRUNING_TEXTS = 300
@@ -108,27 +108,27 @@ class Calibration:
         self.console.print(f"exit rule: {exits}")
         others = choose(replay, _probabilities(replay), within=within)
         coefficient, pruning_report = self._choose_pruning(replay, exits, wanted=pruning)
-        path = {"patience": exits["patience"], "pruning_coefficient": coefficient}
+        path = {"patience": exits.pop("patience"), "pruning_coefficient": coefficient}
         times = Times(replay, self.threads, self.links, self.console, data=self.data)
         for note in times.notes:
             self._note(note)
-        cascade = cascade_of(replay, times, {**path, "theta": exits["theta"]})
         target = accuracy[self.bundle.order[-1]] - within
-        point, weights = self._operating_point(cascade, accuracy, target, offload_share)
+        cascade, point, weights = self._best_point(replay, times, {**path, **exits}, accuracy, target, offload_share)
         parameters = {
             "offload_threshold": point["thresholds"],
+            **({"skip_below": skip} if any((skip := point["skip_below"]).values()) else {}),
             "steepness": point["steepness"],
             **path,
             "weighting": point["weighting"],
         }
-        policies = {"collaborative": {**parameters, "theta": exits["theta"]}, "tabi": parameters, **others.policies}
+        policies = {"collaborative": {**parameters, **exits}, "tabi": parameters, **others.policies}
         report = {
             "validation": {"n": len(self.asked), "data_sha256": digest(self.asked), "left_out": self.left_out.report()},
             "notes": self.notes,
             "metric": self.bundle.metric.value,
             "exits": exits_report,
             **others.report,
-            "exit_rule": {**exits, "may_cost": EXIT_COST},
+            "exit_rule": {**exits, "patience": path["patience"], "may_cost": EXIT_COST},
             "pruning": pruning_report,
             "stages": _by_tier(cascade),
             "operating_point": {**point, "target_accuracy": target, "within": within},
@@ -256,6 +256,43 @@ class Calibration:
         about = {"n": len(numbers), "texts": f"those that {first.name} is least sure of", "by": rows}
         return best, {**about, "may_cost": PRUNING_COST, "chosen": best}
 
+    def _best_point(
+        self,
+        replay: Replay,
+        times: Times,
+        parameters: dict[str, Any],
+        accuracy: dict[str, float],
+        target: float,
+        offload_share: float | None,
+    ) -> tuple[Cascade, dict[str, Any], dict[str, list[float]]]:
+        """The better of two ways up: through every tier, or from the first straight to the deepest."""
+        first = self.bundle.order[0]
+        ways = [0.0] if len(self.bundle.order) < 3 else [0.0, 1.0]
+        weights: dict[str, list[float]] = {}
+        found = []
+        for skip in ways:
+            cascade = cascade_of(replay, times, {**parameters, "skip_below": {first: skip}})
+            point, fitted = self._operating_point(cascade, accuracy, target, offload_share)
+            point["skip_below"] = {first: skip}
+            weights |= fitted
+            found.append((cascade, point))
+        expected = [point["expected"] for _, point in found]
+        best = operating_point([own["modelled_ms"] for own in expected], [own["accuracy"] for own in expected], target)
+        cascade, point = found[best]
+        point["thresholds"] = {**found[0][1]["thresholds"], **point["thresholds"]}  # for who asks a tier between
+        point["ways"] = [own["expected"] | {"skip_below": own["skip_below"]} for _, own in found]
+        self._note_shortfall(point, target)
+        return cascade, point, weights
+
+    def _note_shortfall(self, point: dict[str, Any], target: float) -> None:
+        share = point["offload_share"]
+        if not share["reached"]:
+            self._note(
+                f"--offload-share {share['asked']:g} cannot be met: no threshold comes nearer than {share['got']:.1%}"
+            )
+        if (expected := point["expected"]["accuracy"]) < target:
+            self._note(f"expected accuracy {expected:.4f} is below the target {target:.4f}: no setting reaches it")
+
     def _operating_point(
         self, cascade: Cascade, accuracy: dict[str, float], target: float, offload_share: float | None
     ) -> tuple[dict[str, Any], dict[str, list[float]]]:
@@ -273,12 +310,6 @@ class Calibration:
         expected = cascade.expected(stop, Ensemble(accuracy, weights), weighting)
         sent = round(1 - float(stop[0].mean()), 4)
         met = offload_share is None or abs(sent - offload_share) <= SHARE_WITHIN
-        if not met:
-            self._note(f"--offload-share {offload_share:g} cannot be met: no threshold comes nearer than {sent:.1%}")
-        if expected.accuracy < target:
-            self._note(
-                f"expected accuracy {expected.accuracy:.4f} is below the target {target:.4f}: no setting reaches it"
-            )
         point = {
             **asdict(setting),
             "weighting": weighting.value,

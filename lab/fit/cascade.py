@@ -117,12 +117,13 @@ class Cascade:
 
 
 def cascade_of(replay: Replay, times: Times, parameters: Mapping[str, Any]) -> Cascade:
-    """A run of `collaborative` in which every text is sent on; `parameters` are its exit rule and pruning.
+    """A run of `collaborative` in which every text is sent on; `parameters` are its exit rule, its pruning and its way.
 
     A text of confidence 1 is never sent on, under any threshold: the tiers behind have no weight in its expectation.
     """
     spec = {"name": "collaborative", **parameters, "offload_threshold": 1.0}
     run = replay.run(replay.policy(spec))
+    ran = [at for at, rows in enumerate(run.ran) if rows.any()]
     probabilities = np.zeros((len(run.tiers), *run.probabilities.shape))
     for at, station in enumerate(replay.stations):
         for kernel in Kernel:
@@ -131,11 +132,11 @@ def cascade_of(replay: Replay, times: Times, parameters: Mapping[str, Any]) -> C
             exits = station.table(numbers, kernel).exits
             probabilities[at, rows] = exits[numbers, run.exit_layer[at, rows] - 1]
     return Cascade(
-        run.tiers,
+        tuple(run.tiers[at] for at in ran),
         replay.labels,
-        probabilities,
-        run.exit_layer,
-        np.stack([times.of(_stopped(run, at)).seconds for at in range(len(run.tiers))]),
+        probabilities[ran],
+        run.exit_layer[ran],
+        np.stack([times.of(_stopped(run, at)).seconds for at in ran]),
     )
 
 

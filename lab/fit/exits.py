@@ -6,7 +6,8 @@ Logits come from the recorder of the replay, so what one command has run no othe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import product
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,8 +18,10 @@ from shared.model.base import Array
 from shared.model.bundle import Bundle
 from shared.model.exits import Confidence, Entropy, ExitRule, Patience, Similarity, exit_taken
 
+P = TypeVar("P")  # what names a rule
 THETAS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
 PATIENCES = (1, 2, 3)
+LEAST = (0.0, 0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.99)  # confidence that leaving needs besides
 FINE = (0.96, 0.97, 0.98, 0.99, 0.995)  # above DIMEE's ten points, for rules that must lose little [ours]
 ENTROPIES = (0.0, 0.02, 0.04, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)  # nats
 
@@ -34,11 +37,11 @@ def every_exit(bundle: Bundle, texts: Sequence[Example], recorders: Recorders) -
 
 
 def fewest_layers(
-    exits: Array, labels: Array, rules: Mapping[float, ExitRule | None], may_cost: float
-) -> tuple[float, float, float]:
+    exits: Array, labels: Array, rules: Mapping[P, ExitRule | None], may_cost: float
+) -> tuple[P, float, float]:
     """The rule with the fewest layers that loses at most `may_cost` against the last exit; else the most accurate.
 
-    `exits` are calibrated probabilities [N, E, C]; `rules` are named by their parameter. The result is that parameter,
+    `exits` are calibrated probabilities [N, E, C]; `rules` are named by their parameters. The result is what names it,
     the mean exit layer and the accuracy.
     """
     rows = []
@@ -56,15 +59,19 @@ def full_accuracy(exits: Array, labels: Array) -> float:
 
 
 def similarity_rule(probabilities: Mapping[str, Array], labels: Array, may_cost: float) -> dict[str, Any]:
-    """A theta per tier and one patience with the least share of layers run; theta is 0 where none is cheap enough."""
-    shares, thetas = dict[int, float](), dict[int, dict[str, float]]()
+    """The exit rule with the least share of layers run: per tier a theta (0 where none is cheap enough) and a least
+    confidence, and one patience.
+    """
+    shares, chosen = dict[int, float](), dict[int, dict[str, tuple[float, float]]]()
     for patience in PATIENCES:
-        rules = {0.0: None, **{theta: Similarity(theta, patience) for theta in THETAS}}
+        rules: dict[tuple[float, float], ExitRule | None] = {(0.0, 0.0): None}
+        rules |= {pair: Similarity(pair[0], patience, pair[1]) for pair in product(THETAS, LEAST)}
         found = {tier: fewest_layers(exits, labels, rules, may_cost) for tier, exits in probabilities.items()}
-        thetas[patience] = {tier: theta for tier, (theta, _, _) in found.items()}
+        chosen[patience] = {tier: pair for tier, (pair, _, _) in found.items()}
         shares[patience] = sum(layers / probabilities[tier].shape[1] for tier, (_, layers, _) in found.items())
     best = min(shares, key=lambda patience: shares[patience])
-    return {"theta": thetas[best], "patience": best}
+    theta, least = ({tier: pair[at] for tier, pair in chosen[best].items()} for at in (0, 1))
+    return {"theta": theta, "patience": best, "exit_min_confidence": least}
 
 
 def early_exit_rules(exits: Array, labels: Array, may_cost: float) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:

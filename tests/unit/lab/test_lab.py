@@ -107,6 +107,16 @@ def test_exits_are_chosen_only_where_they_cost_little():
     assert similarity_rule({"end": late}, labels, 0.0025)["theta"]["end"] == 0
 
 
+def test_an_exit_that_is_right_only_when_sure_asks_for_confidence():
+    exits = np.tile(probabilities(*[0.99] * 6), (40, 1, 1))  # [N, E, C]
+    exits[20:, :5] = [0.4, 0.6]  # half of the texts: unsure, and wrong until the last exit
+    exits[20:, 5] = [0.9, 0.1]
+    labels = np.array([1] * 20 + [0] * 20)
+    rule = similarity_rule({"end": exits}, labels, 0.001)
+    assert rule["theta"]["end"] > 0
+    assert rule["exit_min_confidence"]["end"] > 0.6
+
+
 def test_policies_are_written_with_parameters():
     assert parse_policy("tabi") == "tabi"
     assert parse_policy("collaborative:theta=0.1,curve=step") == {
