@@ -160,7 +160,8 @@ function say(words) {
 function fail(error) {
   say("");
   const { what, toDo } = error instanceof Trouble ? error : { what: "This page failed", toDo: "Reload it." };
-  $("trouble").replaceChildren(el("p", { className: "trouble" }, el("strong", {}, `${what}. `), `${error.message} `, el("em", {}, toDo)));
+  const why = /[.!?…]$/.test(error.message) ? error.message : `${error.message}.`;
+  $("trouble").replaceChildren(el("p", { className: "trouble" }, el("strong", {}, `${what}. `), `${why} `, el("em", {}, toDo)));
   console.debug(error);
 }
 
