@@ -359,6 +359,43 @@ def test_a_degraded_answer_says_so_and_is_counted(opened, staying):
     assert "Degraded\n1" in page.locator("#tally").inner_text()
 
 
+@pytest.mark.parametrize(
+    ("policy", "edge", "cloud"),
+    [("cloud-only", "not asked", "gave no answer"), ("edge-only", "gave no answer", "not asked")],
+)
+def test_only_a_tier_that_was_asked_is_said_to_have_given_no_answer(opened, staying, policy, edge, cloud):
+    upstreams = {"edge": "http://127.0.0.1:9", "cloud": "http://127.0.0.1:9"}
+    url, *_ = staying(upstreams=upstreams, link_profiles=dict.fromkeys(upstreams, "ideal"))
+    page = opened(url)
+    page.get_by_label("Policy").select_option(policy)
+    ask(page)
+    expect(page.locator("#answer .warning")).to_contain_text("Degraded")
+    expect(states(page)).to_have_text([re.compile("after layer"), edge, cloud])
+
+
+@pytest.mark.parametrize(
+    ("policy", "degraded", "sent_to", "edge", "cloud"),
+    [
+        ("collaborative", "upstream_timeout", "edge", "gave no answer", "not asked"),
+        ("collaborative", "breaker_open", "edge", "not asked for a while", "not asked"),
+        ("collaborative", "deadline", None, "did not run", "did not run"),  # it may have come before the text was sent
+        ("random", "upstream_timeout", None, "did not run", "did not run"),  # either may have been asked
+        ("end-only", "deadline", None, "not asked", "not asked"),
+        ("cloud-only", None, None, "not asked", "not asked"),
+    ],
+)
+def test_what_is_said_of_tiers_that_did_not_run(opened, three, policy, degraded, sent_to, edge, cloud):
+    page = opened(three)
+    options = {"explain": True, "policy": "end-only"}
+    answer = page.request.post(f"{three}/v1/classify", data={"inputs": "a film", "options": options}).json()
+    answer["policy"]["name"], (result,) = policy, answer["results"]
+    result["degraded"], result["hops"][0]["offloaded_to"] = degraded, sent_to
+    page.route("**/v1/classify", lambda route: route.fulfill(json=answer))
+    ask(page)
+    answered(page)
+    expect(states(page)).to_have_text([re.compile("after layer"), edge, cloud])
+
+
 def test_a_tier_with_a_key_asks_for_it(opened, staying, tmp_path):
     (tmp_path / "key").write_text("0123456789abcdef")
     url, *_ = staying(door_key_file=tmp_path / "key")
