@@ -141,10 +141,15 @@ def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping
 
 
 def _unknown(name: str, offered: Sequence[str]) -> str:
-    """Why there is no such policy. What most likely helps comes first: a caller reads only the beginning."""
+    """Why there is no such policy. What most likely helps comes first: a caller reads only the beginning.
+
+    A broken file may be to blame if it has such a policy, or if no other was probably meant.
+    """
     hint = did_you_mean(name, _choosable(offered))
-    mine = [file for file in BROKEN if len(BROKEN) == 1 or name in _meant.get(file, (file,))]
-    others = [file for file in BROKEN if file not in mine]
+    mine = [file for file in BROKEN if name in _meant.get(file, (file,))]
+    others = [] if hint else [file for file in BROKEN if file not in mine]
+    if not mine and len(others) == 1:
+        mine, others = others, []
     told = [f"{file} cannot be used: {BROKEN[file]}" for file in mine]
     if others:
         few = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
