@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from shared.errors import BadSetting, UnknownPolicy, did_you_mean, plain
+from shared.errors import BadSetting, UnknownPolicy, did_you_mean, in_words
 from shared.failures import in_short
 from shared.policies.base import Policy
 from shared.policies.baselines.fixed import Only, Oracle
@@ -193,11 +193,12 @@ def _problems(error: ValidationError) -> str:
     """What is wrong with each parameter, once: one that may be a number or one per tier fails as both."""
     faults: dict[str, str] = {}
     for problem in error.errors():
-        loc, message = problem["loc"], plain(problem["msg"])
+        loc, kind = problem["loc"], problem["type"]
+        message = "unknown parameter" if kind == "extra_forbidden" else in_words(kind, problem["msg"])
         name = str(loc[0]) if loc else "parameters"
         if len(loc) > 2:  # inside of a value per tier
             faults[name] = f"{name}.{loc[-1]}: {message}"
-        elif problem["type"] == "dict_type" and name in faults:
+        elif kind == "dict_type" and name in faults:
             faults[name] += ', or one per tier, {"end": 0.9}'
         else:
             faults.setdefault(name, f"{name}: {message}")

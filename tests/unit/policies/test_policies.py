@@ -176,7 +176,7 @@ def test_parameters_not_given_come_from_the_card():
         ({"theta": 0.1}, "a policy needs its name"),
         ({"name": None}, "a policy needs its name"),
         ({"name": ["collaborative"]}, "a policy needs its name, a text"),
-        ({"name": "collaborative", "tau": 0.9}, "tau: Extra inputs"),
+        ({"name": "collaborative", "tau": 0.9}, r"tau: unknown parameter \(parameters: offload_threshold, "),
         ({"name": "collaborative", "offload_threshold": 1.01}, "offload_threshold"),
         ({"name": "collaborative", "offload_threshold": {"end": -0.1}}, "offload_threshold"),
         (
