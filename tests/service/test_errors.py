@@ -256,6 +256,20 @@ def test_what_cannot_be_classified_is_a_422(alone, content, named):
     assert_problem(alone.post(content), 422, "bad-input", named)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "places"),
+    [
+        (NO_WORD, ["inputs"]),
+        ({"text": NO_WORD}, ["inputs"]),
+        ([NO_WORD], ["inputs.0"]),
+        (["a film", NO_WORD, {"text": NO_WORD}], ["inputs.1", "inputs.2"]),
+    ],
+)
+def test_a_text_that_no_tier_reads_is_named_by_its_place(alone, inputs, places):
+    problem = alone.post(body(inputs)).json()
+    assert problem["errors"] == [{"at": place, "problem": "no word that the tokenizer knows"} for place in places]
+
+
 def test_the_detail_names_the_first_problems_and_the_errors_more_of_them(alone):
     problem = alone.post(b'{"text": "a"}').json()
     assert problem["detail"] == "inputs: is missing; text: unknown key; known: inputs, options"
