@@ -176,7 +176,7 @@ def test_the_texts_stay_out_of_images_and_commits():
     [
         (["--text-column", "body"], "no column 'body'; it has 'message', 'team'"),
         (["--label-column", "label"], "no column 'label'; it has 'message', 'team'"),
-        (["--label-column", "message"], "a label needs at least 8 rows"),
+        (["--label-column", "message"], "column 'message' cannot be text and label"),
         (["--tiers", "end=4"], "--tiers end=4"),
         (["--tiers", "end=3,cloud=2"], "the first must be the shallowest"),
         (["--tiers", "end six"], "say TIER=LAYERS, as in end=6,edge=6,cloud=12"),
