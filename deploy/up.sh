@@ -4,7 +4,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-command -v docker >/dev/null || { echo "make up: Docker is not installed; \`make serve\` runs the tiers without it" >&2; exit 2; }
+refuse() { echo "make up: $1; \`make serve\` runs the tiers without it" >&2; exit 2; }
+command -v docker >/dev/null || refuse "Docker is not installed"
+docker compose version >/dev/null 2>&1 || refuse "Docker has no Compose here (\`docker compose\`, a plugin of its own)"
 # what the environment and .env say, as Compose itself reads them: it alone knows .env's quotes, comments and line ends
 settings=$(docker compose --project-directory . -f - config --format json <<'MODEL'
 services:

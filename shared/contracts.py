@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -87,20 +88,27 @@ class Options(Message):
     )
 
 
-def _shape(value: object) -> str:
-    """What an input is meant to be, so that an error speaks of that alone."""
-    return "list" if isinstance(value, list) else "pair" if isinstance(value, dict | TextPair) else "one"
+def _shape(value: object) -> str | None:
+    """What an input is meant to be, so that an error speaks of that alone; null: nothing that is taken."""
+    shapes = {"one": str, "pair": dict | TextPair, "list": list}
+    return next((shape for shape, types in shapes.items() if isinstance(value, types)), None)
 
 
+def one_of(shape: Callable[[object], str | None], expected: str) -> Discriminator:
+    """Chooses a member of a union by its shape; whatever has none is told what is expected."""
+    return Discriminator(shape, custom_error_type="shape", custom_error_message=f"expected {expected}")
+
+
+_OBJECT = "an object with text and, for a pair, text_pair"
 _One = Annotated[Text, Tag("one")]
 _Pair = Annotated[TextPair, Tag("pair")]
-_List = Annotated[list[Annotated[_One | _Pair, Discriminator(_shape)]], Tag("list")]
+_List = Annotated[list[Annotated[_One | _Pair, one_of(_shape, f"a text, or {_OBJECT}")]], Tag("list")]
 
 
 class ClassifyRequest(Message):
     """Texts to classify."""
 
-    inputs: Annotated[_One | _Pair | _List, Discriminator(_shape)] = says(
+    inputs: Annotated[_One | _Pair | _List, one_of(_shape, f"a text, a list of texts, or {_OBJECT}")] = says(
         "one text, one pair, or a list of them", "Not bad, not good.", ["A joy.", "Dull."]
     )
     options: Options = Field(Options(), description="how they are answered", examples=[{"seed": 4, "explain": True}])

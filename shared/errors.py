@@ -33,6 +33,7 @@ by the rejection. A class inherits what it does not say.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -54,6 +55,35 @@ def did_you_mean(name: str, known: Iterable[str], *, likeness: float = 0.85) -> 
 def plain(message: str) -> str:
     """A validator's message without pydantic's prefix."""
     return message.removeprefix("Value error, ")
+
+
+_EXPECTED = {  # the first word of a kind of pydantic's errors
+    "string": "a text",
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "list": "a list",
+    "dict": "a JSON object",
+    "model": "a JSON object",
+}
+_WORDS = {
+    "missing": "is missing",
+    "extra_forbidden": "unknown key",
+    "string_unicode": "has half of a surrogate pair, which is no unicode text",
+}
+
+
+def in_words(kind: str, message: str) -> str:
+    """A validation error, by pydantic's kind and message, for a reader who knows nothing of pydantic.
+
+    >>> in_words("bool_parsing", "..."), in_words("greater_than", "Input should be greater than 0")
+    ('expected true or false', 'must be greater than 0')
+    """
+    of, _, fault = kind.partition("_")
+    if of in _EXPECTED and fault in ("type", "parsing", "from_float", "attributes_type"):
+        return f"expected {_EXPECTED[of]}"
+    must = re.sub(r"^(Input|String|List|Dictionary) should ", "must ", plain(message))
+    return _WORDS.get(kind, must.replace(" after validation", ""))
 
 
 class TierwiseError(Exception):

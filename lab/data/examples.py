@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.data.hub import PREFIX, Filesystem, hub_files, hub_splits, opened
-from lab.data.rows import KINDS, Rows, kind_of, read, start_of
+from lab.data.rows import KINDS, Rows, kind_of, read, separators_of, start_of
 from shared.errors import BadSetting
 
 ALL = "all"
@@ -55,12 +55,14 @@ class Columns:
         """Which of a file's columns has which role; none if the text or the label is missing.
 
         Raises:
-            BadSetting: several columns may be meant.
+            BadSetting: several columns may be meant, or one for both.
         """
         text = _chosen("text", self.text, columns, _TEXTS, _OTHER_TEXTS)
         label = _chosen("label", self.label, columns, ("label",), _OTHER_LABELS)
         if text is None or label is None:
             return None
+        if text == label:
+            raise BadSetting(f"column {text!r} cannot be text and label: --text-column and --label-column name two")
         return {"text": text, "label": label} | {name: name for name in ("text_b", "split") if name in columns}
 
 
@@ -169,8 +171,7 @@ def texts_of(source: str) -> list[tuple[str, str]]:
     with Path(source).open("rb") as file:
         rows = read(source, file, choose)
     if rows.roles is None:
-        has = ", ".join(start_of(column) for column in rows.columns[:20]) or "none"
-        raise BadSetting(f"{source}: needs a column text; it has {has}")
+        raise BadSetting(f"{source}: needs a column text; it has {_has(source, rows.columns)}")
     told = zip(rows.values["text"], rows.places, strict=True)
     return [(_text(cell, place, rows.roles["text"]), place) for cell, place in told if str(cell or "").strip()]
 
@@ -228,7 +229,7 @@ def _kinds() -> str:
 
 def _checked(source: str, rows: Rows, columns: Columns) -> Rows:
     if rows.roles is None:
-        has = ", ".join(start_of(column) for column in rows.columns[:20]) or "none"
+        has = _has(source, rows.columns)
         for named in (columns.text, columns.label):
             if named is not None and named not in rows.columns:
                 raise BadSetting(f"{source}: no column {named!r}; it has {has}")
@@ -237,6 +238,13 @@ def _checked(source: str, rows: Rows, columns: Columns) -> Rows:
             "--text-column and --label-column)"
         )
     return rows
+
+
+def _has(source: str, columns: Sequence[str]) -> str:
+    """A file's columns for a message; what looks like several in one hints at the separators that are read."""
+    if len(columns) == 1 and not columns[0].isidentifier() and (separators := separators_of(source)):
+        return f"{start_of(columns[0])} alone; columns are separated by {separators}"
+    return ", ".join(start_of(column) for column in columns[:20]) or "none"
 
 
 def _row(rows: Rows, at: int, split: str | None) -> Row:

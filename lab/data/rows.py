@@ -57,6 +57,17 @@ def kind_of(name: str) -> str | None:
     return kind if kind in KINDS else None
 
 
+def separators_of(name: str) -> str:
+    """What parts the columns of a file of this name, in words; nothing where that is no character.
+
+    >>> separators_of("data.csv.gz"), separators_of("data.jsonl")
+    ('comma, semicolon or tab', '')
+    """
+    words = {",": "comma", ";": "semicolon", "\t": "tab"}
+    *others, last = [words[separator] for separator in _SEPARATORS.get(kind_of(name) or "", "")] or [""]
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 def read(name: str, file: IO[bytes], choose: Choose) -> Rows:
     """Read an open file. `choose` names the columns to read; it also decides a CSV's separator.
 

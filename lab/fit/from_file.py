@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 from rich.console import Console
 
-from lab.console import WIDTH, PlainConsole, busy
+from lab.console import WIDTH, PlainConsole, aside, busy
 from lab.data.examples import Columns, Example, digest, every_row
 from lab.data.readable import SHOWN, Reader, readable, readers_of
 from lab.fit.calibrate import Calibration
@@ -110,7 +110,12 @@ def fit(source: str, columns: Columns, options: Options, out: Path, *, threads: 
         _write_rows(out / "fit" / "rows.parquet", division)
         write_json(out / "bundle.json", bundle.model_dump(mode="json"))
         _train(division, options.networks, recipes, out, threads, console)
-        return _judge(out, division, options.within, threads, console)
+        try:
+            return _judge(out, division, options.within, threads, console)
+        except (KeyboardInterrupt, SystemExit):  # Ctrl-C, TERM and HUP
+            begun, kept = ("judging", "card") if (out / "card.json").is_file() else ("calibrating", "trained networks")
+            aside().print(f"{out}: stopped while {begun}; the same command goes on from the {kept}")
+            raise
 
 
 def _say(source: str, division: Division, max_tokens: int, epochs: float, console: Console) -> None:

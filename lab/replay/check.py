@@ -69,7 +69,8 @@ def _table(replay: Replay, run: Run, name: str, lines: list[str]) -> Table:
         if run.label[row] != NONE:
             answer = f"{replay.bundle.labels[run.label[row]]} by {run.tiers[run.answered_by[row]]}"
         cells = [_cell(run, at, row) for at in range(len(run.tiers))]
-        out.add_row(line[:_SHOWN], str(run.words[replay.numbers[row]]), *cells, answer)
+        shown = line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1].rstrip()}…"
+        out.add_row(shown, str(run.words[replay.numbers[row]]), *cells, answer)
     return out
 
 

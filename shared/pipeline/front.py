@@ -120,7 +120,10 @@ class Front:
         call = self.tier.resolve(self._inner(request, request_id, bound), bound, headers, watch)
         await self.tier.answer(call)
         if unreadable := [str(text.index) for text in call.texts if not text.hops]:
-            raise UnreadableText(f"no word that the tokenizer knows in input {', '.join(unreadable)}")
+            problem = "no word that the tokenizer knows"
+            places = [f"inputs.{at}" for at in unreadable] if isinstance(request.inputs, list) else ["inputs"]
+            errors = [{"at": place, "problem": problem} for place in places]
+            raise UnreadableText(f"{problem} in input {', '.join(unreadable)}", errors=errors)
         started = call.clock()
         results = [self._result(call, text) for text in call.texts]
         seconds = call.clock() - started

@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from shared.errors import BadSetting, UnknownPolicy, did_you_mean, plain
+from shared.errors import BadSetting, UnknownPolicy, did_you_mean, in_words
 from shared.failures import in_short
 from shared.policies.base import Policy
 from shared.policies.baselines.fixed import Only, Oracle
@@ -119,7 +119,9 @@ def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping
     given = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = given.pop("name", None)
     sha256 = given.pop("sha256", None)
-    if name not in names(tiers) and not (isinstance(name, str) and (name, sha256) in _versions):
+    if not isinstance(name, str):
+        raise UnknownPolicy(f'a policy needs its name, a text: {{"name": "collaborative"}}; {_choice(names(tiers))}')
+    if name not in names(tiers) and (name, sha256) not in _versions:
         raise UnknownPolicy(_unknown(name, names(tiers)))
     named_tiers = [tier for value in given.values() if isinstance(value, dict) for tier in value]
     named_tiers += [given["tier"]] if isinstance(given.get("tier"), str) else []
@@ -138,18 +140,30 @@ def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping
         raise UnknownPolicy(f"policy {name!r}: {_problems(error)}{known}") from error
 
 
-def _unknown(name: object, offered: Sequence[str]) -> str:
-    """Why there is no such policy. What most likely helps comes first: a caller reads only the beginning."""
-    known = [one for one in offered if one != Oracle.name]
-    mine = [file for file in BROKEN if len(BROKEN) == 1 or name in _meant.get(file, (file,))]
-    others = [file for file in BROKEN if file not in mine]
+def _unknown(name: str, offered: Sequence[str]) -> str:
+    """Why there is no such policy. What most likely helps comes first: a caller reads only the beginning.
+
+    A broken file may be to blame if it has such a policy, or if no other was probably meant.
+    """
+    hint = did_you_mean(name, _choosable(offered))
+    mine = [file for file in BROKEN if name in _meant.get(file, (file,))]
+    others = [] if hint else [file for file in BROKEN if file not in mine]
+    if not mine and len(others) == 1:
+        mine, others = others, []
     told = [f"{file} cannot be used: {BROKEN[file]}" for file in mine]
     if others:
         few = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
         told.append(f"{few} cannot be used {'either ' if mine else ''}(see the log)")
-    hint = did_you_mean(name, known) if isinstance(name, str) else ""
-    told.append(f"choose one of {', '.join(known)} (or oracle, in replay only)")
+    told.append(_choice(offered))
     return f"unknown policy {name!r}{hint}: {'; '.join(told)}"
+
+
+def _choosable(offered: Sequence[str]) -> list[str]:
+    return [one for one in offered if one != Oracle.name]
+
+
+def _choice(offered: Sequence[str]) -> str:
+    return f"choose one of {', '.join(_choosable(offered))} (or oracle, in replay only)"
 
 
 def _names_in(path: Path) -> tuple[str, ...]:
@@ -179,11 +193,12 @@ def _problems(error: ValidationError) -> str:
     """What is wrong with each parameter, once: one that may be a number or one per tier fails as both."""
     faults: dict[str, str] = {}
     for problem in error.errors():
-        loc, message = problem["loc"], plain(problem["msg"])
+        loc, kind = problem["loc"], problem["type"]
+        message = "unknown parameter" if kind == "extra_forbidden" else in_words(kind, problem["msg"])
         name = str(loc[0]) if loc else "parameters"
         if len(loc) > 2:  # inside of a value per tier
             faults[name] = f"{name}.{loc[-1]}: {message}"
-        elif problem["type"] == "dict_type" and name in faults:
+        elif kind == "dict_type" and name in faults:
             faults[name] += ', or one per tier, {"end": 0.9}'
         else:
             faults.setdefault(name, f"{name}: {message}")

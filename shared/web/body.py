@@ -7,16 +7,30 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from itertools import islice
+from typing import Any, TypeVar, get_args
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect
 
-from shared.errors import BadInput, BadJson, QueueFull, Refused, SlowBody, TooLarge, UnsupportedMedia, plain
+from shared.errors import (
+    BadInput,
+    BadJson,
+    QueueFull,
+    Refused,
+    SlowBody,
+    TooLarge,
+    UnsupportedMedia,
+    did_you_mean,
+    in_words,
+)
 
+_MOST_PROBLEMS, _FEW, _LONGEST = 20, 3, 500  # problems of a body; those that `detail` names; its characters
+_ALIKE, _LONGEST_KEY = 0.7, 64  # how much of a key is right if it was meant, and characters of one that is looked at
 _MAX_DEPTH, _MAX_VALUES = 32, 10_000  # walking and refusing more would keep the event loop from everybody else
 _SHORT = 16_384  # bytes of a body that are not counted on the shelf: the number of connections bounds them
 M = TypeVar("M", bound=BaseModel)
@@ -136,25 +150,55 @@ def validate(model: type[M], parsed: Any) -> M:
     try:
         return model.model_validate(parsed)
     except ValidationError as error:
+        found: dict[tuple[str, ...], list[ErrorDetails]] = {}
+        for each in error.errors(include_url=False, include_input=False, include_context=False):
+            found.setdefault(_place(parsed, each["loc"], each["type"]), []).append(each)
         problems = [
-            {"at": _place(parsed, e["loc"], e["type"]), "problem": in_words(e["type"], e["msg"])}
-            for e in error.errors(include_url=False, include_input=False, include_context=False)
+            {"at": ".".join(place) or "body", "problem": _problem(model, place, errors)}
+            for place, errors in islice(found.items(), _MOST_PROBLEMS)
         ]
-        first = f"{problems[0]['at']}: {problems[0]['problem']}"
-        raise BadInput(first[:500], errors=problems[:20]) from error
+        raise BadInput(_summary(problems, len(found)), errors=problems) from error
 
 
-def in_words(kind: str, message: str) -> str:
-    """A validation error for a caller, who knows nothing of the library that found it."""
-    if kind == "union_tag_invalid":
-        return 'expected a text, or {"text": ..., "text_pair": ...}'
-    if kind in ("model_type", "model_attributes_type", "dict_type"):
-        return "expected a JSON object"
-    return plain(message)
+def _problem(model: type[BaseModel], place: Sequence[str], errors: Sequence[ErrorDetails]) -> str:
+    """What is wrong at one place: several errors are those of a union's members, any of which would do."""
+    if errors[0]["type"] == "extra_forbidden":
+        *way, name = place
+        known = _keys(model, way)
+        hint = did_you_mean(name, known, likeness=_ALIKE) if len(name) <= _LONGEST_KEY else ""
+        return f"unknown key{hint}; known: {', '.join(known)}"
+    first, *others = dict.fromkeys(in_words(each["type"], each["msg"]) for each in errors)
+    return first + "".join(f" or {other.removeprefix('expected ')}" for other in others)
 
 
-def _place(parsed: Any, loc: tuple[int | str, ...], kind: str) -> str:
-    """Where in the body an error is, `inputs.1.text_pair`: pydantic's `loc` without the names of union members."""
+def _keys(model: type[BaseModel], way: Sequence[str]) -> list[str]:
+    """The keys that an object has at a place in the body; places in a list say nothing."""
+    here = [model]
+    for key in way:
+        fields = [one.model_fields[key] for one in here if key in one.model_fields]
+        here = [inner for field in fields for inner in _models(field.annotation)] or here
+    return [name for one in here for name in one.model_fields]
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)
+
+
+def _summary(problems: Sequence[Mapping[str, str]], count: int) -> str:
+    """The first few of so many problems, for a caller who reads `detail` alone."""
+    lines = [f"{each['at']}: {each['problem']}" for each in problems]
+    for shown in range(min(_FEW, len(lines)), 0, -1):
+        told = "; ".join(lines[:shown]) + (f"; and {count - shown} more" if count > shown else "")
+        if len(told) <= _LONGEST:
+            return told
+    return told[:_LONGEST]
+
+
+def _place(parsed: Any, loc: tuple[int | str, ...], kind: str) -> tuple[str, ...]:
+    """Where in the body an error is, `inputs`, `1`, `text`: pydantic's `loc` without the names of union members."""
     path = []
     for part in loc:
         inside = part in parsed if isinstance(parsed, dict) else isinstance(parsed, list) and isinstance(part, int)
@@ -162,4 +206,4 @@ def _place(parsed: Any, loc: tuple[int | str, ...], kind: str) -> str:
             parsed = parsed[part]
         if inside or (kind == "missing" and part == loc[-1]):
             path.append(str(part))
-    return ".".join(path) or "body"
+    return tuple(path)

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from shared.errors import BadSetting, did_you_mean, plain
+from shared.errors import BadSetting, did_you_mean, in_words
 from shared.links.address import fault_of, may_hold_secret
 from shared.links.profile import Backend, profile
 from shared.model.encoder import EngineName, PrecisionName
@@ -281,7 +281,8 @@ def load_settings(role: Role) -> Settings:
         first = error.errors()[0]
         key = f"{PREFIX}{'_'.join(map(str, first['loc'][:1])).upper()}"
         shown = "" if may_hold_secret(first["input"]) else f"={first['input']!r}"
-        raise BadSetting(f"{key}{shown}: {plain(first['msg'])}") from None  # pydantic's own text quotes the value
+        told = in_words(first["type"], first["msg"])
+        raise BadSetting(f"{key}{shown}: {told}") from None  # pydantic's own text quotes the value
     for name in ("key_file", "door_key_file"):
         key_path(f"{PREFIX}{name.upper()}", getattr(settings, name))
     if "link_profiles" in given:

@@ -63,6 +63,8 @@ def test_top_k_keeps_the_likeliest_labels(only):
         ("/predict", b"{", 400, "validation", "not JSON"),
         ("/predict", {"inputs": ""}, 422, "validation", "empty"),
         ("/predict", {"inputs": []}, 422, "validation", "inputs"),
+        ("/predict", {"inputs": 5}, 422, "validation", "inputs: expected a text, a pair as a list of two texts, or"),
+        ("/", {"inputs": {"txt": "a"}}, 422, "validation", "inputs.txt: unknown key (did you mean text?)"),
         ("/predict", {"inputs": [["a", "b", "c"]]}, 422, "validation", "inputs.0"),
         ("/predict", {"inputs": [["a"]] * 33}, 413, "validation", "at most 32"),
         ("/predict", {"inputs": "a", "raw_scores": True}, 422, "validation", "raw_scores"),

@@ -22,6 +22,8 @@ POST = {  # the ASGI scope of a request, for callers who leave half way
     "headers": [(b"content-type", b"application/json")],
 }
 NO_WORD = "\u200b"
+INPUT = "expected a text, or an object with text and, for a pair, text_pair"
+INPUTS = INPUT.replace("a text, or", "a text, a list of texts, or")
 
 
 def body(inputs="a fine film", **options):
@@ -171,17 +173,21 @@ def test_the_33rd_input_is_too_many(alone):
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        pytest.param(b"{}", "inputs: Field required", id="no inputs"),
+        pytest.param(b"{}", "inputs: is missing", id="no inputs"),
         pytest.param(b"null", "body", id="null"),
         pytest.param(b'"a fine film"', "body", id="a bare string"),
         pytest.param(b'["a fine film"]', "body", id="a bare list"),
-        pytest.param(body(None), "inputs", id="inputs null"),
-        pytest.param(body(5), "inputs", id="inputs a number"),
+        pytest.param(body(None), f"inputs: {INPUTS}", id="inputs null"),
+        pytest.param(body(5), f"inputs: {INPUTS}", id="inputs a number"),
         pytest.param(body([]), "empty", id="no input"),
-        pytest.param(body(["a", 5]), "inputs.1", id="one input a number"),
-        pytest.param(body([["a", "b"]]), "inputs.0", id="a list in a list"),
-        pytest.param(body({"text_pair": "a"}), "inputs.text: Field required", id="a pair without its text"),
-        pytest.param(body([{"text": "a", "label": 1}]), "inputs.0.label", id="unknown field of a pair"),
+        pytest.param(body(["a", 5]), f"inputs.1: {INPUT}", id="one input a number"),
+        pytest.param(body([["a", "b"]]), f"inputs.0: {INPUT}", id="a list in a list"),
+        pytest.param(body({"text_pair": "a"}), "inputs.text: is missing", id="a pair without its text"),
+        pytest.param(
+            body([{"text": "a", "label": 1}]),
+            "inputs.0.label: unknown key; known: text, text_pair",
+            id="a pair's field",
+        ),
         pytest.param(body(""), "inputs: the text is empty", id="empty"),
         pytest.param(body(" \t\n\u3000"), "empty or blank", id="blank"),
         pytest.param(body(["a film", " "]), "inputs.1: the text is empty or blank", id="one is blank"),
@@ -192,13 +198,19 @@ def test_the_33rd_input_is_too_many(alone):
         pytest.param(body(["a film", NO_WORD, "a plot", NO_WORD]), "input 1, 3", id="two of four have no word"),
         pytest.param(body("a \ud800 film"), "character 2 is a lone surrogate", id="lone surrogate"),
         pytest.param(body(["a film", "\udfff"]), "inputs.1", id="lone surrogate in a list"),
-        pytest.param(b'{"inputs": "a", "option": {}}', "option", id="unknown field"),
+        pytest.param(
+            b'{"inputs": "a", "optons": {}}',
+            "optons: unknown key (did you mean options?); known: inputs, options",
+            id="unknown field",
+        ),
         pytest.param(b'{"inputs": "a", "\\ud800": 1}', "unicode", id="lone surrogate as a field"),
         pytest.param(b'{"inputs": "a", "options": null}', "options", id="options null"),
-        pytest.param(body(threshold=0.5), "options.threshold", id="unknown option"),
-        pytest.param(body(explain="yes"), "options.explain", id="explain a string"),
+        pytest.param(
+            body(threshold=0.5), "options.threshold: unknown key; known: policy, max_tier,", id="unknown option"
+        ),
+        pytest.param(body(explain="yes"), "options.explain: expected true or false", id="explain a string"),
         pytest.param(body(explain=1), "options.explain", id="explain a number"),
-        pytest.param(body(seed=0.5), "options.seed", id="seed a fraction"),
+        pytest.param(body(seed=0.5), "options.seed: expected a whole number or a text", id="seed a fraction"),
         pytest.param(body(seed=10**400), "options.seed", id="seed of 400 digits"),
         pytest.param(body(seed="a b"), "options.seed", id="seed with a space"),
         pytest.param(body(seed="\ud800"), "options.seed", id="seed a lone surrogate"),
@@ -208,9 +220,9 @@ def test_the_33rd_input_is_too_many(alone):
         pytest.param(body(policy="best"), "'best'", id="unknown policy"),
         pytest.param(body(policy="moon-only"), "'moon-only'", id="unknown tier's policy"),
         pytest.param(body(policy=""), "options.policy", id="empty policy"),
-        pytest.param(body(policy=5), "options.policy", id="policy a number"),
-        pytest.param(body(policy={}), "None", id="policy without a name"),
-        pytest.param(policy(name=["tabi"]), "['tabi']", id="policy's name a list"),
+        pytest.param(body(policy=5), "options.policy: expected a text or a JSON object", id="policy a number"),
+        pytest.param(body(policy={}), "a policy needs its name", id="policy without a name"),
+        pytest.param(policy(name=["tabi"]), "a policy needs its name, a text", id="policy's name a list"),
         pytest.param(policy(name="\ud800"), "\\ud800", id="policy's name a lone surrogate"),
         pytest.param(policy(steepnes=5), "steepnes", id="unknown parameter"),
         pytest.param(policy(**{"\ud800": 5}), "collaborative", id="parameter a lone surrogate"),
@@ -219,9 +231,7 @@ def test_the_33rd_input_is_too_many(alone):
         pytest.param(policy("tabi", theta=0.1), "theta", id="tabi's theta is 0"),
         pytest.param(policy(offload_threshold=1.1), "offload_threshold", id="threshold over 1"),
         pytest.param(policy(offload_threshold=-0.1), "offload_threshold", id="threshold below 0"),
-        pytest.param(
-            policy(offload_threshold={"end": 2}), ".end: Input should be less", id="one tier's threshold over 1"
-        ),
+        pytest.param(policy(offload_threshold={"end": 2}), ".end: must be less than", id="one tier's threshold over 1"),
         pytest.param(policy(offload_threshold={"moon": 0.5}), "'moon'", id="threshold of an unknown tier"),
         pytest.param(policy(theta={"\ud800": 0.5}), "\\ud800", id="theta of a lone surrogate"),
         pytest.param(policy(steepness=0), "steepness", id="steepness 0"),
@@ -234,7 +244,7 @@ def test_the_33rd_input_is_too_many(alone):
         pytest.param(policy(patience=True), "patience", id="patience a boolean"),
         pytest.param(policy(curve="round"), "curve", id="unknown curve"),
         pytest.param(policy(weighting=1), "weighting", id="weighting a number"),
-        pytest.param(body(deadline_ms=0), "options.deadline_ms", id="deadline 0"),
+        pytest.param(body(deadline_ms=0), "options.deadline_ms: must be greater than 0", id="deadline 0"),
         pytest.param(body(deadline_ms=-5), "options.deadline_ms", id="deadline negative"),
         pytest.param(body(deadline_ms="100"), "options.deadline_ms", id="deadline a string"),
         pytest.param(body(deadline_ms=True), "options.deadline_ms", id="deadline a boolean"),
@@ -244,6 +254,39 @@ def test_the_33rd_input_is_too_many(alone):
 )
 def test_what_cannot_be_classified_is_a_422(alone, content, named):
     assert_problem(alone.post(content), 422, "bad-input", named)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "places"),
+    [
+        (NO_WORD, ["inputs"]),
+        ({"text": NO_WORD}, ["inputs"]),
+        ([NO_WORD], ["inputs.0"]),
+        (["a film", NO_WORD, {"text": NO_WORD}], ["inputs.1", "inputs.2"]),
+    ],
+)
+def test_a_text_that_no_tier_reads_is_named_by_its_place(alone, inputs, places):
+    problem = alone.post(body(inputs)).json()
+    assert problem["errors"] == [{"at": place, "problem": "no word that the tokenizer knows"} for place in places]
+
+
+def test_the_detail_names_the_first_problems_and_the_errors_more_of_them(alone):
+    problem = alone.post(b'{"text": "a"}').json()
+    assert problem["detail"] == "inputs: is missing; text: unknown key; known: inputs, options"
+    assert [each["at"] for each in problem["errors"]] == ["inputs", "text"]
+    problem = alone.post(body(**{f"o{at}": 1 for at in range(30)})).json()
+    assert problem["detail"].startswith("options.o0: unknown key; known: policy, ")
+    assert problem["detail"].endswith("; and 27 more")
+    assert [each["at"] for each in problem["errors"]] == [f"options.o{at}" for at in range(20)]
+
+
+@pytest.mark.parametrize("key", ["secret" * 1000, "a.b", "pair", ""])
+def test_an_unknown_key_is_named_and_no_value_is(alone, key):
+    content = {"inputs": {"text": "a", key: "hidden"}, "options": {key: {"more": "hidden"}}, key: "hidden"}
+    response = alone.post(json.dumps(content).encode())
+    assert_problem(response, 422, "bad-input", f"inputs.{key}"[:480])
+    assert len(response.json()["detail"]) <= 500
+    assert "hidden" not in response.text
 
 
 def test_a_caller_who_leaves_in_the_middle_of_the_body_breaks_nothing(serve):

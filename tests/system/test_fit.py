@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import sys
 
 import pytest
 
@@ -107,6 +108,31 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_command(fitted, monkeypatch
     assert len(done) == 37
 
 
+@pytest.mark.parametrize(
+    ("step", "number", "told"),
+    [
+        ("Calibration", signal.SIGINT, "stopped while calibrating; the same command goes on from the trained networks"),
+        ("evaluate", signal.SIGTERM, "stopped while judging; the same command goes on from the card"),
+    ],
+)
+def test_a_run_that_is_stopped_after_the_training_says_what_it_goes_on_from(fitted, monkeypatch, step, number, told):
+    def stopping(*_, **__):
+        signal.raise_signal(number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"lab.fit.from_file.{step}", stopping)
+        before = signal.signal(signal.SIGTERM, lambda received, _: sys.exit(128 + received))  # as the command's own
+        try:
+            stopped, said = fitted()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    assert stopped.exit_code != 0
+    assert f"tickets-bundle: {told}" in said
+    monkeypatch.setattr("lab.fit.from_file.train", None)
+    going_on, said = fitted()
+    assert going_on.exit_code == 0, said
+
+
 def test_a_bundle_with_an_own_base_is_whole_wherever_it_is_carried(fitted, base_on_disk, tmp_path, monkeypatch):
     own = shutil.copytree(base_on_disk("bert", 3), tmp_path / "mine")
     done, said = fitted("--base", "./mine")
@@ -150,7 +176,7 @@ def test_the_texts_stay_out_of_images_and_commits():
     [
         (["--text-column", "body"], "no column 'body'; it has 'message', 'team'"),
         (["--label-column", "label"], "no column 'label'; it has 'message', 'team'"),
-        (["--label-column", "message"], "a label needs at least 8 rows"),
+        (["--label-column", "message"], "column 'message' cannot be text and label"),
         (["--tiers", "end=4"], "--tiers end=4"),
         (["--tiers", "end=3,cloud=2"], "the first must be the shallowest"),
         (["--tiers", "end six"], "say TIER=LAYERS, as in end=6,edge=6,cloud=12"),

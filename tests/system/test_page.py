@@ -263,7 +263,7 @@ def test_what_the_tier_refuses_leaves_nothing_that_seems_to_run(opened, three):
     page.get_by_text("Request", exact=True).click()
     page.get_by_label("Second text").fill(" ")
     ask(page)
-    expect(page.get_by_role("alert")).to_contain_text("Cannot classify this")
+    expect(page.get_by_role("alert")).to_contain_text(re.compile(r"Cannot classify this\. .*blank\. Change the text"))
     expect(page.locator("#answer")).to_have_text("Nothing asked yet.")
     expect(states(page)).to_have_text(["waiting"] * 3)
     expect(page.get_by_role("button", name="Ask them")).to_be_disabled()
@@ -357,6 +357,43 @@ def test_a_degraded_answer_says_so_and_is_counted(opened, staying):
     expect(page.locator("#answer .warning")).to_contain_text("Degraded: a further tier could not be reached.")
     expect(page.get_by_role("article", name="edge").locator(".state")).to_have_text("gave no answer")
     assert "Degraded\n1" in page.locator("#tally").inner_text()
+
+
+@pytest.mark.parametrize(
+    ("policy", "edge", "cloud"),
+    [("cloud-only", "not asked", "gave no answer"), ("edge-only", "gave no answer", "not asked")],
+)
+def test_only_a_tier_that_was_asked_is_said_to_have_given_no_answer(opened, staying, policy, edge, cloud):
+    upstreams = {"edge": "http://127.0.0.1:9", "cloud": "http://127.0.0.1:9"}
+    url, *_ = staying(upstreams=upstreams, link_profiles=dict.fromkeys(upstreams, "ideal"))
+    page = opened(url)
+    page.get_by_label("Policy").select_option(policy)
+    ask(page)
+    expect(page.locator("#answer .warning")).to_contain_text("Degraded")
+    expect(states(page)).to_have_text([re.compile("after layer"), edge, cloud])
+
+
+@pytest.mark.parametrize(
+    ("policy", "degraded", "sent_to", "edge", "cloud"),
+    [
+        ("collaborative", "upstream_timeout", "edge", "gave no answer", "not asked"),
+        ("collaborative", "breaker_open", "edge", "not asked for a while", "not asked"),
+        ("collaborative", "deadline", None, "did not run", "did not run"),  # it may have come before the text was sent
+        ("random", "upstream_timeout", None, "did not run", "did not run"),  # either may have been asked
+        ("end-only", "deadline", None, "not asked", "not asked"),
+        ("cloud-only", None, None, "not asked", "not asked"),
+    ],
+)
+def test_what_is_said_of_tiers_that_did_not_run(opened, three, policy, degraded, sent_to, edge, cloud):
+    page = opened(three)
+    options = {"explain": True, "policy": "end-only"}
+    answer = page.request.post(f"{three}/v1/classify", data={"inputs": "a film", "options": options}).json()
+    answer["policy"]["name"], (result,) = policy, answer["results"]
+    result["degraded"], result["hops"][0]["offloaded_to"] = degraded, sent_to
+    page.route("**/v1/classify", lambda route: route.fulfill(json=answer))
+    ask(page)
+    answered(page)
+    expect(states(page)).to_have_text([re.compile("after layer"), edge, cloud])
 
 
 def test_a_tier_with_a_key_asks_for_it(opened, staying, tmp_path):

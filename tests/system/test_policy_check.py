@@ -53,6 +53,14 @@ def test_a_files_decisions_are_shown_text_by_text(check, tmp_path, loaded):
     assert goes.rstrip().endswith("by cloud")
 
 
+def test_a_long_text_ends_where_it_is_cut_with_an_ellipsis(check, tmp_path):
+    (tmp_path / "texts.txt").write_text(f"{'a' * 48}\n{'b' * 49}\n{'c' * 46} and more\n")
+    done = check(SENDS)
+    assert done.returncode == 0, done.stderr
+    shown = [line.split()[0] for line in done.stdout.splitlines() if line.startswith(("aaa", "bbb", "ccc"))]
+    assert shown == ["a" * 48, "b" * 47 + "…", "c" * 46 + "…"]
+
+
 @pytest.mark.parametrize(
     ("code", "complaint"),
     [

@@ -13,9 +13,9 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import Response
-from pydantic import Discriminator, Field, RootModel, Tag
+from pydantic import Field, RootModel, Tag
 
-from shared.contracts import ClassifyResponse, Message, Problem, Result, says
+from shared.contracts import ClassifyResponse, Message, Problem, Result, one_of, says
 from shared.errors import BadInput
 from shared.web.adapters.base import JSON, Adapter, marks
 from shared.web.body import parse, validate
@@ -23,9 +23,9 @@ from shared.web.body import parse, validate
 _KINDS = {429: "overloaded", 500: "backend", 503: "unhealthy"}  # of errors, by status; the others are "validation"
 
 
-def _shape(value: object) -> str:
+def _shape(value: object) -> str | None:
     if not isinstance(value, list):
-        return "one"
+        return "one" if isinstance(value, str) else None
     return "batch" if value and isinstance(value[0], list) else "pair"
 
 
@@ -37,7 +37,7 @@ class PredictRequest(Message):
 
     inputs: Annotated[
         Annotated[str, Tag("one")] | Annotated[_Sides, Tag("pair")] | Annotated[list[_Sides], Tag("batch")],
-        Discriminator(_shape),
+        one_of(_shape, "a text, a pair as a list of two texts, or a list of such lists"),
     ] = says("one text, one pair as a list of two, or a batch of such lists", "A joy.", [["A joy."], ["Dull."]])
     raw_scores: Literal[False] = Field(False, description="true is refused: there are no raw scores", examples=[False])
     truncate: bool | None = Field(

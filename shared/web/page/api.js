@@ -80,10 +80,8 @@ async function json(response) {
 }
 
 function problem(document, status = document.status) {
-  const more = (document.errors ?? []).slice(1).map((one) => `${one.at}: ${one.problem}`);
-  const id = document.request_id ? ` (request ${document.request_id})` : "";
-  const why = [document.detail, ...more].join("; ") + (status >= 500 ? id : "");
-  return new Trouble(document.title ?? `Status ${status}`, why, TO_DO[status] ?? OTHER);
+  const id = document.request_id && status >= 500 ? ` (request ${document.request_id})` : "";
+  return new Trouble(document.title ?? `Status ${status}`, `${document.detail}${id}`, TO_DO[status] ?? OTHER);
 }
 
 async function* events(stream) {

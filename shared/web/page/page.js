@@ -52,7 +52,7 @@ async function classify(signal) {
     for await (const [kind, data] of watch(body, signal)) {
       came = true;
       if (data.ms) await until(started + data.ms * Number($("pace").value), signal);
-      ({ exit: onExit, hop: onHop, final: onFinal })[kind]?.(data);
+      ({ exit: onExit, hop: onHop, final: onFinal })[kind]?.(data, body.options);
       if (kind === "final") asked = { body, answer: data };
     }
   } catch (error) {
@@ -88,19 +88,35 @@ function onHop({ hop }) {
   if (hop.offloaded_to) boxes.get(hop.offloaded_to)?.become("asked", "asked");
 }
 
-function onFinal(answer) {
+function onFinal(answer, { max_tier: deepest }) {
   const [result] = answer.results;
   for (const hop of result.hops) boxes.get(hop.tier)?.hop(hop);
   const ran = new Set(result.hops.map((hop) => hop.tier));
-  for (const [name, box] of boxes) if (!ran.has(name)) box.become("idle", absent(name, result));
+  const awaited = result.degraded ? mayHaveBeenAsked(result, answer.policy, deepest) : [];
+  for (const [name, box] of boxes) if (!ran.has(name)) box.become("idle", absent(name, result, awaited));
   drawAnswer($("answer"), answer);
   tally.add(result);
   say(inShort(answer));
 }
 
-function absent(tier, { degraded }) {
+function absent(tier, { degraded }, awaited) {
   if (tier === info.tier) return "passed it on unread";
-  return degraded ? "gave no answer" : "not asked";
+  if (!awaited.includes(tier)) return "not asked";
+  if (awaited.length > 1) return "did not run";
+  return degraded === "breaker_open" ? "not asked for a while" : "gave no answer";
+}
+
+// The tiers, one of which was the next for a text that then stayed where it was. If it was to go on unread, no hop says
+// where to: the policy's name may, else it was any deeper tier; or none, where the deadline came before it was sent.
+function mayHaveBeenAsked({ degraded, hops }, policy, deepest) {
+  const last = hops.at(-1);
+  if (last.offloaded_to) return [last.offloaded_to];
+  const names = info.tiers.map((tier) => tier.name);
+  const at = names.indexOf(last.tier);
+  const further = names.slice(at + 1, deepest ? names.indexOf(deepest) + 1 : undefined);
+  const only = names.findIndex((name) => policy.name === `${name}-only`);
+  if (only !== -1) return further.slice(0, Math.max(0, only - at)).slice(-1);
+  return degraded === "deadline" ? [last.tier, ...further] : further;
 }
 
 async function compareAll(signal) {
@@ -160,7 +176,8 @@ function say(words) {
 function fail(error) {
   say("");
   const { what, toDo } = error instanceof Trouble ? error : { what: "This page failed", toDo: "Reload it." };
-  $("trouble").replaceChildren(el("p", { className: "trouble" }, el("strong", {}, `${what}. `), `${error.message} `, el("em", {}, toDo)));
+  const why = /[.!?…]$/.test(error.message) ? error.message : `${error.message}.`;
+  $("trouble").replaceChildren(el("p", { className: "trouble" }, el("strong", {}, `${what}. `), `${why} `, el("em", {}, toDo)));
   console.debug(error);
 }
 

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[3]
 DOCKER = """#!/bin/sh
 # Compose reads and checks its files for real; everything that needs an Engine is only noted.
 case "$*" in
+  "compose version") ;;
   *" config "*) exec "$REAL_DOCKER" "$@" ;;
   "info "*) echo "{$RUNTIMES}" ;;
   *) echo "COMPOSE_FILE=${COMPOSE_FILE-} docker $*" >> "$NOTES" ;;
@@ -25,7 +26,6 @@ def composes():
     )
 
 
-pytestmark = pytest.mark.skipif(not composes(), reason="no Docker Compose")
 SAYS = (
     "Page        http://127.0.0.1:9000/",
     "API         http://127.0.0.1:9000/docs",
@@ -54,6 +54,8 @@ WRITTEN = {
 @pytest.fixture
 def up(tmp_path):
     """`make up` in another folder: called with a `.env`, it gives the printed lines and what Docker was told."""
+    if not composes():
+        pytest.skip("no Docker Compose")
     (tmp_path / "deploy").mkdir()
     shutil.copy(ROOT / "docker-compose.yml", tmp_path)
     for path in (ROOT / "deploy").glob("*.*"):
@@ -135,3 +137,25 @@ def test_the_gpu_s_file_does_not_push_out_an_override(up, tmp_path):
     (tmp_path / "docker-compose.override.yml").write_text("services: {}\n")
     _, told = up(None, RUNTIMES='"nvidia": {}')
     assert "COMPOSE_FILE=docker-compose.yml:docker-compose.override.yml:deploy/compose.gpu.yml docker" in told[-1]
+
+
+@pytest.mark.parametrize(
+    ("docker", "missing"),
+    [
+        (None, "Docker is not installed"),
+        ("#!/bin/sh\necho 'unknown command: docker compose' >&2; exit 1\n", "Docker has no Compose here"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line_with_what_does_without(tmp_path, docker, missing):
+    for tool in ("bash", "dirname"):
+        (tmp_path / tool).symlink_to(shutil.which(tool))
+    if docker:
+        (tmp_path / "docker").write_text(docker)
+        (tmp_path / "docker").chmod(0o700)
+    done = subprocess.run(
+        ["bash", ROOT / "deploy" / "up.sh"], env={"PATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"make up: {missing}")
+    assert line.endswith("; `make serve` runs the tiers without it")

@@ -93,6 +93,8 @@ def test_what_spreadsheets_save_is_read(tmp_path, content):
         ("text,label,label\na,1,1\n", "column 'label' is there twice"),
         ("text,text,label\na,b,1\n", "column 'text' is there twice"),
         ('words;label\n"a, b";1\n', "needs columns text .*it has 'words', 'label'"),
+        ("text|label\na|1\n", "it has 'text\\|label' alone; columns are separated by comma, semicolon or tab"),
+        ("text\na\n", "needs columns text .*it has 'text' \\("),
         ("a fine film,1\n", "needs columns text .*it has 'a fine film', '1'"),
         ('text,label\na,1\n"b\nc,0\n', "line 3: cannot be read: .*quote.*starts with '\"b"),
         ('text,label\na,1\n"b" c,0\n', "line 3: cannot be read: .*quote"),
@@ -198,7 +200,7 @@ def test_every_kind_of_file_gives_the_same_texts_packed_or_not(tmp_path, name):
         ("data.jsonl", b'{"text": "a", "label": 1}\n["b", 0]\n', "line 2: cannot be read: it is no JSON object"),
         ("data.jsonl", b"\n\n", "it is empty"),
         ("data.jsonl", b'{"words": "a", "label": 1}\n', "needs columns text .*it has 'words', 'label'"),
-        ("data.tsv", b"text,label\na,1\n", "needs columns text .*it has 'text,label'"),
+        ("data.tsv", b"text,label\na,1\n", "needs columns text .*it has 'text,label' alone; .* by tab "),
     ],
 )
 def test_what_is_wrong_in_another_kind_of_file_is_told(tmp_path, name, content, complaint):
@@ -234,6 +236,13 @@ def test_the_columns_are_found_by_their_usual_names_or_by_those_given(tmp_path, 
         ("text,topic,intent", {}, "which column is the label: topic, intent"),
         ("review,comment,label", {}, "which column is the text: review, comment"),
         ("text,label", {"text": "body"}, "no column 'body'; it has 'text', 'label'"),
+        (
+            "text|label",
+            {"text": "text", "label": "label"},
+            "no column 'text'; it has 'text\\|label' alone; columns are",
+        ),
+        ("body,class", {"text": "body", "label": "body"}, "column 'body' cannot be text and label: --text-column and"),
+        ("text,class", {"label": "text"}, "column 'text' cannot be text and label"),
         ("text,label", {"label": "team"}, "no column 'team'; it has 'text', 'label'"),
     ],
 )

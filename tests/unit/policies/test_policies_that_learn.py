@@ -250,7 +250,7 @@ def test_whole_model_methods_want_all_layers(name):
         ({"name": "splitee", "arm": 2.5}, "arm"),
         ({"name": "splitee-s", "exit_threshold": -0.1}, "exit_threshold"),
         ({"name": "i-splitee", "layer_cost": 11}, "layer_cost"),
-        ({"name": "i-splitee", "mu": 1}, "mu: Extra inputs"),
+        ({"name": "i-splitee", "mu": 1}, "mu: unknown parameter"),
         ({"name": "early-exit", "exit_threshold": "high"}, "exit_threshold"),
         ({"name": "deebert", "entropy_threshold": -1}, "entropy_threshold"),
         ({"name": "deebert", "tier": "fog"}, "unknown tier 'fog'"),

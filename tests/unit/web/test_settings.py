@@ -113,8 +113,10 @@ def test_a_typing_error_in_a_variable_of_the_containers_stops_the_start_too(monk
 @pytest.mark.parametrize(
     ("key", "value", "expectation"),
     [
-        ("TIERWISE_PORT", "many", "valid integer"),
-        ("TIERWISE_PORT", "0", "greater than or equal to 1"),
+        ("TIERWISE_PORT", "many", "expected a whole number"),
+        ("TIERWISE_PROBE_MS", "fast", "expected a number"),
+        ("TIERWISE_LINK_CONTROL", "maybe", "expected true or false"),
+        ("TIERWISE_PORT", "0", "must be greater than or equal to 1"),
         ("TIERWISE_PORT", "65536", "less than or equal to 65535"),
         ("TIERWISE_THREADS", "0", "greater than or equal to 1"),
         ("TIERWISE_LINKS", "carrier-pigeon", "'netem', 'simulated' or 'none'"),
