@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from shared.model.base import load_tokenizer
 from shared.model.bundle import Bundle
@@ -24,15 +23,15 @@ def reads_alike(bundle: Bundle) -> dict[str, list[str]]:
 
 def _alike(first: SpecialTokens, second: SpecialTokens) -> bool:
     no_fewer = len(first.single) <= len(second.single) and len(first.pair) <= len(second.pair)
-    return no_fewer and _pieces(first) == _pieces(second)
+    told = [json.loads(tokens.tokenizer.to_str()) for tokens in (first, second)]
+    if any(one["model"]["type"] != "WordPiece" for one in told):  # others look at the white space around a word
+        return False
+    pieces = [one["model"].pop("vocab").keys() for one in told]
+    rules = [[one[part] for part in ("normalizer", "pre_tokenizer", "model")] for one in told]
+    never = all(_never_met(second, piece) for piece in pieces[0] ^ pieces[1])
+    return no_fewer and never and rules[0] == rules[1]
 
 
-def _pieces(tokens: SpecialTokens) -> dict[str, Any]:
-    """What decides into which pieces a word falls; byte-level BPE looks at the white space around it too."""
-    told = json.loads(tokens.tokenizer.to_str())
-    model = told["model"]
-    if model["type"] != "WordPiece":
-        return {"its own": id(tokens)}
-    special = {token["content"] for token in told["added_tokens"]}
-    pieces = model.pop("vocab").keys() - special
-    return {"normalizer": told["normalizer"], "pre_tokenizer": told["pre_tokenizer"], "model": model, "pieces": pieces}
+def _never_met(tokens: SpecialTokens, piece: str) -> bool:
+    """Whether no word has this piece: it would be split before pieces are looked for, as `[PAD]` is."""
+    return len(tokens.tokenizer.pre_tokenizer.pre_tokenize_str(piece.removeprefix("##"))) > 1

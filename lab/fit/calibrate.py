@@ -30,7 +30,7 @@ from lab.data.examples import Example, check_labels, digest
 from lab.data.readable import readable, readers_of
 from lab.engine import asked
 from lab.fit.alike import reads_alike
-from lab.fit.cascade import Cascade, cascade_of, threshold_for
+from lab.fit.cascade import Cascade, Setting, cascade_of, threshold_for
 from lab.fit.checks import check_bundle, check_validation, folders_of
 from lab.fit.evaluate import exit_row, nll_ece_brier
 from lab.fit.exits import every_exit, similarity_rule
@@ -52,6 +52,8 @@ from shared.model.quantization import load_table
 from shared.policies import Where
 
 EXIT_COST = 0.001  # accuracy that early exit may cost a tier
+SKIPS = (0.0, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 1.0)  # confidences below which the tiers between are skipped
+NEARLY = 1.02  # times the fastest: as fast as makes no difference
 COEFFICIENTS = (0.75, 0.9, 1.0, 1.1, 1.25)
 PRUNING_COST = 0.005  # accuracy that pruning may cost the next tier
 PRUNING_TEXTS = 300
@@ -113,10 +115,16 @@ class Calibration:
         for note in times.notes:
             self._note(note)
         target = accuracy[self.bundle.order[-1]] - within
-        cascade, point, weights = self._best_point(replay, times, {**path, **exits}, accuracy, target, offload_share)
+        cascade = cascade_of(replay, times, {**path, **exits})
+        point, weights = self._operating_point(cascade, accuracy, target, offload_share)
+        self._note_shortfall(point, target)
+        skip, (first, *between) = 0.0, self.bundle.order
+        if len(between) > 1:
+            past = cascade_of(replay, times, {**path, **exits, "skip_below": {first: 1.0}})
+            skip, weights = self._choose_skip(cascade, past, accuracy, point, weights, target)
         parameters = {
             "offload_threshold": point["thresholds"],
-            **({"skip_below": skip} if any((skip := point["skip_below"]).values()) else {}),
+            **({"skip_below": {first: skip}} if skip else {}),
             "steepness": point["steepness"],
             **path,
             "weighting": point["weighting"],
@@ -256,33 +264,37 @@ class Calibration:
         about = {"n": len(numbers), "texts": f"those that {first.name} is least sure of", "by": rows}
         return best, {**about, "may_cost": PRUNING_COST, "chosen": best}
 
-    def _best_point(
+    def _choose_skip(
         self,
-        replay: Replay,
-        times: Times,
-        parameters: dict[str, Any],
+        cascade: Cascade,
+        past: Cascade,
         accuracy: dict[str, float],
+        point: dict[str, Any],
+        weights: dict[str, list[float]],
         target: float,
-        offload_share: float | None,
-    ) -> tuple[Cascade, dict[str, Any], dict[str, list[float]]]:
-        """The better of two ways up: through every tier, or from the first straight to the deepest."""
-        first = self.bundle.order[0]
-        ways = [0.0] if len(self.bundle.order) < 3 else [0.0, 1.0]
-        weights: dict[str, list[float]] = {}
-        found = []
-        for skip in ways:
-            cascade = cascade_of(replay, times, {**parameters, "skip_below": {first: skip}})
-            point, fitted = self._operating_point(cascade, accuracy, target, offload_share)
-            point["skip_below"] = {first: skip}
-            weights |= fitted
-            found.append((cascade, point))
-        expected = [point["expected"] for _, point in found]
-        best = operating_point([own["modelled_ms"] for own in expected], [own["accuracy"] for own in expected], target)
-        cascade, point = found[best]
-        point["thresholds"] = {**found[0][1]["thresholds"], **point["thresholds"]}  # for who asks a tier between
-        point["ways"] = [own["expected"] | {"skip_below": own["skip_below"]} for _, own in found]
-        self._note_shortfall(point, target)
-        return cascade, point, weights
+    ) -> tuple[float, dict[str, list[float]]]:
+        """The least `skip_below` of the first tier that is nearly the fastest; and the weights where a text skips.
+
+        `past` is the cascade of the first and the deepest tier. What passes over the tiers between loads the deepest,
+        so the least.
+        """
+        first = cascade.tiers[0]
+        direct = past.stops(Setting({first: point["thresholds"][first]}, point["steepness"]))
+        fitted = past.fitted_weights(direct)
+        ensemble, weighting = Ensemble(accuracy, {**fitted, **weights}), Weighting(point["weighting"])
+        whole = cascade.stops(Setting(point["thresholds"], point["steepness"]))
+        ways = cascade.per_text(whole, ensemble, weighting), past.per_text(direct, ensemble, weighting)
+        confidences = cascade.probabilities[0].max(-1)
+        found = [np.where(confidences < skip, *ways[::-1]).mean(-1) for skip in SKIPS]
+        accuracies, seconds = ([float(own[at]) for own in found] for at in (0, 2))
+        fastest = seconds[operating_point(seconds, accuracies, target)]
+        wanted = min(target, max(accuracies))
+        at = next(n for n in range(len(SKIPS)) if seconds[n] <= NEARLY * fastest and accuracies[n] >= wanted)
+        point["skips"] = [
+            {"skip_below": skip, "accuracy": own, "modelled_ms": took * 1e3}
+            for skip, own, took in zip(SKIPS, accuracies, seconds, strict=True)
+        ]
+        return SKIPS[at], {**fitted, **weights}
 
     def _note_shortfall(self, point: dict[str, Any], target: float) -> None:
         share = point["offload_share"]

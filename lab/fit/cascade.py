@@ -69,16 +69,20 @@ class Cascade:
             reach = reach * leave
         return np.stack([*stop, reach])
 
-    def expected(self, stop: Array, ensemble: Ensemble, weighting: Weighting) -> Expected:
-        """What texts that stop with these probabilities [T, N] give and take."""
-        accuracy = nll = 0.0
+    def per_text(self, stop: Array, ensemble: Ensemble, weighting: Weighting) -> Array:
+        """What each text that stops with these probabilities [T, N] gives and takes: accuracy, NLL, seconds, [3, N]."""
+        accuracy, nll = np.zeros((2, len(self.labels)))
         everything = np.arange(len(self.labels))
         for depth, chance in enumerate(stop, start=1):
             weights = np.array(ensemble.weights(self.tiers[:depth], weighting))
             mixed = (weights[:, None, None] * self.probabilities[:depth]).sum(0)  # [N, C]
-            accuracy += float((chance * (mixed.argmax(-1) == self.labels)).mean())
-            nll -= float((chance * np.log(np.maximum(mixed[everything, self.labels], 1e-9))).mean())
-        return Expected(accuracy, nll, float((stop * self.seconds).sum(0).mean()))
+            accuracy += chance * (mixed.argmax(-1) == self.labels)
+            nll -= chance * np.log(np.maximum(mixed[everything, self.labels], 1e-9))
+        return np.stack([accuracy, nll, (stop * self.seconds).sum(0)])
+
+    def expected(self, stop: Array, ensemble: Ensemble, weighting: Weighting) -> Expected:
+        """The means over all texts."""
+        return Expected(*map(float, self.per_text(stop, ensemble, weighting).mean(-1)))
 
     def settings(self) -> list[Setting]:
         """Every combination of a threshold per tier and a steepness."""

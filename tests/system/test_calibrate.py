@@ -52,8 +52,9 @@ def test_one_run_gives_every_policy_what_it_needs(bundle, texts):
     card, where = calibrated.card, Where("end", ("edge", "cloud"), {"end": 3, "edge": 2, "cloud": 4})
     assert card.engine == runs_on(calibrated)
     assert "INT8" not in capabilities() or card.engine == "openvino int8"  # it found the tables first
-    ways = card.report["operating_point"]["ways"]
-    assert [way["skip_below"] for way in ways] == [{"end": 0.0}, {"end": 1.0}]  # through the edge, and past it
+    skips = card.report["operating_point"]["skips"]  # from all texts through the edge to all past it
+    assert [skips[0]["skip_below"], skips[-1]["skip_below"]] == [0.0, 1.0]
+    assert skips[0]["accuracy"] == pytest.approx(card.report["operating_point"]["expected"]["accuracy"], abs=0.02)
     assert {"end", "end+edge", "end+cloud"} <= card.fitted_weights.keys()
     assert card.reads_alike == {"edge": ["cloud"]}
     assert card.report["pruning"] == {"chosen": 0.0, "by": [], "not_tried": "0 texts are long enough"}
