@@ -110,7 +110,11 @@ class Collaborative(Policy):
         if not self.may_offload_after(where):
             return None
         threshold = by_tier(self.offload_threshold, where.tier)
-        return Rule(name=self.curve.value, parameters={"threshold": threshold, "steepness": self.steepness})
+        skips: dict[str, int | float | str] = (
+            {"skip_below": skip} if (skip := by_tier(self.skip_below, where.tier)) else {}
+        )
+        parameters = {"threshold": threshold, "steepness": self.steepness, **skips}
+        return Rule(name=self.curve.value, parameters=parameters)
 
     def exit_rule(self, where: Where) -> ExitRule | None:
         theta = by_tier(self.theta, where.tier)
