@@ -2,12 +2,14 @@
 
     0. a quantization table for each classifier that has none, if it is to run in int8 (`lab/fit/quantize.py`)
     1. a temperature per exit and per model, from every text at full depth
-    2. theta and patience: the fewest layers that keep each tier's accuracy within `EXIT_COST` (`lab/fit/exits.py`)
+    2. theta, patience and the least confidence: the fewest layers that keep each tier's accuracy within `EXIT_COST`
+       (`lab/fit/exits.py`)
     3. alpha, pools, length bins and exit thresholds of the other policies (`lab/fit/pools.py`)
     4. the pruning coefficient: the strongest one that keeps the next tier's accuracy on texts the first is unsure of
     5. every tier on the texts as they would reach it: pruned, leaving early (`lab/fit/cascade.py`)
     6. thresholds and ensemble weights: the fastest expected setting within `within` of cloud-only (the deepest tier,
        whole texts, all layers); the weighting is the one with the least expected NLL
+    7. how unsure a text must be to skip the tiers between: the fewest texts that are nearly as fast as can be
 
 After step 0 no classifier is called here: texts are recorded once, and times are those that `tierwise replay` models,
 compute measured on this machine. All of it goes into the card with its reasons.
