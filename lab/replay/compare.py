@@ -152,11 +152,23 @@ def choose(
     return chosen
 
 
+def _training_rows(source: str, bundles: Sequence[Bundle]) -> list[Example]:
+    """The rows to train on; labels that are words are those of the first bundle that knows them."""
+    refused: BadSetting | None = None
+    for labels in dict.fromkeys([(), *(bundle.labels for bundle in bundles)]):
+        try:
+            return training_rows(source, None, labels)[0]
+        except BadSetting as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
+
+
 def _fitting(source: str, *, alone: bool) -> list[Bundle]:
     """The bundles in deploy/models that were calibrated on this data set: a card names the rows held out."""
     bundles = [load_bundle(path.parent.name) for path in sorted(MODELS.glob("*/bundle.json"))]
     try:
-        train, _ = training_rows(source, None)
+        train = _training_rows(source, bundles)
     except BadSetting:
         if alone:
             raise

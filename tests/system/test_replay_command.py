@@ -196,3 +196,10 @@ def test_a_wrong_argument_is_told(complained, data, tiny_bundle, tmp_path, argum
     empty.mkdir()
     named = {"DATA": str(data), "COPY": str(copy), "EMPTY": str(empty), "TINY": str(tiny_bundle)}
     assert complaint in complained(*(named.get(item, item) for item in arguments))
+
+
+def test_a_file_of_words_that_no_bundle_was_calibrated_on_needs_a_bundle(complained, tmp_path):
+    (tmp_path / "words.csv").write_text(
+        "text,label,split\n" + "a fine film,positive,train\na dull one,negative,test\n" * 2
+    )
+    assert "words.csv: name one with --bundle (collaborative," in complained("--data", str(tmp_path / "words.csv"))
