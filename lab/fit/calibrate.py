@@ -18,7 +18,7 @@ compute measured on this machine. All of it goes into the card with its reasons.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,11 @@ from lab.data.examples import Example, check_labels, digest
 from lab.data.readable import readable, readers_of
 from lab.engine import asked
 from lab.fit.alike import reads_alike
-from lab.fit.cascade import Cascade, Setting, cascade_of, threshold_for
+from lab.fit.cascade import Cascade, cascade_of
 from lab.fit.checks import check_bundle, check_validation, folders_of
 from lab.fit.evaluate import exit_row, nll_ece_brier
 from lab.fit.exits import every_exit, similarity_rule
+from lab.fit.point import shortfall, skip_below, thresholds
 from lab.fit.pools import Chosen, choose
 from lab.outputs import write_json
 from lab.replay.recorder import Kernel, Recorders, other_engine, runs_on
@@ -47,20 +48,15 @@ from shared.errors import BadSetting, WrongWeights
 from shared.model.base import Array
 from shared.model.bundle import Bundle, Card, load_bundle
 from shared.model.calibration import T_MAX, T_MIN, calibrated, fit_temperature, quality
-from shared.model.ensemble import Ensemble, Weighting
 from shared.model.pools import FILE as POOLS
 from shared.model.pruning import Pruning
 from shared.model.quantization import load_table
 from shared.policies import Where
 
 EXIT_COST = 0.001  # accuracy that early exit may cost a tier
-SKIPS = (0.0, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 1.0)  # confidences below which the tiers between are skipped
-NEARLY = 1.02  # times the fastest: as fast as makes no difference
 COEFFICIENTS = (0.75, 0.9, 1.0, 1.1, 1.25)
 PRUNING_COST = 0.005  # accuracy that pruning may cost the next tier
 PRUNING_TEXTS = 300
-SHARE_WITHIN = 0.02  # of the share that is to be sent on
-WEIGHTINGS = (Weighting.ACCURACY, Weighting.FITTED, Weighting.LAST)
 ENOUGH_FOR_ECE = 100  # texts
 
 
@@ -118,12 +114,13 @@ class Calibration:
             self._note(note)
         target = accuracy[self.bundle.order[-1]] - within
         cascade = cascade_of(replay, times, {**path, **exits})
-        point, weights = self._operating_point(cascade, accuracy, target, offload_share)
-        self._note_shortfall(point, target)
+        point, weights = thresholds(cascade, accuracy, target, offload_share)
+        for note in shortfall(point, target):
+            self._note(note)
         skip, (first, *between) = 0.0, self.bundle.order
         if len(between) > 1:
             past = cascade_of(replay, times, {**path, **exits, "skip_below": {first: 1.0}})
-            skip, weights = self._choose_skip(cascade, past, accuracy, point, weights, target)
+            skip, weights = skip_below(cascade, past, accuracy, point, weights, target)
         parameters = {
             "offload_threshold": point["thresholds"],
             **({"skip_below": {first: skip}} if skip else {}),
@@ -132,6 +129,7 @@ class Calibration:
             "weighting": point["weighting"],
         }
         policies = {"collaborative": {**parameters, **exits}, "tabi": parameters, **others.policies}
+        links = {"access": self.access, "backbone": self.backbone}
         report = {
             "validation": {"n": len(self.asked), "data_sha256": digest(self.asked), "left_out": self.left_out.report()},
             "notes": self.notes,
@@ -141,7 +139,7 @@ class Calibration:
             "exit_rule": {**exits, "patience": path["patience"], "may_cost": EXIT_COST},
             "pruning": pruning_report,
             "stages": _by_tier(cascade),
-            "operating_point": {**point, "target_accuracy": target, "within": within},
+            "operating_point": {**point, "links": links, "target_accuracy": target, "within": within},
         }
         found = {
             "engine": engine,
@@ -265,77 +263,6 @@ class Calibration:
         self.console.print(f"pruning: {rows} -> {best}")
         about = {"n": len(numbers), "texts": f"those that {first.name} is least sure of", "by": rows}
         return best, {**about, "may_cost": PRUNING_COST, "chosen": best}
-
-    def _choose_skip(
-        self,
-        cascade: Cascade,
-        past: Cascade,
-        accuracy: dict[str, float],
-        point: dict[str, Any],
-        weights: dict[str, list[float]],
-        target: float,
-    ) -> tuple[float, dict[str, list[float]]]:
-        """The least `skip_below` of the first tier that is nearly the fastest; and the weights where a text skips.
-
-        `past` is the cascade of the first and the deepest tier. What passes over the tiers between loads the deepest,
-        so the least.
-        """
-        first = cascade.tiers[0]
-        direct = past.stops(Setting({first: point["thresholds"][first]}, point["steepness"]))
-        fitted = past.fitted_weights(direct)
-        ensemble, weighting = Ensemble(accuracy, {**fitted, **weights}), Weighting(point["weighting"])
-        whole = cascade.stops(Setting(point["thresholds"], point["steepness"]))
-        ways = cascade.per_text(whole, ensemble, weighting), past.per_text(direct, ensemble, weighting)
-        confidences = cascade.probabilities[0].max(-1)
-        found = [np.where(confidences < skip, *ways[::-1]).mean(-1) for skip in SKIPS]
-        accuracies, seconds = ([float(own[at]) for own in found] for at in (0, 2))
-        fastest = seconds[operating_point(seconds, accuracies, target)]
-        wanted = min(target, max(accuracies))
-        at = next(n for n in range(len(SKIPS)) if seconds[n] <= NEARLY * fastest and accuracies[n] >= wanted)
-        point["skips"] = [
-            {"skip_below": skip, "accuracy": own, "modelled_ms": took * 1e3}
-            for skip, own, took in zip(SKIPS, accuracies, seconds, strict=True)
-        ]
-        return SKIPS[at], {**fitted, **weights}
-
-    def _note_shortfall(self, point: dict[str, Any], target: float) -> None:
-        share = point["offload_share"]
-        if not share["reached"]:
-            self._note(
-                f"--offload-share {share['asked']:g} cannot be met: no threshold comes nearer than {share['got']:.1%}"
-            )
-        if (expected := point["expected"]["accuracy"]) < target:
-            self._note(f"expected accuracy {expected:.4f} is below the target {target:.4f}: no setting reaches it")
-
-    def _operating_point(
-        self, cascade: Cascade, accuracy: dict[str, float], target: float, offload_share: float | None
-    ) -> tuple[dict[str, Any], dict[str, list[float]]]:
-        """Thresholds, then weights on those paths, then thresholds again under the weighting that fits best."""
-        stop = cascade.stops(cascade.fastest(Ensemble(accuracy), Weighting.LAST, target))
-        ensemble = Ensemble(accuracy, cascade.fitted_weights(stop))
-        compared = {weighting: cascade.expected(stop, ensemble, weighting) for weighting in WEIGHTINGS}
-        weighting = min(compared, key=lambda weighting: compared[weighting].nll)
-        setting = cascade.fastest(ensemble, weighting, target)
-        if offload_share is not None:
-            confidences = cascade.probabilities[0].max(-1).tolist()
-            setting.thresholds[cascade.tiers[0]] = threshold_for(confidences, offload_share, setting.steepness)
-        stop = cascade.stops(setting)
-        weights = cascade.fitted_weights(stop)
-        expected = cascade.expected(stop, Ensemble(accuracy, weights), weighting)
-        sent = round(1 - float(stop[0].mean()), 4)
-        met = offload_share is None or abs(sent - offload_share) <= SHARE_WITHIN
-        point = {
-            **asdict(setting),
-            "weighting": weighting.value,
-            "why_this_weighting": {w.value: {"accuracy": e.accuracy, "nll": e.nll} for w, e in compared.items()},
-            "expected": {"accuracy": expected.accuracy, "nll": expected.nll, "modelled_ms": expected.seconds * 1e3},
-            "stops_at": {tier: round(float(row.mean()), 4) for tier, row in zip(cascade.tiers, stop, strict=True)},
-            "reached_target": expected.accuracy >= target and met,
-            "offload_share": {"asked": offload_share, "got": sent, "reached": met},
-            "settings_tried": len(cascade.settings()),
-            "links": {"access": self.access, "backbone": self.backbone},
-        }
-        return point, weights
 
 
 def _has_table(folder: Path) -> bool:

@@ -250,7 +250,7 @@ def test_labels_at_random_are_said_and_kept_in_the_card(command, bundle, rows, t
 
 def test_a_share_that_cannot_be_sent_on_is_said_and_is_status_1(command, bundle, rows, tmp_path, monkeypatch):
     """A threshold that a bisection cannot find: every confidence is 1."""
-    monkeypatch.setattr("lab.fit.calibrate.threshold_for", lambda *_: 0.0)
+    monkeypatch.setattr("lab.fit.point.threshold_for", lambda *_: 0.0)
     data = written(tmp_path / "data.csv", rows(200), "train")
     done, said = command(*calibration(data, bundle), "--hold-out", 150, "--offload-share", 0.9)
     point = json.loads((bundle / "card.json").read_text())["report"]["operating_point"]
