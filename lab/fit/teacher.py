@@ -31,7 +31,7 @@ class Teacher:
         self.classes = read_trained(folder).classes
         try:
             layers = int(json.loads((folder / "network.json").read_text())["layers"])
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise WrongWeights(f"{folder}/network.json: does not tell its layers") from error
         self._corpus = Corpus()
         source = Source(folder, layers, max_tokens, computes(folder))

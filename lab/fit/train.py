@@ -42,7 +42,7 @@ from shared.model.encoder import Encoder
 from shared.model.pruning import Pruning, keep_words
 from shared.model.tokens import SpecialTokens
 from shared.model.torch_engine import MultiExitEncoder, TorchEngine, batch, load_base, load_heads, save_classifier
-from shared.model.weights import PINNED, as_path
+from shared.model.weights import PINNED, as_path, sha256
 from shared.model.words import Encoded
 
 _TARGETS = {
@@ -139,11 +139,11 @@ def train(
     torch.set_num_threads(threads)
     torch.manual_seed(recipe.seed)
     teacher = Teacher(Path(recipe.teacher), recipe.max_tokens, console, threads=threads) if recipe.teacher else None
-    by = teacher.digest if teacher else ""
-    made_of = hashlib.sha256(f"{recipe} {by} {digest(examples)}".encode()).hexdigest()[:12]
+    by, begun = teacher.digest if teacher else "", _digest_of(recipe.start)
+    made_of = hashlib.sha256(f"{recipe} {by} {begun} {digest(examples)}".encode()).hexdigest()[:12]
+    run, tokens = _start(recipe)
     scratch = out.parent / f".train-{out.name}-{made_of}"  # another recipe or data set starts afresh
     scratch.mkdir(parents=True, exist_ok=True)
-    run, tokens = _start(recipe)
     texts = _augment(recipe, examples, scratch, console)
     encoded = [tokens.encode(text, pair, recipe.max_tokens) for text, pair in texts]
     labels = [example.label for example in examples]
@@ -193,6 +193,7 @@ def train(
             "left_out": left_out.report(),
             "data_sha256": digest(examples),
             **({"teacher": by} if by else {}),
+            **({"start": begun} if begun else {}),
             "steps": len(batches),
             "seconds_since_last_resume": round(time.monotonic() - started),
             "threads": threads,
@@ -254,7 +255,7 @@ def _start(recipe: Recipe) -> tuple[_Run, SpecialTokens]:
     expected = 2 * recipe.layers * 6
     assert len(factors) == expected, f"{len(factors)} adapter factors, expected {expected}"
     if recipe.start:
-        _go_on_from(read_trained(Path(recipe.start)), factors, encoder)
+        _go_on_from(read_trained(Path(recipe.start)), recipe, factors, encoder)
     optimizer = torch.optim.AdamW(
         [
             {"params": list(factors.values()), "lr": recipe.adapter_lr},
@@ -265,8 +266,17 @@ def _start(recipe: Recipe) -> tuple[_Run, SpecialTokens]:
     return _Run(encoder.train(), factors, optimizer), SpecialTokens(tokenizer)
 
 
-def _go_on_from(trained: Trained, factors: dict[str, Tensor], encoder: MultiExitEncoder) -> None:
+def _digest_of(start: str) -> str:
+    """The sha256 of the classifier to go on from; empty where training starts afresh."""
+    return sha256(Path(start) / "adapters.safetensors") if start else ""
+
+
+def _go_on_from(trained: Trained, recipe: Recipe, factors: dict[str, Tensor], encoder: MultiExitEncoder) -> None:
     tensors = trained.factors
+    if trained.base != recipe.base and files_of(trained.base) != files_of(recipe.base):
+        raise BadSetting(f"--start {trained.folder}: was trained on {trained.base}, not on {recipe.base}")
+    if trained.scale != recipe.scale:
+        raise BadSetting(f"--start {trained.folder}: its adapters have scale {trained.scale:g}, not {recipe.scale:g}")
     if {key: value.shape for key, value in tensors.items()} != {key: tuple(own.shape) for key, own in factors.items()}:
         raise BadSetting(f"--start {trained.folder}: its adapters are of another base, rank or number of layers")
     with torch.no_grad():

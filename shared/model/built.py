@@ -277,17 +277,17 @@ def _table(path: Path) -> Array:
 
 
 def read_sealed(path: Path) -> bytes | None:
-    """What `write_sealed` wrote; null where it is missing or altered."""
+    """What `write_sealed` wrote there; null where it is missing, altered, or another file's."""
     try:
         raw = path.read_bytes()
     except OSError:
         return None
     seal, content = raw[:_SEAL], raw[_SEAL:]
-    return content if hashlib.sha256(content).digest() == seal else None
+    return content if _seal(path, content) == seal else None
 
 
 def write_sealed(path: Path, content: bytes) -> None:
-    """Keep what can be made again, after its sha256, whole or not at all.
+    """Keep what can be made again, after a seal, whole or not at all.
 
     Raises:
         OSError: the cache cannot be written.
@@ -296,13 +296,19 @@ def write_sealed(path: Path, content: bytes) -> None:
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
         unfinished = Path(file.name)
         try:
-            file.write(hashlib.sha256(content).digest() + content)
+            file.write(_seal(path, content) + content)
             file.close()
             unfinished.chmod(0o644)  # tiers that share a cache may run as another user
             unfinished.replace(path)
         except OSError:
             unfinished.unlink()
             raise
+
+
+def _seal(path: Path, content: bytes) -> bytes:
+    """The sha256 of a file's place in the cache and its content: a copy of another layer is not taken for this one."""
+    place = "/".join(path.parts[-3:])
+    return hashlib.sha256(place.encode() + b"\0" + content).digest()
 
 
 def _graph(n: int) -> str:

@@ -9,6 +9,7 @@ offsets (slow ones such as BERTweet's).
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 
 from tokenizers import Encoding, Tokenizer
@@ -17,6 +18,7 @@ from shared.errors import UnreadableText
 from shared.model.pruning import without_middle
 from shared.model.words import Encoded, starts_of, words_of
 
+_JOINS = re.compile("[\x0b\x0c\x1c-\x1f\x85]")  # white space to Python; tokenizers drop it, and join what it parts
 REACH = 32  # characters looked at for each token that there is room for, from either end
 
 
@@ -87,10 +89,11 @@ class SpecialTokens:
         They split words like this tokenizer, and add no fewer special tokens.
         """
         least, most = behind
-        if any(len(side) > 2 * REACH * least for side in (text, pair or "")):
-            return None  # some of it is not tokenized there
+        if any(len(side) > 2 * REACH * least or _JOINS.search(side) for side in (text, pair or "")):
+            return None  # some of it is not tokenized there, or a piece may belong to two words
         read = encoded if most <= own or not encoded.truncated else self.encode(text, pair, most)
-        return without_middle(read) if read.truncated else None
+        known = any(word >= 0 and id_ != self.unknown_id for id_, word in zip(read.ids, read.word_of, strict=True))
+        return without_middle(read) if read.truncated and known else None  # without a known word it would be refused
 
     def _side(self, text: str, words: int, *, offset: int, reach: int) -> tuple[list[int], list[int]]:
         """Ids, and the word of each, of one side with so many words; of a very long one, of its two ends."""

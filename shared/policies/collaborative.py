@@ -99,8 +99,15 @@ class Collaborative(Policy):
         threshold = by_tier(self.offload_threshold, where.tier)
         probability = offload_probability(confidence, threshold, self.steepness, self.curve)
         reason: Literal["confidence", "curve"] = "confidence" if confidence < threshold else "curve"
-        to = where.reachable[-1 if confidence < by_tier(self.skip_below, where.tier) else 0]
+        to = where.reachable[-1 if self._skips(where, confidence) else 0]
         return Decision(to if draw < probability else None, probability, reason)
+
+    def _skips(self, where: Where, confidence: float) -> bool:
+        """Whether a text that is sent on passes over the tiers between: not to a tier that is known to be down."""
+        if confidence >= by_tier(self.skip_below, where.tier):
+            return False
+        link = where.sight.link(where.reachable[-1])
+        return link is None or not link.is_down
 
     def may_offload_after(self, where: Where) -> bool:
         named = not isinstance(self.offload_threshold, Mapping) or where.tier in self.offload_threshold

@@ -119,7 +119,7 @@ def test_what_a_run_of_yours_draws_says_its_texts_machine_and_links(boxes, tmp_p
         assert unreadable(boxes[f"{bundle}.png"]) == []
     for name, of in (("mine", "1,000"), ("plan", "2,500 texts"), ("split-cola", "cola.parquet, dev split, n = 200")):
         said = " ".join(" ".join(text.split()) for text, *_ in boxes[f"{name}.png"][1])
-        assert all(part in said for part in (of, "AMD EPYC, 2 cores", "5g-nsa"))
+        assert all(part in said for part in (of, ", 2 cores", "5g-nsa"))
         assert not any(claim in said for claim in pictures.CLAIMS.values())
 
 

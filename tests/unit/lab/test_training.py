@@ -3,9 +3,11 @@
 import io
 import json
 import math
+import shutil
 import signal
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -195,9 +197,41 @@ def test_training_goes_on_from_a_trained_classifier(recipe, tmp_path):
 )
 def test_a_teacher_or_a_start_that_does_not_fit_is_refused(recipe, tmp_path, change, complaint):
     run(replace(recipe, epochs=0.5), tmp_path / "net")
-    change |= {key: str(tmp_path / change[key]) for key in ("teacher", "start") if key in change}
+    change = change | {key: str(tmp_path / change[key]) for key in ("teacher", "start") if key in change}
     with pytest.raises(TierwiseError, match=complaint):
         run(replace(recipe, **change), tmp_path / "other")
+
+
+def test_a_start_on_another_base_is_refused_and_leaves_nothing(recipe, base_on_disk, tmp_path):
+    run(replace(recipe, epochs=0.5), tmp_path / "net")
+    family = json.loads((Path(recipe.base) / "config.json").read_text())["model_type"]
+    other = replace(recipe, base=str(base_on_disk(family, 3, seed=1)), start=str(tmp_path / "net"))
+    with pytest.raises(TierwiseError, match=r"was trained on .*, not on"):
+        run(other, tmp_path / "other")
+    assert [path.name for path in tmp_path.iterdir()] == ["net"]
+
+
+def test_a_run_that_began_from_another_start_is_not_gone_on_with(recipe, tmp_path, monkeypatch):
+    for name, seed in (("first", 0), ("second", 1)):
+        run(replace(recipe, epochs=0.5, seed=seed), tmp_path / name)
+    start = tmp_path / "start"
+    shutil.copytree(tmp_path / "first", start)
+    killed_after(monkeypatch, 3)
+    with pytest.raises(Killed):
+        run(replace(recipe, start=str(start)), tmp_path / "cut", checkpoint_every_s=0.0)
+    monkeypatch.undo()
+    shutil.rmtree(start)
+    shutil.copytree(tmp_path / "second", start)
+    train(
+        replace(recipe, start=str(start)),
+        EXAMPLES,
+        EXAMPLES[6:12],
+        tmp_path / "cut",
+        threads=1,
+        console=Console(quiet=True),
+    )
+    assert json.loads((tmp_path / "cut" / "network.json").read_text())["training"]["steps"] == 8
+    assert len(list(tmp_path.glob(".train-cut-*"))) == 1  # the other run's
 
 
 def test_a_share_of_the_texts_is_pruned_once_and_read_again_on_resuming(base_on_disk, tmp_path):

@@ -288,3 +288,5 @@ def test_what_can_be_made_again_is_read_by_every_user_and_a_full_disk_leaves_not
         write_sealed(path, b"another")
     assert [*path.parent.iterdir()] == [path]
     assert read_sealed(path) == b"a layer"
+    shutil.copy(path, path.with_name("layer-01.blob"))
+    assert read_sealed(path.with_name("layer-01.blob")) is None  # another layer's

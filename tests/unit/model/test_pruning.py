@@ -123,7 +123,7 @@ def test_words_are_kept_or_dropped_whole_between_any_two_tokenizers(tiny_tokeniz
 
 
 WORDS = st.sampled_from(["a", "film", "Unbelievably", "old;", "été", "日本", "\u200b", "it's", "plot"])
-SPACES = st.sampled_from([" ", "  ", "\n", "\t", "\xa0", "\u2003"])
+SPACES = st.sampled_from([" ", "  ", "\n", "\t", "\xa0", "\u2003", "\u2028", "\x0b", "\x1c", "\x85"])
 TEXTS = st.lists(st.tuples(WORDS, SPACES), min_size=1, max_size=70).map(lambda parts: "".join(w + s for w, s in parts))
 PRUNINGS = st.builds(
     Pruning, st.floats(0, 3), st.integers(0, 10), st.floats(0, 1), whole_below_words=st.sampled_from([0, 8, 32])
@@ -170,6 +170,19 @@ def test_without_the_unread_middle_every_tier_behind_reads_the_same(tiny_tokeniz
         assert (after.ids, after.segments) == (before.ids, before.segments)
     again = then.encode(*sent, max(behind))
     assert len(again.words) <= max(behind) + 60  # words of no token stay
+
+
+@pytest.mark.parametrize("between", [*"\x0b\x0c\x1c\x1d\x1e\x1f\x85"])
+def test_a_text_whose_words_a_tokenizer_may_join_travels_whole(tiny_tokenizer, between):
+    tokens = SpecialTokens(tiny_tokenizer("wordpiece"))
+    text = f"film a{between}film " + "a film " * 60
+    assert tokens.unread_middle(text, None, tokens.encode(text, None, 32), 32, (32, 32)) is None
+
+
+def test_a_text_with_no_known_word_at_its_ends_travels_whole(tiny_tokenizer):
+    tokens = SpecialTokens(tiny_tokenizer("wordpiece"))
+    text = "\U0001f92f " * 60 + "a film " + "\U0001f92f " * 60
+    assert tokens.unread_middle(text, None, tokens.encode(text, None, 32), 32, (32, 32)) is None
 
 
 def test_the_words_in_the_middle_stay_behind(tiny_tokenizer):

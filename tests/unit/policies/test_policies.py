@@ -12,7 +12,7 @@ from shared.errors import UnknownPolicy
 from shared.model.ensemble import Weighting
 from shared.model.exits import Similarity
 from shared.model.pruning import Pruning
-from shared.policies import STAY, Clues, Decision, Where, build, names, spec_of
+from shared.policies import STAY, Clues, Decision, Link, Sight, Where, build, names, spec_of
 from shared.policies.baselines.fixed import Random
 from shared.policies.collaborative import Collaborative, Curve, Tabi
 
@@ -65,6 +65,13 @@ def test_a_text_that_is_unsure_enough_passes_over_the_tiers_between():
     policy = made({"name": "collaborative", "offload_threshold": 0.8, "skip_below": {"end": 0.6}})
     assert [policy.after(END, confidence, draw=0.0).to for confidence in (0.59, 0.6, 0.79)] == ["cloud", "edge", "edge"]
     assert made({"name": "collaborative", "skip_below": 1}).after(EDGE, 0.5, draw=0.0).to == "cloud"
+
+    class Down(Sight):
+        def link(self, to):
+            return Link(to, "5g-nsa", 1.0, 1.0, 0.02, is_down=to == "cloud")
+
+    seen = replace(END, sight=Down())
+    assert policy.after(seen, 0.5, draw=0.0).to == "edge"  # not to a tier that is known to be down
     with pytest.raises(UnknownPolicy, match="skip_below"):
         made({"name": "collaborative", "skip_below": 1.5})
 
