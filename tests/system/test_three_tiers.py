@@ -170,7 +170,7 @@ def test_exactly_the_kept_words_reach_the_next_tier(triangle, always, long_text)
 
 
 def test_without_pruning_the_whole_text_travels(triangle, always, long_text):
-    (result,) = triangle.results(long_text, policy={**always, "pruning_coefficient": 0})
+    (result,) = triangle.results(long_text, policy={**always, "pruning_coefficient": 0, "unread_words": True})
     assert [hop["words_in"] for hop in result["hops"]] == [len(long_text.split())] * 3
     assert {call.asked["texts"][0]["text"] for call in triangle.joined.calls} == {long_text}
 
