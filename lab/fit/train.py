@@ -139,9 +139,9 @@ def train(
     torch.set_num_threads(threads)
     torch.manual_seed(recipe.seed)
     teacher = Teacher(Path(recipe.teacher), recipe.max_tokens, console, threads=threads) if recipe.teacher else None
+    run, tokens = _start(recipe)  # first: it refuses a start that cannot be read
     by, begun = teacher.digest if teacher else "", _digest_of(recipe.start)
     made_of = hashlib.sha256(f"{recipe} {by} {begun} {digest(examples)}".encode()).hexdigest()[:12]
-    run, tokens = _start(recipe)
     scratch = out.parent / f".train-{out.name}-{made_of}"  # another recipe or data set starts afresh
     scratch.mkdir(parents=True, exist_ok=True)
     texts = _augment(recipe, examples, scratch, console)

@@ -237,7 +237,7 @@ class Walk:
         leaves, pruning = out.sent_to[at, rows] != NONE, policy.pruning(station.name)
         if prunes:
             numbers[leaves] = station.pruned(numbers[leaves], layer[leaves], pruning)
-        elif behind := pruning.coefficient == 0 and not pruning.middle and self.replay.bundle.read_behind(station.name):
+        elif pruning.cuts_middle and (behind := self.replay.bundle.read_behind(station.name)):
             numbers[leaves] = station.without_middle(numbers[leaves], behind)
         self._follow(at, decisions, rows, numbers)
 

@@ -28,14 +28,19 @@ from shared.model.words import Encoded, spans_of
 class Pruning:
     """Coefficient rho and the floors. rho = 0 keeps every word that is read; the useful range is near 1.
 
-    `middle`: whether at rho = 0 the words that no tier reads travel all the same.
+    `unread_words`: whether at rho = 0 the words that no further tier reads travel all the same.
     """
 
     coefficient: float = 1.0
     min_keep_words: int = 8
     min_keep_ratio: float = 0.2
     whole_below_words: int = 32  # a side with this many words or fewer is never pruned
-    middle: bool = True
+    unread_words: bool = True
+
+    @property
+    def cuts_middle(self) -> bool:
+        """Whether the words that no further tier reads stay behind."""
+        return self.coefficient == 0 and not self.unread_words
 
     def mask(self, encoded: Encoded, importance: Sequence[float]) -> list[bool]:
         """Which words to keep, over both sides of a pair; `importance` has one entry per id of `encoded`."""

@@ -43,4 +43,4 @@ def spans_of(text: str) -> list[tuple[int, int]]:
 
 def starts_of(text: str) -> list[int]:
     """The character at which each word of a text starts."""
-    return [match.start() for match in _WORD.finditer(text)]
+    return [start for start, _ in spans_of(text)]

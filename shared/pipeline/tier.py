@@ -168,7 +168,7 @@ class Tier:
         if not (text.decision.to or call.request.explain):
             return
         pruning = call.policy.pruning(self.name)
-        if pruning.coefficient == 0 and not pruning.middle and self._behind is not None:
+        if pruning.cuts_middle and self._behind is not None:
             text.keep = self.worker.unread_middle(text.source, answer.encoded, self._behind)
         if text.keep is None and answer.importance is not None:
             text.keep = pruning.mask(answer.encoded, answer.importance)

@@ -132,7 +132,7 @@ class Collaborative(Policy):
         return Similarity(theta, self.patience, by_tier(self.exit_min_confidence, where.tier), unsure)
 
     def pruning(self, tier: str) -> Pruning:
-        return Pruning(self.pruning_coefficient, middle=self.unread_words)
+        return Pruning(self.pruning_coefficient, unread_words=self.unread_words)
 
     def ensemble_weighting(self) -> Weighting:
         return self.weighting

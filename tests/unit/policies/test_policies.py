@@ -80,7 +80,7 @@ def test_collaborative_names_its_exit_rule_pruning_and_weights():
     spec = {"name": "collaborative", "theta": 0.02, "patience": 3, "exit_min_confidence": 0.7}
     policy = made({**spec, "pruning_coefficient": 0.9, "weighting": "accuracy"})
     assert policy.exit_rule(END) == Similarity(0.02, 3, 0.7)
-    assert policy.pruning("end") == Pruning(0.9, middle=False)
+    assert policy.pruning("end") == Pruning(0.9, unread_words=False)
     assert policy.ensemble_weighting() is Weighting.ACCURACY
     assert made({"name": "collaborative", "theta": 0}).exit_rule(END) is None
 
