@@ -119,7 +119,7 @@ class Calibration:
             self._note(note)
         skip, (first, *between) = 0.0, self.bundle.order
         if len(between) > 1:
-            past = cascade_of(replay, times, {**path, **exits, "skip_below": {first: 1.0}})
+            past = cascade_of(replay, times, {**path, **exits}, tiers=(first, between[-1]))
             skip, weights = skip_below(cascade, past, accuracy, point, weights, target)
         parameters = {
             "offload_threshold": point["thresholds"],

@@ -120,14 +120,23 @@ class Cascade:
         return out
 
 
-def cascade_of(replay: Replay, times: Times, parameters: Mapping[str, Any]) -> Cascade:
-    """A run of `collaborative` in which every text is sent on; `parameters` are its exit rule, its pruning and its way.
+def cascade_of(
+    replay: Replay, times: Times, parameters: Mapping[str, Any], *, tiers: Sequence[str] | None = None
+) -> Cascade:
+    """A run of `collaborative` in which every text is sent on; `parameters` are its exit rule and its pruning.
+
+    It goes through these `tiers`, the first and the deepest; null: through all of them.
 
     A text of confidence 1 is never sent on, under any threshold: the tiers behind have no weight in its expectation.
     """
-    spec = {"name": "collaborative", **parameters, "offload_threshold": 1.0}
+    spec = {
+        "name": "collaborative",
+        **parameters,
+        "offload_threshold": 1.0,
+        "skip_below": 0.0 if tiers is None else 1.0,
+    }
     run = replay.run(replay.policy(spec))
-    ran = [at for at, rows in enumerate(run.ran) if rows.any()]
+    way = [at for at, tier in enumerate(run.tiers) if tiers is None or tier in tiers]
     probabilities = np.zeros((len(run.tiers), *run.probabilities.shape))
     for at, station in enumerate(replay.stations):
         for kernel in Kernel:
@@ -136,11 +145,11 @@ def cascade_of(replay: Replay, times: Times, parameters: Mapping[str, Any]) -> C
             exits = station.table(numbers, kernel).exits
             probabilities[at, rows] = exits[numbers, run.exit_layer[at, rows] - 1]
     return Cascade(
-        tuple(run.tiers[at] for at in ran),
+        tuple(run.tiers[at] for at in way),
         replay.labels,
-        probabilities[ran],
-        run.exit_layer[ran],
-        np.stack([times.of(_stopped(run, at)).seconds for at in ran]),
+        probabilities[way],
+        run.exit_layer[way],
+        np.stack([times.of(_stopped(run, at)).seconds for at in way]),
     )
 
 
