@@ -312,9 +312,15 @@ def test_whatever_stops_serve_stops_the_tiers(served, number):
     assert not running(tiers)
 
 
+def listens(tier):
+    """The addresses at which a process takes connections: its first may as well be one to a further tier."""
+    return [found.laddr for found in tier.net_connections("inet") if found.status == psutil.CONN_LISTEN]
+
+
 def test_serve_passes_a_hang_up_on_to_its_tiers_and_goes_on(served, tmp_path):
     child, tiers = served
-    ports = [tier.net_connections("inet")[0].laddr.port for tier in tiers]
+    wait_until(lambda: all(map(listens, tiers)), "a tier does not listen")
+    ports = [listens(tier)[0].port for tier in tiers]
     code = "from shared.policies import Policy\nclass Mine(Policy):\n    name = 'mine'\n"
     (tmp_path / "mine.py").write_text(code)
     child.send_signal(signal.SIGHUP)
@@ -328,8 +334,8 @@ def test_serve_passes_a_hang_up_on_to_its_tiers_and_goes_on(served, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, *([signal.SIGQUIT, signal.SIGABRT] if ALL else [])])
 def test_tiers_end_with_serve_whatever_ends_it(served, number):
     child, tiers = served
-    wait_until(lambda: all(tier.net_connections("inet") for tier in tiers), "a tier does not listen")
-    ports = [tier.net_connections("inet")[0].laddr for tier in tiers]
+    wait_until(lambda: all(map(listens, tiers)), "a tier does not listen")
+    ports = [listens(tier)[0] for tier in tiers]
     child.send_signal(number)
     child.wait(timeout=60)
     wait_until(lambda: not running(tiers), "a tier outlives `tierwise serve`", seconds=15)
