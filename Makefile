@@ -39,12 +39,12 @@ e2e: $(STAMP)  ## test the containers (needs Docker, and sch_netem for shaped li
 	$(BIN)/python -m pytest -p tests.hooks --confcutdir tests/e2e tests/e2e -rs $(E2E)
 
 faults: $(STAMP)  ## test every fault of both links, in process; with Docker and sch_netem on containers too (prints a table)
-	TIERWISE_TEST_FAULTS=all $(BIN)/python -m pytest tests/faults tests/e2e/test_faults.py -rs
+	TEST_FAULTS=all $(BIN)/python -m pytest tests/faults tests/e2e/test_faults.py -rs
 
 CASES ?= 1000
 TEXTS ?= 10000
 fuzz: $(STAMP)  ## test CASES generated requests of each OpenAPI operation, and TEXTS generated texts (minutes)
-	TIERWISE_TEST_CASES=$(CASES) TIERWISE_TEST_TEXTS=$(TEXTS) $(BIN)/python -m pytest \
+	TEST_CASES=$(CASES) TEST_TEXTS=$(TEXTS) $(BIN)/python -m pytest \
 		tests/service/test_schema.py tests/service/test_any_input.py --durations=6
 
 load: $(STAMP)  ## measure open-loop load at rest, at half of saturation and at five times it (minutes; prints a table)

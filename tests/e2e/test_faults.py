@@ -16,7 +16,7 @@ from lab.live.links import running_links
 from tests.e2e.conftest import API, PROJECT, ROOT, container, wait_until_ready
 from tests.faults.stream import story
 
-ALL = os.environ.get("TIERWISE_TEST_FAULTS") == "all"
+ALL = os.environ.get("TEST_FAULTS") == "all"
 ON = {"edge": ["edge"], "cloud": ["cloud"], "both": ["edge", "cloud"]}
 LINKS = {"edge": ["end-edge"], "cloud": ["edge-cloud", "end-cloud"], "both": ["end-edge", "edge-cloud", "end-cloud"]}
 WELL = {"end-edge": "5g-nsa", "edge-cloud": "metro", "end-cloud": "5g-nsa+metro"}

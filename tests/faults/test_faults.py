@@ -19,7 +19,7 @@ from shared.web.settings import Settings
 from tests.faults.faulty import FAULTS, Faulty
 from tests.faults.stream import ALWAYS, story
 
-ALL = os.environ.get("TIERWISE_TEST_FAULTS") == "all"
+ALL = os.environ.get("TEST_FAULTS") == "all"
 MIXED = ["answers twice", "answers twice, late", "asks twice", "the answer before", "rows in another order"]
 MIXED += ["hops of another row", "an old answer under this call's id"]
 FEW = [

@@ -3,7 +3,7 @@
 Five tiers as processes: standard error is a file, closed, full, a pipe whose reader left, a pipe whose reader stopped.
 One client asks each in turn, so that what else the machine does is the same for all.
 
-TIERWISE_TEST_LOGGED   requests to each (300; the full count is 10,000)
+TEST_LOGGED   requests to each (300; the full count is 10,000)
 """
 
 import json
@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from shared.links.clients import Client
 
-REQUESTS = int(os.environ.get("TIERWISE_TEST_LOGGED", "300"))
+REQUESTS = int(os.environ.get("TEST_LOGGED", "300"))
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("TIERWISE_")}
 LOGS = ("file", "closed", "full", "reader left", "reader stopped")
 DRAIN_S = 20

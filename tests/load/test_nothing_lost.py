@@ -3,8 +3,8 @@
 A fixed stream of requests goes through three tiers on real sockets; every few requests a seeded schedule breaks a link
 or both, or repairs them. What the callers got is compared with the end's own ledger, line by line.
 
-TIERWISE_TEST_REQUESTS   how many (400; the full count is 100,000)
-TIERWISE_TEST_BUNDLE     a trained bundle instead of tiny random models
+TEST_REQUESTS   how many (400; the full count is 100,000)
+TEST_BUNDLE     a trained bundle instead of tiny random models
 """
 
 import asyncio
@@ -18,8 +18,8 @@ from shared.web.ledger import entries
 from tests.faults.faulty import FAULTS
 from tests.load.tiers import Tiers
 
-REQUESTS = int(os.environ.get("TIERWISE_TEST_REQUESTS", "400"))
-TRAINED = os.environ.get("TIERWISE_TEST_BUNDLE")
+REQUESTS = int(os.environ.get("TEST_REQUESTS", "400"))
+TRAINED = os.environ.get("TEST_BUNDLE")
 USERS, DEADLINE_MS = (2, 5000) if TRAINED else (16, 2000)
 ALWAYS = {"name": "collaborative", "offload_threshold": 1.0}
 POLICIES = [ALWAYS, "collaborative", "cloud-only", "edge-only"]

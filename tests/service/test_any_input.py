@@ -1,6 +1,6 @@
 """Whatever comes in, it is answered, or refused with a problem document: never a 500.
 
-TIERWISE_TEST_TEXTS examples of each kind.
+TEST_TEXTS examples of each kind.
 """
 
 import json
@@ -16,7 +16,7 @@ names = (
     st.sampled_from(["inputs", "options", "text", "text_pair", "policy", "name", "seed", "theta", "explain"]) | texts
 )
 values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4))
-number = int(os.environ.get("TIERWISE_TEST_TEXTS", "200"))
+number = int(os.environ.get("TEST_TEXTS", "200"))
 quick = settings(max_examples=number, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 

@@ -395,7 +395,7 @@ def test_a_deadline_holds_while_the_model_is_busy(serve, held_classifier, place)
 
 
 WAVE = 20
-LEAVERS = int(os.environ.get("TIERWISE_TEST_LEAVERS", "40"))  # in waves; the full count is 4,000
+LEAVERS = int(os.environ.get("TEST_LEAVERS", "40"))  # in waves; the full count is 4,000
 
 
 def test_callers_who_leave_are_dropped_from_the_queue_within_100_ms_and_never_run(serve, held_classifier):

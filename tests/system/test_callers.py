@@ -1,8 +1,8 @@
 """Callers as they come, on real sockets: who closes half the connection or all of it, who sends without reading, who
 sends in crumbs, and who only holds a connection. Each is answered or dropped, and nobody else waits for it.
 
-TIERWISE_TEST_CALLERS=all   1,500 idle connections too
-TIERWISE_TEST_STOPS         how many stops (3)
+TEST_CALLERS=all   1,500 idle connections too
+TEST_STOPS         how many stops (3)
 """
 
 import asyncio
@@ -27,7 +27,7 @@ import pytest
 
 from lab.live.stack import free_ports
 
-ALL = os.environ.get("TIERWISE_TEST_CALLERS") == "all"
+ALL = os.environ.get("TEST_CALLERS") == "all"
 BODY = b'{"inputs": "a fine film"}'
 JSON = b"host: tier\r\ncontent-type: application/json\r\n"
 KEY = "correct-horse-battery"
@@ -526,7 +526,7 @@ def test_bodies_that_stop_short_fill_no_more_than_their_shelf(tiny_bundle):
 
 
 def test_no_stop_hangs_up_on_a_keep_alive_caller_who_asked(listening):
-    stops = int(os.environ.get("TIERWISE_TEST_STOPS", "3"))
+    stops = int(os.environ.get("TEST_STOPS", "3"))
     hung_up = []
     for _ in range(stops):
         url, server, thread = listening()

@@ -1,8 +1,8 @@
 """Clients that people have, unmodified, and those that others' generators make of the OpenAPI document: each asks a
 live tier.
 
-TIERWISE_TEST_OPENAPI_CLIENT   the command `openapi-python-client`, where it is not on the path
-TIERWISE_TEST_CLIENTS=write    write what worked into the manual's table (then `make docs`); else it is compared
+TEST_OPENAPI_CLIENT   the command `openapi-python-client`, where it is not on the path
+TEST_CLIENTS=write    write what worked into the manual's table (then `make docs`); else it is compared
 """
 
 import importlib.metadata
@@ -82,13 +82,13 @@ class Clients:
     def compare(self):
         """With the committed table; versions of what the lock file pins."""
         kept = json.loads(TABLE.read_text())["clients"] if TABLE.exists() else {}
-        if os.environ.get("TIERWISE_TEST_CLIENTS") == "write":
+        if os.environ.get("TEST_CLIENTS") == "write":
             TABLE.write_text(json.dumps({"clients": kept | self.rows}, indent=2) + "\n")
             return
         for name, row in self.rows.items():
             compared = row.keys() if name in PINNED else row.keys() - {"version"}
             told = {key: kept.get(name, {}).get(key) for key in compared}
-            assert told == {key: row[key] for key in compared}, f"{name}: set TIERWISE_TEST_CLIENTS=write"
+            assert told == {key: row[key] for key in compared}, f"{name}: set TEST_CLIENTS=write"
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def done(command, folder, seconds=300, **environment):
 
 
 def test_a_generated_python_client_classifies(three, tmp_path, clients):
-    command = os.environ.get("TIERWISE_TEST_OPENAPI_CLIENT") or shutil.which("openapi-python-client")
+    command = os.environ.get("TEST_OPENAPI_CLIENT") or shutil.which("openapi-python-client")
     if not command:
         pytest.skip("openapi-python-client is not here; it needs an older typer than ours, so install it with pipx")
     (tmp_path / "config.yml").write_text("post_hooks: []\n")

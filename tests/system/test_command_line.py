@@ -1,6 +1,6 @@
 """The `tierwise` command over tiny random models: what it says, and, as a real process with real signals, how it ends.
 
-TIERWISE_TEST_SIGNALS=all   every signal, not one of each kind
+TEST_SIGNALS=all   every signal, not one of each kind
 """
 
 import gc
@@ -28,7 +28,7 @@ from tests.commands import CLEAN, tierwise
 
 TIERWISE = [sys.executable, "-m", "lab.cli.main"]
 ROOT = Path(__file__).resolve().parents[2]
-ALL = os.environ.get("TIERWISE_TEST_SIGNALS") == "all"
+ALL = os.environ.get("TEST_SIGNALS") == "all"
 
 
 def wait_until(condition, what, seconds=60):

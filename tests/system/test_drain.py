@@ -14,8 +14,8 @@ import pytest
 
 from lab.live.stack import free_ports
 
-STOPS = int(os.environ.get("TIERWISE_TEST_STOPS", "3"))
-SIGNALS = [signal.SIGTERM, *([signal.SIGINT] if os.environ.get("TIERWISE_TEST_SIGNALS") == "all" else [])]
+STOPS = int(os.environ.get("TEST_STOPS", "3"))
+SIGNALS = [signal.SIGTERM, *([signal.SIGINT] if os.environ.get("TEST_SIGNALS") == "all" else [])]
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("TIERWISE_")}
 CLEAN["TIERWISE_PRECISION"] = "fp32"  # the tiny card's
 
