@@ -215,6 +215,9 @@ def train(
     distill: Annotated[float, Option(min=0, help="Weight of learning from --teacher, or the deepest exit.")] = 0.0,
     teacher: Annotated[Path | None, Option(help="Folder of a classifier to learn from (--distill).")] = None,
     start: Annotated[Path | None, Option(help="Folder of a trained classifier to go on from.")] = None,
+    gatekeeper: Annotated[
+        float, Option(min=0, max=1, help="Teach exits to be sure only where right: how much right weighs; 0: off.")
+    ] = 0.0,
     pruned_share: Annotated[float, Option(min=0, max=1, help="Share of texts pruned first (upper tiers).")] = 0.0,
     bf16: Annotated[bool, Option(help="Matrix products in bf16.")] = True,
     threads: Threads = 2,
@@ -227,7 +230,7 @@ def train(
 
     check_torch("train")
     let_threads_sleep()
-    from lab.fit.train import Recipe
+    from lab.fit.recipe import Recipe
     from lab.fit.train import train as job
 
     examples, validation = divide(_training_rows(data, split), hold_out)
@@ -247,6 +250,7 @@ def train(
         distill=distill,
         teacher=str(teacher or ""),
         start=str(start or ""),
+        gatekeeper=gatekeeper,
         pruned_share=pruned_share,
         bf16=bf16,
         seed=seed,

@@ -18,7 +18,7 @@ from shared.model.bundle import Bundle
 from shared.model.classifier import read_trained
 
 if TYPE_CHECKING:
-    from lab.fit.train import Recipe
+    from lab.fit.recipe import Recipe
 
 MOST_EPOCHS = 1000
 FEWEST = 30  # distinct validation texts: fewer say nothing of a temperature

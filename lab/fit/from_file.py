@@ -34,7 +34,8 @@ from lab.fit.checks import check_out, check_recipe
 from lab.fit.division import Division, divide
 from lab.fit.evaluate import evaluate
 from lab.fit.networks import Network
-from lab.fit.train import Recipe, train
+from lab.fit.recipe import Recipe
+from lab.fit.train import train
 from lab.live.stack import ACCESS, BACKBONE
 from lab.outputs import sole_writer, write_json
 from lab.replay.recorder import Recorders

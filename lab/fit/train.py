@@ -1,12 +1,9 @@
 """Train every exit of one classifier jointly: low-rank adapters on each linear map, a head after each layer.
 
-    loss = sum_l w_l * CE(exit l) / sum_l w_l,   w_l = l   (the layer-weighted loss of PABEE and DIMEE, section III-A),
-    an exit that ends a tier counting `tier_end_weight` times; optionally + `distill` * KL(teacher || exit l), where the
-    teacher is the last exit of another classifier (`teacher`), or else the deepest exit.
-
-Upper tiers see pruned text in service, so a share of their training texts is pruned first, by the importance that an
-end encoder gives. Reading is head + tail. A killed run resumes from its last checkpoint to the same batches in the same
-order. Left out: full fine-tuning (adapters reached the same accuracy in our trials at a fraction of the bytes).
+The loss is in `recipe.py`. Upper tiers see pruned text in service, so a share of their training texts is pruned first,
+by the importance that an end encoder gives. Reading is head + tail. A killed run resumes from its last checkpoint to
+the same batches in the same order. Left out: full fine-tuning (adapters reached the same accuracy in our trials at a
+fraction of the bytes).
 """
 
 from __future__ import annotations
@@ -26,12 +23,12 @@ import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
 from lab.console import aside, progress
 from lab.data.examples import Example, digest
 from lab.data.readable import LeftOut, Reader, readable
 from lab.fit.checks import check_out, check_recipe, check_texts
+from lab.fit.recipe import Recipe, joint_loss
 from lab.fit.teacher import Teacher
 from lab.stops import deferred
 from shared.errors import BadSetting
@@ -51,33 +48,6 @@ _TARGETS = {
 }
 _TARGETS["roberta"] = _TARGETS["bert"]
 PRUNED_TOKENS = 256  # that the encoder reads which prunes
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides what comes out, given the data."""
-
-    base: str
-    layers: int
-    classes: int
-    max_tokens: int = 192
-    rank: int = 16
-    scale: float = 2.0  # LoRA's alpha / rank
-    epochs: float = 1.0
-    batch: int = 16
-    adapter_lr: float = 3e-4
-    head_lr: float = 2e-3
-    warmup: float = 0.06  # share of the steps
-    tier_ends: tuple[int, ...] = ()
-    tier_end_weight: float = 3.0
-    distill: float = 0.0
-    teacher: str = ""  # folder of the classifier to learn from
-    start: str = ""  # folder of the classifier to go on from
-    pruned_share: float = 0.0
-    prune_with: str = "sentence-transformers/all-MiniLM-L6-v2"
-    prune_coefficients: tuple[float, ...] = (0.75, 0.9, 1.0, 1.1)
-    bf16: bool = True  # autocast; heads, losses and trained factors stay fp32
-    seed: int = 0
 
 
 @dataclass
@@ -298,19 +268,6 @@ def _step(
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     run.optimizer.step()
     return loss.item()
-
-
-def joint_loss(logits: Tensor, labels: Tensor, recipe: Recipe, taught: Tensor | None = None) -> Tensor:
-    """The layer-weighted loss over all exits, from logits [E, B, C], labels [B] and what the teacher says [B, C]."""
-    E = logits.shape[0]
-    weights = [layer * (recipe.tier_end_weight if layer in recipe.tier_ends else 1.0) for layer in range(1, E + 1)]
-    losses = torch.stack([cross_entropy(exit_logits, labels) for exit_logits in logits])
-    if recipe.distill:
-        teacher = softmax(logits[-1].detach(), -1) if taught is None else taught
-        losses = losses + recipe.distill * torch.stack(
-            [kl_div(log_softmax(exit_logits, -1), teacher, reduction="batchmean") for exit_logits in logits]
-        )
-    return (losses * torch.tensor(weights)).sum() / sum(weights)
 
 
 def exit_accuracy(

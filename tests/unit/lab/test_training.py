@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from lab.data.examples import Example
 from lab.fit import train as module
-from lab.fit.train import Recipe, joint_loss, train
+from lab.fit.recipe import Recipe, joint_loss
+from lab.fit.train import train
 from shared.errors import TierwiseError
 from shared.model.classifier import load_classifier
 
@@ -76,6 +77,13 @@ def test_a_teacher_adds_the_divergence_of_every_exit_from_what_it_says():
     recipe = replace(PLAIN, distill=2.0)
     added = joint_loss(logits, labels, recipe, taught) - joint_loss(logits, labels, PLAIN)
     assert added.item() == pytest.approx(2.0 * divergence / 3, rel=1e-5)  # the deepest exit says it already
+
+
+def test_a_gatekeeper_is_to_be_sure_only_where_it_is_right():
+    logits, labels = logits_of([math.log(3), math.log(3)]), torch.tensor([0, 1])  # (3/4, 1/4): right, wrong
+    from_uniform = 0.75 * math.log(0.75) + 0.25 * math.log(0.25) + math.log(2)
+    loss = joint_loss(logits, labels, replace(PLAIN, gatekeeper=0.3))
+    assert loss.item() == pytest.approx((0.3 * ce(math.log(3)) + 0.7 * from_uniform) / 2, rel=1e-5)
 
 
 @pytest.fixture(params=["bert", "roberta", "mpnet"])
