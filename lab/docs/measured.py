@@ -65,11 +65,11 @@ def _paper(name: str) -> dict[str, Row]:
 # -- live tiers --------------------------------------------------------------------------------------------------------
 
 
-def bench_wholes() -> Rows:
-    """`tierwise bench --whole`: every policy beside each whole model; no row where none was measured."""
+def beside(word: str) -> Rows:
+    """`tierwise bench`: every policy beside the others whose names begin with this word: cloud-only, tabi, whole."""
     report = read(RESULTS / "bench.json")
-    beside = report.get("beside_wholes", {}).items()
-    return Rows([{"whole": whole, **row} for whole, by_policy in beside for row in _named(by_policy)], report)
+    others = {name: rows for name, rows in report["beside"].items() if name.split()[0] == word}
+    return Rows([{"other": name, **row} for name, rows in others.items() for row in _named(rows)], report)
 
 
 def cells() -> Rows:
