@@ -19,7 +19,7 @@ from lab.console import sheet
 from lab.data.examples import digest
 from lab.live.bench import Done, Plan, Sample
 from lab.outputs import REPLACED, write_json
-from lab.picture import INTERVALS, Dot, note, percent, picture, scatter
+from lab.picture import BLUE, GREEN, GREY, INTERVALS, ORANGE, Dot, note, percent, picture, scatter
 from lab.policies import parse_policy, shown
 from lab.records import Crossed, Record, write_records
 from lab.stats import accuracy_of, paired_difference, spread_of
@@ -185,8 +185,19 @@ def table(report: dict[str, Any]) -> Table:
     return out
 
 
+KINDS = "blue: collaborative; green: one tier alone; orange: whole models instead of tiers; grey: other policies"
+
+
+def _colour(asked: str | dict[str, Any] | None) -> str:
+    """What kind of row it is, as a colour of `KINDS`; a whole model is no policy that was asked."""
+    if asked is None:
+        return ORANGE
+    name = asked if isinstance(asked, str) else str(asked["name"])
+    return BLUE if name == "collaborative" else GREEN if name.endswith("-only") else GREY
+
+
 def draw(report: dict[str, Any], path: Path, title: str | None = None) -> None:
-    """Accuracy against mean latency, one point per policy, with 95 % intervals."""
+    """The frontier: accuracy against mean latency, one point per policy, with 95 % intervals."""
     hardware, first = report["hardware"], report["first_tier"]
     links = sorted({link for figures in report["policies"].values() for link in figures["links"]})
     made = note(
@@ -195,13 +206,20 @@ def draw(report: dict[str, Any], path: Path, title: str | None = None) -> None:
         f"{hardware['cpu']}, {hardware['cores']} cores",
         f"links {', '.join(links)}" if links else None,
         INTERVALS,
+        KINDS,
     )
     title = title or f"{first['bundle']}: accuracy against latency"
     with picture(path, title, made) as (axes,):
         scatter(
             axes,
             [
-                Dot(shown(policy), f["latency_ms"]["mean"], 100 * f["accuracy"], percent(f["accuracy_ci95"]))
+                Dot(
+                    shown(policy),
+                    f["latency_ms"]["mean"],
+                    100 * f["accuracy"],
+                    percent(f["accuracy_ci95"]),
+                    colour=_colour(f["asked"]),
+                )
                 for policy, f in report["policies"].items()
             ],
         )

@@ -23,6 +23,9 @@ from lab.replay.walk import Replay
 from lab.stats import accuracy_of, judged, paired_difference, paired_score_difference, spread_of
 from shared.model.bundle import Metric
 
+CROSSES = "crosses: as many texts per tier (where one tier runs: per exit), drawn at random"
+
+
 def figures(replay: Replay, run: Run, reference: Run, times: Times) -> dict[str, Any]:
     """One policy's figures; differences are against `reference`, over the same texts."""
     read = (run.label != NONE) & (reference.label != NONE)
@@ -209,6 +212,12 @@ def write(report: dict[str, Any], records: list[Record], out: Path, console: Con
         console.print(f"{name}, times modelled: {part['verdict']}", highlight=False, soft_wrap=True)
 
 
+def _chance(f: dict[str, Any]) -> tuple[float, float] | None:
+    """Where a policy's chance control stands; none in a report that is older than it."""
+    drawn = f.get("chance")
+    return (drawn["modelled_ms"], 100 * drawn["accuracy"]) if drawn else None
+
+
 def draw(report: dict[str, Any], bundle: str, path: Path, title: str | None = None) -> None:
     """Score against modelled mean latency on one bundle; a hollow dot is of a policy that only replay can run."""
     part, hardware = report["bundles"][bundle], report["hardware"]
@@ -220,12 +229,20 @@ def draw(report: dict[str, Any], bundle: str, path: Path, title: str | None = No
         "replayed, times modelled",
         INTERVALS,
         "hollow: runs in replay only",
+        CROSSES if any("chance" in f for f in part["policies"].values()) and metric == "accuracy" else None,
     )
     with picture(path, title or f"{bundle}: {metric} against modelled latency", made, height=6.2) as (axes,):
         scatter(
             axes,
             [
-                Dot(policy, f["modelled_ms"]["mean"], 100 * f[metric], percent(f[f"{metric}_ci95"]), f["replay_only"])
+                Dot(
+                    policy,
+                    f["modelled_ms"]["mean"],
+                    100 * f[metric],
+                    percent(f[f"{metric}_ci95"]),
+                    f["replay_only"],
+                    chance=_chance(f) if metric == "accuracy" else None,
+                )
                 for policy, f in part["policies"].items()
             ],
         )
