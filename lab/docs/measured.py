@@ -183,6 +183,23 @@ def replay() -> Rows:
     return Rows(rows, columns=heads)
 
 
+def levers() -> Rows:
+    """One lever of the card's operating point moved at a time: replayed, paired with that point."""
+    part = read(RESULTS / "levers.json")["bundles"]["collaborative"]
+    rows = [row | {"lever": row["name"].partition(":")[2] or row["name"]} for row in _named(part["policies"])]
+    return Rows(rows, part)
+
+
+def unread() -> Rows:
+    """What it is worth that words which no further tier reads stay behind: over slow links, beside all words sent."""
+    rows = []
+    for path in sorted(RESULTS.glob("unread-*.json")):
+        report = read(path)
+        stay, travel = report["bundles"]["collaborative"]["policies"].values()
+        rows.append(stay | {"links": report["links"], "n": report["bundles"]["collaborative"]["n"], "travel": travel})
+    return Rows(rows, rows[0])
+
+
 def modelled() -> Rows:
     """`tierwise check-times`: modelled times beside live ones."""
     reports = {path.stem.removeprefix("modelled-"): read(path) for path in sorted(RESULTS.glob("modelled-*.json"))}
