@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 Item = TypeVar("Item")
-WIDTH = 170  # tables need room in a file or a pipe too
+WIDTH = 190  # tables need room in a file or a pipe too
 
 # control characters less tab and line feed, halves of surrogate pairs, marks that turn the direction of what follows
 HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")

@@ -26,6 +26,9 @@ def replay(
     ] = None,
     bundle: Annotated[str | None, Option(help="NAME,NAME...", show_default="those calibrated on these data")] = None,
     policy: Annotated[list[str] | None, options.policies("all")] = None,
+    against: Annotated[
+        str | None, Option(help="The policy that differences are against.", show_default="the deepest tier alone")
+    ] = None,
     n: options.FirstTexts = 200,
     split: Annotated[str | None, Option(help="As in `bench`.", show_default="test, else dev")] = None,
     exclude_split: options.ExcludeSplit = None,
@@ -52,7 +55,7 @@ def replay(
     sets = choose(data or ["data"], bundle.split(",") if bundle else None, split, exclude_split, n)
     conditions = Conditions(Recorders(console), links, threads, seed, anew=profile)
     with sole_writer(out):
-        write(*compare(sets, policy or ["all"], conditions, measured or ()), out, console)
+        write(*compare(sets, policy or ["all"], conditions, measured or (), against), out, console)
 
 
 @app.command()

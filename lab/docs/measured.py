@@ -65,11 +65,11 @@ def _paper(name: str) -> dict[str, Row]:
 # -- live tiers --------------------------------------------------------------------------------------------------------
 
 
-def bench_wholes() -> Rows:
-    """`tierwise bench --whole`: every policy beside each whole model; no row where none was measured."""
+def beside(word: str) -> Rows:
+    """`tierwise bench`: every policy beside the others whose names begin with this word: cloud-only, tabi, whole."""
     report = read(RESULTS / "bench.json")
-    beside = report.get("beside_wholes", {}).items()
-    return Rows([{"whole": whole, **row} for whole, by_policy in beside for row in _named(by_policy)], report)
+    others = {name: rows for name, rows in report["beside"].items() if name.split()[0] == word}
+    return Rows([{"other": name, **row} for name, rows in others.items() for row in _named(rows)], report)
 
 
 def cells() -> Rows:
@@ -181,6 +181,23 @@ def replay() -> Rows:
                 row[bundle] = f"{figures[report['metric']]:.3f} / {figures['modelled_ms']['mean']:.0f}{star}"
     heads = {f"{name}: {report['metric']}, n = {report['n']}": f"{{{name}}}" for name, report in bundles.items()}
     return Rows(rows, columns=heads)
+
+
+def levers() -> Rows:
+    """One lever of the card's operating point moved at a time: replayed, paired with that point."""
+    part = read(RESULTS / "levers.json")["bundles"]["collaborative"]
+    rows = [row | {"lever": row["name"].partition(":")[2] or row["name"]} for row in _named(part["policies"])]
+    return Rows(rows, part)
+
+
+def unread() -> Rows:
+    """What it is worth that words which no further tier reads stay behind: over slow links, beside all words sent."""
+    rows = []
+    for path in sorted(RESULTS.glob("unread-*.json")):
+        report = read(path)
+        stay, travel = report["bundles"]["collaborative"]["policies"].values()
+        rows.append(stay | {"links": report["links"], "n": report["bundles"]["collaborative"]["n"], "travel": travel})
+    return Rows(rows, rows[0])
 
 
 def modelled() -> Rows:

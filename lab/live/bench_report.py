@@ -13,12 +13,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from lab.beside import beside, beside_whom, verdict
+from lab.beside import table as table_beside
 from lab.console import sheet
 from lab.data.examples import digest
-from lab.live import whole_report
 from lab.live.bench import Done, Plan, Sample
 from lab.outputs import REPLACED, write_json
-from lab.picture import INTERVALS, Dot, note, percent, picture, scatter
+from lab.picture import BLUE, GREEN, GREY, INTERVALS, ORANGE, Dot, note, percent, picture, scatter
 from lab.policies import parse_policy, shown
 from lab.records import Crossed, Record, write_records
 from lab.stats import accuracy_of, paired_difference, spread_of
@@ -43,21 +44,28 @@ def report(plan: Plan, done: Done) -> dict[str, Any]:
             policy: {"asked": parse_policy(policy) if policy in plan.policies else None, **_summary(rows, first)}
             for policy, rows in by_policy.items()
         },
-        **(_of_wholes(plan, by_policy) if plan.wholes else {}),
+        **({"wholes": {whole.built.name: whole.about for whole in plan.wholes}} if plan.wholes else {}),
+        **_beside(plan, by_policy, f"{info['tiers'][-1]['name']}-only"),
     }
 
 
-def _of_wholes(plan: Plan, by_policy: Mapping[str, list[Sample]]) -> dict[str, Any]:
-    """Whole models, and every policy beside each of them."""
-    rows = {
-        whole.built.name: {p: whole_report.beside(by_policy[p], by_policy[whole.built.name]) for p in plan.policies}
-        for whole in plan.wholes
+def _beside(plan: Plan, by_policy: Mapping[str, list[Sample]], deepest: str) -> dict[str, Any]:
+    """Every policy beside the deepest tier alone, `tabi` and each whole model, where the run has them."""
+    arrays = {
+        name: (np.array([s.seconds * 1e3 for s in samples]), np.array([s.right for s in samples]))
+        for name, samples in by_policy.items()
     }
-    return {
-        "wholes": {whole.built.name: whole.about for whole in plan.wholes},
-        "beside_wholes": rows,
-        "verdict": whole_report.verdict(plan.policies[0], rows),
+    policy, others = beside_whom(plan.policies, deepest, *(whole.built.name for whole in plan.wholes))
+    rows: dict[str, dict[str, Any]] = {
+        other: {
+            name: beside(arrays[name][0], arrays[other][0], arrays[name][1], arrays[other][1])
+            for name in plan.policies
+            if name != other
+        }
+        for other in others
+        if other in arrays
     }
+    return {"beside": rows, "verdict": verdict(policy, {other: row[policy] for other, row in rows.items()})}
 
 
 def _summary(samples: list[Sample], reference: list[Sample]) -> dict[str, Any]:
@@ -114,10 +122,9 @@ def write(plan: Plan, done: Done, out: Path, console: Console, **more: Any) -> N
     write_records(texts, [_record(plan, done, sample) for sample in done.samples])
     draw(figures, drawn)
     console.print(table(figures))
-    if plan.wholes:
-        console.print(whole_report.table(figures["beside_wholes"]))
-        console.print(figures["verdict"], soft_wrap=True)
+    console.print(table_beside(figures["beside"]))
     console.print(f"written: {written}, {texts}, {drawn}{REPLACED if replaced else ''}")
+    console.print(figures["verdict"], soft_wrap=True)
 
 
 def _record(plan: Plan, done: Done, sample: Sample) -> Record:
@@ -178,8 +185,19 @@ def table(report: dict[str, Any]) -> Table:
     return out
 
 
+KINDS = "blue: collaborative; green: one tier alone; orange: whole models instead of tiers; grey: other policies"
+
+
+def _colour(asked: str | dict[str, Any] | None) -> str:
+    """What kind of row it is, as a colour of `KINDS`; a whole model is no policy that was asked."""
+    if asked is None:
+        return ORANGE
+    name = asked if isinstance(asked, str) else str(asked["name"])
+    return BLUE if name == "collaborative" else GREEN if name.endswith("-only") else GREY
+
+
 def draw(report: dict[str, Any], path: Path, title: str | None = None) -> None:
-    """Accuracy against mean latency, one point per policy, with 95 % intervals."""
+    """The frontier: accuracy against mean latency, one point per policy, with 95 % intervals."""
     hardware, first = report["hardware"], report["first_tier"]
     links = sorted({link for figures in report["policies"].values() for link in figures["links"]})
     made = note(
@@ -188,13 +206,20 @@ def draw(report: dict[str, Any], path: Path, title: str | None = None) -> None:
         f"{hardware['cpu']}, {hardware['cores']} cores",
         f"links {', '.join(links)}" if links else None,
         INTERVALS,
+        KINDS,
     )
     title = title or f"{first['bundle']}: accuracy against latency"
     with picture(path, title, made) as (axes,):
         scatter(
             axes,
             [
-                Dot(shown(policy), f["latency_ms"]["mean"], 100 * f["accuracy"], percent(f["accuracy_ci95"]))
+                Dot(
+                    shown(policy),
+                    f["latency_ms"]["mean"],
+                    100 * f["accuracy"],
+                    percent(f["accuracy_ci95"]),
+                    colour=_colour(f["asked"]),
+                )
                 for policy, f in report["policies"].items()
             ],
         )

@@ -1,6 +1,6 @@
 """`tierwise tables`: what the papers report, made again with intervals, into one file with pictures.
 
-    OUT/report.json      every number, with its n, seed, data hashes, links, threads and hardware
+    OUT/report.json      every number, with its n, seed, data hashes, links, threads, hardware; a verdict on each bundle
     OUT/*.png            the pictures (`figures.py`)
     OUT/point-THRESHOLD.policy.json    our operating points of hu-1, as files that `--policy` and TIERWISE_POLICY take
 
@@ -59,14 +59,19 @@ def run(data: Path, tables: list[str], out: Path, n: int, conditions: Conditions
                 trials = [trial(make, bundle) for make in (chosen_on, unseen) if make]
                 _keep(out, name, sources[bundle].stem, {"made": trials[-1].described(), **part(*trials)})
                 recorders.save()
+        judged = dict.fromkeys(bundle for _, bundle in steps)
+        verdicts = {bundle: trial(unseen, bundle).verdict(["collaborative", "tabi"]) for bundle in judged}
     finally:
         recorders.save()
     report = json.loads((out / "report.json").read_text())
+    write_json(out / "report.json", report | {"verdicts": report.get("verdicts", {}) | verdicts})
     draw(report["tables"], out)
     for made in report["tables"].get("hu-1", {}).values():
         for spec in [row["spec"] for row in made["points"]["rows"] if row["rule"] == "ours"]:
             write_json(out / f"point-{spec['offload_threshold']:g}.policy.json", spec)
     recorders.console.print(f"written: {out / 'report.json'} and pictures beside it; {recorders.ran} texts were run")
+    for bundle, said in verdicts.items():
+        recorders.console.print(f"{bundle}, times modelled: {said}", highlight=False, soft_wrap=True)
     return recorders.ran
 
 

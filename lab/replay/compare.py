@@ -34,23 +34,29 @@ class Texts:
 
 
 def compare(
-    sets: Sequence[Texts], policies: Sequence[str], conditions: Conditions, measured: Sequence[Path] = ()
+    sets: Sequence[Texts],
+    policies: Sequence[str],
+    conditions: Conditions,
+    measured: Sequence[Path] = (),
+    against: str | None = None,
 ) -> tuple[dict[str, Any], list[Record]]:
     """The report over every bundle and policy, and a record of every text under each.
 
     `policies`: as on the command line, or `all`. `measured`: files of live times to show beside the modelled ones.
+    `against`: the policy that differences are against; none: the deepest tier alone.
 
     Raises:
         BadSetting: labels that a bundle does not have, links or files that do not exist, times measured elsewhere.
         UnknownPolicy: a policy or parameter that no bundle has.
     """
-    _check(sets, policies)
+    _check(sets, policies, against)
     started, recorders, records = time.perf_counter(), conditions.recorders, list[Record]()
     report: dict[str, Any] = {
         "seed": conditions.seed,
         "links": conditions.links,
         "threads": {"first_tier": 1, "deeper_tiers": deeper_threads(conditions.threads)},
         "hardware": {"cpu": cpu(), "cores": os.cpu_count(), "device": "cpu", "engine": _engines(sets)},
+        "against": against,
         "notes": [],
         "bundles": {},
     }
@@ -59,7 +65,7 @@ def compare(
             for bundle in texts.bundles:
                 check_labels(texts.examples, bundle.labels, f"bundle {bundle.name}")
                 trial = Trial(bundle, texts.examples, conditions, split=texts.split, data=texts.source)
-                report["bundles"][bundle.name] = _bundle(trial, texts, policies, measured, records)
+                report["bundles"][bundle.name] = _bundle(trial, texts, policies, measured, records, against)
                 report["notes"] += [note for note in trial.notes if note not in report["notes"]]
     finally:
         recorders.save()
@@ -67,9 +73,11 @@ def compare(
     return report, records
 
 
-def _check(sets: Sequence[Texts], policies: Sequence[str]) -> None:
-    """Every policy must fit some bundle: known before hours of recording, not after."""
+def _check(sets: Sequence[Texts], policies: Sequence[str], against: str | None) -> None:
+    """Every policy must fit some bundle, and `against` all of them: known before hours of recording, not after."""
     bundles = [bundle for texts in sets for bundle in texts.bundles]
+    for bundle in bundles if against else []:
+        build(parse_policy(against or ""), bundle.order, bundle.card.policies)
     for name in [] if policies == ["all"] else policies:
         spec, refused = parse_policy(name), list[UnknownPolicy]()
         for bundle in bundles:
@@ -88,7 +96,12 @@ def _engines(sets: Sequence[Texts]) -> str:
 
 
 def _bundle(
-    trial: Trial, texts: Texts, policies: Sequence[str], measured: Sequence[Path], records: list[Record]
+    trial: Trial,
+    texts: Texts,
+    policies: Sequence[str],
+    measured: Sequence[Path],
+    records: list[Record],
+    against: str | None,
 ) -> dict[str, Any]:
     """One bundle's figures; each text under each policy joins the records."""
     bundle, replay, times = trial.bundle, trial.replay, trial.times
@@ -105,21 +118,24 @@ def _bundle(
         "policies": {},
         "refused": {},
     }
+    reference = trial.of(parse_policy(against)).run if against else trial.reference
     for name in names(replay.order) if policies == ["all"] else policies:
+        spec = parse_policy(name)
         try:
-            policy = replay.policy(parse_policy(name))
             with busy(trial.conditions.recorders.console, f"{bundle.name}, {name}"):
-                run = replay.run(policy)
+                run = trial.of(spec).run
         except UnknownPolicy as error:  # this bundle lacks what it needs
             out["refused"][name] = str(error)
             continue
-        row = out["policies"][name] = figures(replay, run, trial.reference, times)
+        row = out["policies"][name] = figures(replay, run, reference, times)
         records += records_of(replay, run, times, name)
-        live = [one for path in measured for one in live_ms(path, replay, spec_of(policy), trial.conditions.links)]
+        asked = spec_of(replay.policy(spec))
+        live = [one for path in measured for one in live_ms(path, replay, asked, trial.conditions.links)]
         if n := sum(count for _, count in live):
             mean = sum(ms * count for ms, count in live) / n
             off_by = row["modelled_ms"]["mean"] / mean - 1
             row["measured_ms"] = {"mean": mean, "n": n, "modelled_is_off_by": off_by}
+    out["verdict"] = trial.verdict(list(out["policies"]), *([against] if against else []))
     return out
 
 

@@ -11,15 +11,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lab.beside import beside
 from lab.outputs import REPLACED, write_json
 from lab.picture import INTERVALS, Dot, note, percent, picture, scatter
 from lab.records import Crossed, Record, write_records
+from lab.replay.chance import chance
 from lab.replay.costs import references, unit_costs
 from lab.replay.run import NONE, Run
 from lab.replay.times import Times
 from lab.replay.walk import Replay
 from lab.stats import accuracy_of, judged, paired_difference, paired_score_difference, spread_of
 from shared.model.bundle import Metric
+
+CROSSES = "crosses: as many texts per tier (where one tier runs: per exit), drawn at random"
 
 
 def figures(replay: Replay, run: Run, reference: Run, times: Times) -> dict[str, Any]:
@@ -29,6 +33,8 @@ def figures(replay: Replay, run: Run, reference: Run, times: Times) -> dict[str,
     cost = float(unit_costs(replay, run)[read].mean())
     return {
         **_quality(replay, run, reference, read),
+        "chance": chance(replay, run, times, read),
+        "beside_reference": _beside(replay, run, reference, times, read),
         "modelled_ms": {
             **spread_of(modelled.seconds[read] * 1e3),
             "infer": float(modelled.infer[read].mean() * 1e3),
@@ -101,6 +107,19 @@ def _quality(replay: Replay, run: Run, reference: Run, read: np.ndarray) -> dict
     return out
 
 
+def _beside(replay: Replay, run: Run, reference: Run, times: Times, read: np.ndarray) -> dict[str, Any]:
+    """The policy beside the reference; `bytes_ratio` is of all bodies, null where the reference sends none."""
+    ours, theirs = times.of(run), times.of(reference)
+    right, sent = [], []
+    for one, modelled in ((run, ours), (reference, theirs)):
+        right.append((one.label == replay.labels)[read])
+        sent.append(float((modelled.bytes_up + modelled.bytes_down)[read].mean()))
+    return {
+        **beside(ours.seconds[read] * 1e3, theirs.seconds[read] * 1e3, *right),
+        "bytes_ratio": sent[0] / sent[1] if sent[1] else None,
+    }
+
+
 def _words(run: Run, read: np.ndarray) -> float | None:
     """Words sent on of words read, where `after` sent a text on; null where nothing was."""
     sent = read_in = 0
@@ -117,23 +136,26 @@ def _by_tier(run: Run, values: Iterable[float]) -> dict[str, float]:
 
 def table(report: dict[str, Any]) -> Table:
     """One row per bundle and policy."""
-    hardware = report["hardware"]
+    hardware, against = report["hardware"], report["against"]
     out = Table(
         title=f"Replayed on {hardware['engine']}; links {report['links']}; times are MODELLED from tables measured on "
         f"{hardware['cpu']}, {report['threads']['deeper_tiers']} thread(s) for each tier but the first, which has 1",
-        caption="cost in DIMEE's units (constants fitted to its Table I, not the paper's own), relative to the whole "
-        "model on the device, and to the cloud. *: replay only; what needs the whole model on the first tier gets the "
-        "last tier's network there. words: what was sent on of what was read, where a tier that had read a text sent "
-        "it on. " + " ".join(report["notes"]),
+        caption=(f"reference: {against}. " if against else "")
+        + "cost in DIMEE's units (constants fitted to its Table I, not the paper's own), relative to the whole model "
+        "on the device, and to the cloud. *: replay only; what needs the whole model on the first tier gets the last "
+        "tier's network there. over chance: accuracy more than as many texts per tier (where one tier runs: per exit), "
+        "drawn at random, would give. words: what was sent on of what was read, where a tier that had read a text "
+        "sent it on. " + " ".join(report["notes"]),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
     measured = any("measured_ms" in f for b in report["bundles"].values() for f in b["policies"].values())
-    columns = ["bundle (texts)", "policy", "score [95 %]", "vs cloud, points", "model ms", "p95"]
-    columns += ["measured (model off)"] if measured else []
-    columns += ["cost/device", "/cloud", "answered at, %", "words", "bytes"]
+    columns = ["bundle (texts)", "policy", "score [95 %]", f"vs {'reference' if against else 'cloud'},\npoints [95 %]"]
+    columns += ["over chance,\npoints [95 %]", "model\nms", "p95"]
+    columns += ["measured\n(model off)"] if measured else []
+    columns += ["cost/\ndevice", "/cloud", "answered at, %", "words", "bytes"]
     for column in columns:
         name, words = column == "policy", column in ("bundle (texts)", "policy", "answered at, %")
         shape: dict[str, Any] = {"min_width": 16} if name else {"no_wrap": True}
@@ -154,15 +176,17 @@ def _answered(part: dict[str, Any]) -> int:
 def _row(bundle: str, policy: str, metric: str, f: dict[str, Any], *, measured: bool) -> list[str]:
     low, high = f[f"{metric}_ci95"]
     gain, gain_low, gain_high = (100 * value for value in f[f"{metric}_minus_reference"])
-    beside = f.get("measured_ms")
+    lucky, lucky_low, lucky_high = (100 * value for value in f["chance"]["accuracy_over_chance"])
+    live = f.get("measured_ms")
     return [
         bundle,
         f"{policy} *" if f["replay_only"] else policy,
         f"{f[metric]:.3f} [{low:.3f} {high:.3f}]",
         f"{gain:+.1f} [{gain_low:+.1f} {gain_high:+.1f}]",
+        f"{lucky:+.1f} [{lucky_low:+.1f} {lucky_high:+.1f}]",
         f"{f['modelled_ms']['mean']:.0f}",
         f"{f['modelled_ms']['p95']:.0f}",
-        *([f"{beside['mean']:.0f} ({beside['modelled_is_off_by']:+.0%})" if beside else "-"] if measured else []),
+        *([f"{live['mean']:.0f} ({live['modelled_is_off_by']:+.0%})" if live else "-"] if measured else []),
         f"{f['unit_cost']['against_whole_model_on_device']:+.0%}",
         f"{f['unit_cost']['against_cloud_only']:+.0%}",
         " ".join(f"{tier} {100 * share:.0f}" for tier, share in f["answered_by_tier"].items()),
@@ -184,6 +208,14 @@ def write(report: dict[str, Any], records: list[Record], out: Path, console: Con
         for policy, why in part["refused"].items():
             console.print(f"{name}: left out {policy}: {why}", style="yellow", highlight=False, soft_wrap=True)
     console.print(f"written: {', '.join(map(str, files))}{REPLACED if replaced else ''}")
+    for name, part in report["bundles"].items():
+        console.print(f"{name}, times modelled: {part['verdict']}", highlight=False, soft_wrap=True)
+
+
+def _chance(f: dict[str, Any]) -> tuple[float, float] | None:
+    """Where a policy's chance control stands; none in a report that is older than it."""
+    drawn = f.get("chance")
+    return (drawn["modelled_ms"], 100 * drawn["accuracy"]) if drawn else None
 
 
 def draw(report: dict[str, Any], bundle: str, path: Path, title: str | None = None) -> None:
@@ -197,12 +229,20 @@ def draw(report: dict[str, Any], bundle: str, path: Path, title: str | None = No
         "replayed, times modelled",
         INTERVALS,
         "hollow: runs in replay only",
+        CROSSES if any("chance" in f for f in part["policies"].values()) and metric == "accuracy" else None,
     )
     with picture(path, title or f"{bundle}: {metric} against modelled latency", made, height=6.2) as (axes,):
         scatter(
             axes,
             [
-                Dot(policy, f["modelled_ms"]["mean"], 100 * f[metric], percent(f[f"{metric}_ci95"]), f["replay_only"])
+                Dot(
+                    policy,
+                    f["modelled_ms"]["mean"],
+                    100 * f[metric],
+                    percent(f[f"{metric}_ci95"]),
+                    f["replay_only"],
+                    chance=_chance(f) if metric == "accuracy" else None,
+                )
                 for policy, f in part["policies"].items()
             ],
         )

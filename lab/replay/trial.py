@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from lab.beside import beside, beside_whom, verdict
 from lab.choice import last_within
 from lab.console import aside
 from lab.data.examples import Example, digest, load, training_rows, without
 from lab.data.examples import unseen as unseen_split
 from lab.data.readable import LeftOut, left_out_of
+from lab.policies import parse_policy
 from lab.replay.costs import unit_costs
 from lab.replay.recorder import Recorders, other_engine, runs_on
 from lab.replay.report import figures
@@ -155,6 +157,13 @@ class Trial:
             "time_saved": paired_saving(a.ms, b.ms),
             "unit_cost": paired_difference(a.cost, b.cost),
         }
+
+    def verdict(self, policies: Sequence[str], *more: str) -> str:
+        """One sentence: the first of these policies beside the deepest tier alone, `tabi` if named, and `more`."""
+        policy, others = beside_whom(policies, f"{self.replay.order[-1]}-only", *more)
+        ours = self.of(parse_policy(policy))
+        rows = {other: self.of(parse_policy(other)) for other in others}
+        return verdict(policy, {name: beside(ours.ms, it.ms, ours.right, it.right) for name, it in rows.items()})
 
     def within(self, base: dict[str, Any], figure: str, limit: float, *, digits: int) -> dict[str, Any]:
         """The setting at the greatest offload threshold that keeps an outcome's mean (`ms`, `cost`) within a limit."""

@@ -107,6 +107,18 @@ class Replay:
         answer(out, out.bound, self.ensemble, everything)
         return out
 
+    def alone(self, at: int, like: Run) -> Run:
+        """Every text at one tier alone, at full depth, on the stations of another run."""
+        policy, everything = self.policy(f"{self.order[at]}-only"), np.arange(len(self.numbers))
+        layers, labels = dict(zip(like.tiers, like.layers, strict=True)), len(self.bundle.labels)
+        texts, alone = len(everything), like.replay_only
+        out = Run(policy, layers, self.corpus, texts=texts, labels=labels, replay_only=alone)
+        walk = Walk(self, out, policy, self.stations_of(like))
+        walk.arrive(0, everything, self.numbers, at)
+        walk.go()
+        answer(out, policy, self.ensemble, everything)
+        return out
+
     def _first_state(self, policy: Policy, stations: Sequence[Station]) -> State | None:
         return first_state(policy, self._first(stations), self.bundle.pools)
 

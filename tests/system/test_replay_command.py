@@ -78,9 +78,44 @@ def test_every_policy_from_a_fresh_cache_and_from_a_full_one(command, data, tiny
     ]
     assert {name for name, f in whole["policies"].items() if f["replay_only"]} == {"oracle"}
     assert set(whole["refused"]) == {"dimee", "length-quantile"}  # no card, no pools
+    for part in (tiny, whole):
+        assert part["verdict"].startswith("collaborative takes ")
+        assert " times as long as cloud-only, at " in part["verdict"]
+        assert " times as long as tabi, at " in part["verdict"]
+    assert done.stdout.rstrip().endswith(whole["verdict"])
+    assert all(f["chance"]["n"] == 12 for f in tiny["policies"].values())
+    assert tiny["policies"]["end-only"]["chance"]["accuracy_over_chance"] == [0.0, 0.0, 0.0]
+    assert "over chance," in done.stdout
     reference = tiny["policies"]["cloud-only"]
     assert reference["accuracy_minus_reference"] == [0.0, 0.0, 0.0]
     assert reference["modelled_ms"]["mean"] > reference["modelled_ms"]["link"] > 0
+
+
+def test_differences_are_against_the_policy_that_is_named(command, data, tiny_bundle, tmp_path):
+    asked = ("--data", str(data), "--bundle", str(tiny_bundle), "--policy", "collaborative", "--policy", "end-only")
+    done = command(*asked, "--against", "edge-only", "--out", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.exception
+    report = json.loads((tmp_path / "out.json").read_text())
+    own = report["bundles"][tiny_bundle.name]
+    assert (report["against"], [*own["policies"]]) == ("edge-only", ["collaborative", "end-only"])
+    alone = command(*asked, "--policy", "edge-only", "--out", str(tmp_path / "alone"))
+    assert alone.exit_code == 0, alone.exception
+    policies = json.loads((tmp_path / "alone.json").read_text())["bundles"][tiny_bundle.name]["policies"]
+    edge = policies["edge-only"]
+    for name, figures in own["policies"].items():
+        beside = figures["beside_reference"]
+        assert beside["accuracy"][0] == pytest.approx(figures["accuracy"] - edge["accuracy"])
+        assert figures["accuracy_minus_reference"][0] == pytest.approx(figures["accuracy"] - edge["accuracy"])
+        assert beside["time_ratio"][0] == pytest.approx(figures["modelled_ms"]["mean"] / edge["modelled_ms"]["mean"])
+        assert beside["p95_ratio"] == pytest.approx(figures["modelled_ms"]["p95"] / edge["modelled_ms"]["p95"])
+        sent, theirs = (sum(one["bytes_per_request"].values()) for one in (figures, edge))
+        assert beside["bytes_ratio"] == pytest.approx(sent / theirs), name
+    assert "vs reference," in done.stdout
+    assert " times as long as edge-only, at " in own["verdict"]
+    assert (
+        policies["collaborative"]["beside_reference"]["time_ratio"]
+        != own["policies"]["collaborative"]["beside_reference"]["time_ratio"]
+    )
 
 
 def test_a_folder_and_the_dev_split_will_do(command, data, tiny_bundle, tmp_path):
@@ -184,6 +219,7 @@ def test_a_policy_that_one_bundle_lacks_is_replayed_on_the_others(command, data,
         (["--data", "DATA", "--bundle", "nonsense"], "bundle 'nonsense'"),
         (["--data", "DATA", "--bundle", "TINY", "--policy", "nonsense"], "unknown policy 'nonsense'"),
         (["--data", "DATA", "--bundle", "TINY", "--policy", "tabi:"], "expected NAME:key=value"),
+        (["--data", "DATA", "--bundle", "TINY", "--against", "nonsense"], "unknown policy 'nonsense'"),
         (["--data", "DATA", "--bundle", "TINY", "--links", "lte"], "expected ACCESS/BACKBONE"),
         (["--data", "DATA", "--bundle", "TINY", "--links", "warp/metro"], "'warp'"),
     ],

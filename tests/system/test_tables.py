@@ -73,6 +73,8 @@ def test_every_table_and_its_numbers_are_those_of_replay(here, tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert set(report["tables"]) == set(make.NAMES)
     assert set(report["tables"]["dimee-1"]) == {"tiny"}
+    assert set(report["verdicts"]) == {"collaborative", "split-tiny"}
+    assert all(said.startswith("collaborative takes ") for said in report["verdicts"].values())
     for name in FIGURES:
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
     (part,) = report["tables"]["hu-1"].values()

@@ -43,10 +43,11 @@ def test_whole_models_stand_beside_the_policies(data, tiny_bundle, tmp_path, sen
     about = report["wholes"][wholes[0]]
     assert (about["tier"], about["layers"], about["threads"], about["link"]) == ("cloud", 4, 2, "wifi+metro")
     assert report["wholes"][wholes[1]]["threads"] == 1
-    assert [*report["beside_wholes"]] == wholes
-    assert all([*by_policy] == policies for by_policy in report["beside_wholes"].values())
+    assert [*report["beside"]] == ["cloud-only", *wholes]
+    assert [[*by_policy] for by_policy in report["beside"].values()] == [["end-only"], policies, policies]
     assert report["verdict"].startswith("end-only takes ")
-    assert report["verdict"] in done.stdout.replace("\n", " ")
+    assert all(f" times as long as {other}, at " in report["verdict"] for other in report["beside"])
+    assert done.stdout.rstrip().endswith(report["verdict"])
     rows = pq.read_table(f"{out}.parquet").to_pylist()
     assert len(rows) == 4 * 4
     theirs = [row["predicted"] == row["label"] for row in rows if row["policy"] == wholes[0]]

@@ -14,7 +14,7 @@ from lab.docs import pictures
 from lab.docs.measured import RESULTS, read
 from lab.live import bench_report
 from lab.papers import figures
-from lab.picture import LABEL, Dot, intervals, picture, scatter
+from lab.picture import BLUE, GREEN, GREY, LABEL, ORANGE, Dot, intervals, picture, scatter
 from lab.replay import plan_report
 from lab.replay import report as replay_report
 
@@ -142,3 +142,36 @@ def test_the_line_joins_what_nothing_beats_and_leaves_out_what_only_replay_runs(
     with picture(tmp_path / "line.png", "title", "note") as (axes,):
         scatter(axes, dots)
         assert np.column_stack(axes.lines[0].get_data()).tolist() == [[1, 5], [3, 9]]
+
+
+def test_a_dot_has_the_colour_of_its_kind_a_bold_name_on_the_line_and_its_chance_control_as_a_cross(tmp_path):
+    dots = [
+        Dot("best", 1, 5, (4, 6), colour="#ff0000", chance=(2, 4.5)),
+        Dot("beaten", 2, 4, (3, 5)),
+        Dot("alone", 3, 6, (5, 7), chance=(3, 6)),
+    ]
+    with picture(tmp_path / "kinds.png", "title", "note") as (axes,):
+        scatter(axes, dots)
+        crosses = [np.ravel(line.get_data()).tolist() for line in axes.lines if line.get_marker() == "x"]
+        assert crosses == [[2, 4.5]]  # one that is its own control has none
+        assert {line.get_color() for line in axes.lines if line.get_marker() == "o"} == {"#ff0000", GREY, BLUE}
+        weights = {text.get_text(): text.get_fontweight() for text in axes.texts}
+        assert weights == {"best": "bold", "beaten": "normal", "alone": "bold"}
+
+
+def test_a_bench_tells_kinds_of_rows_by_colour(tmp_path, monkeypatch):
+    bench, drawn = read(RESULTS / "bench.json"), {}
+    monkeypatch.setattr(bench_report, "scatter", lambda _, dots: drawn.update({dot.name: dot.colour for dot in dots}))
+    bench_report.draw(bench, tmp_path / "bench.png")
+    kinds = {"collaborative": BLUE, "collaborative:pruning_coefficient=1": BLUE, "tabi": GREY, "cloud-only": GREEN}
+    assert {name: drawn[name] for name in kinds} == kinds
+    assert {colour for name, colour in drawn.items() if name.startswith("whole ")} == {ORANGE}
+
+
+def test_a_replay_draws_chance_controls_where_its_score_is_accuracy(boxes, tmp_path):
+    replay = read(RESULTS / "replay.json")
+    for f in replay["bundles"]["collaborative"]["policies"].values():
+        f["chance"] = {"modelled_ms": 100.0, "accuracy": 0.9}
+    replay_report.draw(replay, "collaborative", tmp_path / "crosses.png")
+    assert unreadable(boxes["crosses.png"]) == []
+    assert any("crosses: as many texts per tier" in " ".join(text.split()) for text, *_ in boxes["crosses.png"][1])

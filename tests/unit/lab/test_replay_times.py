@@ -1,10 +1,11 @@
-"""Modelled times, bytes and unit costs, by hand."""
+"""Modelled times, bytes, unit costs and chance controls, by hand."""
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from lab.data.examples import Example
+from lab.replay.chance import chance
 from lab.replay.costs import references, unit_costs
 from lab.replay.profile import Http, Table
 from lab.replay.recorder import Kernel, Recorders
@@ -167,3 +168,66 @@ def test_a_text_that_no_tier_can_read_is_left_out(replay, times):
         run = own.run(own.policy(name))
         assert run.label[-1] == -1
         assert (run.label[:-1] >= 0).all()
+
+
+def by_chance(replay, run, times, places, alone, draws=3000):
+    """Mean accuracy and ms of random orders of the places that a run gives its texts; `alone`: a run for each place."""
+    noise, rows = np.random.default_rng(5), np.arange(len(places))
+    order = list(alone)
+    right = np.stack([one.label == replay.labels for one in alone.values()])
+    ms = np.stack([times.of(one).seconds * 1e3 for one in alone.values()])
+    drawn = np.array([[order.index(place) for place in noise.permutation(places)] for _ in range(draws)])
+    return right[drawn, rows].mean(), ms[drawn, rows].mean()
+
+
+@pytest.mark.parametrize("name", ["random", "collaborative", "length-quantile", "oracle"])
+def test_the_chance_control_is_what_as_many_texts_per_tier_give_when_they_are_drawn(replay, times, name):
+    spec = {"name": "length-quantile", "edges": [10, 12]} if name == "length-quantile" else name
+    run, everything = replay.run(replay.policy(spec)), np.ones(12, bool)
+    drawn = chance(replay, run, times, everything)
+    assert drawn["drawn_per"] == "tier"
+    assert sum(drawn["shares"].values()) == pytest.approx(1)
+    alone = {at: replay.run(replay.policy(f"{replay.order[at]}-only")) for at in set(run.answered_by.tolist())}
+    accuracy, ms = by_chance(replay, run, times, run.answered_by, alone)
+    assert drawn["accuracy"] == pytest.approx(accuracy, abs=0.01)
+    assert drawn["modelled_ms"] == pytest.approx(ms, rel=0.01)
+    gain, low, high = drawn["accuracy_over_chance"]
+    assert gain == pytest.approx(run_accuracy(replay, run) - drawn["accuracy"])
+    assert low <= gain <= high
+    more = 1e3 * times.of(run).seconds.mean() - drawn["modelled_ms"]
+    assert drawn["modelled_ms_over_chance"][0] == pytest.approx(more)
+
+
+def test_where_one_tier_runs_its_exits_are_drawn(replay, times):
+    spec = {"name": "pabee", "patience": 1}
+    run, everything = replay.run(replay.policy(spec)), np.ones(12, bool)
+    left = run.exit_layer[-1]
+    assert len(set(left.tolist())) > 1
+    drawn = chance(replay, run, times, everything)
+    assert (drawn["drawn_per"], drawn["n"]) == ("exit", 12)
+    assert drawn["shares"] == {str(layer): (left == layer).mean() for layer in sorted(set(left.tolist()))}
+    exits = replay.stations[-1].table(replay.numbers, Kernel.PLAIN).exits[replay.numbers]  # [N, E, C]
+    right = exits.argmax(-1) == replay.labels[:, None]
+    assert drawn["accuracy"] == pytest.approx(right.mean(0)[left - 1].mean())
+    # a layer is 1.1 ms whoever leaves after it, and nothing else depends on the exit
+    assert drawn["modelled_ms"] == pytest.approx(1e3 * times.of(run).seconds.mean())
+
+
+@pytest.mark.parametrize("name", ["end-only", "cloud-only"])
+def test_one_tier_alone_is_its_own_chance_control(replay, times, name):
+    drawn = chance(replay, replay.run(replay.policy(name)), times, np.ones(12, bool))
+    assert drawn["accuracy_over_chance"] == drawn["modelled_ms_over_chance"] == (0.0, 0.0, 0.0)
+
+
+def test_the_chance_control_of_a_method_that_needs_the_whole_model_draws_from_it(replay, times):
+    run = replay.run(replay.policy({"name": "splitee", "arm": 2, "exit_threshold": 0.9}))
+    drawn = chance(replay, run, times, np.ones(12, bool))
+    assert set(drawn["shares"]) == {"end", "cloud"}
+    cloud = run_accuracy(replay, replay.run(replay.policy("cloud-only")))
+    assert drawn["accuracy"] == pytest.approx(cloud)  # the same whole network at either place
+
+
+def test_a_text_that_a_drawn_tier_cannot_read_does_not_count(replay, times):
+    own = Replay(replay.bundle, [*replay.examples, Example("\u200b", None, 0)], Recorders(Console(quiet=True)))
+    drawn = chance(own, own.run(own.policy("random")), times, np.arange(13) < 12)
+    assert drawn["n"] == 12

@@ -1,4 +1,4 @@
-"""Whole models: the network that is exported, the client that asks it, and what a bench says beside it."""
+"""Whole models: the network that is exported, and the client that asks it."""
 
 import asyncio
 
@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 
 from lab.data.examples import Example
-from lab.live.bench import Sample
 from lab.live.client import NoAnswer, TextRefused
-from lab.live.whole_report import beside, verdict
 from lab.whole import build
 from lab.whole.build import whole_model
 from lab.whole.client import Place, WholeClient
@@ -90,20 +88,6 @@ def test_what_is_no_answer_is_told(answer, error, told):
 def test_a_pair_is_refused():
     with pytest.raises(NoAnswer, match="whole models read one text"):
         asked(Example("a fine film", "or not", 1))
-
-
-def samples(seconds, right):
-    return [Sample(row, "any", s, r, r, None) for row, (s, r) in enumerate(zip(seconds, right, strict=True))]
-
-
-def test_a_policy_beside_a_whole_model_is_paired():
-    figures = beside(samples([0.1, 0.1], [True, False]), samples([0.2, 0.2], [True, True]))
-    assert figures["time_of_whole"] == pytest.approx([0.5, 0.5, 0.5])
-    assert figures["latency_minus_whole_ms"] == pytest.approx([-100, -100, -100])
-    assert figures["accuracy_minus_whole"][0] == -0.5
-    assert verdict("p.json", {"whole": {"p.json": figures}}).startswith(
-        "p takes 0.50 [0.50, 0.50] times as long as whole"
-    )
 
 
 def test_rivals_that_are_not_installed_are_named_before_anything_is_built(monkeypatch, tmp_path):
