@@ -51,17 +51,18 @@ class Budget:
 
 
 class Ahead:
-    """One text that may leave a tier ahead of its answer. Made on the event loop, and ended there in any case."""
+    """One text that may leave a tier ahead of its answer. Made on the event loop, and ended there in any case.
+
+    The policy is asked in the model's thread, so that the loop is woken only for a text that leaves.
+    """
 
     def __init__(self, tier: Tier, call: Call, text: Text) -> None:
         self._tier, self._call, self._text, self._loop = tier, call, text, asyncio.get_running_loop()
-        self._exits: asyncio.Queue[tuple[Encoded, int, float]] = asyncio.Queue()
+        self._told = self._closed = False
+        self._mistake: BaseException | None = None  # of the policy
         self._decision, self._layer, self._bytes = STAY, 0, 0
         self._onward: TextPair | None = None  # the words of the call, once it has begun
-        self._mistake: BaseException | None = None  # of the policy
-        self._closed = False
-        self._carried = asyncio.create_task(self._go())
-        self._carried.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody else may ask
+        self._carried: asyncio.Task[Carried] | None = None
 
     @staticmethod
     def of(tier: Tier, call: Call, texts: Sequence[Text]) -> Ahead | None:
@@ -70,30 +71,34 @@ class Ahead:
         return Ahead(tier, call, texts[0]) if alone and may_speculate(call.policy, call.where) else None
 
     def passed(self, encoded: Encoded, layer: int, confidence: float) -> None:
-        """The text has passed an exit; the model's thread says so."""
-        with suppress(RuntimeError):  # the loop has ended, and with it the request
-            self._loop.call_soon_threadsafe(self._exits.put_nowait, (encoded, layer, confidence))
+        """The text has passed an exit; the model's thread says so.
 
-    async def _go(self) -> Carried:
-        """Wait for an exit that tells where the text will go, and ask that tier for its hops."""
-        tier, call, text = self._tier, self._call, self._text
-        while self._decision.to is None:
-            encoded, self._layer, confidence = await self._exits.get()
-            told = self._told(confidence)
-            if told.to is not None and not tier.sender.upstream(told.to).breaker.open and tier.budget.begin():
-                self._decision = told
-        text.keep = tier.unread(call, text, encoded)
-        self._onward, within_s = sent_on(text.source, encoded, text.keep), tier.sender.within_s(call)
-        return await tier.sender.carry(call, self._decision, [text], [self._onward], within_s, sends=self._sends)
-
-    def _told(self, confidence: float) -> Decision:
-        """What the policy expects; a mistake of its own fails the request once that is decided, and not this task."""
+        A mistake of the policy fails the request once that is decided, and nobody else's pass.
+        """
+        if self._told:
+            return
         where = self._tier.where(self._call, self._text)
         try:
-            return decision(self._call.policy, "speculate", where, self._layer, confidence, self._text.draw)
+            told = decision(self._call.policy, "speculate", where, layer, confidence, self._text.draw)
         except BaseException as error:  # noqa: BLE001 - a user's code may raise anything
-            self._mistake = error
-            return STAY
+            self._told, self._mistake = True, error
+            return
+        if told.to is not None:
+            self._told = True
+            with suppress(RuntimeError):  # the loop has ended, and with it the request
+                self._loop.call_soon_threadsafe(self._begin, told, encoded, layer)
+
+    def _begin(self, told: Decision, encoded: Encoded, layer: int) -> None:
+        """Send the text to the tier that the policy has told."""
+        tier, text, sender = self._tier, self._text, self._tier.sender
+        if self._closed or sender.upstream(str(told.to)).breaker.open or not tier.budget.begin():
+            return
+        self._decision, self._layer = told, layer
+        text.keep = tier.unread(self._call, text, encoded)
+        self._onward, within_s = sent_on(text.source, encoded, text.keep), sender.within_s(self._call)
+        call = sender.carry(self._call, told, [text], [self._onward], within_s, sends=self._sends)
+        self._carried = self._loop.create_task(call)
+        self._carried.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody else may ask
 
     def _sends(self, size: int) -> None:
         self._bytes = size
@@ -118,14 +123,18 @@ class Ahead:
         """Let no call go on that nobody waits for: the request is over, answered or not."""
         if not self._closed:
             self._close(used=False)
-        self._carried.cancel()
+        self._cancel()
 
     def _close(self, *, used: bool) -> None:
-        self._closed, begun = True, self._decision.to is not None
+        self._closed, begun = True, self._carried is not None
         self._tier.budget.end(begun=begun, wasted=begun and not used)
         if begun:
             self._count(used=used)
         if not used:
+            self._cancel()
+
+    def _cancel(self) -> None:
+        if self._carried is not None:
             self._carried.cancel()
 
     def _count(self, *, used: bool) -> None:
@@ -135,8 +144,9 @@ class Ahead:
         telemetry.speculations.labels(tier.name, via, outcome).inc()
         if used:
             return
-        came = self._carried.done() and self._carried.exception() is None  # before it was cancelled
-        sizes = {"up": self._bytes, "down": self._carried.result().response_bytes if came else 0}
+        call = self._carried  # not cancelled yet
+        came = call is not None and call.done() and call.exception() is None
+        sizes = {"up": self._bytes, "down": call.result().response_bytes if call is not None and came else 0}
         for direction, size in sizes.items():
             for counter in (telemetry.link_bytes, telemetry.wasted_bytes):
                 counter.labels(f"{tier.name}-{via}", direction).inc(size)
