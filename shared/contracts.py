@@ -168,6 +168,15 @@ class Explained(Message):
     bias_share: float = says("signed share of the decision that the exit's bias has", 0.0044)
 
 
+class Speculation(Message):
+    """A call to a further tier that began before this tier's answer."""
+
+    to: Name = says("the tier that was asked", "cloud")
+    layer: Count = says("the layer whose exit told so", 4)
+    used: bool = says("whether the text was sent there in the end; else the call was cancelled", True)
+    request_bytes: Count = says("bytes of the request's body; of a call that was cancelled, less may have left", 584)
+
+
 class Hop(Message):
     """One tier's part in an answer."""
 
@@ -186,6 +195,9 @@ class Hop(Message):
     weight: Share = Field(0.0, description="its weight in the ensemble", examples=[0.0686])
     truncated: bool = says("whether it read only the head and the tail", False)
     link: LinkUse | None = Field(None, description="the link that led here; null: this tier was asked first")
+    speculation: Speculation | None = Field(  # left out where null: tiers that do not know it read such hops
+        None, description="a call that began before this tier's answer", exclude_if=lambda value: value is None
+    )
     timings_ms: dict[HopTiming, Ms] = says("milliseconds by stage", {"infer": 46.067, "total": 54.792})
     exits: list[Exit] | None = Field(None, description="every exit so far, oldest first; with `explain`")
     words: list[WordUse] | None = Field(None, description="every word's part; with `explain`")

@@ -19,6 +19,7 @@ from shared.logs import OUTCOMES
 
 SECONDS = tuple(round(0.0005 * (30 / 0.0005) ** (i / 21), 6) for i in range(22))  # 22, geometric, 0.5 ms to 30 s
 RATIOS = tuple(i / 20 for i in range(21))  # 0 is a bucket of its own: a chance of 0 is common
+SPECULATED = ("used", "wasted", "moved")  # moved: wasted too, and the text went to another tier
 OFFLOAD_REASONS = ("policy", "confidence", "curve")
 NO_POLICY = "none"  # requests that were refused or failed, whatever policy they asked for
 REJECTIONS = tuple(dict.fromkeys(error.rejection for error in tree() if error.rejection))
@@ -68,7 +69,11 @@ class Telemetry:
         self.stages = seconds("stage_duration_seconds", "Time of a stage of a request.", "tier", stage=STAGES)
         self.exits = counter("exits", "Texts that left at a layer.", "tier", layer=[str(n + 1) for n in range(layers)])
         self.offloads = counter("offloads", "Texts sent to another tier.", "from", "to", "reason", "policy")
+        text = "Texts sent to another tier ahead of this tier's answer."
+        self.speculations = counter("speculations", text, "from", "to", outcome=SPECULATED)
         self.link_bytes = counter("link_bytes", "Body bytes over a link.", "link", direction=("up", "down"))
+        text = "Body bytes of the calls among them that were wasted."
+        self.wasted_bytes = counter("speculation_wasted_bytes", text, "link", direction=("up", "down"))
         self.words = counter(
             "words", "Words that came in, and that were kept when sent on.", "tier", kind=("in", "kept")
         )

@@ -53,6 +53,7 @@ def figures(replay: Replay, run: Run, reference: Run, times: Times) -> dict[str,
             "up": float(modelled.bytes_up[read].mean()),
             "down": float(modelled.bytes_down[read].mean()),
         },
+        "speculation": _speculation(run, read),
         "texts_left_out": int((~read).sum()),
         "replay_only": run.replay_only,
         "layers": dict(zip(run.tiers, run.layers, strict=True)),
@@ -128,6 +129,16 @@ def _words(run: Run, read: np.ndarray) -> float | None:
         sent += int(run.words[carried[rows]].sum())
         read_in += int(run.words[run.numbers[here, rows]].sum())
     return sent / read_in if read_in else None
+
+
+def _speculation(run: Run, read: np.ndarray) -> dict[str, dict[str, float]]:
+    """By tier that sent texts on ahead of its answer, the shares of the texts that it read: sent so, and in vain."""
+    out = {}
+    for at, tier in enumerate(run.tiers):
+        if (ran := read & run.ran[at]).any() and run.watched[at]:
+            ahead, used = run.ahead_layer[at, ran] > 0, run.ahead_used[at, ran]
+            out[tier] = {"sent_ahead": float(ahead.mean()), "in_vain": float((ahead & ~used).mean())}
+    return out
 
 
 def _by_tier(run: Run, values: Iterable[float]) -> dict[str, float]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from lab.replay.recorder import Corpus
+from shared.pipeline.speculation import Budget
 from shared.policies import Policy
 
 NONE = -1  # no tier, no text
@@ -34,6 +35,11 @@ class Run:
         self.sent_to = np.full((T, N), NONE)  # the tier that `after` chose
         self.carried: dict[Link, np.ndarray] = {}  # per link that was crossed: [N] the text on it
         self.target: dict[Link, np.ndarray] = {}  # the same links: [N] the tier that must answer; NONE: it may decide
+        self.watched = [False] * T  # whether a tier's exits were asked where a text would go
+        self.ahead_layer = np.zeros((T, N), dtype=np.int64)  # whose exit sent a text on ahead of the answer; 0: none
+        self.ahead_used = np.zeros((T, N), dtype=bool)  # whether it was sent where it went in the end
+        self.vain: dict[Link, tuple[np.ndarray, np.ndarray]] = {}  # `carried` and `target` of calls that were cancelled
+        self._budgets: dict[int, Budget] = {}  # of speculative sending, by tier
         self.label = np.full(N, NONE)  # NONE where no tier could read the text
         self.probabilities = np.zeros((N, C))  # the ensemble's
 
@@ -71,3 +77,13 @@ class Run:
         """Note that these texts crossed a link, and which tier must answer them."""
         for noted, values in ((self.carried, numbers), (self.target, target)):
             noted.setdefault(link, np.full(len(self.label), NONE))[rows] = values
+
+    def cross_in_vain(self, link: Link, rows: np.ndarray, numbers: np.ndarray, target: int) -> None:
+        """Note the same of a call that was cancelled."""
+        nothing = np.full(len(self.label), NONE), np.full(len(self.label), NONE)
+        for noted, values in zip(self.vain.setdefault(link, nothing), (numbers, target), strict=True):
+            noted[rows] = values
+
+    def budget(self, at: int, share: float) -> Budget:
+        """A tier's budget of speculative sending, begun with `share` when first asked for."""
+        return self._budgets.setdefault(at, Budget(share))

@@ -53,10 +53,19 @@ class Sizes:
 
     def requests(self, run: Run, link: tuple[int, int], rows: np.ndarray) -> np.ndarray:
         """Bytes of the requests that carry these rows over a link."""
-        target = run.target[link][rows]
+        return self._requests_of(run, link, rows, run.carried[link], run.target[link])
+
+    def in_vain(self, run: Run, link: tuple[int, int], rows: np.ndarray) -> np.ndarray:
+        """The same of requests that were sent ahead and cancelled; less may have left."""
+        return self._requests_of(run, link, rows, *run.vain[link])
+
+    def _requests_of(
+        self, run: Run, link: tuple[int, int], rows: np.ndarray, numbers: np.ndarray, targets: np.ndarray
+    ) -> np.ndarray:
+        target = targets[rows]
         bare = {code: self._bare(run, code) for code in np.unique(target).tolist()}
         seeds = [len(f"{self._seed}-{row}") for row in rows.tolist()]
-        texts = run.json_bytes[run.carried[link][rows]]
+        texts = run.json_bytes[numbers[rows]]
         return texts + seeds + [bare[code] for code in target.tolist()] + self._visits(run, link[0], rows, target)
 
     def _visits(self, run: Run, here: int, rows: np.ndarray, target: np.ndarray) -> np.ndarray:

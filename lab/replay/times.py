@@ -1,6 +1,7 @@
 """Modelled times of a run. Nothing here was waited for: every table says `modelled`.
 
     T = client + sum over tiers (tokenize + infer + prune) + sum over links crossed (hop + RTT + size/rate, each way)
+               - sum over calls sent ahead of a tier's answer (the rest of its pass, beside what is behind it)
 
 tokenize, infer, prune and what HTTP adds are measured on this machine (`lab/replay/profile.py`); a link
 takes what the simulated one (`shared/links/simulated.py`) takes on average. Left out: waiting for a busy model.
@@ -82,7 +83,9 @@ class Times:
 
     def of(self, run: Run) -> Modelled:
         """The modelled figures of a run."""
-        infer, link, other, up, down = (np.zeros(len(run.label)) for _ in range(5))
+        tiers, texts = len(run.tiers), len(run.label)
+        infer, other, link, rest = (np.zeros((tiers, texts)) for _ in range(4))  # seconds; links by the tier they leave
+        up, down = np.zeros(texts), np.zeros(texts)
         sizes = dict(zip(run.tiers, run.layers, strict=True))
         for at, station in enumerate(self._replay.stations_of(run)):
             for kernel in Kernel:
@@ -91,20 +94,30 @@ class Times:
                 if not len(rows):
                     continue
                 numbers, layer = run.numbers[at, rows], run.exit_layer[at, rows]
-                rule = run.bound.exit_rule(Where(station.name, (), sizes)) is not None
+                heads = run.watched[at] or run.bound.exit_rule(Where(station.name, (), sizes)) is not None
                 tokens = station.table(numbers, kernel).tokens[numbers]
-                infer[rows] += self._passes(station, kernel, rule=rule)[layer - 1, tokens]
+                passes = self._passes(station, kernel, heads=heads)
+                infer[at, rows] = passes[layer - 1, tokens]
+                ahead = run.ahead_layer[at, rows]
+                rest[at, rows] = np.where(run.ahead_used[at, rows], infer[at, rows] - passes[ahead - 1, tokens], 0)
                 measured = self._table(station.recorder, self._threads[station.name])
-                other[rows] += np.interp(run.words[numbers], measured.words, measured.tokenize)
+                other[at, rows] = np.interp(run.words[numbers], measured.words, measured.tokenize)
                 if counted:
                     sent = rows[run.sent_to[at, rows] != NONE]
-                    other[sent] += np.interp(run.words[run.numbers[at, sent]], measured.words, measured.prune)
+                    other[at, sent] += np.interp(run.words[run.numbers[at, sent]], measured.words, measured.prune)
         for (here, there), rows, asked, answered in self.crossings(run):
             profile = self._links[run.tiers[here], run.tiers[there]]
-            link[rows] += self.http.hop + round_trip(profile, asked, answered)
+            link[here, rows] += self.http.hop + round_trip(profile, asked, answered)
             up[rows] += asked
             down[rows] += answered
-        return Modelled(self.http.client + infer + other + link, infer, link, up, down)
+        for crossed, (numbers, _) in run.vain.items():
+            rows = np.flatnonzero(numbers != NONE)
+            up[rows] += self._sizes.in_vain(run, crossed, rows)
+        seconds = np.zeros(texts)
+        for at in reversed(range(tiers)):  # from each tier on: its pass, and beside the rest of it what is behind
+            behind = link[at] + seconds
+            seconds = infer[at] + other[at] + behind - np.minimum(rest[at], behind)
+        return Modelled(self.http.client + seconds, infer.sum(0), link.sum(0), up, down)
 
     def crossings(self, run: Run) -> Iterator[tuple[tuple[int, int], np.ndarray, np.ndarray, np.ndarray]]:
         """Every link that was crossed, as two tiers' numbers: the rows that crossed it, and bytes there and back."""
@@ -118,15 +131,15 @@ class Times:
             self._tables[key] = measure_table(recorder.source, threads, self._console, anew=anew)
         return self._tables[key]
 
-    def _passes(self, station: Station, kernel: Kernel, *, rule: bool) -> np.ndarray:
-        """Seconds until each exit, [E, tokens]; without an exit rule the heads on the way are not evaluated."""
+    def _passes(self, station: Station, kernel: Kernel, *, heads: bool) -> np.ndarray:
+        """Seconds until each exit, [E, tokens], with or without the heads on the way."""
         threads = self._threads[station.name]
-        key = (station.recorder.digest, threads, kernel, rule)
+        key = (station.recorder.digest, threads, kernel, heads)
         if key not in self._dense:
             measured = self._table(station.recorder, threads)
             tokens = station.recorder.source.computed(np.arange(measured.lengths[-1] + 1))
             passes = np.array([np.interp(tokens, measured.lengths, row) for row in measured.infer[kernel]])
-            if not rule:
+            if not heads:
                 passes *= np.interp(tokens, measured.lengths, measured.whole[kernel]) / passes[-1]
             self._dense[key] = passes
         return self._dense[key]

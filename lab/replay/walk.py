@@ -20,6 +20,7 @@ import numpy as np
 
 from lab.console import tracked
 from lab.data.examples import Example
+from lab.replay.ahead import send_ahead
 from lab.replay.answers import answer, outcome
 from lab.replay.recorder import Kernel, Recorders, source_of
 from lab.replay.run import NONE, Run
@@ -31,16 +32,17 @@ from shared.model.bundle import Bundle
 from shared.model.pools import Signature
 from shared.pipeline.route import Route
 from shared.policies import Clues, Decision, Learner, Policy, State, Where, bind, build, first_state, spec_of
-from shared.policies.base import draw
+from shared.policies.base import draw, may_speculate
 from shared.policies.baselines.fixed import Oracle
 from shared.policies.mistakes import decision
+from shared.web.settings import Settings
 
 
 class Replay:
     """One bundle over one data set. Runs no model for texts that the cache knows.
 
     `links` names each tier's upstreams, nearest first; without it the first tier reaches all and each other the next.
-    `profiles` of links, by (from, to), are for policies that look at them.
+    `profiles` of links, by (from, to), are for policies that look at them. `speculation_budget` is every tier's.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Replay:
         links: Mapping[str, Sequence[str]] | None = None,
         max_tier: str | None = None,
         profiles: Mapping[tuple[str, str], Profile] | None = None,
+        speculation_budget: float = Settings.model_fields["speculation_budget"].default,
     ) -> None:
         self.bundle, self.examples, self.corpus = bundle, examples, recorders.corpus
         self.order, self.seed, self._max_tier = bundle.order, seed, max_tier
@@ -64,7 +67,7 @@ class Replay:
         nearest = [self.order[1:], *(self.order[at + 1 : at + 2] for at in range(1, len(self.order)))]
         links = links or dict(zip(self.order, nearest, strict=True))
         self.routes = [Route(self.order, tier, tuple(links[tier])) for tier in self.order]
-        self.profiles = profiles or {}
+        self.profiles, self.speculation_budget = profiles or {}, speculation_budget
         self.ensemble = bundle.card.ensemble()
         self._clues: dict[tuple[int, Signature | None], Clues] = {}
 
@@ -216,7 +219,7 @@ class Walk:
             return rows, numbers
         clues = self.replay.clues(numbers, at, policy.signature(where.tier))
         decisions = [
-            decision(policy, "before", self._seen(where, at, row, number), clue, draws[row])
+            decision(policy, "before", self.seen(where, at, row, number), clue, draws[row])
             for row, number, clue in zip(rows.tolist(), numbers.tolist(), clues, strict=True)
         ]
         self._follow(at, decisions, rows, numbers)
@@ -241,11 +244,13 @@ class Walk:
             return
         confidence = table.exits[numbers, layer - 1].max(-1).tolist()
         decisions = [
-            decision(policy, "after", self._seen(where, at, row, number, ruled=rule is not None), c, draws[row])
+            decision(policy, "after", self.seen(where, at, row, number, ruled=rule is not None), c, draws[row])
             for row, number, c in zip(rows.tolist(), numbers.tolist(), confidence, strict=True)
         ]
         out.probability[at, rows] = [said.probability for said in decisions]
         out.sent_to[at, rows] = [NONE if d.to is None else out.tiers.index(d.to) for d in decisions]
+        if may_speculate(policy, where):
+            send_ahead(self, at, where, rows, numbers, layer, table, decisions)
         leaves, pruning = out.sent_to[at, rows] != NONE, policy.pruning(station.name)
         if prunes:
             numbers[leaves] = station.pruned(numbers[leaves], layer[leaves], pruning)
@@ -253,7 +258,7 @@ class Walk:
             numbers[leaves] = station.without_middle(numbers[leaves], behind)
         self._follow(at, decisions, rows, numbers)
 
-    def _seen(self, where: Where, at: int, row: int, number: int, *, ruled: bool | None = None) -> Where:
+    def seen(self, where: Where, at: int, row: int, number: int, *, ruled: bool | None = None) -> Where:
         """The place where a text is decided on."""
         return Where(where.tier, where.reachable, where.layers, ReplaySight(self, at, row, number, ruled=ruled))
 

@@ -166,8 +166,11 @@ class Upstream:
         within_s: float | None = None,
         limit_bytes: int = 1_000_000,
         check: Callable[[Sequence[InferredRow]], None] = lambda rows: None,
+        sends: Callable[[int], None] = lambda size: None,
     ) -> Carried:
         """Send a batch on and wait for its hops, at most `within_s` and `limit_bytes`; `check` may refuse its rows.
+
+        `sends` is told how many bytes the request's body has, before it leaves.
 
         Raises:
             UpstreamFailure: with the reason; a late answer is dropped with its connection.
@@ -183,6 +186,7 @@ class Upstream:
         body, started = request.model_dump_json().encode(), self._clock()
         link_time, usual = self._link_time, self._usual
         self._sizes.append(len(body))
+        sends(len(body))
         try:
             answer = await self._post(body, headers, request.call, within_s, limit_bytes)
             response = self._read(answer, request)

@@ -107,12 +107,14 @@ class Encoder:
         parts: bool = False,
         over: Callable[[list[int]], list[bool]] | None = None,
         tell: Callable[[Reached], None] | None = None,
+        tell_every: bool = False,
         so_far: dict[int, ExitTrace] | None = None,
     ) -> list[ExitTrace]:
         """Run layer by layer; each text leaves where `rule` first accepts, and is not computed further.
 
         Without a rule all layers run and only the last exit is evaluated, unless `every_exit`. `over` is asked between
-        layers which of the texts (by number) must leave now with the exit they have reached. `tell` hears of each exit.
+        layers which of the texts (by number) must leave now with the exit they have reached. `tell` hears of each exit
+        that is evaluated; with `tell_every` all are, which changes no trace.
         `so_far` holds after each layer what every text gets if it leaves there: then each exit is evaluated, which
         changes no trace.
         """
@@ -125,7 +127,7 @@ class Encoder:
             last = depth == engine.layers
             state = engine.layer(depth - 1, state)
             late = [False] * len(rows) if last or over is None else over(rows)
-            asked = last or rule is not None or every_exit or any(late)
+            asked = last or rule is not None or every_exit or tell_every or any(late)
             if not asked and so_far is None:
                 continue
             newest = engine.exits(depth - 1, state)

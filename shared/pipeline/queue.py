@@ -22,8 +22,10 @@ from shared.contracts import TextPair
 from shared.errors import DeadlinePassed, QueueFull
 from shared.model.exits import ExitRule
 from shared.model.pools import Signature
+from shared.model.words import Encoded
 
 Tell = Callable[[int, int, list[float], bool | None], None]  # text of the call, exit, its probabilities, rule met
+Passed = Callable[[Encoded, int, float], None]  # an exit that the text did not leave by: its layer and confidence
 
 
 @dataclass(eq=False)
@@ -37,6 +39,7 @@ class Work:
     signature: Signature | None = None
     expires: float | None = None
     tell: Tell | None = None
+    passed: Passed | None = None  # of a call with one text
     asked: float = 0.0
     future: Future[Any] = field(default_factory=Future)
     queued: bool = False  # it found the model busy

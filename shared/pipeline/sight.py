@@ -26,7 +26,7 @@ class LiveSight(Sight):
         return () if self._text is None else self._text.visits(self._tier.name)
 
     def link(self, to: str) -> Link:
-        upstream = self._tier.upstreams[self._tier.route.toward(to)]
+        upstream = self._tier.sender.upstream(to)
         profile = upstream.link[1]
         return Link(
             to=upstream.target,

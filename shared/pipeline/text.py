@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from shared.contracts import DegradedReason, Hop, InferRequest, TextPair
+from shared.contracts import DegradedReason, Hop, InferRequest, Speculation, TextPair
 from shared.errors import DeadlinePassed
+from shared.links.upstream import Carried
 from shared.model.pruning import keep_words
 from shared.model.shares import Shares
 from shared.model.words import Encoded
@@ -42,6 +43,14 @@ class Answer:
         return tuple(round(max(exit_), 6) for exit_ in self.exits)
 
 
+def sent_on(source: TextPair, encoded: Encoded, keep: Sequence[bool] | None) -> TextPair:
+    """A text that was encoded as `encoded`, with the kept words alone; null keeps all."""
+    if keep is None:
+        return source
+    text, pair = keep_words(source.text, source.text_pair, encoded, keep)
+    return TextPair(text=text, text_pair=pair)
+
+
 @dataclass(eq=False)
 class Text:
     """One text on its way through one tier; nothing else in the pipeline changes.
@@ -58,6 +67,8 @@ class Text:
     decision: Decision = STAY
     answer: Answer | None = None  # null if the model did not run here, or could not read the text
     keep: Sequence[bool] | None = None  # which words travel on; null: all of them
+    ahead: asyncio.Task[Carried] | None = None  # the call that the decision makes, if it has begun already
+    speculation: Speculation | None = None  # the call that began before the answer, used or not
     hop: Hop | None = None  # this tier's part; null where `answer` is
     behind: Sequence[Hop] = ()  # the further tiers' parts
     degraded: DegradedReason | None = None
@@ -65,10 +76,7 @@ class Text:
     @property
     def onward(self) -> TextPair:
         """What travels on: the text itself, or the words of it that pruning kept."""
-        if self.answer is None or self.keep is None:
-            return self.source
-        text, pair = keep_words(self.source.text, self.source.text_pair, self.answer.encoded, self.keep)
-        return TextPair(text=text, text_pair=pair)
+        return self.source if self.answer is None else sent_on(self.source, self.answer.encoded, self.keep)
 
     @property
     def hops(self) -> list[Hop]:

@@ -21,14 +21,16 @@ from typing import Any
 import structlog
 
 from shared.contracts import HOP_STAGES, HopTiming, InferredRow, InferRequest
-from shared.errors import BadInput, DeadlinePassed, UnknownPolicy, UpstreamFailure
+from shared.errors import BadInput, DeadlinePassed, UnknownPolicy
 from shared.links.upstream import Upstream
 from shared.model.bundle import Bundle
 from shared.model.exits import ExitRule
-from shared.pipeline.hops import carried, check_rows, most_bytes, new_exit, new_hop, visits_before, words_in
+from shared.model.words import Encoded
+from shared.pipeline.hops import new_exit, new_hop, visits_before, words_in
 from shared.pipeline.queue import Work
-from shared.pipeline.route import Route
+from shared.pipeline.sender import MERGE_S, Sender
 from shared.pipeline.sight import LiveSight
+from shared.pipeline.speculation import Ahead, Budget
 from shared.pipeline.text import Answer, Call, Text
 from shared.pipeline.watch import Watch
 from shared.pipeline.worker import Batch, Worker
@@ -39,21 +41,28 @@ from shared.telemetry import Telemetry
 
 log = structlog.get_logger()
 EXPLAINED_WORDS = 10_000
-MERGE_S = 0.005  # kept back of every deadline for putting an answer together
 
 
 class Tier:
     """The pipeline of one tier. `upstreams` are its links, nearest first."""
 
     def __init__(
-        self, *, name: str, bundle: Bundle, worker: Worker, upstreams: Sequence[Upstream], telemetry: Telemetry
+        self,
+        *,
+        name: str,
+        bundle: Bundle,
+        worker: Worker,
+        upstreams: Sequence[Upstream],
+        telemetry: Telemetry,
+        budget: Budget,
     ) -> None:
         self.name, self.bundle, self.worker, self.telemetry = name, bundle, worker, telemetry
-        self.upstreams = {upstream.target: upstream for upstream in upstreams}
-        self.route = Route(bundle.order, name, tuple(self.upstreams))
+        self.sender = Sender(name=name, bundle=bundle, upstreams=upstreams, telemetry=telemetry)
+        self.upstreams, self.route = self.sender.upstreams, self.sender.route
         self.sizes = {tier: model.layers for tier, model in bundle.tiers.items()}
         self._behind = bundle.read_behind(name)
         self._clock = worker.clock
+        self.budget = budget  # of speculative sending
         self._away = 0  # texts that another tier reads before any layer ran here
 
     async def answer(self, call: Call) -> None:
@@ -69,7 +78,7 @@ class Tier:
             await self._infer_and_send(call, here)
             return
         self._away += len(unread)
-        sent = asyncio.create_task(self._send(call, unread, reserve_s=self._reserve_s(call)))
+        sent = asyncio.create_task(self.sender.send(call, unread, reserve_s=self._reserve_s(call)))
         try:
             await self._infer_and_send(call, here)
             await sent
@@ -96,7 +105,7 @@ class Tier:
         """Decide where a text goes before any layer runs. One that leaves now travels unpruned."""
         target = call.request.target
         if target is None:
-            text.decision = decision(call.policy, "before", self._where(call, text), text.clues, text.draw)
+            text.decision = decision(call.policy, "before", self.where(call, text), text.clues, text.draw)
             self._count(call, text)
         elif target != self.name:  # on its way to another tier: pass it on
             text.decision = Decision(target, 1.0, "policy", True)
@@ -111,8 +120,19 @@ class Tier:
         """
         if not texts:
             return
+        ahead = Ahead.of(self, call, texts)
+        try:
+            await self._infer(call, texts, ahead)
+            if onward := [text for text in texts if text.decision.to]:
+                await self.sender.send(call, onward)
+        finally:
+            if ahead is not None:
+                ahead.end()
+
+    async def _infer(self, call: Call, texts: Sequence[Text], ahead: Ahead | None) -> None:
+        """Run the model here, decide about each text, and put this tier's part on record."""
         started = self._clock()
-        batch = await self._run(call, texts)
+        batch = await self._run(call, texts, ahead)
         inferred = self._clock()
         for text, answer in zip(texts, batch.answers, strict=True):
             text.decision = STAY  # where it was sent before inference, that upstream has failed
@@ -120,13 +140,13 @@ class Tier:
                 text.answer = answer
                 self._decide_after(call, text, answer)
                 self._prune(call, text, answer)
+        if ahead is not None:
+            ahead.settle()
         ended = self._clock()
         times_s: dict[HopTiming, float] = {**batch.times_s, "prune": ended - inferred, "total": ended - started}
         self._add_hops(call, texts, times_s, batch.rule)
-        if onward := [text for text in texts if text.decision.to]:
-            await self._send(call, onward)
 
-    async def _run(self, call: Call, texts: Sequence[Text]) -> Batch:
+    async def _run(self, call: Call, texts: Sequence[Text], ahead: Ahead | None) -> Batch:
         """Run the model in its worker, with the policy's exit rule, until the deadline.
 
         Where that comes within a layer, each text has the deepest exit that it reached.
@@ -139,6 +159,7 @@ class Tier:
             explain=call.request.explain,
             expires=None if call.expires is None else call.expires - MERGE_S,
             tell=None if call.watch is None else partial(self._tell, call.watch, texts),
+            passed=None if ahead is None else ahead.passed,
         )
         try:
             async with call.in_time(reserve_s=MERGE_S):
@@ -159,7 +180,7 @@ class Tier:
         if answer.cut:
             text.degraded = text.degraded or "deadline"
         if not (call.final or text.degraded):
-            where = self._where(call, text)
+            where = self.where(call, text)
             text.decision = decision(call.policy, "after", where, max(answer.probabilities), text.draw)
             self.telemetry.offload_probability.labels(self.name).observe(text.decision.probability)
 
@@ -167,11 +188,16 @@ class Tier:
         """Choose the words that travel on, for a text that leaves or whose answer is explained."""
         if not (text.decision.to or call.request.explain):
             return
-        pruning = call.policy.pruning(self.name)
-        if pruning.cuts_middle and self._behind is not None:
-            text.keep = self.worker.unread_middle(text.source, answer.encoded, self._behind)
+        if text.keep is None:  # else it may have been sent on already
+            text.keep = self.unread(call, text, answer.encoded)
         if text.keep is None and answer.importance is not None:
-            text.keep = pruning.mask(answer.encoded, answer.importance)
+            text.keep = call.policy.pruning(self.name).mask(answer.encoded, answer.importance)
+
+    def unread(self, call: Call, text: Text, encoded: Encoded) -> list[bool] | None:
+        """The words that travel on where those stay behind that no further tier reads; null: all of them."""
+        if self._behind is None or not call.policy.pruning(self.name).cuts_middle:
+            return None
+        return self.worker.unread_middle(text.source, encoded, self._behind)
 
     def _add_hops(
         self, call: Call, texts: Sequence[Text], times_s: Mapping[HopTiming, float], rule: ExitRule | None
@@ -187,52 +213,6 @@ class Tier:
                 self._count(call, text)
                 if call.watch is not None:
                     call.watch.hop(text.index, text.hop)
-
-    # -- further tiers ---------------------------------------------------------------------------------------------
-
-    async def _send(self, call: Call, texts: Sequence[Text], *, reserve_s: float = 0.0) -> None:
-        """Send texts on, one call per destination. Each text then has the further hops, or the reason why none came.
-
-        `reserve_s` of the deadline are kept back, so that this tier can answer if no other does.
-        """
-        remaining_s = call.remaining_s()
-        within_s = None if remaining_s is None else remaining_s - reserve_s - MERGE_S
-        groups: dict[tuple[str, bool], list[Text]] = {}
-        for text in texts:
-            assert text.decision.to is not None
-            groups.setdefault((text.decision.to, text.decision.final), []).append(text)
-        await asyncio.gather(*(self._ask(call, to, final, group, within_s) for (to, final), group in groups.items()))
-
-    async def _ask(self, call: Call, to: str, final: bool, texts: Sequence[Text], within_s: float | None) -> None:
-        """Ask one tier for the hops of these texts; with `final` that tier must answer itself."""
-        part: dict[str, Any] = {"indices": [text.index for text in texts], "texts": [text.onward for text in texts]}
-        if call.policy.carries_visits and not final:
-            part["visits"] = [carried(self.bundle, text.visits(self.name)) for text in texts]
-        request = call.request.model_copy(update={"visits": None, **part, "target": to if final else None})
-        upstream = self.upstreams[self.route.toward(to)]
-        try:
-            answered = await upstream.infer(
-                request,
-                dict(call.headers),
-                within_s=within_s,
-                limit_bytes=most_bytes(self.bundle, self.name, request),
-                check=partial(check_rows, self.bundle, self.name, request),
-            )
-        except UpstreamFailure as failure:
-            if failure.reason != "breaker_open":  # it was logged once, when the breaker opened
-                log.warning("upstream_failed", tier=self.name, to=to, reason=failure.reason, detail=str(failure))
-            for text in texts:
-                text.degraded = failure.reason
-            return
-        self.telemetry.stage("link", answered.link_s)
-        for direction, size in (("up", answered.request_bytes), ("down", answered.response_bytes)):
-            self.telemetry.link_bytes.labels(f"{self.name}-{upstream.target}", direction).inc(size)
-        for text, row in zip(texts, answered.rows, strict=True):
-            text.behind = row.hops
-            text.degraded = row.degraded or (None if row.hops else "upstream_refused")
-            if call.watch is not None:
-                for hop in row.hops:
-                    call.watch.hop_from_afar(text.index, hop, cut=text.degraded == "deadline")
 
     # -- from a request to a call, and to its rows -------------------------------------------------------------------
 
@@ -286,14 +266,14 @@ class Tier:
 
     # -- what the steps above need -----------------------------------------------------------------------------------
 
-    def _where(self, call: Call, text: Text) -> Where:
+    def where(self, call: Call, text: Text) -> Where:
         """The place where a text is decided on. It costs microseconds; what a policy looks at costs more."""
         where = call.where
         return Where(where.tier, where.reachable, where.layers, LiveSight(self, call.expires, text))
 
     def _next_is_down(self, where: Where) -> bool:
         """Whether the nearest tier that a text could go to is known to be down."""
-        return bool(where.reachable) and self.upstreams[self.route.toward(where.reachable[0])].breaker.open
+        return bool(where.reachable) and self.sender.upstream(where.reachable[0]).breaker.open
 
     def _reserve_s(self, call: Call) -> float:
         """Seconds of a deadline kept back while texts are away before any layer ran here.

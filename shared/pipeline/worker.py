@@ -180,7 +180,8 @@ class Worker:
             every_exit=work.explain,
             parts=work.explain,
             over=over,
-            tell=self._telling(places),
+            tell=self._telling(places, readable),
+            tell_every=any(each.passed is not None for each in works),
             so_far=None if all(each.expires is None for each in works) else traces,
         )
         seconds = self.clock() - started
@@ -189,18 +190,23 @@ class Worker:
         self._row_layer.add(seconds / sum(trace.exit_layer for trace in ran))
         traces.update(enumerate(ran))
 
-    def _telling(self, places: list[tuple[Work, int]]) -> Callable[[Reached], None] | None:
+    def _telling(self, places: list[tuple[Work, int]], encoded: Sequence[Encoded]) -> Callable[[Reached], None] | None:
         """What tells those who watch of their texts' exits; null where nobody does. `places`: a row's call and text."""
-        if all(work.tell is None for work, _ in places):
+        if all(work.tell is None and work.passed is None for work, _ in places):
             return None
+        layers = self._classifier.engine.layers
 
         def tell(reached: Reached) -> None:
             exits = self._classifier.calibrate(reached.logits[None], last=reached.exit)[0]
             for at, row in enumerate(reached.rows):
                 work, text = places[row]
-                if work.tell is not None and not work.abandoned:
-                    met = None if reached.met is None else bool(reached.met[at])
-                    work.tell(text, reached.exit, exits[at].tolist(), met)
+                if work.abandoned:
+                    continue
+                met, probabilities = None if reached.met is None else bool(reached.met[at]), exits[at].tolist()
+                if work.passed is not None and not met and reached.exit < layers:
+                    work.passed(encoded[row], reached.exit, max(probabilities))
+                if work.tell is not None:
+                    work.tell(text, reached.exit, probabilities, met)
 
         return tell
 

@@ -2,6 +2,7 @@
 
     before    where a text goes before any layer runs, from its clues
     after     where it goes once this tier has an answer
+    speculate where it will probably go, told from an exit before that answer
 
 A policy never changes. One that learns from its answers is a `Learner` (`shared/policies/learner.py`).
 """
@@ -176,6 +177,17 @@ class Policy(BaseModel):
         """Where to go once this tier has an answer with this calibrated confidence."""
         return STAY
 
+    def speculate(self, where: Where, layer: int, confidence: float, draw: float) -> Decision:
+        """Where `after` will probably send the text, told from the exit after `layer`: the call there starts at once.
+
+        It is cancelled if `after` decides otherwise. `STAY` starts none yet.
+        """
+        return STAY
+
+    def speculates_at(self, where: Where) -> bool:
+        """Whether `speculate` can ever send a text on: only then is it asked."""
+        return False
+
     def may_offload_after(self, where: Where) -> bool:
         """Whether `after` can ever leave this tier."""
         return False
@@ -214,6 +226,11 @@ def answer_at(where: Where, tier: str) -> Decision:
     if where.tiers.index(tier) <= where.tiers.index(where.tier) or not where.reachable:
         return STAY
     return Decision(tier if tier in where.reachable else where.reachable[-1], 1.0, "policy", final=True)
+
+
+def may_speculate(policy: Policy, where: Where) -> bool:
+    """Whether texts may leave a tier ahead of its answer: nothing of it may then travel with them, nor choose words."""
+    return policy.speculates_at(where) and not (policy.carries_visits or policy.prunes_at(where))
 
 
 def needs_all_layers(name: str, where: Where) -> None:

@@ -20,7 +20,7 @@ from shared.contracts import Rule
 from shared.model.ensemble import Weighting
 from shared.model.exits import ExitRule, Similarity
 from shared.model.pruning import Pruning
-from shared.policies.base import Decision, Policy, Ratio, Where
+from shared.policies.base import STAY, Decision, Policy, Ratio, Where
 
 FLATTEST = 1e-3  # below it the sigmoid is its limit, the straight line, and the quotient of eq. 8 is rounding errors
 
@@ -92,6 +92,14 @@ class Collaborative(Policy):
     weighting: Annotated[Weighting, Field(strict=False)] = Field(
         Weighting.FITTED, description="of the ensemble: fitted, accuracy, last, surest"
     )
+    speculate_below: Ratio | dict[str, Ratio] = Field(
+        0.0,
+        description="confidence of an exit below which a text is sent on ahead of its tier's answer, if it would be "
+        "sent on with that confidence; a number, or one per tier; 0: never; without pruning",
+    )
+    speculate_from: Annotated[int, Field(ge=1, le=64)] = Field(
+        3, description="layer whose exit is the first that speculate_below looks at"
+    )
 
     def after(self, where: Where, confidence: float, draw: float) -> Decision:
         if not self.may_offload_after(where):
@@ -101,6 +109,14 @@ class Collaborative(Policy):
         reason: Literal["confidence", "curve"] = "confidence" if confidence < threshold else "curve"
         to = where.reachable[-1 if self._skips(where, confidence) else 0]
         return Decision(to if draw < probability else None, probability, reason)
+
+    def speculate(self, where: Where, layer: int, confidence: float, draw: float) -> Decision:
+        if layer < self.speculate_from or confidence >= by_tier(self.speculate_below, where.tier):
+            return STAY
+        return self.after(where, confidence, draw)
+
+    def speculates_at(self, where: Where) -> bool:
+        return by_tier(self.speculate_below, where.tier) > 0 and self.may_offload_after(where)
 
     def _skips(self, where: Where, confidence: float) -> bool:
         """Whether a text that is sent on passes over the tiers between: not to a tier that is known to be down."""

@@ -23,7 +23,7 @@ _ASKED = {
 }
 
 
-def decision(policy: Policy, method: Literal["before", "after"], where: Where, *known: object) -> Decision:
+def decision(policy: Policy, method: Literal["before", "after", "speculate"], where: Where, *known: object) -> Decision:
     """What a policy decides, live and in a replay, if a tier can follow it. `known` is what else the method takes.
 
     Raises:

@@ -29,6 +29,7 @@ from shared.model.bundle import UNCALIBRATED, Bundle, load_bundle
 from shared.model.classifier import Classifier, load_classifier
 from shared.pipeline.front import Front
 from shared.pipeline.queue import Queue
+from shared.pipeline.speculation import Budget
 from shared.pipeline.tier import Tier
 from shared.pipeline.worker import Worker
 from shared.policies import load, named, names
@@ -76,7 +77,14 @@ def create_app(
     telemetry = _telemetry(settings, bundle)
     telemetry.info.labels(settings.tier, __version__, bundle.name, model.runs_on).set(1)
     worker, upstreams = _worker(settings, model, clock), _upstreams(settings, keys, telemetry, transport)
-    tier = Tier(name=settings.tier, bundle=bundle, worker=worker, upstreams=upstreams, telemetry=telemetry)
+    tier = Tier(
+        name=settings.tier,
+        bundle=bundle,
+        worker=worker,
+        upstreams=upstreams,
+        telemetry=telemetry,
+        budget=Budget(settings.speculation_budget),
+    )
     front = Front(
         tier, default_policy=named(settings.policy), state_dir=settings.state_dir, deadline_ms=settings.deadline_ms
     )

@@ -121,6 +121,9 @@ class Settings(BaseSettings):
     batch_wait_ms: float = Field(
         0.0, ge=0, le=10_000, description="how long a request that had to queue waits for others to join (ms)"
     )
+    speculation_budget: float = Field(
+        0.2, ge=0, le=1, description="share of any 100 texts that may be sent ahead of this tier's answer in vain"
+    )
     drain_s: float = Field(20.0, ge=0, le=3600, description="time to finish accepted requests on shutdown (s)")
     state_dir: Path | None = Field(
         None, description="where policies that learn keep what they learned; none: lost on restart"

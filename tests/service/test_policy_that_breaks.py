@@ -30,6 +30,7 @@ BREAKS = {
     "exit_rule": lambda *_: [][1],
     "signature": lambda *_: (_ for _ in ()).throw(asyncio.CancelledError),
     "may_offload_after": lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
+    "speculates_at": lambda *_: 1 / 0,
     "prunes_at": lambda *_: (_ for _ in ()).throw(Panic),
     "check": lambda *_: (_ for _ in ()).throw(Unprintable),
     "bound": lambda *_: sys.exit("bye"),

@@ -40,6 +40,8 @@ POLICIES = [
     {**ALWAYS, "pruning_coefficient": 0, "weighting": "accuracy"},
     {**ALWAYS, "pruning_coefficient": 0, "unread_words": True},
     {**ALWAYS, "skip_below": 0.62},
+    {**ALWAYS, "pruning_coefficient": 0, "speculate_below": 1, "speculate_from": 1, "skip_below": 0.62},
+    {"name": "collaborative", "pruning_coefficient": 0, "speculate_below": 1, "speculate_from": 1},
     {"name": "collaborative", "offload_threshold": 0.5, "curve": "linear", "theta": 0.1, "weighting": "last"},
     {"name": "collaborative", "offload_threshold": {"end": 0.65}, "pruning_coefficient": 0.9},
     {
@@ -253,6 +255,36 @@ def test_words_that_no_further_tier_reads_stay_behind_and_change_no_answer(trian
         for field in ("label", "probabilities", "truncated", "words_in"):
             assert one[field] == other[field]
         assert [hop["probabilities"] for hop in one["hops"]] == [hop["probabilities"] for hop in other["hops"]]
+
+
+@pytest.mark.parametrize("name", ["collaborative", "tabi"])
+def test_texts_that_are_sent_on_ahead_of_an_answer_change_no_answer(build_tiers, tiny_bundle, texts, name):
+    spec = {"name": name, "pruning_coefficient": 0, "skip_below": 0.55, "curve": "linear"}
+    ahead = {**spec, "speculate_below": 1, "speculate_from": 1}
+    tiers, own = build_tiers(TRIANGLE, speculation_budget=1), replay(tiny_bundle, texts, speculation_budget=1)
+    without, sent = ask(tiers, texts, spec), ask(tiers, texts, ahead)
+    assert [seen(result, own.bundle.labels) for result in sent] == [seen(one, own.bundle.labels) for one in without]
+    assert not any("speculation" in hop for result in without for hop in result["hops"])
+    run = own.run(own.policy(ahead))
+    live = np.array([_ahead(result, tier) for tier in own.order for result in sent]).reshape(len(own.order), -1, 2)
+    assert run.ahead_layer.tolist() == live[..., 0].tolist()
+    assert run.ahead_used.tolist() == live[..., 1].tolist()
+    outcomes = [hop["speculation"] | {"went": hop["offloaded_to"]} for r in sent for hop in r["hops"] if _told(hop)]
+    assert {(told["used"], told["went"]) for told in outcomes} >= {(True, "edge"), (False, None), (False, "cloud")}
+    vain = [told["request_bytes"] for told in outcomes if not told["used"]]
+    sizes = Sizes(own)
+    rows = {link: np.flatnonzero(numbers != NONE) for link, (numbers, _) in run.vain.items()}
+    assert sum(vain) == sum(sizes.in_vain(run, link, some).sum() for link, some in rows.items())
+
+
+def _told(hop):
+    return hop.get("speculation")
+
+
+def _ahead(result, tier):
+    """By which exit a tier sent a text on ahead of its answer (0: it did not), and whether that was used."""
+    told = next((_told(hop) for hop in result["hops"] if hop["tier"] == tier), None)
+    return (told["layer"], told["used"]) if told else (0, False)
 
 
 @pytest.fixture

@@ -85,6 +85,53 @@ def test_a_text_that_leaves_pays_for_importance_heads_pruning_and_links(replay, 
     assert modelled.link == pytest.approx(2 * (0.002 + 0.5) + up * 8 / 8e3 + down * 8 / 8e4)
 
 
+AHEAD = {"name": "collaborative", "offload_threshold": {"end": 1.0}, "theta": 0, "pruning_coefficient": 0}
+
+
+def test_a_call_that_began_early_saves_the_rest_of_its_tiers_pass(replay, times):
+    plain, ahead = (
+        times.of(replay.run(replay.policy({**AHEAD, **more})))
+        for more in ({}, {"speculate_below": {"end": 1.0}, "speculate_from": 1})
+    )
+    heads = 3 * 0.1e-3  # each head on the way is evaluated, which costs a tenth of its layer
+    more = (ahead.bytes_up - plain.bytes_up) * 8 / 8e3  # the policy's parameters travel
+    assert (ahead.infer - plain.infer).tolist() == pytest.approx([heads] * 12)
+    assert plain.seconds - ahead.seconds == pytest.approx(2 * 1.1e-3 - heads - more)
+
+
+def test_no_more_is_saved_than_what_is_behind_takes(replay, times):
+    run = replay.run(replay.policy({**AHEAD, "speculate_below": 1.0, "speculate_from": 1}))
+    times._links = {key: profile("ideal") for key in times._links}
+    times.http = Http(client=0.0, hop=0.0)
+    run.exit_layer[1] = 0  # as if the edge took no time
+    run.numbers[1] = -1
+    modelled = times.of(run)
+    words = run.words[run.numbers[0]]
+    assert modelled.seconds == pytest.approx(3.3e-3 + words * 1e-3, abs=1e-9)
+
+
+def test_what_was_sent_in_vain_is_counted_and_bounded_by_the_budget(replay, times):
+    spec = {"name": "collaborative", "offload_threshold": 0.58, "curve": "step", "theta": 0, "pruning_coefficient": 0}
+    reference = replay.run(replay.policy("cloud-only"))
+    plain = replay.run(replay.policy(spec))
+    wasted = []
+    for replay.speculation_budget in (0.0, 0.01, 1.0):
+        run = replay.run(replay.policy({**spec, "speculate_below": {"end": 1.0}, "speculate_from": 1}))
+        assert run.probabilities.tolist() == plain.probabilities.tolist()
+        told = figures(replay, run, reference, times)["speculation"]["end"]
+        ahead, used = run.ahead_layer[0] > 0, run.ahead_used[0]
+        assert told == {"sent_ahead": ahead.mean(), "in_vain": (ahead & ~used).mean()}
+        assert (run.sent_to[0][used] > 0).all()
+        wasted.append(int((ahead & ~used).sum()))
+        if not wasted[-1]:
+            bytes_up = times.of(run).bytes_up
+    assert wasted[:2] == [0, 1]
+    assert wasted[2] > 1
+    extra = times.of(run).bytes_up - bytes_up
+    assert (extra > 100).tolist() == (ahead & ~used).tolist()
+    assert extra[~(ahead & ~used)].tolist() == [0] * (12 - wasted[2])
+
+
 def test_a_link_takes_its_delay_its_rate_and_its_losses():
     lossy = Profile("lossy", rate_up_bps=8e6, rate_down_bps=0.0, rtt_s=0.1, jitter_s=0.0, loss_ratio=0.01)
     wire = 250 + 1448 + 2 * 66  # HTTP's headers in a packet of their own, 66 bytes around each

@@ -13,6 +13,7 @@ from shared.model.ensemble import Weighting
 from shared.model.exits import Similarity
 from shared.model.pruning import Pruning
 from shared.policies import STAY, Clues, Decision, Link, Sight, Where, build, names, spec_of
+from shared.policies.base import may_speculate
 from shared.policies.baselines.fixed import Random
 from shared.policies.collaborative import Collaborative, Curve, Tabi
 
@@ -74,6 +75,26 @@ def test_a_text_that_is_unsure_enough_passes_over_the_tiers_between():
     assert policy.after(seen, 0.5, draw=0.0).to == "edge"  # not to a tier that is known to be down
     with pytest.raises(UnknownPolicy, match="skip_below"):
         made({"name": "collaborative", "skip_below": 1.5})
+
+
+def test_an_unsure_exit_tells_where_a_text_will_go():
+    spec = {"name": "collaborative", "offload_threshold": 0.8, "skip_below": {"end": 0.6}, "speculate_from": 2}
+    policy = made({**spec, "speculate_below": {"end": 0.75}, "pruning_coefficient": 0})
+    assert [policy.speculate(END, layer, 0.7, draw=0.5).to for layer in (1, 2, 3)] == [None, "edge", "edge"]
+    assert [policy.speculate(END, 2, confidence, draw=0.5).to for confidence in (0.59, 0.74, 0.75)] == [
+        *("cloud", "edge"),
+        None,
+    ]
+    assert [may_speculate(policy, where) for where in (END, EDGE, CLOUD)] == [True, False, False]
+    assert not may_speculate(policy, replace(END, reachable=()))
+    assert not may_speculate(made({**spec, "speculate_below": 0.75, "pruning_coefficient": 1.0}), END)
+    assert not may_speculate(made({"name": "collaborative", "pruning_coefficient": 0}), END)  # off unless asked for
+
+
+def test_above_the_threshold_the_draw_decides_what_an_exit_tells():
+    spec = {"name": "collaborative", "offload_threshold": 0.8, "steepness": 10, "speculate_below": 0.95}
+    policy = made(spec)
+    assert [policy.speculate(END, 3, 0.9, draw=draw).to for draw in (0.49, 0.51)] == ["edge", None]
 
 
 def test_collaborative_names_its_exit_rule_pruning_and_weights():
