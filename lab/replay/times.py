@@ -65,7 +65,7 @@ class Times:
         self._dense: dict[tuple[str, int, Kernel, bool], np.ndarray] = {}
         self._sizes = Sizes(replay)
         for station in replay.stations:
-            self._table(station.recorder, threads[station.name], anew=anew)
+            self._table(station.timed, threads[station.name], anew=anew)
         self.http: Http = http or measure_http(replay.bundle, console, anew=anew)
 
     @property
@@ -94,7 +94,7 @@ class Times:
                 rule = run.bound.exit_rule(Where(station.name, (), sizes)) is not None
                 tokens = station.table(numbers, kernel).tokens[numbers]
                 infer[rows] += self._passes(station, kernel, rule=rule)[layer - 1, tokens]
-                measured = self._table(station.recorder, self._threads[station.name])
+                measured = self._table(station.timed, self._threads[station.name])
                 other[rows] += np.interp(run.words[numbers], measured.words, measured.tokenize)
                 if counted:
                     sent = rows[run.sent_to[at, rows] != NONE]
@@ -121,10 +121,10 @@ class Times:
     def _passes(self, station: Station, kernel: Kernel, *, rule: bool) -> np.ndarray:
         """Seconds until each exit, [E, tokens]; without an exit rule the heads on the way are not evaluated."""
         threads = self._threads[station.name]
-        key = (station.recorder.digest, threads, kernel, rule)
+        key = (station.timed.digest, threads, kernel, rule)
         if key not in self._dense:
-            measured = self._table(station.recorder, threads)
-            tokens = station.recorder.source.computed(np.arange(measured.lengths[-1] + 1))
+            measured = self._table(station.timed, threads)
+            tokens = station.timed.source.computed(np.arange(measured.lengths[-1] + 1))
             passes = np.array([np.interp(tokens, measured.lengths, row) for row in measured.infer[kernel]])
             if not rule:
                 passes *= np.interp(tokens, measured.lengths, measured.whole[kernel]) / passes[-1]

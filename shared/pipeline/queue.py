@@ -35,6 +35,7 @@ class Work:
     importance: bool = False
     explain: bool = False
     signature: Signature | None = None
+    max_tokens: int | None = None  # that are read of each text; null: as many as the classifier reads
     expires: float | None = None
     tell: Tell | None = None
     asked: float = 0.0

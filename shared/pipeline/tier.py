@@ -52,7 +52,6 @@ class Tier:
         self.upstreams = {upstream.target: upstream for upstream in upstreams}
         self.route = Route(bundle.order, name, tuple(self.upstreams))
         self.sizes = {tier: model.layers for tier, model in bundle.tiers.items()}
-        self._behind = bundle.read_behind(name)
         self._clock = worker.clock
         self._away = 0  # texts that another tier reads before any layer ran here
 
@@ -137,6 +136,7 @@ class Tier:
             call.policy.exit_rule(replace(call.where, reachable=()) if stuck else call.where),
             importance=(not call.final and call.policy.prunes_at(call.where)) or call.request.explain,
             explain=call.request.explain,
+            max_tokens=self._reads(call.policy),
             expires=None if call.expires is None else call.expires - MERGE_S,
             tell=None if call.watch is None else partial(self._tell, call.watch, texts),
         )
@@ -168,8 +168,8 @@ class Tier:
         if not (text.decision.to or call.request.explain):
             return
         pruning = call.policy.pruning(self.name)
-        if pruning.cuts_middle and self._behind is not None:
-            text.keep = self.worker.unread_middle(text.source, answer.encoded, self._behind)
+        if pruning.cuts_middle and (behind := self.bundle.read_behind(self.name, call.policy.token_limit)):
+            text.keep = self.worker.unread_middle(text.source, answer.encoded, self._reads(call.policy), behind)
         if text.keep is None and answer.importance is not None:
             text.keep = pruning.mask(answer.encoded, answer.importance)
 
@@ -290,6 +290,10 @@ class Tier:
         """The place where a text is decided on. It costs microseconds; what a policy looks at costs more."""
         where = call.where
         return Where(where.tier, where.reachable, where.layers, LiveSight(self, call.expires, text))
+
+    def _reads(self, policy: Policy) -> int:
+        """How many tokens this tier reads of a text at most."""
+        return self.bundle.reads(self.name, policy.token_limit(self.name))
 
     def _next_is_down(self, where: Where) -> bool:
         """Whether the nearest tier that a text could go to is known to be down."""
