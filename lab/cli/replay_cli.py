@@ -113,6 +113,9 @@ def check_times(
 def plan(
     data: Annotated[Path, Option(exists=True, dir_okay=False, help="A file with train and test, as elsewhere.")],
     accuracy: Annotated[float | None, Option(min=0, max=1, help="Least accuracy, as a lower bound.")] = None,
+    within: Annotated[
+        float | None, Option(min=0, max=1, help="Most accuracy below the deepest tier alone, as an upper bound.")
+    ] = None,
     p95_ms: Annotated[
         float | None, Option(min=0, help="Greatest 95th percentile of time, as a bound.", callback=options.finite)
     ] = None,
@@ -124,6 +127,14 @@ def plan(
     n: Annotated[int, Option(min=40, help="Validation texts.")] = 600,
     judged_on_n: Annotated[int | None, Option("--unseen", min=1, help="Texts to judge on.", show_default="n")] = None,
     pruning: Annotated[list[float] | None, Option(min=0, max=10, help="Coefficients besides 0 (slow); repeat.")] = None,
+    tokens: Annotated[
+        list[str] | None,
+        Option(
+            metavar="TIER=N,N",
+            help="Tokens that a tier may read besides the bundle's (slow for deep tiers); repeat.",
+            show_default="first tier: 96, 128, 192",
+        ),
+    ] = None,
     links: options.LinkPair = "5g-nsa/metro",
     threads: Threads = None,
     out: Annotated[Path, options.writes("OUT.json, OUT.png and OUT.policy.json")] = Path("plan"),
@@ -131,25 +142,26 @@ def plan(
 ) -> None:
     """Find the fastest setting that keeps an accuracy, or the most accurate within --p95-ms or --bytes, on validation
     data; check it on unseen texts. Status 1: none."""
-    from lab.replay.plan import Targets, grid
+    from lab.replay.plan import Targets
     from lab.replay.plan import plan as search
     from lab.replay.plan_report import report, write
     from lab.replay.recorder import Recorders
+    from lab.replay.search import token_choices
     from lab.replay.trial import Conditions, unseen, validation
     from shared.model.bundle import load_bundle
 
-    if (accuracy, p95_ms, max_bytes) == (None, None, None):
-        raise typer.BadParameter("needs a target: --accuracy, --p95-ms or --bytes")
-    if objective == "p95" and accuracy is None:
-        raise typer.BadParameter("--objective goes with --accuracy: it is the time that is least")
-    conditions = Conditions(Recorders(console), links, threads, seed)
-    loaded, targets = load_bundle(bundle), Targets(accuracy, p95_ms, max_bytes, objective)
+    loaded, targets = load_bundle(bundle), Targets(accuracy, p95_ms, max_bytes, objective, within)
+    if targets == Targets(objective=objective):
+        raise typer.BadParameter("needs a target: --accuracy, --within, --p95-ms or --bytes")
+    if objective == "p95" and not targets.accurate:
+        raise typer.BadParameter("--objective goes with --accuracy or --within: it is the time that is least")
+    conditions, read = Conditions(Recorders(console), links, threads, seed), token_choices(tokens or (), loaded)
     try:
         chosen_on, judged_on = (
             validation(loaded, data, n, conditions),
             unseen(loaded, data, judged_on_n or n, conditions),
         )
-        found = search(chosen_on, grid(chosen_on, (0.0, *(pruning or ()))), targets)
+        found = search(chosen_on, targets, coefficients=(0.0, *(pruning or ())), tokens=read)
         figures = report(found, targets, chosen_on, judged_on)
     finally:
         conditions.recorders.save()

@@ -37,7 +37,9 @@ def send_ahead(
     out, replay, budget = walk.out, walk.replay, walk.out.budget(at, walk.replay.speculation_budget)
     out.watched[at] = True
     sent = numbers
-    if walk.policy.pruning(where.tier).cuts_middle and (behind := replay.bundle.read_behind(where.tier)):
+    if walk.policy.pruning(where.tier).cuts_middle and (
+        behind := replay.bundle.read_behind(where.tier, walk.policy.token_limit)
+    ):
         sent = walk.stations[at].without_middle(numbers, behind)
     for i in np.argsort(rows).tolist():
         row, number, said = int(rows[i]), int(numbers[i]), decisions[i]

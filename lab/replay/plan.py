@@ -5,19 +5,23 @@
 
 Without an accuracy target, accuracy is what is maximised under the others. Targets are confidence bounds, not means:
 
-    search     on a third of the validation texts every setting of the grid is replayed; the front is what no other
-               setting beats in both accuracy and the objective, among those that meet the other targets there by their
-               bounds (if none does, by their figures)
+    search     on a third of the validation texts settings are replayed, first of a coarse grid, then around the front
+               (`lab/replay/search.py`); the front is what no other setting beats in both accuracy and the objective,
+               among those that meet the other targets there by their bounds (if none does, by their figures)
     confirm    on the rest a path is walked: the safe setting (the last tier alone; without an accuracy target the
-               first), then the front from its safe end (most accurate, or cheapest). Each setting is tested against
-               every target at level 5 %; the walk ends at the first that fails
+               first), then the most accurate setting of each band of costs, from the dearest, those that miss a
+               target where they were searched at the end; without an accuracy target the front, from the cheapest.
+               Each setting is tested against every target at level 5 %; the walk ends at the first that fails
     choose     of those that passed, what is best on all validation texts: the fastest, or the most accurate
 
 Walking in an order that other texts fixed needs no correction for many tests (fixed-sequence testing; Angelopoulos et
 al. 2021, Learn then Test, arXiv 2110.01052): a setting that misses its target passes, and so is chosen, in at most 5 %
 of plans. That speaks of texts like the validation ones: an easier or harder split is another matter.
-Bounds are one-sided 95 %: Clopper and Pearson's for accuracy, binomial order statistics for p95; for bytes the share of
-texts that are sent times the mean size of those, each at its bound (Wilson's, normal). Left out:
+An accuracy may also be asked for as at most so much below the deepest tier alone, on the same texts (`within`): that
+takes far fewer texts to prove, since both are right on most of them.
+Bounds are one-sided 95 %: Clopper and Pearson's for accuracy, Tango's for what is lost against the deepest tier,
+binomial order statistics for p95; for bytes the share of texts that are sent times the mean size of those, each at its
+bound (Wilson's, normal). Left out:
 temperatures and ensemble weights, which were fitted on the same validation texts; queues; and in p95 what varies
 between two requests alike, since modelled times are expected ones: jitter, and the machine.
 """
@@ -26,53 +30,58 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from lab.choice import front as beaten_by_none
 from lab.choice import operating_point
+from lab.replay.search import Search, Seen, Spec
 from lab.replay.trial import Outcomes, Trial
-from lab.stats import Z_ONE_SIDED, share_above, wilson
-from shared.errors import UnknownPolicy
-from shared.policies import Where
+from lab.stats import Z_ONE_SIDED, lost_at_most, share_above, wilson
 
-Spec = dict[str, Any]
-THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95)
-STEEPNESS = (10.0, 30.0)
-THETAS = (0.0, 0.02, 0.1, 0.5)
-LEAST = ((0.0, False), (0.9, False), (0.9, True), (0.95, True))  # confidence that leaving needs; or the unsure too
-ALPHAS = (0.8, 0.9, 0.95, 0.98)
+BAND = 0.92  # costs that are walked differ by this factor: the most accurate setting of each band
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What must hold; at least one is given. `objective` is mean or p95."""
+    """What must hold; at least one is given. `objective` is mean or p95.
+
+    `within`: the most accuracy that may be lost against the deepest tier alone.
+    """
 
     accuracy: float | None = None
     p95_ms: float | None = None
     bytes: float | None = None
     objective: str = "mean"
+    within: float | None = None
+
+    @property
+    def accurate(self) -> bool:
+        """Whether an accuracy is asked for, alone or beside the deepest tier's."""
+        return self.accuracy is not None or self.within is not None
 
     @property
     def cost(self) -> str:
         """The figure of `Measured` on the front's other axis: the objective; without an accuracy, what is limited."""
-        if self.accuracy is None:
+        if not self.accurate:
             return "bytes" if self.p95_ms is None else "p95_ms"
         return "p95_ms" if self.objective == "p95" else "mean_ms"
 
     @property
-    def traded(self) -> str:
-        """The target that the front trades against: the others must hold for whatever is on it."""
-        return "accuracy" if self.accuracy is not None else self.cost
+    def others(self) -> Targets:
+        """Less what the front trades against: these must hold for whatever is on it."""
+        traded: dict[str, Any] = {"accuracy": None, "within": None} if self.accurate else {self.cost: None}
+        return replace(self, **traded)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One setting on some texts; where it was confirmed, with one-sided 95 % bounds: accuracy from below, p95 (infinite
-    where the texts are too few to bound it) and bytes from above.
+    """One setting on some texts; where it was confirmed, with one-sided 95 % bounds: accuracy from below, what is lost
+    against the deepest tier, p95 (infinite where the texts are too few to bound it) and bytes from above.
     """
 
     accuracy: float
@@ -82,6 +91,8 @@ class Measured:
     accuracy_low: float = 0.0
     p95_high: float = math.inf
     bytes_high: float = math.inf
+    lost: float = 0.0  # less accurate than the deepest tier alone by this much
+    lost_high: float = math.inf
 
     def cost(self, targets: Targets) -> float:
         """What is traded against accuracy."""
@@ -90,7 +101,7 @@ class Measured:
     def worth(self, targets: Targets) -> tuple[float, float, float]:
         """Less is better: the cost; without an accuracy target less accuracy, then the cost. Ties go to the faster."""
         cost = self.cost(targets)
-        pair = (cost, -self.accuracy) if targets.accuracy is not None else (-self.accuracy, cost)
+        pair = (cost, -self.accuracy) if targets.accurate else (-self.accuracy, cost)
         return (*pair, self.mean_ms)
 
     def meets(self, targets: Targets, *, bounds: bool) -> bool:
@@ -98,13 +109,15 @@ class Measured:
         return not self.misses(targets, bounds=bounds)
 
     def misses(self, targets: Targets, *, bounds: bool) -> dict[str, float]:
-        """By how much each missed target is missed, as a share of it."""
+        """By how much each missed target is missed, as a share of it; `within`, in accuracy."""
         accuracy = self.accuracy_low if bounds else self.accuracy
+        lost = self.lost_high if bounds else self.lost
         p95, sent = (self.p95_high, self.bytes_high) if bounds else (self.p95_ms, self.bytes)
         gaps = {
             "accuracy": None if targets.accuracy is None else (targets.accuracy - accuracy) / (targets.accuracy or 1),
             "p95_ms": None if targets.p95_ms is None else (p95 - targets.p95_ms) / (targets.p95_ms or 1),
             "bytes": None if targets.bytes is None else (sent - targets.bytes) / (targets.bytes or 1),
+            "within": None if targets.within is None else lost - targets.within,
         }
         return {name: gap for name, gap in gaps.items() if gap is not None and gap > 0}
 
@@ -113,11 +126,12 @@ class Measured:
 class Plan:
     """The path, as indices into `specs` from its safe end, each with what both parts of the texts gave; the choice.
 
-    The path is the front, after the `pinned` setting, which may be beaten by another.
+    The path begins with the `pinned` setting; some of it may be beaten by others.
     """
 
     specs: list[Spec]
-    front: list[int]
+    every: Sequence[Seen | Outcomes]  # each on the texts to search on
+    path: list[int]
     pinned: int | None
     searched: dict[int, Measured]
     confirmed: dict[int, Measured]
@@ -125,26 +139,28 @@ class Plan:
     nearest: int  # the chosen one, or what comes nearest to the targets where it was confirmed
 
 
-def measure(outcomes: Outcomes, rows: np.ndarray) -> Measured:
-    """A setting on some of the texts, without bounds."""
-    ms = outcomes.ms[rows]
+def measure(outcomes: Seen | Outcomes, rows: np.ndarray, deepest: np.ndarray | None = None) -> Measured:
+    """A setting on some of the texts, without bounds. `deepest`: whether the deepest tier alone is right, [N]."""
+    ms, right = outcomes.ms[rows], outcomes.right[rows]
     return Measured(
-        accuracy=float(outcomes.right[rows].mean()),
+        accuracy=float(right.mean()),
         mean_ms=float(ms.mean()),
         p95_ms=float(np.percentile(ms, 95)),
         bytes=float(outcomes.sent[rows].mean()),
+        lost=0.0 if deepest is None else float(deepest[rows].mean() - right.mean()),
     )
 
 
-def confirm(outcomes: Outcomes, rows: np.ndarray) -> Measured:
-    """A setting on some of the texts, with bounds."""
+def confirm(outcomes: Seen | Outcomes, rows: np.ndarray, deepest: np.ndarray | None = None) -> Measured:
+    """The same with bounds."""
     right, sent, n = outcomes.right[rows], outcomes.sent[rows], len(rows)
     rank = rank_above(n)
     return replace(
-        measure(outcomes, rows),
+        measure(outcomes, rows, deepest),
         accuracy_low=share_above(int(right.sum()), n),
         p95_high=float(np.sort(outcomes.ms[rows])[rank]) if rank < n else math.inf,
         bytes_high=bytes_below(sent),
+        lost_high=math.inf if deepest is None else lost_at_most(right, deepest[rows]),
     )
 
 
@@ -168,11 +184,26 @@ def rank_above(n: int, quantile: float = 0.95, level: float = 0.95) -> int:
     return int(binom.ppf(level, n, quantile))
 
 
-def plan(trial: Trial, specs: Sequence[Spec], targets: Targets) -> Plan:
+def plan(trial: Trial, targets: Targets, *, coefficients: Sequence[float], tokens: Mapping[str, Sequence[int]]) -> Plan:
     """Search on every third row, confirm on the others."""
-    safe = {"name": f"{trial.replay.order[0 if targets.accuracy is None else -1]}-only"}
-    pinned = specs.index(safe) if safe in specs else None
-    return choose(list(specs), [trial.of(spec) for spec in specs], targets, *parts(len(trial.truth)), pinned=pinned)
+    search, rest = parts(len(trial.truth))
+    deepest = deepest_of(trial)
+    found = Search(trial, search, coefficients=coefficients, tokens=tokens)
+    found.run(lambda every: searched(every, targets, search, deepest)[1])
+    safe = {"name": f"{trial.replay.order[-1 if targets.accurate else 0]}-only"}
+    pinned = found.specs.index(safe) if safe in found.specs else None
+    whole = partial(whole_of, trial, found.specs)
+    return choose(found.specs, found.every, targets, search, rest, pinned=pinned, whole=whole, deepest=deepest)
+
+
+def deepest_of(trial: Trial) -> np.ndarray:
+    """Whether the deepest tier alone is right, for every text of a trial."""
+    return trial.of(f"{trial.replay.order[-1]}-only").right
+
+
+def whole_of(trial: Trial, specs: Sequence[Spec], at: int) -> Outcomes:
+    """A setting on every text of a trial."""
+    return trial.of(specs[at])
 
 
 def parts(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -181,33 +212,67 @@ def parts(n: int) -> tuple[np.ndarray, np.ndarray]:
     return rows[::3], rows[rows % 3 > 0]
 
 
+def searched(
+    every: Sequence[Seen | Outcomes], targets: Targets, search: np.ndarray, deepest: np.ndarray | None
+) -> tuple[dict[int, Measured], list[int]]:
+    """Each setting on the rows to search on, and those to walk, from the safe end.
+
+    Those that miss a target already here come last: a band may hold nothing good.
+    """
+    figures = {at: measure(outcomes, search, deepest) for at, outcomes in enumerate(every)}
+    able = list(figures)
+    if targets.others != Targets(objective=targets.objective):
+        meet = [at for at in able if figures[at].meets(targets.others, bounds=False)]
+        bound = [at for at in meet if confirm(every[at], search, deepest).meets(targets.others, bounds=True)]
+        able = bound or meet or able
+    own = {at: figures[at] for at in able}
+    if not targets.accurate:
+        return figures, front(own, targets)[::-1]  # from the cheapest
+    return figures, sorted(bands(own, targets), key=lambda at: not own[at].meets(targets, bounds=False))
+
+
 def choose(
     specs: list[Spec],
-    every: Sequence[Outcomes],
+    every: Sequence[Seen | Outcomes],
     targets: Targets,
     search: np.ndarray,
     rest: np.ndarray,
     *,
     pinned: int | None = None,
+    whole: Callable[[int], Seen | Outcomes] | None = None,
+    deepest: np.ndarray | None = None,
 ) -> Plan:
-    """The front on the rows to search, walked on the rest, after the `pinned` setting if it keeps the other limits."""
-    searched = {at: measure(outcomes, search) for at, outcomes in enumerate(every)}
-    untraded: dict[str, Any] = {targets.traded: None}
-    limits, able = replace(targets, **untraded), list(searched)
-    if limits != Targets(objective=targets.objective):
-        figures = [at for at in able if searched[at].meets(limits, bounds=False)]
-        able = [at for at in figures if confirm(every[at], search).meets(limits, bounds=True)] or figures or able
-    path = front({at: searched[at] for at in able}, targets)
-    if targets.accuracy is None:
-        path.reverse()  # from the cheapest
-    if pinned in able:
-        path = [pinned, *(at for at in path if at != pinned)]
-    confirmed = {at: confirm(every[at], rest) for at in path}
+    """What the rows to search on say is to be walked, walked on the rest; first the `pinned` setting if it keeps the
+    other limits.
+
+    `every` may know the rows to search alone; `whole` then gives a setting on all of them.
+    """
+    whole = whole or every.__getitem__
+    figures, path = searched(every, targets, search, deepest)
+    if pinned is not None and figures[pinned].meets(targets.others, bounds=False):
+        most = figures[pinned].cost(targets) if targets.accurate else math.inf
+        path = [pinned, *(at for at in path if at != pinned and figures[at].cost(targets) < most)]
+    confirmed = {at: confirm(whole(at), rest, deepest) for at in path}
     passed = list(itertools.takewhile(lambda at: confirmed[at].meets(targets, bounds=True), path))
-    judged = {at: measure(every[at], np.concatenate([search, rest])) for at in passed} or confirmed
+    both = np.concatenate([search, rest])
+    judged = {at: measure(whole(at), both, deepest) for at in passed} or confirmed
     costs, missed = [own.worth(targets) for own in judged.values()], [_missed(confirmed[at], targets) for at in judged]
     nearest = list(judged)[operating_point(costs, [-gap for gap in missed], 0.0)]
-    return Plan(specs, path, pinned, searched, confirmed, nearest if passed else None, nearest)
+    return Plan(specs, every, path, pinned, figures, confirmed, nearest if passed else None, nearest)
+
+
+def bands(measured: Mapping[int, Measured], targets: Targets) -> list[int]:
+    """The most accurate setting of each band of costs, from the dearest.
+
+    The front alone would be a poor path: among thousands of settings one that is cheap looks most accurate by chance,
+    all that is dearer and no more accurate on these few texts is beaten by it, and the walk ends at once.
+    """
+    best: dict[int, int] = {}
+    for at in sorted(measured, key=lambda at: measured[at].worth(targets)):
+        band = math.floor(math.log(max(measured[at].cost(targets), 1e-9)) / math.log(BAND))
+        if band not in best or measured[at].accuracy > measured[best[band]].accuracy:
+            best[band] = at
+    return [best[band] for band in sorted(best)]
 
 
 def _missed(measured: Measured, targets: Targets) -> float:
@@ -220,47 +285,3 @@ def front(measured: dict[int, Measured], targets: Targets) -> list[int]:
     every = sorted(measured, key=lambda at: measured[at].mean_ms)  # of two that are alike, the faster
     costs, gains = [measured[at].cost(targets) for at in every], [measured[at].accuracy for at in every]
     return [every[at] for at in beaten_by_none(costs, gains)][::-1]
-
-
-# -- what there is to choose from -------------------------------------------------------------------------------------
-
-
-def grid(trial: Trial, coefficients: Sequence[float]) -> list[Spec]:
-    """Every setting that this bundle can run live."""
-    order, sizes = trial.replay.order, {tier: model.layers for tier, model in trial.bundle.tiers.items()}
-    out = []
-    for spec in (*_collaborative(order, coefficients), *_others(order, max(sizes.values()))):
-        try:
-            policy = trial.replay.policy(spec)
-            policy.check(Where(order[0], order[1:], sizes))
-            trial.of(spec)
-        except UnknownPolicy:  # this bundle lacks what it needs
-            continue
-        out.append(spec)
-    return out
-
-
-def _collaborative(order: tuple[str, ...], coefficients: Sequence[float]) -> Iterator[Spec]:
-    for thresholds in itertools.product(THRESHOLDS, repeat=len(order) - 1):
-        per_tier = dict(zip(order, thresholds, strict=False))
-        for steepness, coefficient, (theta, patience, (least, unsure)) in itertools.product(
-            STEEPNESS, coefficients, [(0.0, 2, LEAST[0]), *itertools.product(THETAS[1:], (1, 2), LEAST)]
-        ):
-            yield {
-                "name": "collaborative",
-                "offload_threshold": per_tier,
-                "steepness": steepness,
-                "theta": theta,
-                "patience": patience,
-                "exit_min_confidence": least,
-                "exit_when_unsure": unsure,
-                "pruning_coefficient": coefficient,
-            }
-
-
-def _others(order: tuple[str, ...], layers: int) -> Iterator[Spec]:
-    for name, alpha in itertools.product(("dimee", "length-quantile", "early-exit"), ALPHAS):
-        yield {"name": name, "exit_threshold": alpha}
-    for tier in order:
-        yield from ({"name": "pabee", "tier": tier, "patience": p} for p in range(2, layers, 2))
-        yield {"name": f"{tier}-only"}

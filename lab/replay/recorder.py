@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -58,6 +58,7 @@ class Corpus:
     def __init__(self) -> None:
         self.texts: list[tuple[str, str | None]] = []
         self.keys: list[str] = []
+        self.shortened: dict[int, int] = {}  # texts without the words that no further tier reads: what they were
         self._numbers: dict[str, int] = {}
         self._counts = np.zeros((0, 2), dtype=np.int64)  # [texts, (words, bytes)]
 
@@ -227,11 +228,29 @@ class Recorder:
         return self._classifier
 
     def _run(self, numbers: list[int], kernel: Kernel) -> Iterator[tuple[int, Record]]:
-        classifier = self.classifier()
-        classifier.engine.enter()  # another classifier may have run in this thread since
+        entered = False
         for number in numbers:
             encoded = self._read(number)
-            yield number, self._unread() if encoded is None else _at_every_exit(classifier, encoded, kernel)
+            record = self._unread() if encoded is None else self._read_before(number, encoded, kernel)
+            if record is None and encoded is not None:
+                if not entered:
+                    self.classifier().engine.enter()  # another classifier may have run in this thread since
+                    entered = True
+                record = _at_every_exit(self.classifier(), encoded, kernel)
+            assert record is not None
+            yield number, record
+
+    def _read_before(self, number: int, encoded: Encoded, kernel: Kernel) -> Record | None:
+        """What was recorded of the text that this one was shortened from, if of both the same tokens are read."""
+        whole = self.corpus.shortened.get(number)
+        if whole is None or self._shelves[kernel].fetch([self.corpus.keys[whole]]):
+            return None
+        read = self._read(whole)
+        if read is None or (read.ids, read.segments) != (encoded.ids, encoded.segments):
+            return None
+        record: Record = self._shelves[kernel].items[self.corpus.keys[whole]]
+        word_of = np.array(encoded.word_of, dtype=np.int32)
+        return replace(record, word_of=word_of, first_words=encoded.first_words, truncated=encoded.truncated)
 
     def _unread(self) -> Record:
         """What there is of a text that cannot be read."""
@@ -244,7 +263,7 @@ class Recorder:
 
     def _read(self, number: int) -> Encoded | None:
         try:
-            return self.classifier().encode(*self.corpus.texts[number])
+            return self.tokens.encode(*self.corpus.texts[number], self.source.max_tokens)
         except UnreadableText:
             return None
 

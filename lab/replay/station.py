@@ -31,16 +31,32 @@ class ExitTable:
 
 
 class Station:
-    """The first `layers` layers of a recording, with a temperature for each exit."""
+    """The first `layers` layers of a recording, with a temperature for each exit.
 
-    def __init__(self, name: str, recorder: Recorder, layers: int, temperatures: Sequence[float]) -> None:
+    `timed`: the recording whose measured times hold here: its own, or the same classifier's over more tokens.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        recorder: Recorder,
+        layers: int,
+        temperatures: Sequence[float],
+        *,
+        timed: Recorder | None = None,
+    ) -> None:
         assert len(temperatures) == layers <= recorder.source.layers
         self.name, self.recorder, self.corpus, self.layers = name, recorder, recorder.corpus, layers
+        self.timed = timed or recorder
         self._temperatures = np.array(temperatures, dtype=np.float32)
         self._tables: dict[Kernel, ExitTable] = {}
         self._left: dict[tuple[Kernel, ExitRule], np.ndarray] = {}
         self._pruned: dict[Pruning, np.ndarray] = {}
         self._shortened: dict[tuple[int, tuple[int, int]], int] = {}
+
+    def over(self, recorder: Recorder) -> Station:
+        """The same tier over another recording of its classifier, of fewer tokens."""
+        return Station(self.name, recorder, self.layers, self._temperatures.tolist(), timed=self.timed)
 
     def table(self, numbers: Numbers, kernel: Kernel) -> ExitTable:
         """The table of a kernel, these texts in it."""
@@ -110,6 +126,8 @@ class Station:
             tokens, own = self.recorder.tokens, self.recorder.source.max_tokens
             keep = tokens.unread_middle(text, pair, encoded, own, behind)
             known = number if keep is None else self.corpus.number(*keep_words(text, pair, encoded, keep))
+            if known != number:
+                self.corpus.shortened[known] = number
             self._shortened[number, behind] = known
         return known
 

@@ -66,7 +66,7 @@ class Times:
         self._dense: dict[tuple[str, int, Kernel, bool], np.ndarray] = {}
         self._sizes = Sizes(replay)
         for station in replay.stations:
-            self._table(station.recorder, threads[station.name], anew=anew)
+            self._table(station.timed, threads[station.name], anew=anew)
         self.http: Http = http or measure_http(replay.bundle, console, anew=anew)
 
     @property
@@ -100,7 +100,7 @@ class Times:
                 infer[at, rows] = passes[layer - 1, tokens]
                 ahead = run.ahead_layer[at, rows]
                 rest[at, rows] = np.where(run.ahead_used[at, rows], infer[at, rows] - passes[ahead - 1, tokens], 0)
-                measured = self._table(station.recorder, self._threads[station.name])
+                measured = self._table(station.timed, self._threads[station.name])
                 other[at, rows] = np.interp(run.words[numbers], measured.words, measured.tokenize)
                 if counted:
                     sent = rows[run.sent_to[at, rows] != NONE]
@@ -134,10 +134,10 @@ class Times:
     def _passes(self, station: Station, kernel: Kernel, *, heads: bool) -> np.ndarray:
         """Seconds until each exit, [E, tokens], with or without the heads on the way."""
         threads = self._threads[station.name]
-        key = (station.recorder.digest, threads, kernel, heads)
+        key = (station.timed.digest, threads, kernel, heads)
         if key not in self._dense:
-            measured = self._table(station.recorder, threads)
-            tokens = station.recorder.source.computed(np.arange(measured.lengths[-1] + 1))
+            measured = self._table(station.timed, threads)
+            tokens = station.timed.source.computed(np.arange(measured.lengths[-1] + 1))
             passes = np.array([np.interp(tokens, measured.lengths, row) for row in measured.infer[kernel]])
             if not heads:
                 passes *= np.interp(tokens, measured.lengths, measured.whole[kernel]) / passes[-1]

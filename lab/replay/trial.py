@@ -126,17 +126,27 @@ class Trial:
         """
         key = json.dumps(spec, sort_keys=True)
         if key not in self._known:
-            run = self.replay.run(self.replay.policy(spec))
-            modelled, label = self.times.of(run), run.label[self.read]
-            self._known[key] = Outcomes(
-                run=run,
-                label=label,
-                right=label == self.truth,
-                ms=modelled.seconds[self.read] * 1e3,
-                cost=unit_costs(self.replay, run)[self.read],
-                sent=(modelled.bytes_up + modelled.bytes_down)[self.read],
-            )
+            self._known[key] = self._outcomes(self.replay.run(self.replay.policy(spec)))
         return self._known[key]
+
+    def of_some(self, spec: Spec, rows: np.ndarray) -> Outcomes:
+        """What a policy does to some of the texts that can be read. Other rows mean nothing, and nothing is kept.
+
+        Raises:
+            UnknownPolicy: as `of`.
+        """
+        return self._outcomes(self.replay.run(self.replay.policy(spec), np.flatnonzero(self.read)[rows]))
+
+    def _outcomes(self, run: Run) -> Outcomes:
+        modelled, label = self.times.of(run), run.label[self.read]
+        return Outcomes(
+            run=run,
+            label=label,
+            right=label == self.truth,
+            ms=modelled.seconds[self.read] * 1e3,
+            cost=unit_costs(self.replay, run)[self.read],
+            sent=(modelled.bytes_up + modelled.bytes_down)[self.read],
+        )
 
     def row(self, spec: Spec, against: Spec | None = None) -> dict[str, Any]:
         """A policy's figures, and `paired` with another policy if one is named."""

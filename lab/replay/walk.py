@@ -61,6 +61,7 @@ class Replay:
         self.order, self.seed, self._max_tier = bundle.order, seed, max_tier
         self._recorders, self._console = recorders, recorders.console
         self.stations = [self._station(tier, tier) for tier in self.order]
+        self._shorter: dict[tuple[Station, int], Station] = {}
         self.numbers = np.array([self.corpus.number(e.text, e.pair) for e in examples])
         self.labels = np.array([example.label for example in examples])
         self.draws = [[draw(f"{seed}-{row}", 0, tier) for row in range(len(examples))] for tier in self.order]
@@ -82,14 +83,28 @@ class Replay:
     def _whole_at_first(self) -> list[Station]:
         return [self._station(self.order[0], self.order[-1]), *self.stations[1:]]
 
+    def _limited(self, stations: Sequence[Station], policy: Policy) -> list[Station]:
+        """The same tiers, as far as a policy lets each of them read."""
+        return [self._reading(station, policy.token_limit(station.name)) for station in stations]
+
+    def _reading(self, station: Station, limit: int | None) -> Station:
+        """The same tier, where it reads no more tokens than the limit."""
+        source = station.recorder.source
+        if limit is None or limit >= source.max_tokens:
+            return station
+        if (station, limit) not in self._shorter:
+            recorder = self._recorders.of(replace(source, max_tokens=limit), station.recorder.classes)
+            self._shorter[station, limit] = station.over(recorder)
+        return self._shorter[station, limit]
+
     def policy(self, spec: str | Mapping[str, object]) -> Policy:
         """The policy that a spec names, with this bundle's parameters for whatever it leaves out."""
         return build(spec, self.order, self.bundle.card.policies)
 
     # -- a policy over every text ------------------------------------------------------------------------------------
 
-    def run(self, policy: Policy) -> Run:
-        """What the policy does to every text.
+    def run(self, policy: Policy, rows: np.ndarray | None = None) -> Run:
+        """What the policy does to every text, or to those of some rows; the others then have no label.
 
         Raises:
             UnknownPolicy: this bundle lacks what the policy needs, whatever its tiers hold.
@@ -97,17 +112,17 @@ class Replay:
         oracle = policy if isinstance(policy, Oracle) else None
         stations, replay_only = (self.stations, True) if oracle else self._stations_for(policy)
         sizes, count = self.where(0, stations).layers, len(self.bundle.labels)
-        everything = np.arange(len(self.numbers))
-        out = Run(policy, sizes, self.corpus, texts=len(everything), labels=count, replay_only=replay_only)
+        asked = np.arange(len(self.numbers)) if rows is None else rows
+        out = Run(policy, sizes, self.corpus, texts=len(self.numbers), labels=count, replay_only=replay_only)
         if isinstance(policy, Learner) and policy.learns:
-            self._learn(out, policy, stations)
+            self._learn(out, policy, stations, asked)
             return out
         out.bound = bind(policy, self._first_state(policy, stations))
         walk = Walk(self, out, out.bound, stations)
-        for target, rows in (self._picked(oracle) if oracle else {NONE: everything}).items():
-            walk.arrive(0, rows, self.numbers[rows], target)
+        for target, group in (self._picked(oracle, asked) if oracle else {NONE: asked}).items():
+            walk.arrive(0, group, self.numbers[group], target)
         walk.go()
-        answer(out, out.bound, self.ensemble, everything)
+        answer(out, out.bound, self.ensemble, asked)
         return out
 
     def alone(self, at: int, like: Run) -> Run:
@@ -129,12 +144,13 @@ class Replay:
         """Where a policy stands that may use every tier."""
         return replace(self.where(0, stations), reachable=self.order[1:])
 
-    def _learn(self, out: Run, policy: Learner, stations: Sequence[Station]) -> None:
+    def _learn(self, out: Run, policy: Learner, stations: Sequence[Station], asked: np.ndarray) -> None:
         """One text after the other, each answered with what those before it taught."""
         state = self._first_state(policy, stations)
         prunes = bind(policy, state).prunes_at(self.where(0, stations))
-        stations[0].table(self.numbers, Kernel.COUNTED if prunes else Kernel.PLAIN)  # at once, with a progress bar
-        for row in tracked(range(len(self.numbers)), self._console, policy.name, least=50):
+        numbers = self.numbers[asked]
+        stations[0].table(numbers, Kernel.COUNTED if prunes else Kernel.PLAIN)  # at once, with a progress bar
+        for row in tracked(asked.tolist(), self._console, policy.name, least=50):
             rows = np.array([row])
             bound = out.bound = bind(policy, state)
             walk = Walk(self, out, bound, stations)
@@ -145,10 +161,11 @@ class Replay:
                 (clues,) = self.clues(self.numbers[rows], 0, bound.signature(self.order[0]))
                 state = policy.learn(state, bound, outcome(out, bound, stations, clues, row))
 
-    def _picked(self, policy: Oracle) -> dict[int, np.ndarray]:
+    def _picked(self, policy: Oracle, asked: np.ndarray) -> dict[int, np.ndarray]:
         """The upper bound: by the shallowest tier that is right alone, on the whole text at full depth, its rows."""
-        tables = [station.table(self.numbers, Kernel.PLAIN) for station in self.stations]
-        rows = np.flatnonzero(np.all([table.tokens[self.numbers] > 0 for table in tables], axis=0))
+        numbers = self.numbers[asked]
+        tables = [station.table(numbers, Kernel.PLAIN) for station in self.stations]
+        rows = asked[np.all([table.tokens[numbers] > 0 for table in tables], axis=0)]
         labels = np.stack([table.rounded[self.numbers[rows], -1].argmax(-1) for table in tables])  # [T, n]
         pick = np.array([policy.pick(column) for column in (labels == self.labels[rows]).T.tolist()], dtype=np.int64)
         return {tier: rows[pick == tier] for tier in np.unique(pick).tolist()}
@@ -159,12 +176,13 @@ class Replay:
         except UnknownPolicy:
             whole = self._whole_at_first
             policy.check(self._first(whole))
-            return whole, True
-        return self.stations, False
+            return self._limited(whole, policy), True
+        return self._limited(self.stations, policy), False
 
     def stations_of(self, run: Run) -> list[Station]:
         """The tiers as they were in a run."""
-        return self._whole_at_first if run.replay_only and run.layers[0] != self.stations[0].layers else self.stations
+        whole = run.replay_only and run.layers[0] != self.stations[0].layers
+        return self._limited(self._whole_at_first if whole else self.stations, run.bound)
 
     # -- what a tier knows --------------------------------------------------------------------------------------------
 
@@ -254,7 +272,7 @@ class Walk:
         leaves, pruning = out.sent_to[at, rows] != NONE, policy.pruning(station.name)
         if prunes:
             numbers[leaves] = station.pruned(numbers[leaves], layer[leaves], pruning)
-        elif pruning.cuts_middle and (behind := self.replay.bundle.read_behind(station.name)):
+        elif pruning.cuts_middle and (behind := self.replay.bundle.read_behind(station.name, policy.token_limit)):
             numbers[leaves] = station.without_middle(numbers[leaves], behind)
         self._follow(at, decisions, rows, numbers)
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
@@ -29,7 +29,7 @@ from shared.model.weights import as_path
 
 MODELS = Path(__file__).resolve().parents[2] / "deploy" / "models"
 
-
+FEWEST = 8  # tokens that a tier reads at least: special ones, and a few of the text
 UNCALIBRATED = "its confidences mean little, so it neither exits early nor prunes: run `tierwise calibrate`"
 _SAFE = {"theta": 0.0, "pruning_coefficient": 0.0}  # every layer runs, and no word is left behind
 _UNCALIBRATED = {"collaborative": _SAFE, "tabi": {"pruning_coefficient": 0.0}}
@@ -84,7 +84,7 @@ class TierModel(BaseModel):
 
     network: str
     layers: int = Field(ge=1)
-    max_tokens: int = Field(ge=8)
+    max_tokens: int = Field(ge=FEWEST)
 
 
 class BundleFile(BaseModel):
@@ -149,12 +149,19 @@ class Bundle:
         """Tier names, shallowest first."""
         return tuple(self.tiers)
 
-    def read_behind(self, tier: str) -> tuple[int, int] | None:
-        """The fewest and the most tokens that tiers behind this one read; null where one may split words otherwise."""
+    def reads(self, tier: str, limit: int | None) -> int:
+        """How many tokens a tier reads of a text at most, where a policy has this limit or none; at least `FEWEST`."""
+        own = self.tiers[tier].max_tokens
+        return own if limit is None else min(own, max(limit, FEWEST))
+
+    def read_behind(self, tier: str, limit: Callable[[str], int | None]) -> tuple[int, int] | None:
+        """The fewest and the most tokens that tiers behind this one read, under a policy's limits (by tier); null
+        where one may split words otherwise.
+        """
         behind = self.order[self.order.index(tier) + 1 :]
         if not behind or not set(behind) <= {*self.card.reads_alike.get(tier, ())}:
             return None
-        reads = [self.tiers[name].max_tokens for name in behind]
+        reads = [self.reads(name, limit(name)) for name in behind]
         return min(reads), max(reads)
 
 

@@ -51,8 +51,10 @@ class Classifier(Encoder):
         assert len(temperatures) == self.engine.layers
         return replace(self, temperatures=np.array(temperatures, dtype=np.float32))
 
-    def encode(self, text: str, pair: str | None = None) -> Encoded:
-        return self.tokens.encode(text, pair, self.max_tokens)
+    def encode(self, text: str, pair: str | None = None, max_tokens: int | None = None) -> Encoded:
+        """A text as it is read, into at most `max_tokens` tokens, which are no more than this classifier's."""
+        assert max_tokens is None or max_tokens <= self.max_tokens
+        return self.tokens.encode(text, pair, max_tokens or self.max_tokens)
 
     def signature(self, text: Encoded, kind: Signature) -> Vector:
         """What stands for a text before any layer runs: [D], or for token norms [max_tokens]."""

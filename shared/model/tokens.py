@@ -91,7 +91,9 @@ class SpecialTokens:
         least, most = behind
         if any(len(side) > 2 * REACH * least or _JOINS.search(side) for side in (text, pair or "")):
             return None  # some of it is not tokenized there, or a piece may belong to two words
-        read = encoded if most <= own or not encoded.truncated else self.encode(text, pair, most)
+        if not encoded.truncated and len(encoded.ids) <= most:
+            return None  # all of it is read there
+        read = encoded if most == own else self.encode(text, pair, most)
         known = any(word >= 0 and id_ != self.unknown_id for id_, word in zip(read.ids, read.word_of, strict=True))
         return without_middle(read) if read.truncated and known else None  # without a known word it would be refused
 

@@ -181,7 +181,7 @@ class Front:
             tier=last.tier,
             exit_layer=last.exit_layer,
             words_in=hops[0].words_in,
-            truncated=any(hop.truncated for hop in hops),
+            truncated=any(_some_unread(hop, policy) for hop in hops),
             degraded=text.degraded,
             card_skew=self._skewed(hops),
             ensemble=Combination(
@@ -208,3 +208,9 @@ class Front:
         for tier, _ in others:
             self._telemetry.card_skew.labels(self.tier.name, tier).inc()
         return bool(others)
+
+
+def _some_unread(hop: Hop, policy: Policy) -> bool:
+    """Whether a tier left words unread, or words behind that no further tier would have read."""
+    left_behind = hop.words_kept is not None and hop.words_kept < hop.words_in
+    return hop.truncated or (left_behind and policy.pruning(hop.tier).cuts_middle)

@@ -37,6 +37,7 @@ class Work:
     importance: bool = False
     explain: bool = False
     signature: Signature | None = None
+    max_tokens: int | None = None  # that are read of each text; null: as many as the classifier reads
     expires: float | None = None
     tell: Tell | None = None
     passed: Passed | None = None  # of a call with one text

@@ -60,7 +60,6 @@ class Tier:
         self.sender = Sender(name=name, bundle=bundle, upstreams=upstreams, telemetry=telemetry)
         self.upstreams, self.route = self.sender.upstreams, self.sender.route
         self.sizes = {tier: model.layers for tier, model in bundle.tiers.items()}
-        self._behind = bundle.read_behind(name)
         self._clock = worker.clock
         self.budget = budget  # of speculative sending
         self._away = 0  # texts that another tier reads before any layer ran here
@@ -157,6 +156,7 @@ class Tier:
             call.policy.exit_rule(replace(call.where, reachable=()) if stuck else call.where),
             importance=(not call.final and call.policy.prunes_at(call.where)) or call.request.explain,
             explain=call.request.explain,
+            max_tokens=self._reads(call.policy),
             expires=None if call.expires is None else call.expires - MERGE_S,
             tell=None if call.watch is None else partial(self._tell, call.watch, texts),
             passed=None if ahead is None else ahead.passed,
@@ -195,9 +195,11 @@ class Tier:
 
     def unread(self, call: Call, text: Text, encoded: Encoded) -> list[bool] | None:
         """The words that travel on where those stay behind that no further tier reads; null: all of them."""
-        if self._behind is None or not call.policy.pruning(self.name).cuts_middle:
+        policy = call.policy
+        behind = self.bundle.read_behind(self.name, policy.token_limit)
+        if behind is None or not policy.pruning(self.name).cuts_middle:
             return None
-        return self.worker.unread_middle(text.source, encoded, self._behind)
+        return self.worker.unread_middle(text.source, encoded, self._reads(policy), behind)
 
     def _add_hops(
         self, call: Call, texts: Sequence[Text], times_s: Mapping[HopTiming, float], rule: ExitRule | None
@@ -270,6 +272,10 @@ class Tier:
         """The place where a text is decided on. It costs microseconds; what a policy looks at costs more."""
         where = call.where
         return Where(where.tier, where.reachable, where.layers, LiveSight(self, call.expires, text))
+
+    def _reads(self, policy: Policy) -> int:
+        """How many tokens this tier reads of a text at most."""
+        return self.bundle.reads(self.name, policy.token_limit(self.name))
 
     def _next_is_down(self, where: Where) -> bool:
         """Whether the nearest tier that a text could go to is known to be down."""

@@ -82,10 +82,12 @@ class Worker:
         """Wait in the queue for nothing: whether the model still takes work."""
         await self._do(Work([]))
 
-    def unread_middle(self, text: TextPair, encoded: Encoded, behind: tuple[int, int]) -> list[bool] | None:
-        """Which words to send on so that tiers behind, which read so many tokens, read the same; null: all of them."""
-        model = self._classifier
-        return model.tokens.unread_middle(text.text, text.text_pair, encoded, model.max_tokens, behind)
+    def unread_middle(self, text: TextPair, encoded: Encoded, own: int, behind: tuple[int, int]) -> list[bool] | None:
+        """Which words to send on so that tiers behind, which read so many tokens, read the same; null: all of them.
+
+        `encoded` is the text as read here, into `own` tokens.
+        """
+        return self._classifier.tokens.unread_middle(text.text, text.text_pair, encoded, own, behind)
 
     def expected_s(self, texts: int, layers: int) -> float | None:
         """Seconds until `texts` put into the queue now have passed `layers`, as measured; null before anything was."""
@@ -120,7 +122,7 @@ class Worker:
 
     def _run(self, works: list[Work]) -> Sequence[Any]:
         started = self.clock()
-        encoded = [[self._encode(text) for text in work.texts] for work in works]
+        encoded = [[self._encode(text, work.max_tokens) for text in work.texts] for work in works]
         if (kind := works[0].signature) is not None:
             return [[None if item is None else self._classifier.signature(item, kind) for item in encoded[0]]]
         tokenized = self.clock()
@@ -215,9 +217,9 @@ class Worker:
         weights = None if trace.importance is None else trace.importance.tolist()
         return Answer(item, trace.exit_layer, exits.tolist(), weights, _shares(item, trace, exits), trace.cut)
 
-    def _encode(self, text: TextPair) -> Encoded | None:
+    def _encode(self, text: TextPair, max_tokens: int | None) -> Encoded | None:
         try:
-            return self._classifier.encode(text.text, text.text_pair)
+            return self._classifier.encode(text.text, text.text_pair, max_tokens)
         except UnreadableText:
             return None
 

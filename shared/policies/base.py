@@ -206,6 +206,10 @@ class Policy(BaseModel):
         """
         return None
 
+    def token_limit(self, tier: str) -> int | None:
+        """The most tokens that a tier reads of a text; null, and at most: as many as the bundle says."""
+        return None
+
     def pruning(self, tier: str) -> Pruning:
         """What is dropped from a text that leaves a tier."""
         return Pruning(coefficient=0)

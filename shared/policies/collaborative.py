@@ -17,11 +17,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from shared.contracts import Rule
+from shared.model.bundle import FEWEST
 from shared.model.ensemble import Weighting
 from shared.model.exits import ExitRule, Similarity
 from shared.model.pruning import Pruning
 from shared.policies.base import STAY, Decision, Policy, Ratio, Where
 
+Tokens = Annotated[int, Field(ge=FEWEST, le=100_000)]
 FLATTEST = 1e-3  # below it the sigmoid is its limit, the straight line, and the quotient of eq. 8 is rounding errors
 
 
@@ -89,6 +91,11 @@ class Collaborative(Policy):
     unread_words: bool = Field(
         False, description="whether words of a long text that no further tier reads travel; without pruning"
     )
+    max_tokens: Tokens | dict[str, Tokens] | None = Field(
+        None,
+        description="most tokens that a tier reads of a text, a number or one per tier; null: as many as the bundle "
+        "says, which is never exceeded. Temperatures were fitted on that many",
+    )
     weighting: Annotated[Weighting, Field(strict=False)] = Field(
         Weighting.FITTED, description="of the ensemble: fitted, accuracy, last, surest"
     )
@@ -146,6 +153,9 @@ class Collaborative(Policy):
         goes_on = self.exit_when_unsure and self.may_offload_after(where)
         unsure = by_tier(self.offload_threshold, where.tier) if goes_on else 0.0
         return Similarity(theta, self.patience, by_tier(self.exit_min_confidence, where.tier), unsure)
+
+    def token_limit(self, tier: str) -> int | None:
+        return self.max_tokens.get(tier) if isinstance(self.max_tokens, Mapping) else self.max_tokens
 
     def pruning(self, tier: str) -> Pruning:
         return Pruning(self.pruning_coefficient, unread_words=self.unread_words)

@@ -160,7 +160,7 @@ def plan(here, out, *targets):
 
 
 def test_a_plan_is_written_as_a_policy_that_tiers_load(here, tmp_path):
-    done = plan(here, tmp_path / "plan", "--accuracy", "0.01")
+    done = plan(here, tmp_path / "plan", "--accuracy", "0")  # of ten texts no bound says more
     assert done.exit_code == 0, done.output
     said = json.loads((tmp_path / "plan.json").read_text())
     file = tmp_path / "plan.policy.json"
@@ -169,10 +169,11 @@ def test_a_plan_is_written_as_a_policy_that_tiers_load(here, tmp_path):
     assert (tmp_path / "plan.png").stat().st_size > 1000
     assert said["unseen"]["holds_of_100_resamplings"] == 100
     again = said["unseen"]["replanned"]
-    assert 90 <= again["feasible"] == again["hold"]  # ten texts: a resampling may hold only wrong answers
+    assert again["feasible"] == again["hold"] == 100
     chosen = [point for point in said["walked"] if point["chosen"]]
     assert len(chosen) == 1
-    assert chosen[0]["searched"]["mean_ms"] == min(point["searched"]["mean_ms"] for point in said["front"])
+    on_all = [4 * point["searched"]["mean_ms"] + 6 * point["confirmed"]["mean_ms"] for point in said["walked"]]
+    assert said["walked"][on_all.index(min(on_all))] == chosen[0]
     best = [(point["searched"]["mean_ms"], point["searched"]["accuracy"]) for point in said["front"]]
     assert not any(a != b and a[0] <= b[0] and a[1] >= b[1] for a in best for b in best)
     assert [point["spec"] for point in said["walked"] if point["on_front"]] == [p["spec"] for p in said["front"]]

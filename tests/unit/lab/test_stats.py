@@ -11,6 +11,7 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 from lab.stats import (
     difference_of_medians,
     judged,
+    lost_at_most,
     mcnemar,
     mean_interval,
     paired_difference,
@@ -129,3 +130,19 @@ def test_scores_are_scikit_learn_s_and_so_are_their_intervals(classes):
     rows = np.random.default_rng(0).integers(0, 50, (1000, 50))
     ends = np.percentile([f1_score(truth[row] == 1, said[row] == 1) for row in rows], [2.5, 97.5])
     assert judged(Metric.F1, said, truth) == {"f1": round(of_label_1, 4), "f1_ci95": np.round(ends, 4).tolist()}
+
+
+def test_a_bound_on_what_is_lost_holds_in_95_of_100_samples_and_is_no_looser_than_it_must_be():
+    noise, n, lost, gained = np.random.default_rng(1), 1500, 0.03, 0.02
+    held = 0
+    for _ in range(1000):
+        kind = noise.choice(3, n, p=[lost, gained, 1 - lost - gained])
+        held += lost_at_most(kind == 1, kind == 0) >= lost - gained  # texts both are right or wrong on change nothing
+    assert 0.93 <= held / 1000 <= 0.975
+
+
+def test_where_nothing_differs_a_loss_is_bounded_by_the_number_of_texts():
+    same = np.ones(1000, dtype=bool)
+    assert lost_at_most(same, same) == pytest.approx(2.7 / 1000, rel=0.02)
+    assert lost_at_most(~same, same) == pytest.approx(1.0)
+    assert lost_at_most(same, ~same) < -0.99

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import UnknownPolicy
+from shared.model.bundle import load_bundle
 from shared.model.ensemble import Weighting
 from shared.model.exits import Similarity
 from shared.model.pruning import Pruning
@@ -259,3 +260,21 @@ def test_tabi_travels_as_itself():
 def test_naming_policies_costs_no_torch_import():
     code = "import sys, shared.policies; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_tier_reads_as_much_as_its_limit_and_the_bundle_allow(tiny_bundle):
+    bundle = load_bundle(str(tiny_bundle))
+    policy = build({"name": "collaborative", "max_tokens": {"end": 16, "cloud": 100}}, bundle.order, {})
+    assert [bundle.reads(tier, policy.token_limit(tier)) for tier in bundle.order] == [16, 64, 64]
+    assert bundle.read_behind("edge", policy.token_limit) == (64, 64)
+    policy = build({"name": "tabi", "max_tokens": 20}, bundle.order, {})
+    assert [bundle.reads(tier, policy.token_limit(tier)) for tier in bundle.order] == [20, 20, 20]
+    assert bundle.read_behind("edge", policy.token_limit) == (20, 20)
+    assert bundle.read_behind("end", policy.token_limit) is None  # its tokenizer is another one
+    assert bundle.reads("end", 1) == 8  # whatever a policy of one's own says
+
+
+@pytest.mark.parametrize("limit", [7, 3.5, "many", {"end": 0}, True])
+def test_a_token_limit_is_a_whole_number_from_8(limit):
+    with pytest.raises(UnknownPolicy, match="max_tokens"):
+        build({"name": "collaborative", "max_tokens": limit}, ("end", "cloud"), {})
