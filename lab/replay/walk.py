@@ -23,7 +23,7 @@ from lab.data.examples import Example
 from lab.replay.answers import answer, outcome
 from lab.replay.recorder import Kernel, Recorders, source_of
 from lab.replay.run import NONE, Run
-from lab.replay.sight import ReplaySight
+from lab.replay.sight import LinkSight, ReplaySight
 from lab.replay.station import Numbers, Station
 from shared.errors import UnknownPolicy
 from shared.links.profile import Profile
@@ -99,7 +99,7 @@ class Replay:
         if isinstance(policy, Learner) and policy.learns:
             self._learn(out, policy, stations)
             return out
-        out.bound = bind(policy, self._first_state(policy, stations))
+        out.bound = bind(policy, self._first_state(policy, stations)).settled(self.where(0, stations))
         walk = Walk(self, out, out.bound, stations)
         for target, rows in (self._picked(oracle) if oracle else {NONE: everything}).items():
             walk.arrive(0, rows, self.numbers[rows], target)
@@ -121,7 +121,7 @@ class Replay:
         stations[0].table(self.numbers, Kernel.COUNTED if prunes else Kernel.PLAIN)  # at once, with a progress bar
         for row in tracked(range(len(self.numbers)), self._console, policy.name, least=50):
             rows = np.array([row])
-            bound = out.bound = bind(policy, state)
+            bound = out.bound = bind(policy, state).settled(self.where(0, stations))
             walk = Walk(self, out, bound, stations)
             walk.arrive(0, rows, self.numbers[rows])
             walk.go()
@@ -165,7 +165,7 @@ class Replay:
     def where(self, at: int, stations: Sequence[Station]) -> Where:
         """What a policy knows about the place where it decides."""
         sizes = {station.name: station.layers for station in stations}
-        return Where(self.order[at], self.routes[at].reachable(self._max_tier), sizes)
+        return Where(self.order[at], self.routes[at].reachable(self._max_tier), sizes, LinkSight(self, at))
 
 
 class Walk:
