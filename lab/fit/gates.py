@@ -35,7 +35,18 @@ from shared.model.exits import exit_taken
 from shared.model.gates import FEATURES, OF_JEI_DNN, JeiDnn, features, scores
 from shared.policies.path_gates import PathGates
 
-PRICES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.6)  # of a second: in nats (jei-dnn), in errors (path-gates)
+PRICES = (
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.4,
+    0.6,
+    0.8,
+)  # of a second: in nats (jei-dnn), in errors (path-gates)
 OTHER_LINKS = ("lte/regional", "3g/regional", "nbiot/regional")  # that the card has gates for besides
 BARRED = -9999.0  # bias of a gate to a tier that cannot be reached
 DIGITS = 4  # significant ones of a weight

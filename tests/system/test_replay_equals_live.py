@@ -35,12 +35,12 @@ from shared.policies.base import draw
 from tests.system.conftest import TRIANGLE
 
 ALWAYS = {"name": "collaborative", "offload_threshold": 1.0}
-SURE, UNSURE, KEPT = [1.0, 0, 0, 0, 0, 0, -0.66], [-1.0, 0, 0, 0, 0, 0, 0.56], [0, 0, 0, 0, -1.0, 0.3, -0.4]
-PATHS = {"end": [[SURE, KEPT, UNSURE]] * 3, "edge": [[SURE, UNSURE]] * 2, "cloud": [[KEPT]] * 3}
+SURE, UNSURE, KEPT = [1.0, 0, 0, 0, 0, 0, -0.66], [-1.0, 0, 0, 0, 0, 0, 0.56], [0, 0, 0, 0, -1.0, 0.3, -0.1]
+PATHS = {"end": [[SURE, KEPT, UNSURE]] * 3, "edge": [[SURE, [*UNSURE[:-1], 0.9]]] * 2, "cloud": [[KEPT]] * 3}
 AWAY = {"end": [[UNSURE, UNSURE, SURE]] * 3, "edge": [[UNSURE, SURE]] * 2, "cloud": [[SURE]] * 3}
 PATH_GATES = {
     "name": "path-gates",
-    "profiles": [{"links": "ideal/ideal", "tiers": PATHS}, {"links": "3g/metro", "tiers": AWAY}],
+    "profiles": [{"links": "ideal/ideal", "tiers": PATHS}, {"links": "wifi/metro", "tiers": AWAY}],
 }
 OPENING = {tier: [[8.0, 0, 0, 0, -4.9], [8.0, 0, 0, 0, -5.1]] for tier in ("end", "cloud")}
 POLICIES = [
@@ -329,13 +329,12 @@ def test_so_it_does_where_the_device_holds_the_whole_model(whole, whole_bundle, 
 
 
 def test_gates_are_those_of_the_links_in_both(build_tiers, tiny_bundle, texts):
-    links = links_of(load_bundle(str(tiny_bundle)), "3g/metro")
-    named = {pair: own.name for pair, own in links.items()}
-    tiers = build_tiers(TRIANGLE, profiles=named, links="none")  # nothing waits: a policy sees the names alone
+    links = links_of(load_bundle(str(tiny_bundle)), "wifi/metro")
+    tiers = build_tiers(TRIANGLE, profiles={pair: own.name for pair, own in links.items()})
     own = replay(tiny_bundle, texts[:60], profiles=links)
     assert differing(tiers, own, texts[:60], PATH_GATES) == []
     runs = [one.run(one.policy(PATH_GATES)) for one in (own, replay(tiny_bundle, texts[:60]))]
-    assert [profile.links for run in runs for profile in run.bound.profiles] == ["3g/metro", "ideal/ideal"]
+    assert [profile.links for run in runs for profile in run.bound.profiles] == ["wifi/metro", "ideal/ideal"]
     assert (runs[0].answered_by != runs[1].answered_by).any()
 
 
