@@ -32,11 +32,10 @@ from shared.model.openvino_engine import capabilities
 from shared.policies import POLICIES as NAMED
 from shared.policies import Decision, Policy
 from shared.policies.base import draw
+from tests.conftest import PATHS, SURE, UNSURE
 from tests.system.conftest import TRIANGLE
 
 ALWAYS = {"name": "collaborative", "offload_threshold": 1.0}
-SURE, UNSURE, KEPT = [1.0, 0, 0, 0, 0, 0, -0.66], [-1.0, 0, 0, 0, 0, 0, 0.56], [0, 0, 0, 0, -1.0, 0.3, -0.1]
-PATHS = {"end": [[SURE, KEPT, UNSURE]] * 3, "edge": [[SURE, [*UNSURE[:-1], 0.9]]] * 2, "cloud": [[KEPT]] * 3}
 AWAY = {"end": [[UNSURE, UNSURE, SURE]] * 3, "edge": [[UNSURE, SURE]] * 2, "cloud": [[SURE]] * 3}
 PATH_GATES = {
     "name": "path-gates",
