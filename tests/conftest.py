@@ -39,6 +39,13 @@ settings.load_profile("tierwise")
 
 MAX_TOKENS = 64
 LABELS = ["negative", "positive"]
+# gates of path-gates, and such of them as take texts by every way
+SURE, UNSURE, KEPT = [1.0, 0, 0, 0, 0, 0, -0.66], [-1.0, 0, 0, 0, 0, 0, 0.56], [0, 0, 0, 0, -1.0, 0.3, -0.1]
+PATHS = {
+    "end": [[SURE, KEPT, UNSURE]] * 3,
+    "edge": [[SURE, [*UNSURE[:-1], 0.9]]] * 2,
+    "cloud": [[KEPT]] * 3,
+}
 SENTENCES = [
     "a fine film with a strong cast and a quiet, unbelievably moving end",
     "the plot is thin and the jokes are old; i left before the second act",
@@ -261,6 +268,8 @@ def tiny_bundle(tmp_path_factory, tiny_base, base_on_disk) -> Path:
             "dimee": {"exit_threshold": 0.55},
             "length-quantile": {"exit_threshold": 0.55, "edges": [10, 13]},
             "early-exit": {"exit_threshold": 0.6},
+            "jei-dnn": {"gates": {"cloud": [[8.0, 0, 0, 0, -4.9]] * 3}},
+            "path-gates": {"profiles": [{"links": "ideal/ideal", "tiers": PATHS}]},
         },
         "report": {"note": "random weights: these numbers mean nothing"},
     }

@@ -10,6 +10,8 @@
     6. thresholds and ensemble weights: the fastest expected setting within `within` of cloud-only (the deepest tier,
        whole texts, all layers); the weighting is the one with the least expected NLL
     7. how unsure a text must be to skip the tiers between: the fewest texts that are nearly as fast as can be
+    8. the gates of `jei-dnn` and `path-gates`: fitted on half of the texts; their price is chosen on the other half,
+       within `within` of the last exit there (`lab/fit/gates.py`)
 
 After step 0 no classifier is called here: texts are recorded once, and times are those that `tierwise replay` models,
 compute measured on this machine. All of it goes into the card with its reasons.
@@ -36,6 +38,7 @@ from lab.fit.cascade import Cascade, cascade_of
 from lab.fit.checks import check_bundle, check_validation, folders_of
 from lab.fit.evaluate import exit_row, nll_ece_brier
 from lab.fit.exits import every_exit, similarity_rule
+from lab.fit.gates import OTHER_LINKS, choose_jei_dnn, choose_path, recorded
 from lab.fit.point import shortfall, skip_below, thresholds
 from lab.fit.pools import Chosen, choose
 from lab.outputs import write_json
@@ -149,12 +152,14 @@ class Calibration:
             "policies": policies,
             "report": report,
         }
-        self._write(card.model_copy(update=found), others)
+        card = card.model_copy(update=found)
+        self._add_gates(card, within)
+        self._write(card, others)
         self.console.print_json(json.dumps({"operating_point": point}))
         return bool(point["offload_share"]["reached"])
 
     def others(self, *, within: float) -> None:
-        """Step 3 alone, on the card's own temperatures; what the card says otherwise stays as it is.
+        """Steps 3 and 8 alone, on the card's own temperatures; what the card says otherwise stays as it is.
 
         Raises:
             BadSetting: the bundle has no card yet.
@@ -168,7 +173,21 @@ class Calibration:
         replay = self._replay(card)
         chosen = choose(replay, _probabilities(replay), within=within)
         policies, report = {**card.policies, **chosen.policies}, {**card.report, **chosen.report}
-        self._write(card.model_copy(update={"policies": policies, "report": report}), chosen)
+        card = card.model_copy(update={"policies": policies, "report": report})
+        self._add_gates(card, within)
+        self._write(card, chosen)
+
+    def _add_gates(self, card: Card, within: float) -> None:
+        """Put the gates of these links, and of `OTHER_LINKS`, into a card that has all else."""
+        replay, named = self._replay(card), dict.fromkeys((f"{self.access}/{self.backbone}", *OTHER_LINKS))
+        times = {
+            links: Times(replay, self.threads, links_of(self.bundle, links), self.console, data=self.data)
+            for links in named
+        }
+        path, path_report = choose_path(replay, times, within)
+        exits, exits_report = choose_jei_dnn(replay, recorded(replay, next(iter(times.values()))), within)
+        card.policies.update({"jei-dnn": exits, "path-gates": path})
+        card.report["gates"] = {"jei-dnn": exits_report, "path-gates": path_report}
 
     def _quantize(self) -> None:
         """Give every classifier that is to run in int8 a quantization table, if it has none."""

@@ -52,12 +52,12 @@ def _labels(mixed: np.ndarray) -> np.ndarray:
 def visit(out: Run, stations: Sequence[Station], at: int, row: int, *, every_exit: bool) -> Visit:
     """What a tier said of a text; with `every_exit` as it knows it itself, where it evaluated exits on the way."""
     station, layer, probabilities = stations[at], int(out.exit_layer[at, row]), tuple(out.hops[at, row].tolist())
-    confidences = (max(probabilities),)
+    exits: tuple[tuple[float, ...], ...] = (probabilities,)
     if every_exit:
         kernel = Kernel.COUNTED if out.counted[at, row] else Kernel.PLAIN
         rounded = station.table(out.numbers[[at], row], kernel).rounded[out.numbers[at, row], :layer]
-        confidences = tuple(rounded.max(-1).tolist())
-    return Visit(station.name, layer, max(probabilities), confidences, probabilities)
+        exits = tuple(map(tuple, rounded.tolist()))
+    return Visit(station.name, layer, max(probabilities), tuple(map(max, exits)), probabilities, exits)
 
 
 def outcome(out: Run, policy: Policy, stations: Sequence[Station], clues: Clues, row: int) -> Outcome:

@@ -13,16 +13,34 @@ from lab.replay.answers import visit
 from shared.policies import Clues, Link, Sight, Visit
 
 if TYPE_CHECKING:
-    from lab.replay.walk import Walk
+    from lab.replay.walk import Replay, Walk
 
 
-class ReplaySight(Sight):
+class LinkSight(Sight):
+    """From a tier, without a text."""
+
+    __slots__ = ("_at", "_replay")
+
+    def __init__(self, replay: Replay, at: int) -> None:
+        self._replay, self._at = replay, at
+
+    def link(self, to: str) -> Link | None:
+        replay, here = self._replay, self._replay.order[self._at]
+        through = replay.routes[self._at].toward(to)
+        profile = replay.profiles.get((here, through))
+        if profile is None:
+            return None
+        return Link(through, profile.name, profile.rate_up_bps, profile.rate_down_bps, profile.rtt_s)
+
+
+class ReplaySight(LinkSight):
     """From a tier of a walk, for the text `number` of a row. `ruled`: null before inference, else if it had a rule."""
 
-    __slots__ = ("_at", "_number", "_row", "_ruled", "_walk")
+    __slots__ = ("_number", "_row", "_ruled", "_walk")
 
     def __init__(self, walk: Walk, at: int, row: int, number: int, *, ruled: bool | None = None) -> None:
-        self._walk, self._at, self._row, self._number, self._ruled = walk, at, row, number, ruled
+        super().__init__(walk.replay, at)
+        self._walk, self._row, self._number, self._ruled = walk, row, number, ruled
 
     def clues(self) -> Clues:
         walk, at = self._walk, self._at
@@ -35,11 +53,3 @@ class ReplaySight(Sight):
         seen = [visit(out, stations, at, self._row, every_exit=False) for at in travelled]
         own = [] if self._ruled is None else [visit(out, stations, here, self._row, every_exit=self._ruled)]
         return (*seen, *own)
-
-    def link(self, to: str) -> Link | None:
-        replay, here = self._walk.replay, self._walk.replay.order[self._at]
-        through = replay.routes[self._at].toward(to)
-        profile = replay.profiles.get((here, through))
-        if profile is None:
-            return None
-        return Link(through, profile.name, profile.rate_up_bps, profile.rate_down_bps, profile.rtt_s)

@@ -24,7 +24,7 @@ from lab.replay.ahead import send_ahead
 from lab.replay.answers import answer, outcome
 from lab.replay.recorder import Kernel, Recorders, source_of
 from lab.replay.run import NONE, Run
-from lab.replay.sight import ReplaySight
+from lab.replay.sight import LinkSight, ReplaySight
 from lab.replay.station import Numbers, Station
 from shared.errors import UnknownPolicy
 from shared.links.profile import Profile
@@ -117,7 +117,7 @@ class Replay:
         if isinstance(policy, Learner) and policy.learns:
             self._learn(out, policy, stations, asked)
             return out
-        out.bound = bind(policy, self._first_state(policy, stations))
+        out.bound = bind(policy, self._first_state(policy, stations)).settled(self.where(0, stations))
         walk = Walk(self, out, out.bound, stations)
         for target, group in (self._picked(oracle, asked) if oracle else {NONE: asked}).items():
             walk.arrive(0, group, self.numbers[group], target)
@@ -152,7 +152,7 @@ class Replay:
         stations[0].table(numbers, Kernel.COUNTED if prunes else Kernel.PLAIN)  # at once, with a progress bar
         for row in tracked(asked.tolist(), self._console, policy.name, least=50):
             rows = np.array([row])
-            bound = out.bound = bind(policy, state)
+            bound = out.bound = bind(policy, state).settled(self.where(0, stations))
             walk = Walk(self, out, bound, stations)
             walk.arrive(0, rows, self.numbers[rows])
             walk.go()
@@ -198,7 +198,7 @@ class Replay:
     def where(self, at: int, stations: Sequence[Station]) -> Where:
         """What a policy knows about the place where it decides."""
         sizes = {station.name: station.layers for station in stations}
-        return Where(self.order[at], self.routes[at].reachable(self._max_tier), sizes)
+        return Where(self.order[at], self.routes[at].reachable(self._max_tier), sizes, LinkSight(self, at))
 
 
 class Walk:

@@ -12,7 +12,8 @@ pure function of that history, so the live encoder and a replay over recorded ex
     at layer     leave after that layer                          (the split layer of SplitEE, Bajpai et al. 2024)
 
 Where we differ: the history holds *calibrated* probabilities (a temperature per exit), not raw softmax outputs, so
-that one theta or threshold means the same at every depth. Left out: rules that learn online (they come as policies).
+that one theta or threshold means the same at every depth. Left out: rules that learn online (they come as policies),
+and fitted gates (`gates.py`).
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ def exit_taken(history: Array, rule: ExitRule | None) -> Array:
         for depth in range(E - 1, 0, -1):
             layer[rule(history[:depth])] = depth
     return layer
+
+
+def entropy(probabilities: Array) -> Array:
+    """In nats, of the last axis; p = 0 adds nothing to it."""
+    return -(probabilities * np.log(np.maximum(probabilities, _TINY))).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -77,13 +83,12 @@ class Confidence:
 
 @dataclass(frozen=True)
 class Entropy:
-    """The exit's entropy in nats falls below `threshold`; p = 0 adds nothing to it."""
+    """The exit's entropy in nats falls below `threshold`."""
 
     threshold: float
 
     def __call__(self, history: Array) -> Array:
-        newest = history[-1]
-        return -(newest * np.log(np.maximum(newest, _TINY))).sum(-1) < self.threshold
+        return entropy(history[-1]) < self.threshold
 
 
 @dataclass(frozen=True)

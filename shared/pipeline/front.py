@@ -116,7 +116,7 @@ class Front:
         """
         options = request.options
         policy = self.default_policy if options.policy is None else self.tier.policy(options.policy)
-        bound = self.admit(policy)
+        bound = self.admit(policy).settled(self.tier.place(options.max_tier))
         call = self.tier.resolve(self._inner(request, request_id, bound), bound, headers, watch)
         await self.tier.answer(call)
         if unreadable := [str(text.index) for text in call.texts if not text.hops]:
@@ -150,17 +150,12 @@ class Front:
 
     def _outcome(self, text: Text) -> Outcome:
         """The facts about an answered text that a policy may learn from."""
-        seen, labels = () if text.answer is None else text.answer.confidences, self._bundle.labels
-        visits = [
-            Visit(
-                hop.tier,
-                hop.exit_layer,
-                hop.confidence,
-                seen if hop is text.hop else (hop.confidence,),
-                tuple(hop.probabilities[label] for label in labels),
-            )
-            for hop in text.hops
-        ]
+        visits = []
+        for hop in text.hops:
+            probabilities = tuple(hop.probabilities[label] for label in self._bundle.labels)
+            exits = text.answer.rounded if text.answer is not None and hop is text.hop else (probabilities,)
+            confidences = tuple(map(max, exits))
+            visits.append(Visit(hop.tier, hop.exit_layer, hop.confidence, confidences, probabilities, exits))
         return Outcome(text.clues, tuple(visits))
 
     def _result(self, call: Call, text: Text) -> Result:

@@ -163,7 +163,7 @@ def _visits(bundle: Bundle, here: str, way: Sequence[Visited]) -> list[Visit]:
     ):
         raise BadInput(f"visits: no tiers before {here} answer like this")
     values = [tuple(said.probabilities[label] for label in labels) for said in way]
-    return [Visit(s.tier, s.exit_layer, max(v), (max(v),), v) for s, v in zip(way, values, strict=True)]
+    return [Visit(s.tier, s.exit_layer, max(v), (max(v),), v, (v,)) for s, v in zip(way, values, strict=True)]
 
 
 def check_rows(bundle: Bundle, sender: str, request: InferRequest, rows: Sequence[InferredRow]) -> None:

@@ -33,14 +33,9 @@ class Answer:
         return self.exits[-1]
 
     @property
-    def rounded(self) -> tuple[float, ...]:
-        """The probabilities, rounded as on the wire."""
-        return tuple(round(value, 6) for value in self.probabilities)
-
-    @property
-    def confidences(self) -> tuple[float, ...]:
-        """The confidence of each exit, rounded as on the wire."""
-        return tuple(round(max(exit_), 6) for exit_ in self.exits)
+    def rounded(self) -> tuple[tuple[float, ...], ...]:
+        """The probabilities of each exit, rounded as on the wire."""
+        return tuple(tuple(round(value, 6) for value in exit_) for exit_ in self.exits)
 
 
 def sent_on(source: TextPair, encoded: Encoded, keep: Sequence[bool] | None) -> TextPair:
@@ -87,8 +82,9 @@ class Text:
         """The tiers that ran for it up to this one, which is called `here`."""
         if (answer := self.answer) is None:
             return tuple(self.before)
-        rounded = answer.rounded
-        return (*self.before, Visit(here, answer.exit_layer, max(rounded), answer.confidences, rounded))
+        exits = answer.rounded
+        confidences = tuple(map(max, exits))
+        return (*self.before, Visit(here, answer.exit_layer, confidences[-1], confidences, exits[-1], exits))
 
     @property
     def came_back(self) -> bool:

@@ -242,9 +242,8 @@ class Tier:
         Raises:
             BadInput: a tier that does not exist or cannot be reached, or too many words to explain.
         """
-        order = self.bundle.order
-        if request.max_tier not in (None, *order):
-            raise BadInput(f"unknown tier {request.max_tier!r}: this bundle has {', '.join(order)}")
+        expires = None if request.deadline_ms is None else self._clock() + request.deadline_ms / 1e3
+        where = self.place(request.max_tier, expires)
         if request.target not in (None, self.name, *self.route.deeper):
             raise BadInput(f"tier {request.target!r} cannot be reached from {self.name}")
         texts = [
@@ -257,10 +256,18 @@ class Tier:
         if request.explain and words > EXPLAINED_WORDS:
             raise BadInput(f"explain lists every word, at most {EXPLAINED_WORDS} a request; these texts have {words}")
         self.telemetry.words.labels(self.name, "in").inc(words)
-        expires = None if request.deadline_ms is None else self._clock() + request.deadline_ms / 1e3
-        sight = LiveSight(self, expires, None)
-        where = Where(self.name, self.route.reachable(request.max_tier), self.sizes, sight)
         return Call(request, policy, where, texts, expires, self._clock, headers, watch)
+
+    def place(self, max_tier: str | None, expires: float | None = None) -> Where:
+        """This tier as policies see it, its links as they are when one looks.
+
+        Raises:
+            BadInput: there is no tier `max_tier`.
+        """
+        order = self.bundle.order
+        if max_tier not in (None, *order):
+            raise BadInput(f"unknown tier {max_tier!r}: this bundle has {', '.join(order)}")
+        return Where(self.name, self.route.reachable(max_tier), self.sizes, LiveSight(self, expires, None))
 
     def policy(self, spec: str | Mapping[str, Any]) -> Policy:
         """The policy that a spec names, with this bundle's parameters for whatever it leaves out."""

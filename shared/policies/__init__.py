@@ -7,11 +7,12 @@ has a `name` into the folder `TIERWISE_POLICY_DIR` (`registry.py`). These come w
 
     collaborative       Zhang et al. 2025 (arXiv 2412.12102): early exit, S-curve offloading, pruning, ensemble
     tabi                the same without early exit (theta = 0), as that paper reproduces Tabi (Wang et al. 2023)
+    path-gates          at every exit fitted gates say: answer here, send to one of the deeper tiers, or go on
     dimee               Bajpai & Hanawal 2025 (arXiv 2410.05338): pools of like texts, before any layer runs
     length-quantile     the same by length alone
     adaee, splitee, splitee-s, i-splitee     bandits over thresholds and split layers
     recserve            arXiv 2505.16502: each tier sends on a share of its texts, the least sure ones
-    early-exit, deebert, pabee               one tier, early exits by confidence, entropy, patience
+    early-exit, deebert, pabee, jei-dnn      one tier, early exits by confidence, entropy, patience, fitted gates
     random              one of the reachable tiers, each as likely (the baseline of arXiv 2410.05338, section IV-B)
     oracle              the shallowest tier that is right; in replay only
     TIER-only           that tier answers every text: end-only, edge-only, cloud-only

@@ -43,6 +43,7 @@ class Visit:
     confidence: float  # at that exit
     confidences: tuple[float, ...]  # of every exit evaluated up to there, oldest first; of another tier only the last
     probabilities: tuple[float, ...] = ()  # at that exit, in the order of the bundle's labels
+    exits: tuple[tuple[float, ...], ...] = ()  # the same of every exit in `confidences`
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,10 @@ class Policy(BaseModel):
     name: ClassVar[str]
     sha256: ClassVar[str | None] = None  # of its file, in short; null: it comes with Tierwise
     carries_visits: ClassVar[bool] = False  # whether what each tier said travels on with a text, for `Where.visits`
+
+    def settled(self, where: Where) -> Policy:
+        """What the tier that is asked decides by and sends on: choose here what depends on the links from there."""
+        return self
 
     def check(self, where: Where) -> None:
         """Raise UnknownPolicy where the policy cannot run live on this tier: it lacks layers, or the card is silent."""

@@ -28,6 +28,7 @@ from shared.policies.own import Source, from_entry_point, from_file, policies_of
 _log = logging.getLogger(__name__)  # a command says it on standard error, a tier in its log
 _SHIPPED = (
     "collaborative",
+    "path_gates",
     *(f"baselines.{name}" for name in ("dimee", "bandits", "recserve", "leaving", "fixed")),
 )
 GROUP = "tierwise.policies"  # of packages' entry points

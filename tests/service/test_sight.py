@@ -101,7 +101,7 @@ def test_a_deeper_tier_sees_what_those_before_it_said(serve, seen):
     caller = serve(tier="cloud")
     answer = ask(caller, ["a film", "a plot"], policy={"name": "sees"}, visits=[[SAID], []])
     assert answer.status_code == 200
-    end = Visit("end", 3, 0.75, (0.75,), (0.25, 0.75))
+    end = Visit("end", 3, 0.75, (0.75,), (0.25, 0.75), ((0.25, 0.75),))
     assert [visits for at, _, visits, *_ in seen if at == "before"] == [(end,), ()]
     assert [[visit.tier for visit in visits] for at, _, visits, *_ in seen if at == "after"] == [
         ["end", "cloud"],

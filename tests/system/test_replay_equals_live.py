@@ -24,6 +24,7 @@ from lab.policies import parse_policy
 from lab.replay.recorder import Recorders, source_of
 from lab.replay.run import NONE
 from lab.replay.sizes import Sizes
+from lab.replay.trial import links_of
 from lab.replay.walk import Replay
 from shared.model.bundle import load_bundle
 from shared.model.exits import Confidence
@@ -31,9 +32,16 @@ from shared.model.openvino_engine import capabilities
 from shared.policies import POLICIES as NAMED
 from shared.policies import Decision, Policy
 from shared.policies.base import draw
+from tests.conftest import PATHS, SURE, UNSURE
 from tests.system.conftest import TRIANGLE
 
 ALWAYS = {"name": "collaborative", "offload_threshold": 1.0}
+AWAY = {"end": [[UNSURE, UNSURE, SURE]] * 3, "edge": [[UNSURE, SURE]] * 2, "cloud": [[SURE]] * 3}
+PATH_GATES = {
+    "name": "path-gates",
+    "profiles": [{"links": "ideal/ideal", "tiers": PATHS}, {"links": "wifi/metro", "tiers": AWAY}],
+}
+OPENING = {tier: [[8.0, 0, 0, 0, -4.9], [8.0, 0, 0, 0, -5.1]] for tier in ("end", "cloud")}
 POLICIES = [
     "collaborative",
     {**ALWAYS, "theta": 0.2, "patience": 1},
@@ -67,6 +75,10 @@ POLICIES = [
     {"name": "deebert", "entropy_threshold": 0.66},
     {"name": "pabee", "patience": 1},
     {"name": "pabee", "patience": 2, "tier": "end"},
+    {"name": "jei-dnn", "tier": "end", "gates": OPENING},
+    {"name": "jei-dnn", "gates": {"cloud": [*OPENING["cloud"], [0.0, 0, 0, 0, 0]]}},
+    PATH_GATES,
+    {**PATH_GATES, "unread_words": True, "weighting": "last"},
     {"name": "adaee", "arm": 0.6},
 ]
 LEARNING = [
@@ -367,7 +379,24 @@ def test_so_it_does_where_the_device_holds_the_whole_model(whole, whole_bundle, 
     assert differing(whole, replay(whole_bundle, texts), texts, policy) == []
 
 
-@pytest.mark.parametrize("policy", ["cloud-only", "random", {**ALWAYS, "theta": 0.2}, "dimee"], ids=str)
+def test_gates_are_those_of_the_links_in_both(build_tiers, tiny_bundle, texts):
+    links = links_of(load_bundle(str(tiny_bundle)), "wifi/metro")
+    tiers = build_tiers(TRIANGLE, profiles={pair: own.name for pair, own in links.items()})
+    own = replay(tiny_bundle, texts[:60], profiles=links)
+    assert differing(tiers, own, texts[:60], PATH_GATES) == []
+    runs = [one.run(one.policy(PATH_GATES)) for one in (own, replay(tiny_bundle, texts[:60]))]
+    assert [profile.links for run in runs for profile in run.bound.profiles] == ["wifi/metro", "ideal/ideal"]
+    assert (runs[0].answered_by != runs[1].answered_by).any()
+
+
+def test_gates_take_texts_by_every_way(tiny_bundle, texts):
+    run = (own := replay(tiny_bundle, texts)).run(own.policy(PATH_GATES))
+    assert run.carried.keys() == {(0, 1), (0, 2), (1, 2)}
+    assert set(run.answered_by.tolist()) == {0, 1, 2}
+    assert len(set(run.exit_layer[0].tolist())) > 1
+
+
+@pytest.mark.parametrize("policy", ["cloud-only", "random", {**ALWAYS, "theta": 0.2}, "dimee", PATH_GATES], ids=str)
 def test_so_it_does_without_a_link_from_the_end_to_the_cloud(chain, tiny_bundle, texts, policy):
     links = {"end": ["edge"], "edge": ["cloud"], "cloud": []}
     assert differing(chain, replay(tiny_bundle, texts[:60], links=links), texts[:60], policy) == []

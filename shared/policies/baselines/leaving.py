@@ -3,8 +3,10 @@
     early-exit   C_l >= alpha on the tier that is asked, which must hold the whole model  (arXiv 2410.05338, IV-B)
     deebert      H(p_l) = -sum_c p_l(c) ln p_l(c) < S      (Xin et al. 2020, arXiv 2004.12993, [C:castorini/DeeBERT])
     pabee        the label stayed the same P times in a row (Zhou et al. 2020, arXiv 2006.04152, [C:JetRunner/PABEE])
+    jei-dnn      q_l >= 1/2, from a fitted gate per exit   (Regol et al. 2024, arXiv 2310.09163, `model/gates.py`)
 
-Where we differ: probabilities are calibrated, one entropy threshold serves every exit, and exits are trained jointly.
+Where we differ: probabilities are calibrated, one entropy threshold serves every exit, and exits are trained jointly:
+of JEI-DNN we take the gates, not the turns of gate and classifier training.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from shared.errors import UnknownPolicy
 from shared.model.exits import Confidence, Entropy, ExitRule, Patience
+from shared.model.gates import OF_JEI_DNN, JeiDnn
 from shared.policies.base import Clues, Decision, Policy, Ratio, Where, answer_at, needs_all_layers
 
 
@@ -62,3 +66,28 @@ class Pabee(_AtTier):
 
     def exit_rule(self, where: Where) -> ExitRule | None:
         return Patience(self.patience)
+
+
+FourWeights = Annotated[list[float], Field(min_length=OF_JEI_DNN + 1, max_length=OF_JEI_DNN + 1)]
+
+
+class JeiDnnExits(_AtTier):
+    """Leaves at the first exit whose fitted gate, after those before it, is more likely open than not."""
+
+    name = "jei-dnn"
+
+    gates: dict[str, list[FourWeights]] = Field(
+        {}, description="by tier, for each exit but the last: a weight for each of four features, then the bias"
+    )
+
+    def check(self, where: Where) -> None:
+        tier = self.tier or where.tiers[-1]
+        if len(self.gates.get(tier, ())) != where.layers[tier] - 1:
+            raise UnknownPolicy(
+                f"policy {self.name!r}: {tier} needs a gate for each of its exits but the last, "
+                f"{where.layers[tier] - 1} in all; `tierwise calibrate` fits them"
+            )
+
+    def exit_rule(self, where: Where) -> ExitRule | None:
+        gates = self.gates.get(where.tier)
+        return None if gates is None else JeiDnn(tuple(map(tuple, gates)))

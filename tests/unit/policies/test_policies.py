@@ -33,9 +33,9 @@ def made(spec, **defaults):
 
 
 def test_every_name_builds_and_is_offered():
-    assert names(TIERS)[:3] == ["collaborative", "tabi", "dimee"]
+    assert names(TIERS)[:4] == ["collaborative", "tabi", "path-gates", "dimee"]
     assert names(TIERS)[-4:] == ["oracle", "end-only", "edge-only", "cloud-only"]
-    assert len(set(names(TIERS))) == len(names(TIERS)) == 17
+    assert len(set(names(TIERS))) == len(names(TIERS)) == 19
     for name in names(TIERS):
         assert spec_of(made(name))["name"] == name
 
