@@ -123,9 +123,9 @@ class Times:
         """Seconds [N, E] from when a tier gets each whole text until it could leave by each exit, under a rule."""
         station, numbers = self._replay.stations[at], self._replay.numbers
         tokens = station.table(numbers, Kernel.PLAIN).tokens[numbers]
-        measured = self._table(station.recorder, self._threads[station.name])
+        measured = self._table(station.timed, self._threads[station.name])
         tokenize = np.interp(self._replay.corpus.words[numbers], measured.words, measured.tokenize)
-        return self._passes(station, Kernel.PLAIN, rule=True)[: station.layers, tokens].T + tokenize[:, None]
+        return self._passes(station, Kernel.PLAIN, heads=True)[: station.layers, tokens].T + tokenize[:, None]
 
     def crossings(self, run: Run) -> Iterator[tuple[tuple[int, int], np.ndarray, np.ndarray, np.ndarray]]:
         """Every link that was crossed, as two tiers' numbers: the rows that crossed it, and bytes there and back."""
