@@ -10,8 +10,8 @@
     6. thresholds and ensemble weights: the fastest expected setting within `within` of cloud-only (the deepest tier,
        whole texts, all layers); the weighting is the one with the least expected NLL
     7. how unsure a text must be to skip the tiers between: the fewest texts that are nearly as fast as can be
-    8. the gates of `jei-dnn` and `path-gates`: fitted on half of the texts; their price is chosen on the other half,
-       within `within` of the last exit there (`lab/fit/gates.py`)
+    8. the gates of `jei-dnn` and `path-gates`: each price is judged on texts that they were not fitted on, and the
+       fastest within `within` of the last exit is kept (`lab/fit/gates.py`)
 
 After step 0 no classifier is called here: texts are recorded once, and times are those that `tierwise replay` models,
 compute measured on this machine. All of it goes into the card with its reasons.
@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from threadpoolctl import threadpool_limits
 
 from lab.choice import operating_point
 from lab.console import aside
@@ -184,8 +185,9 @@ class Calibration:
             links: Times(replay, self.threads, links_of(self.bundle, links), self.console, data=self.data)
             for links in named
         }
-        path, path_report = choose_path(replay, times, within)
-        exits, exits_report = choose_jei_dnn(replay, recorded(replay, next(iter(times.values()))), within)
+        with threadpool_limits(1):  # of products this small: more threads only wait, on a busy machine for minutes
+            path, path_report = choose_path(replay, times, within)
+            exits, exits_report = choose_jei_dnn(replay, recorded(replay, next(iter(times.values()))), within)
         card.policies.update({"jei-dnn": exits, "path-gates": path})
         card.report["gates"] = {"jei-dnn": exits_report, "path-gates": path_report}
 

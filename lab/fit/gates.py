@@ -12,8 +12,9 @@
 Where the path differs from JEI-DNN: no hindsight. What lies behind an action is what the gates there do, not the best
 that could be done with the text. And it counts errors, since -ln p pays to be surer of what is right already.
 
-Both are logistic regressions, so a fit takes a fraction of a second. Gates are fitted on every other validation text
-under each of `PRICES`. The rest, in a replay, says what each price gives: kept is the fastest within the loss allowed.
+Both are logistic regressions, so a fit takes a fraction of a second. What each of `PRICES` gives is judged in a replay,
+each half of the validation texts under gates that were fitted on the other. Kept is the fastest price within the loss
+allowed, fitted again on all of them.
 Left out: what the ensemble adds to an answer (the replay has it), and JEI-DNN's turns of training its exits.
 """
 
@@ -37,16 +38,17 @@ from shared.policies.path_gates import PathGates
 
 PRICES = (
     0.01,
-    0.02,
     0.05,
     0.1,
-    0.15,
     0.2,
-    0.3,
     0.4,
-    0.6,
     0.8,
-)  # of a second: in nats (jei-dnn), in errors (path-gates)
+    1.2,
+    1.6,
+    2.4,
+    3.2,
+    4.8,
+)  # of a second, in nats or errors
 OTHER_LINKS = ("lte/regional", "3g/regional", "nbiot/regional")  # that the card has gates for besides
 BARRED = -9999.0  # bias of a gate to a tier that cannot be reached
 DIGITS = 4  # significant ones of a weight
@@ -115,57 +117,57 @@ def _forced(layers: Mapping[str, int], way: Sequence[str]) -> dict[str, list[Gat
 
 def choose_jei_dnn(replay: Replay, data: Recorded, within: float) -> tuple[dict[str, Any], Report]:
     """The parameters of `jei-dnn`, and what each price gives at the deepest tier: every tier has gates of its own."""
-    gates, report, labels = dict[str, Gates](), list[Report](), replay.labels
-    fit, choose = halves(len(labels))
+    gates, report, labels, rows = dict[str, Gates](), list[Report](), replay.labels, np.arange(len(replay.labels))
+    full = best = 0.0
     for station in replay.stations:
-        tier, exits = (
-            station.name,
-            station.table(replay.numbers, Kernel.PLAIN).exits[replay.numbers[choose]],
-        )  # [N, E, C]
-        fitted = [fit_jei_dnn(data.only(fit), tier, price) for price in PRICES]
-        report = []
-        for price, own in zip(PRICES, fitted, strict=True):
-            layer = exit_taken(exits.swapaxes(0, 1), JeiDnn(tuple(map(tuple, own))))
-            right = exits[np.arange(len(exits)), layer - 1].argmax(-1) == labels[choose]
-            took = data.until[tier][choose, layer - 1]
+        tier, report = station.name, []
+        exits = station.table(replay.numbers, Kernel.PLAIN).exits[replay.numbers]  # [N, E, C]
+        for price in PRICES:
+            layer = np.zeros(len(rows), dtype=int)
+            for fit, judge in folds(len(rows)):
+                rule = JeiDnn(tuple(map(tuple, fit_jei_dnn(data.only(fit), tier, price))))
+                layer[judge] = exit_taken(exits[judge].swapaxes(0, 1), rule)
+            right = exits[rows, layer - 1].argmax(-1) == labels
+            took = data.until[tier][rows, layer - 1]
             report.append(_row(price, right, took) | {"mean_exit_layer": round(float(layer.mean()), 3)})
-        full = float((exits[:, -1].argmax(-1) == labels[choose]).mean())
-        gates[tier] = fitted[_best(report, full - within)]
-    about = {"n": [len(fit), len(choose)], "full_accuracy": round(full, 4), "may_cost": within}
-    return {"gates": gates}, {**about, "by": report, "chosen": PRICES[_best(report, full - within)]}
+        full = float((exits[:, -1].argmax(-1) == labels).mean())
+        best = PRICES[_best(report, full - within)]
+        gates[tier] = fit_jei_dnn(data, tier, best)
+    about = {"n": len(rows), "full_accuracy": round(full, 4), "may_cost": within}
+    return {"gates": gates}, {**about, "by": report, "chosen": best}
 
 
 def choose_path(replay: Replay, every: Mapping[str, Times], within: float) -> tuple[dict[str, Any], Report]:
     """The parameters of `path-gates` for links by name, and what each price gives there."""
     profiles, report, labels = list[dict[str, Any]](), Report(), replay.labels
-    fit, choose = halves(len(labels))
-    full = replay.run(replay.policy(f"{replay.order[-1]}-only")).label[choose] == labels[choose]
-    target = float(full.mean()) - within
+    full = float((replay.run(replay.policy(f"{replay.order[-1]}-only")).label == labels).mean())
     for links, times in every.items():
-        data = recorded(replay, times).only(fit)
-        fitted = [{"links": links, "tiers": fit_path(data, price)} for price in PRICES]
-        runs = [replay.run(replay.policy({"name": NAME, "profiles": [own]})) for own in fitted]
-        took = [times.of(run).seconds[choose] for run in runs]
-        rows = [
-            _row(price, run.label[choose] == labels[choose], seconds)
-            | {
-                "answered_by": {
-                    tier: round(float((run.answered_by[choose] == at).mean()), 4) for at, tier in enumerate(run.tiers)
-                }
-            }
-            for price, run, seconds in zip(PRICES, runs, took, strict=True)
-        ]
-        best = _best(rows, target)
-        profiles.append(fitted[best])
-        report[links] = {"by": rows, "chosen": PRICES[best]}
-    about = {"n": [len(fit), len(choose)], "full_accuracy": round(target + within, 4), "may_cost": within}
+        data = recorded(replay, times)
+        rows = [_judged(replay, times, links, data, price) for price in PRICES]
+        best = PRICES[_best(rows, full - within)]
+        profiles.append({"links": links, "tiers": fit_path(data, best)})
+        report[links] = {"by": rows, "chosen": best}
+    about = {"n": len(labels), "full_accuracy": round(full, 4), "may_cost": within}
     return {"profiles": profiles}, {**about, **report}
 
 
-def halves(n: int) -> tuple[Array, Array]:
-    """Rows to fit on, and rows to choose a price on."""
-    rows = np.arange(n)
-    return rows[::2], rows[1::2]
+def _judged(replay: Replay, times: Times, links: str, data: Recorded, price: float) -> Report:
+    """What a price gives: each half of the texts under the gates that the other half gave."""
+    texts = len(replay.labels)
+    right, seconds, by = np.zeros(texts, dtype=bool), np.zeros(texts), np.zeros(texts, dtype=int)
+    for fit, judge in folds(texts):
+        profile = {"links": links, "tiers": fit_path(data.only(fit), price)}
+        run = replay.run(replay.policy({"name": NAME, "profiles": [profile]}))
+        right[judge] = (run.label == replay.labels)[judge]
+        seconds[judge], by[judge] = times.of(run).seconds[judge], run.answered_by[judge]
+    shares = {tier: round(float((by == at).mean()), 4) for at, tier in enumerate(replay.order)}
+    return _row(price, right, seconds) | {"answered_by": shares}
+
+
+def folds(n: int) -> list[tuple[Array, Array]]:
+    """Rows to fit on, and rows to judge on, twice: every text is judged once, by gates that have not seen it."""
+    even, odd = np.arange(0, n, 2), np.arange(1, n, 2)
+    return [(even, odd), (odd, even)]
 
 
 def _row(price: float, right: Array, seconds: Array) -> Report:
