@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from threadpoolctl import threadpool_limits
 
 from lab.choice import operating_point
 from lab.console import aside
@@ -185,9 +184,8 @@ class Calibration:
             links: Times(replay, self.threads, links_of(self.bundle, links), self.console, data=self.data)
             for links in named
         }
-        with threadpool_limits(1):  # of products this small: more threads only wait, on a busy machine for minutes
-            path, path_report = choose_path(replay, times, within)
-            exits, exits_report = choose_jei_dnn(replay, recorded(replay, next(iter(times.values()))), within)
+        path, path_report = choose_path(replay, times, within)
+        exits, exits_report = choose_jei_dnn(replay, recorded(replay, next(iter(times.values()))), within)
         card.policies.update({"jei-dnn": exits, "path-gates": path})
         card.report["gates"] = {"jei-dnn": exits_report, "path-gates": path_report}
 

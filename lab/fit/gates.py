@@ -26,6 +26,7 @@ from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from lab.choice import operating_point
 from lab.replay.recorder import Kernel
@@ -278,7 +279,8 @@ def _logistic(rows: Array, target: Array, weight: Array, ridge: Array) -> Array:
         return np.asarray((rows * (weight * p * (1 - p))[:, None]).T @ rows + np.diag(ridge))
 
     start = np.zeros(rows.shape[1])
-    return np.asarray(minimize(loss, start, jac=slope, hess=curvature, method="trust-exact").x)
+    with threadpool_limits(1):  # of products this small: more threads wait for each other, on a busy machine minutes
+        return np.asarray(minimize(loss, start, jac=slope, hess=curvature, method="trust-exact").x)
 
 
 def _short(values: Sequence[float]) -> list[float]:
