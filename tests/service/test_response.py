@@ -200,7 +200,7 @@ def test_an_answer_names_the_policy_with_all_its_parameters(alone, card):
     assert answer["policy"] == {
         **{"name": "collaborative", "steepness": 10.0, "curve": "sigmoid", "weighting": "fitted"},
         **{"exit_min_confidence": 0.0, "exit_when_unsure": False, "pruning_coefficient": 1.0},
-        **{"skip_below": 0.0, "unread_words": False, "speculate_below": 0.0, "speculate_from": 3},
+        **{"skip_below": 0.0, "unread_words": False, "speculate_below": 0.0, "speculate_from": 3, "max_tokens": None},
         **{**card["policies"]["collaborative"], "patience": 2},
     }
 
