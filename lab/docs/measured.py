@@ -254,6 +254,20 @@ def recserve() -> Rows:
     )
 
 
+def gates() -> Rows:
+    """`path-gates` and `jei-dnn` at five prices, beside the rules that take as long."""
+    rivals = {"path-gates": ("collaborative", "threshold"), "jei-dnn": ("threshold",)}
+    rows = []
+    for made in _paper("gates")["imdb"]["rows"]:
+        for policy, names in rivals.items():
+            for rival in names:
+                own, other = made[policy], made[policy][rival]
+                p95_ratio = own["modelled_ms"]["p95"] / other["modelled_ms"]["p95"]
+                told = {"price": made["price"], "policy": policy, "rival": rival, "p95_ratio": p95_ratio}
+                rows.append(own | {"paired": other["paired"]} | told)
+    return Rows(rows)
+
+
 def _dimee(data: str) -> list[Row]:
     """One data set of DIMEE's Table I, with the paper's score and cost beside each row that it has."""
     part, paper = _paper("dimee-1")[data], published("dimee-1")["rows"]
