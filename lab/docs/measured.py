@@ -190,6 +190,15 @@ def levers() -> Rows:
     return Rows(rows, part)
 
 
+def tasks() -> Rows:
+    """Policies on other tasks, beside the cloud alone: replayed."""
+    rows = []
+    for path in sorted(RESULTS.glob("task-*.json")):
+        ((bundle, part),) = read(path)["bundles"].items()
+        rows += [row | {"bundle": bundle, "n": part["n"]} for row in _named(part["policies"])]
+    return Rows(rows)
+
+
 def unread() -> Rows:
     """What it is worth that words which no further tier reads stay behind: over slow links, beside all words sent."""
     rows = []

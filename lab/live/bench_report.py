@@ -185,7 +185,7 @@ def table(report: dict[str, Any]) -> Table:
     return out
 
 
-KINDS = "blue: collaborative; green: one tier alone; orange: whole models instead of tiers; grey: other policies"
+KINDS = "blue: ours; green: one tier alone; orange: whole models instead of tiers; grey: other policies"
 
 
 def _colour(asked: str | dict[str, Any] | None) -> str:
@@ -193,7 +193,7 @@ def _colour(asked: str | dict[str, Any] | None) -> str:
     if asked is None:
         return ORANGE
     name = asked if isinstance(asked, str) else str(asked["name"])
-    return BLUE if name == "collaborative" else GREEN if name.endswith("-only") else GREY
+    return BLUE if name in ("collaborative", "path-gates") else GREEN if name.endswith("-only") else GREY
 
 
 def draw(report: dict[str, Any], path: Path, title: str | None = None) -> None:
