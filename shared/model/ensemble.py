@@ -41,7 +41,8 @@ class Ensemble:
         """
         last = [0.0] * (len(visited) - 1) + [1.0]
         if weighting is Weighting.FITTED:
-            return list(self.fitted.get("+".join(visited), last))
+            found = self.fitted.get("+".join(visited), last)
+            return [weight / sum(found) for weight in found]  # a card's are rounded, and no share may pass 1
         if weighting is Weighting.ACCURACY and all(tier in self.accuracy for tier in visited):
             total = sum(self.accuracy[tier] for tier in visited)
             return [self.accuracy[tier] / total for tier in visited]

@@ -67,3 +67,12 @@ def test_a_combination_is_a_distribution_within_its_parts(parts):
 
 def test_the_printed_example_is_true():
     assert doctest.testmod(shared.model.ensemble) == (0, 1)
+
+
+def test_rounded_weights_of_a_card_give_no_share_above_one():
+    """0.3333 + 0.3333 + 0.3335 is a card's rounding; three sure answers must stay a distribution."""
+    weights = Ensemble(fitted={"end+edge+cloud": [0.3333, 0.3333, 0.3335]}).weights(
+        ["end", "edge", "cloud"], Weighting.FITTED
+    )
+    sure = {"negative": 0.0, "positive": 1.0}
+    assert {label: round(p, 6) for label, p in combine([sure] * 3, weights).items()} == sure
