@@ -58,7 +58,8 @@ def test_the_advice_to_measure_again_is_a_whole_command(replay, times):
     assert times.notes == []
     busy = {key: table.model_copy(update={"spread": 1.5}) for key, table in times._tables.items()}
     threads = dict.fromkeys(replay.order, 1)
-    anew = Times(replay, threads, times._links, Console(quiet=True), tables=busy, http=HTTP, data="/somewhere/my rows.csv")
+    rows = "/somewhere/my rows.csv"
+    anew = Times(replay, threads, times._links, Console(quiet=True), tables=busy, http=HTTP, data=rows)
     (note,) = anew.notes
     assert note.endswith(f"`tierwise replay --profile --data 'my rows.csv' --bundle {replay.bundle.folder}`")
 
