@@ -5,6 +5,8 @@ answers at its last exit. It is compared, text by text, with its answer to the w
 
     received attention   sum over layers, heads and queries: what Zhang et al. prune by (arXiv 2412.12102)
     share of the margin  |a_j (w . h_j)| at the exit that decided: `shared/model/shares.py`; also smoothed over 5 words
+    the reader's own share   the same at the deepest tier's last exit, which has read all of it before: no tier can run
+                             this score, but one that is learned from what the reader needs aims at it
     head and tail, random words       controls, with the same number of words
 
 Left out: floors for short texts, and scores that need training.
@@ -46,6 +48,7 @@ class Read:
     number: int
     encoded: Encoded
     trace: ExitTrace
+    needed: Array  # [words] share of each that was read in what the deepest tier makes of these words alone
 
     @property
     def words(self) -> Array:
@@ -63,10 +66,19 @@ def _received(read: Read) -> Array:
 
 
 def _share(read: Read) -> Array:
-    assert read.trace.parts is not None
-    logits = read.trace.logits[-1]
-    words = shares_of(read.encoded, read.trace.parts, logits, int(logits.argmax())).words
+    return _shares(read.encoded, read.trace)
+
+
+def _shares(encoded: Encoded, trace: ExitTrace) -> Array:
+    """Of each word, without its sign; 0 of one that was not read."""
+    assert trace.parts is not None
+    logits = trace.logits[-1]
+    words = shares_of(encoded, trace.parts, logits, int(logits.argmax())).words
     return np.abs([share or 0.0 for share in words])
+
+
+def _needed(read: Read) -> Array:
+    return read.needed
 
 
 def _smoothed(read: Read) -> Array:
@@ -89,6 +101,7 @@ SCORES: dict[str, Score] = {
     "received attention": _received,
     "share of the margin": _share,
     "share of the margin, smoothed": _smoothed,
+    "the reader's own share": _needed,
     "head and tail": _ends,
     "random words": _random,
 }
@@ -137,11 +150,17 @@ def _sent(trial: Trial) -> list[Read]:
 
 
 def _as_left(trial: Trial, number: int, rule: ExitRule | None) -> Read:
-    first = trial.replay.stations[0].recorder
-    classifier = first.classifier().at(trial.bundle.card.temperatures[trial.replay.order[0]])
+    first, last = (trial.replay.stations[at] for at in (0, -1))
+    classifier = first.recorder.classifier().at(trial.bundle.card.temperatures[first.name])
     classifier.engine.enter()
     encoded = classifier.encode(*trial.replay.corpus.texts[number])
-    return Read(number, encoded, classifier.run([encoded], rule, importance=True, parts=True)[0])
+    trace = classifier.run([encoded], rule, importance=True, parts=True)[0]
+    reader = last.recorder.classifier()
+    reader.engine.enter()
+    read = Read(number, encoded, trace, np.zeros(len(encoded.words)))
+    again = reader.encode(*trial.replay.corpus.texts[_kept(trial, read, read.words)])
+    read.needed[read.words] = _shares(again, reader.run([again], None, parts=True)[0])
+    return read
 
 
 def _best(read: Read, score: Score, kept: float) -> Array:
