@@ -147,9 +147,9 @@ def paired_saving(a: np.ndarray, b: np.ndarray, *, draws: int = 2000) -> tuple[f
 def paired_score_difference(
     metric: Metric, a: np.ndarray, b: np.ndarray, truth: np.ndarray
 ) -> tuple[float, float, float]:
-    """`paired_difference` of a metric, from the labels that two policies gave."""
+    """`paired_shares` of a metric, or `paired_difference`, from the labels that two policies gave."""
     if metric is Metric.ACCURACY:
-        return paired_difference(a == truth, b == truth)
+        return paired_shares(a == truth, b == truth)
 
     def difference(a: np.ndarray, b: np.ndarray, truth: np.ndarray) -> float:
         return score(metric, a, truth) - score(metric, b, truth)
