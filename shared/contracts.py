@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 CONTRACT_VERSION = 2
+WAITING = "x-tierwise-waiting-s"  # header of every answer between tiers: seconds of work before the callee's model
 DegradedReason = Literal[
     "upstream_timeout", "upstream_unavailable", "upstream_refused", "upstream_invalid", "breaker_open", "deadline"
 ]
@@ -49,6 +50,7 @@ Text = Annotated[str, AfterValidator(_readable)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=10**9)]
 Ms = Annotated[float, Field(ge=0, le=1e9)]
+Joules = Annotated[float, Field(ge=0, le=1e9)]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.+-]+$")]
 
 
@@ -131,6 +133,12 @@ class LinkUse(Message):
     request_bytes: Count = says("bytes of the request's body", 584)
     response_bytes: Count = says("bytes of the answer's body", 544)
     ms: Ms = says("milliseconds on the link, there and back", 45.727)
+    modelled_joules: Joules | None = Field(  # left out where null: tiers that do not know it read such links
+        None,
+        description="what the call took of the asking device's radio, by the power model of the profile; not measured",
+        examples=[0.0632],
+        exclude_if=lambda value: value is None,
+    )
 
 
 class WordUse(Message):
@@ -227,6 +235,12 @@ class Result(Message):
     truncated: bool = says("whether a tier read only the head and the tail", False)
     degraded: DegradedReason | None = says("why less was done than planned; null: nothing was missing", None)
     card_skew: bool = Field(False, description="whether tiers answered with different model cards", examples=[False])
+    modelled_joules: Joules | None = Field(
+        None,
+        description="the sum over the links on its way that have a power model; not measured; left out where none has",
+        examples=[0.0632],
+        exclude_if=lambda value: value is None,
+    )
     ensemble: Combination = says("how the hops were combined")
     hops: list[Hop] = says("one per tier that ran its model, in order")
 

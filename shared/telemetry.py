@@ -72,6 +72,8 @@ class Telemetry:
         text = "Texts sent to another tier ahead of this tier's answer."
         self.speculations = counter("speculations", text, "from", "to", outcome=SPECULATED)
         self.link_bytes = counter("link_bytes", "Body bytes over a link.", "link", direction=("up", "down"))
+        text = "Joules of the device's radio, by the power model of the link's profile; not measured."
+        self.joules = counter("modelled_joules", text, "link")
         text = "Body bytes of the calls among them that were wasted."
         self.wasted_bytes = counter("speculation_wasted_bytes", text, "link", direction=("up", "down"))
         self.words = counter(
@@ -90,6 +92,9 @@ class Telemetry:
         self.confidence = ratio("confidence", "Calibrated confidence of this tier's own answers.", "tier")
         self.offload_probability = ratio("offload_probability", "Chance of sending a text on, once inferred.", "tier")
         self.queue_depth = gauge("queue_depth", "Requests waiting for the model.", "tier")
+        self.wait_seconds = gauge("wait_seconds", "Seconds of work that wait for the model or run in it.", "tier")
+        text = "Seconds of work that wait at an upstream, as it said of late; 0: it said nothing."
+        self.upstream_wait_seconds = gauge("upstream_wait_seconds", text, "link")
         self.inflight = gauge("inflight", "Requests being answered.", "tier")
         self.info = gauge("build_info", "Always 1.", "tier", version=(), bundle=(), engine=())
 

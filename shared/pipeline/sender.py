@@ -67,6 +67,7 @@ class Sender:
         self.telemetry.stage("link", answered.link_s)
         for direction, size in (("up", answered.request_bytes), ("down", answered.response_bytes)):
             self.telemetry.link_bytes.labels(f"{self.name}-{upstream.target}", direction).inc(size)
+        self.telemetry.joules.labels(f"{self.name}-{upstream.target}").inc(answered.joules or 0.0)
         for text, row in zip(texts, answered.rows, strict=True):
             text.behind = row.hops
             text.degraded = row.degraded or (None if row.hops else "upstream_refused")

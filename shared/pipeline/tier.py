@@ -29,7 +29,7 @@ from shared.model.words import Encoded
 from shared.pipeline.hops import new_exit, new_hop, visits_before, words_in
 from shared.pipeline.queue import Work
 from shared.pipeline.sender import MERGE_S, Sender
-from shared.pipeline.sight import LiveSight
+from shared.pipeline.sight import LiveSight, Steady
 from shared.pipeline.speculation import Ahead, Budget
 from shared.pipeline.text import Answer, Call, Text
 from shared.pipeline.watch import Watch
@@ -62,6 +62,7 @@ class Tier:
         self.sizes = {tier: model.layers for tier, model in bundle.tiers.items()}
         self._clock = worker.clock
         self.budget = budget  # of speculative sending
+        self.steady = Steady()  # what policies compare with what they saw before
         self._away = 0  # texts that another tier reads before any layer ran here
 
     async def answer(self, call: Call) -> None:

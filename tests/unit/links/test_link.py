@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import BadSetting, UpstreamFailure
-from shared.links.profile import UNSHAPED, Backend, Profile, on_the_wire, packets, profile
+from shared.links.profile import UNSHAPED, Backend, Profile, on_the_wire, packets, profile, radio_of
 from shared.links.shaped import ShapedLinks
 from shared.links.simulated import SimulatedLink
 from shared.links.upstream import Upstream
@@ -55,6 +55,17 @@ def test_a_path_adds_delays_takes_the_slower_rate_and_joins_jitter_and_loss():
 def test_an_unlimited_rate_never_wins_over_a_limited_one():
     assert profile("ideal+lte").rate_up_bps == profile("lte+ideal").rate_up_bps == 14e6
     assert profile("ideal+ideal").rate_up_bps == 0
+
+
+def test_a_path_has_the_power_model_of_its_first_link():
+    lte, wifi = profile("lte").radio, profile("wifi").radio
+    assert lte != wifi
+    assert "MobiSys 2012" in lte.source
+    assert lte.joules(up_bytes=1e6, down_bytes=2e6, seconds=3) == pytest.approx(
+        3 * 1.28804 + 8 * 0.43839 + 16 * 0.05197
+    )
+    assert profile("lte+regional").radio == radio_of("lte+regional") == profile("lte-weak").radio == lte
+    assert profile("regional+lte").radio is radio_of("metro") is radio_of("no-such") is None
 
 
 def test_a_path_over_an_outage_is_out():
@@ -249,7 +260,7 @@ def test_a_change_of_the_links_is_seen_at_the_next_look(tmp_path):
     links = ShapedLinks(tmp_path)
     assert links.in_force("end-edge") is None  # no shaper yet
     say(tmp_path)
-    assert links.in_force("end-edge") == Profile("lte", 14e6, 14e6, 0.037, 0.015, 0.0)
+    assert links.in_force("end-edge") == Profile("lte", 14e6, 14e6, 0.037, 0.015, 0.0, profile("lte").radio)
     say(tmp_path, profile="3g", rtt=0.3)
     assert (links.in_force("end-edge").name, links.in_force("end-edge").rtt_s) == ("3g", 0.3)
     assert links.in_force("end-cloud") is None
