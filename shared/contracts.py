@@ -185,6 +185,22 @@ class Speculation(Message):
     request_bytes: Count = says("bytes of the request's body; of a call that was cancelled, less may have left", 584)
 
 
+class Hedge(Message):
+    """Two calls that were made for one answer: the first was late, so another way was taken too."""
+
+    first: Name = says("the tier that was called first", "edge")
+    second: Name = says("the tier that was called when that was late", "cloud")
+    after_ms: Ms = says("milliseconds between the two", 161.2)
+    won: bool = says("whether the second call answered; the other one was cancelled", True)
+    request_bytes: Count = says("bytes of the cancelled call's body; less may have left", 584)
+    modelled_joules: Joules | None = Field(
+        None,
+        description="what the cancelled call took, as of a link",
+        examples=[0.2],
+        exclude_if=lambda value: value is None,
+    )
+
+
 class Hop(Message):
     """One tier's part in an answer."""
 
@@ -205,6 +221,9 @@ class Hop(Message):
     link: LinkUse | None = Field(None, description="the link that led here; null: this tier was asked first")
     speculation: Speculation | None = Field(  # left out where null: tiers that do not know it read such hops
         None, description="a call that began before this tier's answer", exclude_if=lambda value: value is None
+    )
+    hedge: Hedge | None = Field(  # left out where null
+        None, description="two calls led here, not one", exclude_if=lambda value: value is None
     )
     timings_ms: dict[HopTiming, Ms] = says("milliseconds by stage", {"infer": 46.067, "total": 54.792})
     exits: list[Exit] | None = Field(None, description="every exit so far, oldest first; with `explain`")

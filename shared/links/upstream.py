@@ -41,7 +41,7 @@ _LONGEST_PROBE = 65_536  # bytes
 
 @dataclass(frozen=True)
 class Carried:
-    """One call's rows, the bytes it put on the link, and the seconds it spent there (the callee's time taken off).
+    """One call's rows, the link's tier, the bytes it put there, and its seconds there (the callee's time taken off).
 
     `joules` are modelled; null: the link's profile has no power model.
     """
@@ -50,7 +50,8 @@ class Carried:
     request_bytes: int
     response_bytes: int
     link_s: float
-    joules: float | None = None
+    joules: float | None
+    target: str
 
 
 class Upstream:
@@ -222,7 +223,7 @@ class Upstream:
         self.bytes_down += len(answer)
         radio = self.link[1].radio
         joules = None if radio is None else radio.joules(len(body), len(answer), link_s)
-        carried = Carried([], len(body), len(answer), link_s, joules)
+        carried = Carried([], len(body), len(answer), link_s, joules, self.target)
         return replace(carried, rows=self._with_link(response, request, carried))
 
     async def _post(

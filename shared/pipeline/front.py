@@ -208,7 +208,8 @@ class Front:
 
 def _joules(hops: Sequence[Hop]) -> float | None:
     """Modelled joules of the links on a text's way; null where none has a model."""
-    known = [hop.link.modelled_joules for hop in hops if hop.link and hop.link.modelled_joules is not None]
+    calls = [call for hop in hops for call in (hop.link, hop.hedge) if call is not None]
+    known = [call.modelled_joules for call in calls if call.modelled_joules is not None]
     return round(sum(known), 6) if known else None
 
 

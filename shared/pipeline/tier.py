@@ -55,9 +55,12 @@ class Tier:
         upstreams: Sequence[Upstream],
         telemetry: Telemetry,
         budget: Budget,
+        hedges: Budget,
     ) -> None:
         self.name, self.bundle, self.worker, self.telemetry = name, bundle, worker, telemetry
-        self.sender = Sender(name=name, bundle=bundle, upstreams=upstreams, telemetry=telemetry)
+        self.sender = Sender(
+            name=name, bundle=bundle, upstreams=upstreams, telemetry=telemetry, hedges=hedges, clock=worker.clock
+        )
         self.upstreams, self.route = self.sender.upstreams, self.sender.route
         self.sizes = {tier: model.layers for tier, model in bundle.tiers.items()}
         self._clock = worker.clock

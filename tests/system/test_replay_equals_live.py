@@ -81,7 +81,6 @@ POLICIES = [
     {**PATH_GATES, "unread_words": True, "weighting": "last"},
     {"name": "adaee", "arm": 0.6},
     {"name": "network-aware", "value_ms": 1e9},  # whatever links and queues take
-    {"name": "mdi-exit", "exit_threshold": 0.6, "theta": 0.2, "patience": 1},
 ]
 LEARNING = [
     "recserve",
