@@ -343,7 +343,7 @@ class InferResponse(Message):
 
 
 class LinkChange(Message):
-    """One change of a link: another profile, or a cut. A profile ends a cut."""
+    """One change of a link: another profile, a trace over it, or a cut. A profile ends a trace and a cut."""
 
     model_config = ConfigDict(
         json_schema_extra={"minProperties": 1, "maxProperties": 1, "examples": [{"profile": "lte"}, {"cut": True}]}
@@ -353,11 +353,14 @@ class LinkChange(Message):
         None, description="a link profile, or a path over several joined by +", examples=["lte", "5g-nsa+metro"]
     )
     cut: bool | None = Field(None, description="whether the link lets nothing through", examples=[True])
+    trace: Name | None = Field(
+        None, description="a trace that a simulated link follows from its start, over its profile", examples=["driving"]
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if (self.profile is None) == (self.cut is None):
-            raise ValueError('expected either {"profile": NAME} or {"cut": true or false}')
+        if [self.profile, self.cut, self.trace].count(None) != 2:
+            raise ValueError('expected either {"profile": NAME}, {"trace": NAME} or {"cut": true or false}')
         return self
 
 

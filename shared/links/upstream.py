@@ -30,6 +30,7 @@ from shared.links.measured import Line, Measured
 from shared.links.profile import UNSHAPED, Backend, Profile, profile
 from shared.links.shaped import ShapedLinks, ask_shaper
 from shared.links.simulated import SimulatedLink
+from shared.links.trace import known_trace
 
 log = structlog.get_logger()
 _FORGET_S = 5.0  # a measured link time older than this is no longer held against the link
@@ -128,6 +129,18 @@ class Upstream:
                     await self._http.set_way_back(self.source, name)
         finally:
             self._forget()
+
+    def play(self, name: str) -> None:
+        """Follow a trace of `deploy/netem/traces` over the link's profile, from its start; it ends a cut.
+
+        Raises:
+            BadSetting: no such trace, or this tier does not simulate the link.
+        """
+        trace = known_trace(name)
+        if self._simulated is None:
+            raise BadSetting("only a simulated link plays a trace here; for a shaped one: tierwise link trace")
+        self._simulated.play(trace)
+        self._forget()
 
     async def cut(self, *, cut: bool) -> None:
         """Cut the link, or heal it. Raises BadSetting where nobody enforces it.

@@ -13,6 +13,7 @@ from shared.errors import BadSetting, UpstreamFailure
 from shared.links.profile import UNSHAPED, Backend, Profile, on_the_wire, packets, profile, radio_of
 from shared.links.shaped import ShapedLinks
 from shared.links.simulated import SimulatedLink
+from shared.links.trace import parse
 from shared.links.upstream import Upstream
 from tests.clocks import now, run
 
@@ -344,3 +345,44 @@ def test_an_upstream_reports_what_the_shaper_says_and_never_shape_that_is_not_th
     say(tmp_path)
     assert (upstream.link[0], upstream.link[1].name) == (Backend.NETEM, "lte")
     asyncio.run(upstream.close())
+
+
+TRACE = parse("t", "0,8e5,100\n1,8e5,300\n2,0,300\n3,8e6,100\n")  # 4 s: slow, slower, out, fast
+
+
+def test_a_link_follows_its_trace_and_what_is_sent_in_an_outage_goes_on_after_it():
+    async def story():
+        link, took = SimulatedLink(PLAIN), []
+        link.play(TRACE)
+        for begins in (0.0, 1.0, 2.25, 3.5, 4.0):  # the last one from the start again
+            await asyncio.sleep(begins - now())
+            await link.carry(10_000, "up")
+            took.append(round(now() - begins, 3))
+        return took
+
+    assert run(story()) == [0.158, 0.258, 0.811, 0.061, 0.158]  # half the RTT and 10,778 bytes at 100 kB/s, 1 MB/s
+
+
+def test_a_profile_ends_a_trace():
+    async def story():
+        link = SimulatedLink(PLAIN)
+        link.play(TRACE)
+        link.set(replace(PLAIN, rtt_s=0.02, rate_up_bps=0))
+        await link.carry(10_000, "up")
+        return now(), link.profile.rtt_s
+
+    assert run(story()) == (pytest.approx(0.01), 0.02)
+
+
+def test_an_outage_that_never_ends_waits_until_another_profile_is_set():
+    async def story():
+        link = SimulatedLink(PLAIN)
+        link.play(parse("out", "0,0"))
+        sending = asyncio.create_task(link.carry(10, "up"))
+        await asyncio.sleep(10.2)
+        assert not sending.done()
+        link.set(replace(PLAIN, rate_up_bps=0))
+        await sending
+        return now()
+
+    assert run(story()) == pytest.approx(10.55)  # it looks every half second
