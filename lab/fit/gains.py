@@ -61,7 +61,7 @@ def by_confidence(confidence: Array, differences: list[Array]) -> tuple[list[flo
 
     >>> sure = np.arange(100) / 100
     >>> by_confidence(sure, [(sure < 0.5).astype(float)])
-    ([0.5], [[1.0, 0.0]])
+    ([0.495], [[1.0, 0.0]])
     """
     cuts = np.unique(np.round(np.quantile(confidence, np.arange(1, BINS) / BINS), 4))
     place = np.searchsorted(cuts, confidence, side="right")

@@ -193,7 +193,7 @@ def _sample(plan: Plan, labels: list[str], *, row: int, policy: str, seconds: fl
 async def _measure(plan: Plan, asks: Mapping[str, Ask], kept: _Kept, console: Console) -> None:
     shuffle = random.Random(plan.seed)
     every = [(row, policy) for row in range(len(plan.examples)) for policy in shuffle.sample(plan.rows, len(plan.rows))]
-    known = {(sample.row, sample.policy) for sample in kept.samples}
+    known = {(sample.row, sample.policy) for sample in kept.samples if sample.policy in plan.rows}
     order = [step for step in every if step not in known]
     with progress(console) as bar:
         task = bar.add_task("bench", total=len(every), completed=len(known))
