@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 CONTRACT_VERSION = 2
+WAITING = "x-tierwise-waiting-s"  # header of every answer between tiers: seconds of work before the callee's model
 DegradedReason = Literal[
     "upstream_timeout", "upstream_unavailable", "upstream_refused", "upstream_invalid", "breaker_open", "deadline"
 ]
@@ -49,6 +50,7 @@ Text = Annotated[str, AfterValidator(_readable)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=10**9)]
 Ms = Annotated[float, Field(ge=0, le=1e9)]
+Joules = Annotated[float, Field(ge=0, le=1e9)]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.+-]+$")]
 
 
@@ -131,6 +133,12 @@ class LinkUse(Message):
     request_bytes: Count = says("bytes of the request's body", 584)
     response_bytes: Count = says("bytes of the answer's body", 544)
     ms: Ms = says("milliseconds on the link, there and back", 45.727)
+    modelled_joules: Joules | None = Field(  # left out where null: tiers that do not know it read such links
+        None,
+        description="what the call took of the asking device's radio, by the power model of the profile; not measured",
+        examples=[0.0632],
+        exclude_if=lambda value: value is None,
+    )
 
 
 class WordUse(Message):
@@ -177,6 +185,22 @@ class Speculation(Message):
     request_bytes: Count = says("bytes of the request's body; of a call that was cancelled, less may have left", 584)
 
 
+class Hedge(Message):
+    """Two calls that were made for one answer: the first was late, so another way was taken too."""
+
+    first: Name = says("the tier that was called first", "edge")
+    second: Name = says("the tier that was called when that was late", "cloud")
+    after_ms: Ms = says("milliseconds between the two", 161.2)
+    won: bool = says("whether the second call answered; the other one was cancelled", True)
+    request_bytes: Count = says("bytes of the cancelled call's body; less may have left", 584)
+    modelled_joules: Joules | None = Field(
+        None,
+        description="what the cancelled call took, as of a link",
+        examples=[0.2],
+        exclude_if=lambda value: value is None,
+    )
+
+
 class Hop(Message):
     """One tier's part in an answer."""
 
@@ -197,6 +221,9 @@ class Hop(Message):
     link: LinkUse | None = Field(None, description="the link that led here; null: this tier was asked first")
     speculation: Speculation | None = Field(  # left out where null: tiers that do not know it read such hops
         None, description="a call that began before this tier's answer", exclude_if=lambda value: value is None
+    )
+    hedge: Hedge | None = Field(  # left out where null
+        None, description="two calls led here, not one", exclude_if=lambda value: value is None
     )
     timings_ms: dict[HopTiming, Ms] = says("milliseconds by stage", {"infer": 46.067, "total": 54.792})
     exits: list[Exit] | None = Field(None, description="every exit so far, oldest first; with `explain`")
@@ -227,6 +254,12 @@ class Result(Message):
     truncated: bool = says("whether a tier read only the head and the tail", False)
     degraded: DegradedReason | None = says("why less was done than planned; null: nothing was missing", None)
     card_skew: bool = Field(False, description="whether tiers answered with different model cards", examples=[False])
+    modelled_joules: Joules | None = Field(
+        None,
+        description="the sum over the links on its way that have a power model; not measured; left out where none has",
+        examples=[0.0632],
+        exclude_if=lambda value: value is None,
+    )
     ensemble: Combination = says("how the hops were combined")
     hops: list[Hop] = says("one per tier that ran its model, in order")
 
@@ -310,7 +343,7 @@ class InferResponse(Message):
 
 
 class LinkChange(Message):
-    """One change of a link: another profile, or a cut. A profile ends a cut."""
+    """One change of a link: another profile, a trace over it, or a cut. A profile ends a trace and a cut."""
 
     model_config = ConfigDict(
         json_schema_extra={"minProperties": 1, "maxProperties": 1, "examples": [{"profile": "lte"}, {"cut": True}]}
@@ -320,11 +353,14 @@ class LinkChange(Message):
         None, description="a link profile, or a path over several joined by +", examples=["lte", "5g-nsa+metro"]
     )
     cut: bool | None = Field(None, description="whether the link lets nothing through", examples=[True])
+    trace: Name | None = Field(
+        None, description="a trace that a simulated link follows from its start, over its profile", examples=["driving"]
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if (self.profile is None) == (self.cut is None):
-            raise ValueError('expected either {"profile": NAME} or {"cut": true or false}')
+        if [self.profile, self.cut, self.trace].count(None) != 2:
+            raise ValueError('expected either {"profile": NAME}, {"trace": NAME} or {"cut": true or false}')
         return self
 
 

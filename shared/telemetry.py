@@ -20,6 +20,7 @@ from shared.logs import OUTCOMES
 SECONDS = tuple(round(0.0005 * (30 / 0.0005) ** (i / 21), 6) for i in range(22))  # 22, geometric, 0.5 ms to 30 s
 RATIOS = tuple(i / 20 for i in range(21))  # 0 is a bucket of its own: a chance of 0 is common
 SPECULATED = ("used", "wasted", "moved")  # moved: wasted too, and the text went to another tier
+HEDGED = ("won", "lost", "failed")  # of the second call; failed: both did
 OFFLOAD_REASONS = ("policy", "confidence", "curve")
 NO_POLICY = "none"  # requests that were refused or failed, whatever policy they asked for
 REJECTIONS = tuple(dict.fromkeys(error.rejection for error in tree() if error.rejection))
@@ -72,8 +73,14 @@ class Telemetry:
         text = "Texts sent to another tier ahead of this tier's answer."
         self.speculations = counter("speculations", text, "from", "to", outcome=SPECULATED)
         self.link_bytes = counter("link_bytes", "Body bytes over a link.", "link", direction=("up", "down"))
+        text = "Joules of the device's radio, by the power model of the link's profile; not measured."
+        self.joules = counter("modelled_joules", text, "link")
         text = "Body bytes of the calls among them that were wasted."
         self.wasted_bytes = counter("speculation_wasted_bytes", text, "link", direction=("up", "down"))
+        text = "Calls that were late, so that another way was taken too, by what came of the second call."
+        self.hedges = counter("hedges", text, "from", "to", second=upstreams, outcome=HEDGED)
+        text = "Body bytes of the calls among them that were cancelled."
+        self.hedge_wasted_bytes = counter("hedge_wasted_bytes", text, "link", direction=("up", "down"))
         self.words = counter(
             "words", "Words that came in, and that were kept when sent on.", "tier", kind=("in", "kept")
         )
@@ -90,6 +97,9 @@ class Telemetry:
         self.confidence = ratio("confidence", "Calibrated confidence of this tier's own answers.", "tier")
         self.offload_probability = ratio("offload_probability", "Chance of sending a text on, once inferred.", "tier")
         self.queue_depth = gauge("queue_depth", "Requests waiting for the model.", "tier")
+        self.wait_seconds = gauge("wait_seconds", "Seconds of work that wait for the model or run in it.", "tier")
+        text = "Seconds of work that wait at an upstream, as it said of late; 0: it said nothing."
+        self.upstream_wait_seconds = gauge("upstream_wait_seconds", text, "link")
         self.inflight = gauge("inflight", "Requests being answered.", "tier")
         self.info = gauge("build_info", "Always 1.", "tier", version=(), bundle=(), engine=())
 

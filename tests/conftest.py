@@ -46,6 +46,11 @@ PATHS = {
     "edge": [[SURE, [*UNSURE[:-1], 0.9]]] * 2,
     "cloud": [[KEPT]] * 3,
 }
+# of network-aware: a text below 0.6 goes to the edge, and from there to the cloud
+GAINS = {
+    "edges": {"end": [0.6], "edge": [0.6]},
+    "gains": {"end": {"edge": [0.2, 0.0], "cloud": [0.1, 0.0]}, "edge": {"cloud": [0.1, 0.0]}},
+}
 SENTENCES = [
     "a fine film with a strong cast and a quiet, unbelievably moving end",
     "the plot is thin and the jokes are old; i left before the second act",
@@ -269,6 +274,7 @@ def tiny_bundle(tmp_path_factory, tiny_base, base_on_disk) -> Path:
             "length-quantile": {"exit_threshold": 0.55, "edges": [10, 13]},
             "early-exit": {"exit_threshold": 0.6},
             "jei-dnn": {"gates": {"cloud": [[8.0, 0, 0, 0, -4.9]] * 3}},
+            "network-aware": GAINS,
             "path-gates": {"profiles": [{"links": "ideal/ideal", "tiers": PATHS}]},
         },
         "report": {"note": "random weights: these numbers mean nothing"},

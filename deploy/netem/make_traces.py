@@ -4,6 +4,7 @@ They are invented, not measured; their shape follows what published drives descr
 correlated over seconds, outages while driving, a short gap and another level at a handover).
 
 walking.csv   120 s, about 40 Mbit/s, slow fading           handover.csv   60 s, every 15 s a gap (0.3 s) and a new cell
+stepdown.csv  120 s at 14 Mbit/s and 40 ms, but 0.1 Mbit/s and 400 ms from second 90 on
 driving.csv   180 s, about 20 Mbit/s, fast fading, an outage from second 80 to 100
 """
 
@@ -53,8 +54,13 @@ def handover() -> str:
     return "".join(lines)
 
 
+def stepdown() -> str:
+    """A quarter of the time a hundredth of the rate and ten times the RTT."""
+    return _row(0, 14e6, 40) + _row(60, 14e6, 40) + _row(90, 0.1e6, 400)
+
+
 if __name__ == "__main__":
     folder = Path(__file__).parent / "traces"
     folder.mkdir(exist_ok=True)
-    for make in (walking, driving, handover):
+    for make in (walking, driving, handover, stepdown):
         (folder / f"{make.__name__}.csv").write_text(HEADER + make())

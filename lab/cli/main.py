@@ -155,6 +155,12 @@ def bench(
     ] = None,
     rate: Annotated[float, Option(min=0, help="Open loop: Poisson arrivals per second.", callback=options.finite)] = 0,
     concurrency: Annotated[int, Option(min=1, help="Closed loop: requests under way at once.")] = 1,
+    trace: Annotated[
+        str | None,
+        Option(
+            help="With --rate: the first tier's links follow this trace of deploy/netem/traces, anew for each policy."
+        ),
+    ] = None,
     out: Annotated[Path, options.writes("OUT.json, .png, .parquet over earlier ones, .jsonl meanwhile")] = Path(
         "bench"
     ),
@@ -171,22 +177,29 @@ def bench(
     from lab.live.bench_report import write
     from lab.live.stack import Layout, reached
     from lab.live.whole import build, served
+    from shared.links.trace import known_trace
     from shared.model.bundle import load_bundle
 
     if (url or cell) and (access or backbone or bundle or port):
         raise typer.BadParameter("tiers that run already keep their links, bundle and port")
     if (url or cell) and whole:
         raise typer.BadParameter("--whole needs tiers that are started here: leave out --url and --cell")
+    if trace and (url or cell or whole or not rate):
+        raise typer.BadParameter("--trace needs --rate and tiers that are started here: no --url, --cell, --whole")
+    if trace:
+        known_trace(trace)
     policies = policy or ["collaborative", "tabi", "end-only", "edge-only", "cloud-only", "random"]
     labels = () if url or cell else load_bundle(bundle or "collaborative").labels
     examples = load_without(data, split, exclude_split, labels=labels)[:n]
-    plan = job.Plan(examples, policies, rate=rate, concurrency=concurrency, seed=seed, split=split)
+    plan = job.Plan(examples, policies, rate=rate, concurrency=concurrency, seed=seed, split=split, trace=trace)
     if cell:
         cells.run(plan, cell, url or "http://127.0.0.1:8080", out, console)
         return
     journal = None if rate else out.with_name(f"{out.name}.jsonl")
     with sole_writer(out):
-        layout = Layout(bundle or "collaborative", port, access=access, backbone=backbone)
+        layout = Layout(
+            bundle or "collaborative", port, access=access, backbone=backbone, link_control=trace is not None
+        )
         built = build(layout.bundle, data, whole, console) if whole else []
         with reached(url, layout, console) as tiers, served(built, tiers, console) as wholes:
             plan = replace(plan, wholes=wholes)

@@ -10,7 +10,8 @@
     6. thresholds and ensemble weights: the fastest expected setting within `within` of cloud-only (the deepest tier,
        whole texts, all layers); the weighting is the one with the least expected NLL
     7. how unsure a text must be to skip the tiers between: the fewest texts that are nearly as fast as can be
-    8. the gates of `jei-dnn` and `path-gates`: each price is judged on texts that they were not fitted on, and the
+    8. gains by confidence, and what an answer is worth, for `network-aware` (`lab/fit/gains.py`)
+    9. the gates of `jei-dnn` and `path-gates`: each price is judged on texts that they were not fitted on, and the
        fastest within `within` of the last exit is kept (`lab/fit/gates.py`)
 
 After step 0 no classifier is called here: texts are recorded once, and times are those that `tierwise replay` models,
@@ -20,6 +21,7 @@ compute measured on this machine. All of it goes into the card with its reasons.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,6 +40,7 @@ from lab.fit.cascade import Cascade, cascade_of
 from lab.fit.checks import check_bundle, check_validation, folders_of
 from lab.fit.evaluate import exit_row, nll_ece_brier
 from lab.fit.exits import every_exit, similarity_rule
+from lab.fit.gains import network_aware
 from lab.fit.gates import OTHER_LINKS, choose_jei_dnn, choose_path, recorded
 from lab.fit.point import shortfall, skip_below, thresholds
 from lab.fit.pools import Chosen, choose
@@ -48,6 +51,7 @@ from lab.replay.trial import links_of, threads_of
 from lab.replay.walk import Replay
 from lab.stats import wilson
 from shared.errors import BadSetting, WrongWeights
+from shared.links.profile import Profile
 from shared.model.base import Array
 from shared.model.bundle import Bundle, Card, load_bundle
 from shared.model.calibration import T_MAX, T_MIN, calibrated, fit_temperature, quality
@@ -55,6 +59,7 @@ from shared.model.pools import FILE as POOLS
 from shared.model.pruning import Pruning
 from shared.model.quantization import load_table
 from shared.policies import Where
+from shared.policies.reading import Reading
 
 EXIT_COST = 0.001  # accuracy that early exit may cost a tier
 COEFFICIENTS = (0.75, 0.9, 1.0, 1.1, 1.25)
@@ -153,13 +158,14 @@ class Calibration:
             "report": report,
         }
         card = card.model_copy(update=found)
+        self._add_gains(card, target)
         self._add_gates(card, within)
         self._write(card, others)
         self.console.print_json(json.dumps({"operating_point": point}))
         return bool(point["offload_share"]["reached"])
 
     def others(self, *, within: float) -> None:
-        """Steps 3 and 8 alone, on the card's own temperatures; what the card says otherwise stays as it is.
+        """Steps 3, 8 and 9 alone, on the card's own temperatures; what the card says otherwise stays as it is.
 
         Raises:
             BadSetting: the bundle has no card yet.
@@ -174,8 +180,20 @@ class Calibration:
         chosen = choose(replay, _probabilities(replay), within=within)
         policies, report = {**card.policies, **chosen.policies}, {**card.report, **chosen.report}
         card = card.model_copy(update={"policies": policies, "report": report})
+        self._add_gains(card, card.accuracy[self.bundle.order[-1]] - within)
         self._add_gates(card, within)
         self._write(card, chosen)
+
+    def _add_gains(self, card: Card, target: float) -> None:
+        """Put what `network-aware` needs on these links into a card that has all else."""
+        if len(self.bundle.order) < 2:
+            return
+        replay = self._replay(card, profiles=self.links)
+        times = Times(replay, self.threads, self.links, self.console, data=self.data)
+        point, fields = card.policies.get("collaborative", {}), Reading.model_fields
+        found, report = network_aware(replay, times, {name: point[name] for name in fields if name in point}, target)
+        card.policies["network-aware"] = found
+        card.report["gains"] = {"links": {"access": self.access, "backbone": self.backbone}, **report}
 
     def _add_gates(self, card: Card, within: float) -> None:
         """Put the gates of these links, and of `OTHER_LINKS`, into a card that has all else."""
@@ -202,8 +220,8 @@ class Calibration:
 
             quantize_all(self.bundle, without, self.texts, self.console, threads=self.threads[self.bundle.order[-1]])
 
-    def _replay(self, card: Card) -> Replay:
-        return Replay(replace(self.bundle, card=card), self.texts, self.recorders)
+    def _replay(self, card: Card, profiles: Mapping[tuple[str, str], Profile] | None = None) -> Replay:
+        return Replay(replace(self.bundle, card=card), self.texts, self.recorders, profiles=profiles)
 
     def _note(self, text: str) -> None:
         """Something that whoever uses the card must know."""

@@ -15,7 +15,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -24,7 +24,7 @@ from rich.console import Console
 from lab.console import aside, progress
 from lab.data.examples import ALL, Example, check_labels, digest
 from lab.data.readable import LeftOut, no_text, too_long
-from lab.live.client import LIMITS, PROBE, TextRefused, classify, connect, info_of
+from lab.live.client import LIMITS, PROBE, TextRefused, classify, connect, info_of, play
 from lab.policies import parse_policy
 from shared.contracts import Result
 from shared.errors import BadSetting
@@ -47,6 +47,7 @@ class Plan:
     seed: int = 0
     split: str = ALL
     wholes: Sequence[Whole] = ()
+    trace: str | None = None  # that the first tier's links follow, from its start for every policy
 
     @property
     def rows(self) -> list[str]:
@@ -56,7 +57,8 @@ class Plan:
     @property
     def loop(self) -> str:
         """Open at a rate, or closed."""
-        return f"open, {self.rate}/s" if self.rate else f"closed, {self.concurrency} at once"
+        loop = f"open, {self.rate}/s" if self.rate else f"closed, {self.concurrency} at once"
+        return f"{loop}; trace {self.trace}" if self.trace else loop
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,12 @@ async def _run(plan: Plan, url: str, console: Console, journal: Path | None) -> 
             kept = _Kept(plan, info, file)
             for line in known:
                 kept.take(line)
-            await _measure(plan, asks, kept, console)
+            if plan.trace is None:
+                await _measure(plan, asks, kept, console)
+            else:
+                for policy in plan.policies:
+                    await play(client, plan.trace)
+                    await _measure(replace(plan, policies=[policy]), asks, kept, console)
     done = kept.done(info)
     done.left_out.tell(aside())
     if not done.samples:
@@ -186,7 +193,7 @@ def _sample(plan: Plan, labels: list[str], *, row: int, policy: str, seconds: fl
 async def _measure(plan: Plan, asks: Mapping[str, Ask], kept: _Kept, console: Console) -> None:
     shuffle = random.Random(plan.seed)
     every = [(row, policy) for row in range(len(plan.examples)) for policy in shuffle.sample(plan.rows, len(plan.rows))]
-    known = {(sample.row, sample.policy) for sample in kept.samples}
+    known = {(sample.row, sample.policy) for sample in kept.samples if sample.policy in plan.rows}
     order = [step for step in every if step not in known]
     with progress(console) as bar:
         task = bar.add_task("bench", total=len(every), completed=len(known))

@@ -22,7 +22,7 @@ from lab.outputs import REPLACED, write_json
 from lab.picture import BLUE, GREEN, GREY, INTERVALS, ORANGE, Dot, note, percent, picture, scatter
 from lab.policies import parse_policy, shown
 from lab.records import Crossed, Record, write_records
-from lab.stats import accuracy_of, paired_difference, spread_of
+from lab.stats import accuracy_of, paired_difference, paired_p95, spread_of
 from shared.contracts import HOP_STAGES
 
 
@@ -55,6 +55,8 @@ def _beside(plan: Plan, by_policy: Mapping[str, list[Sample]], deepest: str) -> 
         name: (np.array([s.seconds * 1e3 for s in samples]), np.array([s.right for s in samples]))
         for name, samples in by_policy.items()
     }
+    if plan.trace:
+        return _over_trace(plan, arrays)
     policy, others = beside_whom(plan.policies, deepest, *(whole.built.name for whole in plan.wholes))
     rows: dict[str, dict[str, Any]] = {
         other: {
@@ -66,6 +68,24 @@ def _beside(plan: Plan, by_policy: Mapping[str, list[Sample]], deepest: str) -> 
         if other in arrays
     }
     return {"beside": rows, "verdict": verdict(policy, {other: row[policy] for other, row in rows.items()})}
+
+
+def _over_trace(plan: Plan, arrays: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+    """Every policy beside each but the first, with the difference of their p95; the verdict is the first one's."""
+    first, *others = plan.policies
+    rows: dict[str, dict[str, Any]] = {other: {} for other in others}
+    for other, by_policy in rows.items():
+        for name in plan.policies:
+            if name != other:
+                (ms, right), (other_ms, other_right) = arrays[name], arrays[other]
+                p95 = {"p95_ms": list(paired_p95(ms, other_ms))}
+                by_policy[name] = beside(ms, other_ms, right, other_right) | p95
+    tails = [
+        "{:+.0f} [{:+.0f}, {:+.0f}] ms".format(*row[first]["p95_ms"]) + f" beside {shown(other)}"
+        for other, row in rows.items()
+    ]
+    told = verdict(first, {other: row[first] for other, row in rows.items()})
+    return {"beside": rows, "trace": plan.trace, "verdict": f"{told} Its p95: {'; '.join(tails)}." if tails else told}
 
 
 def _summary(samples: list[Sample], reference: list[Sample]) -> dict[str, Any]:

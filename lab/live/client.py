@@ -6,6 +6,7 @@ or else `TIERWISE_KEY_FILE`.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from dataclasses import dataclass
@@ -114,6 +115,25 @@ async def info_of(client: AsyncClient) -> dict[str, Any]:
     except (ValueError, KeyError, AttributeError) as error:
         raise NoAnswer(f"what answers at {client.base_url} is no tier of ours") from error
     return dict(info)
+
+
+async def play(client: AsyncClient, trace: str) -> None:
+    """Have every link of the tier follow a trace of `deploy/netem/traces` from now on; no breaker is open then.
+
+    Raises:
+        NoAnswer: the tier does not let its links be changed, or does not simulate them.
+    """
+    for _ in range(2):  # over the trace of before a breaker may not close, and while it closes this one goes on
+        links = (await info_of(client))["links"]
+        for link in links:
+            try:
+                answer = await client.put(f"/v1/links/{link['to']}", json={"trace": trace})
+            except httpx.HTTPError as error:
+                raise _no_answer(client, error) from error
+            if answer.status_code != 200:
+                raise NoAnswer(f"{answer.status_code}: {detail_of(answer)}")
+        while any(link["breaker"] == "open" for link in (await info_of(client))["links"]):
+            await asyncio.sleep(0.2)
 
 
 def detail_of(answer: httpx.Response) -> str:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from services.shaper.shape import Direction
-from services.shaper.trace import parse
 from services.shaper.verify import Check, Report, judge_probe, judge_settings
 from shared.errors import BadSetting
 from shared.links.profile import profile
+from shared.links.trace import parse
 
 SERVICE, PROJECT = "com.docker.compose.service", "com.docker.compose.project"
 Ends = dict[Direction, dict[str, Any]]  # what the end that sends in a direction says

@@ -61,6 +61,7 @@ class Layout:
     backbone: str | None = None
     threads: Mapping[str, int] = field(default_factory=dict)
     only: str | None = None  # this tier alone is started
+    link_control: bool = False  # whether links may be changed while the tiers run
 
     def ports(self, bundle: Bundle) -> list[int]:
         """Where the tiers listen."""
@@ -87,6 +88,8 @@ class Layout:
         }
         if tier in self.threads:
             usual["TIERWISE_THREADS"] = str(self.threads[tier])
+        if self.link_control:
+            usual["TIERWISE_LINK_CONTROL"] = "true"
         links = self._links(order, index)
         if role_of(tier).upstreams.keys() != links.keys() or self.port is not None:
             usual["TIERWISE_UPSTREAMS"] = ",".join(f"{t}=http://127.0.0.1:{ports[order.index(t)]}" for t in links)

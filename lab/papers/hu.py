@@ -23,7 +23,8 @@ from lab.replay.trial import Trial
 from lab.stats import Z_ONE_SIDED, unseen_share
 from shared.model.bundle import Bundle
 from shared.policies import spec_of
-from shared.policies.collaborative import Curve, by_tier
+from shared.policies.collaborative import Curve
+from shared.policies.reading import by_tier
 
 PAPER = {"name": "collaborative", "steepness": 10.0, "patience": 2, "pruning_coefficient": 0.0, "weighting": "accuracy"}
 OURS = {**PAPER, "weighting": "fitted"}

@@ -1,6 +1,7 @@
 """What a policy sees in a replay when it looks: the same as on a live tier, where that can be known from recordings.
 
-The links are as their profiles say. No deadline, no queue, no failure, and no bytes: a replay has no order in time.
+The links are as their profiles say. No deadline, no queue, here or at another tier, no call under way, no failure, and
+no bytes: a replay has no order in time. Nor does it know what a tier takes for a text (`Link.compute_s`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lab.replay.answers import visit
+from shared.links.measured import by_profile
 from shared.policies import Clues, Link, Sight, Visit
 
 if TYPE_CHECKING:
@@ -30,7 +32,17 @@ class LinkSight(Sight):
         profile = replay.profiles.get((here, through))
         if profile is None:
             return None
-        return Link(through, profile.name, profile.rate_up_bps, profile.rate_down_bps, profile.rtt_s)
+        line = by_profile(profile)
+        return Link(
+            to=through,
+            profile=profile.name,
+            rate_up_bps=profile.rate_up_bps,
+            rate_down_bps=profile.rate_down_bps,
+            round_trip_s=profile.rtt_s,
+            fixed_s=line.fixed_s,
+            byte_s=line.byte_s,
+            joules=None if profile.radio is None else profile.radio.joules,
+        )
 
 
 class ReplaySight(LinkSight):

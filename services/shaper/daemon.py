@@ -27,9 +27,9 @@ from services.shaper.metrics import Metrics
 from services.shaper.probe import Peer, Responder, measure
 from services.shaper.shape import Direction, Reading, Shape, shape_of
 from services.shaper.state import Link, Mode, link_between
-from services.shaper.trace import parse, unpack
 from shared.errors import BadSetting, TierwiseError
 from shared.links.profile import SHAPER_SOCKET
+from shared.links.trace import parse, unpack
 
 log = structlog.get_logger()
 TICK_S = 0.05  # how often a trace is followed

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from services.shaper.shape import Direction, Shape, shape_of
-from services.shaper.trace import Trace
 from shared.errors import BadSetting
 from shared.links.profile import Profile, profile
+from shared.links.trace import Trace
 
 
 class Mode(StrEnum):
@@ -68,9 +68,8 @@ class Link:
 
     def shape(self) -> Shape:
         """What this end should do now."""
-        shape = shape_of(self.profile, self.direction)
-        if self.trace:
-            shape = self.trace.at(self.clock() - self.trace_start).on(shape)
+        now = self.trace.at(self.clock() - self.trace_start).on(self.profile) if self.trace else self.profile
+        shape = shape_of(now, self.direction)
         return replace(shape, loss_ratio=1.0) if self.is_cut else shape
 
     def status(self) -> dict[str, object]:

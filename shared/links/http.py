@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 import httpx
 
-from shared.contracts import DegradedReason
+from shared.contracts import WAITING, DegradedReason
 from shared.errors import UpstreamFailure
 from shared.links import connections
 from shared.links.breaker import RetryBudget
@@ -34,7 +34,7 @@ WARY = 20  # calls
 
 
 class UpstreamHttp:
-    """Requests to the tier `target` at `url`; `count_retry` is told of each retry."""
+    """Requests to the tier `target` at `url`; `count_retry` is told of each retry, `hear` what waits at the target."""
 
     def __init__(
         self,
@@ -46,8 +46,10 @@ class UpstreamHttp:
         key: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         count_retry: Callable[[], None] = lambda: None,
+        hear: Callable[[str | None], None] = lambda said: None,
     ) -> None:
         self._target, self._link, self._budget, self._count_retry = target, link, RetryBudget(), count_retry
+        self._hear = hear
         self._wary = 0  # calls that still get a connection of their own
         warm = httpx.Limits(max_connections=64, max_keepalive_connections=64, keepalive_expiry=60)
         single = httpx.Limits(max_connections=64, max_keepalive_connections=0)
@@ -128,6 +130,7 @@ class UpstreamHttp:
             raise kind("upstream_unavailable", f"{self._target}: {type(error).__name__} {error}") from error
         if self._link:
             await self._link.carry(len(content), "down")
+        self._hear(answer.headers.get(WAITING))
         if answer.status_code == 200:
             return content
         reason: DegradedReason = "upstream_refused" if answer.status_code in _REFUSALS else "upstream_invalid"

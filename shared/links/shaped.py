@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import BadSetting
-from shared.links.profile import SHAPER_SOCKET, Profile
+from shared.links.profile import SHAPER_SOCKET, Profile, radio_of
 
 log = logging.getLogger(__name__)
 _MOST = 1_000_000  # bytes of the shaper's file
@@ -111,4 +111,5 @@ def _shaped(raw: dict[str, Any]) -> Profile:
         raise ValueError(f"profile {raw['profile']!r}, mode {raw['mode']!r}")
     if any(isinstance(n, bool) or not 0 <= n < math.inf for n in numbers) or raw["loss"] > 1:
         raise ValueError(f"profile {raw['profile']!r}: {numbers}")
-    return Profile(raw["profile"], *map(float, numbers))
+    rate, _, rtt, jitter, loss = map(float, numbers)
+    return Profile(raw["profile"], rate, rate, rtt, jitter, loss, radio_of(raw["profile"]))

@@ -14,7 +14,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 import httpx
@@ -26,9 +26,11 @@ from shared.errors import BadSetting, DeadlinePassed, UpstreamFailure
 from shared.links.breaker import Breaker
 from shared.links.estimates import Smoothed
 from shared.links.http import UpstreamHttp
+from shared.links.measured import Line, Measured
 from shared.links.profile import UNSHAPED, Backend, Profile, profile
 from shared.links.shaped import ShapedLinks, ask_shaper
 from shared.links.simulated import SimulatedLink
+from shared.links.trace import known_trace
 
 log = structlog.get_logger()
 _FORGET_S = 5.0  # a measured link time older than this is no longer held against the link
@@ -40,12 +42,17 @@ _LONGEST_PROBE = 65_536  # bytes
 
 @dataclass(frozen=True)
 class Carried:
-    """One call's rows, the bytes it put on the link, and the seconds it spent there (the callee's time taken off)."""
+    """One call's rows, the link's tier, the bytes it put there, and its seconds there (the callee's time taken off).
+
+    `joules` are modelled; null: the link's profile has no power model.
+    """
 
     rows: list[InferredRow]
     request_bytes: int
     response_bytes: int
     link_s: float
+    joules: float | None
+    target: str
 
 
 class Upstream:
@@ -72,6 +79,7 @@ class Upstream:
         self._backend, self._profile, self._shaped = backend, profile(profile_name), shaped
         self._timeout_s, self._probe_s = timeout_s, probe_s
         self._simulated = SimulatedLink(self._profile) if backend is Backend.SIMULATED else None
+        self.measured = Measured(clock)
         self._http = UpstreamHttp(
             target=target,
             url=url,
@@ -80,6 +88,7 @@ class Upstream:
             key=key,
             transport=transport,
             count_retry=count_retry,
+            hear=self.measured.hear,
         )
         self.breaker = Breaker()
         self._forget()
@@ -121,6 +130,18 @@ class Upstream:
         finally:
             self._forget()
 
+    def play(self, name: str) -> None:
+        """Follow a trace of `deploy/netem/traces` over the link's profile, from its start; it ends a cut.
+
+        Raises:
+            BadSetting: no such trace, or this tier does not simulate the link.
+        """
+        trace = known_trace(name)
+        if self._simulated is None:
+            raise BadSetting("only a simulated link plays a trace here; for a shaped one: tierwise link trace")
+        self._simulated.play(trace)
+        self._forget()
+
     async def cut(self, *, cut: bool) -> None:
         """Cut the link, or heal it. Raises BadSetting where nobody enforces it.
 
@@ -145,6 +166,7 @@ class Upstream:
         A call that is under way adds to the estimates that it began with, which nobody asks any more.
         """
         self._link_time, self._usual = Smoothed(forget_s=_FORGET_S), Smoothed(forget_s=_FORGET_USUAL_S)
+        self.measured.forget_link()
 
     @property
     def link_s(self) -> float:
@@ -157,6 +179,11 @@ class Upstream:
         """What the link usually takes, there and back: measured of late, or else as its profile says."""
         measured = self._link_time.mean
         return self.link[1].rtt_s if measured is None else measured
+
+    @property
+    def line(self) -> Line:
+        """What a call takes on the link, by its bytes: measured of late, or else as its profile says."""
+        return self.measured.line(self.link[1])
 
     async def infer(
         self,
@@ -187,6 +214,7 @@ class Upstream:
         link_time, usual = self._link_time, self._usual
         self._sizes.append(len(body))
         sends(len(body))
+        self.measured.begin(request.call)
         try:
             answer = await self._post(body, headers, request.call, within_s, limit_bytes)
             response = self._read(answer, request)
@@ -195,15 +223,21 @@ class Upstream:
             if self._blames(failure, within_s):
                 self._count(failed=True)
             raise
+        finally:
+            self.measured.end(request.call)
         seconds = self._clock() - started
         self._count(failed=False)
         link_s = max(0.0, seconds - response.total_ms / 1e3)
         usual.add(seconds)
         link_time.add(link_s)
+        self.measured.add(len(body) + len(answer), link_s)
+        self.measured.answered(response.rows)
         self.bytes_up += len(body)
         self.bytes_down += len(answer)
-        rows = self._with_link(response, request, len(body), len(answer), link_s)
-        return Carried(rows, len(body), len(answer), link_s)
+        radio = self.link[1].radio
+        joules = None if radio is None else radio.joules(len(body), len(answer), link_s)
+        carried = Carried([], len(body), len(answer), link_s, joules, self.target)
+        return replace(carried, rows=self._with_link(response, request, carried))
 
     async def _post(
         self, body: bytes, headers: dict[str, str], call: str, within_s: float | None, limit_bytes: int
@@ -281,12 +315,11 @@ class Upstream:
         longest = min(max(self._sizes, default=0), _LONGEST_PROBE)
         return request, request.model_dump_json().encode().ljust(longest)
 
-    def _with_link(
-        self, response: InferResponse, request: InferRequest, up_bytes: int, down_bytes: int, link_s: float
-    ) -> list[InferredRow]:
+    def _with_link(self, response: InferResponse, request: InferRequest, carried: Carried) -> list[InferredRow]:
         """The callee's rows, each first hop with this link on record and the row's share of the bytes."""
-        up = _shares(up_bytes, [len(text.text) + len(text.text_pair or "") for text in request.texts])
-        down = _shares(down_bytes, [1] * len(request.texts))
+        texts, joules = request.texts, carried.joules
+        up = _shares(carried.request_bytes, [len(text.text) + len(text.text_pair or "") for text in texts])
+        down = _shares(carried.response_bytes, [1] * len(texts))
         backend, profile = self.link
         rows = []
         for row, request_bytes, response_bytes in zip(response.rows, up, down, strict=True):
@@ -298,7 +331,8 @@ class Upstream:
                     profile=profile.name,
                     request_bytes=request_bytes,
                     response_bytes=response_bytes,
-                    ms=round(link_s * 1e3, 3),
+                    ms=round(carried.link_s * 1e3, 3),
+                    modelled_joules=None if joules is None else round(joules / len(texts), 6),
                 )
                 row = row.model_copy(update={"hops": [row.hops[0].model_copy(update={"link": link}), *row.hops[1:]]})
             rows.append(row)

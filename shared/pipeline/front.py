@@ -5,7 +5,7 @@ A client may ask any tier. Each text passes here once, on the first tier of its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -179,6 +179,7 @@ class Front:
             truncated=any(_some_unread(hop, policy) for hop in hops),
             degraded=text.degraded,
             card_skew=self._skewed(hops),
+            modelled_joules=_joules(hops),
             ensemble=Combination(
                 weights={hop.tier: weight for hop, weight in zip(hops, weights, strict=True)},
                 overruled=label != last.label,
@@ -203,6 +204,13 @@ class Front:
         for tier, _ in others:
             self._telemetry.card_skew.labels(self.tier.name, tier).inc()
         return bool(others)
+
+
+def _joules(hops: Sequence[Hop]) -> float | None:
+    """Modelled joules of the links on a text's way; null where none has a model."""
+    calls = [call for hop in hops for call in (hop.link, hop.hedge) if call is not None]
+    known = [call.modelled_joules for call in calls if call.modelled_joules is not None]
+    return round(sum(known), 6) if known else None
 
 
 def _some_unread(hop: Hop, policy: Policy) -> bool:

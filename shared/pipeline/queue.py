@@ -139,6 +139,10 @@ class Queue:
                     self.busy, self._running = True, sum(len(work.texts) for work in taken)
                     return taken
 
+    def done(self) -> None:
+        """The pass under way is over, and its results are about to be told: nobody waits for it any more."""
+        self._running = 0
+
     def _next(self, least_s: float) -> list[Work]:
         taken: list[Work] = []
         rows = 0

@@ -13,8 +13,10 @@ from shared.contracts import TextPair
 from shared.errors import UpstreamFailure
 from shared.links.upstream import Carried, Upstream
 from shared.model.bundle import Bundle
+from shared.pipeline.hedge import Hedger
 from shared.pipeline.hops import carried, check_rows, most_bytes
 from shared.pipeline.route import Route
+from shared.pipeline.speculation import Budget
 from shared.pipeline.text import Call, Text
 from shared.policies import Decision
 from shared.telemetry import Telemetry
@@ -26,10 +28,20 @@ MERGE_S = 0.005  # kept back of every deadline for putting an answer together
 class Sender:
     """Sends texts on from the tier `name`. `upstreams` are its links, nearest first."""
 
-    def __init__(self, *, name: str, bundle: Bundle, upstreams: Sequence[Upstream], telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        bundle: Bundle,
+        upstreams: Sequence[Upstream],
+        telemetry: Telemetry,
+        hedges: Budget,
+        clock: Callable[[], float],
+    ) -> None:
         self.name, self.bundle, self.telemetry = name, bundle, telemetry
         self.upstreams = {upstream.target: upstream for upstream in upstreams}
         self.route = Route(bundle.order, name, tuple(self.upstreams))
+        self._hedger = Hedger(self, hedges, clock)
 
     def upstream(self, to: str) -> Upstream:
         """The link to take to a tier."""
@@ -54,10 +66,10 @@ class Sender:
     async def _ask(self, call: Call, way: Decision, texts: Sequence[Text], within_s: float | None) -> None:
         """Give these texts, which go the same way, the hops of the tiers behind, or the reason why none came."""
         assert way.to is not None
-        upstream, begun = self.upstream(way.to), texts[0].ahead
+        begun = texts[0].ahead
         try:
             onward = [text.onward for text in texts]
-            answered = await (self.carry(call, way, texts, onward, within_s) if begun is None else begun)
+            answered = await (self._hedger.carry(call, way, texts, onward, within_s) if begun is None else begun)
         except UpstreamFailure as failure:
             if failure.reason != "breaker_open":  # it was logged once, when the breaker opened
                 log.warning("upstream_failed", tier=self.name, to=way.to, reason=failure.reason, detail=str(failure))
@@ -65,8 +77,10 @@ class Sender:
                 text.degraded = failure.reason
             return
         self.telemetry.stage("link", answered.link_s)
+        link = f"{self.name}-{answered.target}"
         for direction, size in (("up", answered.request_bytes), ("down", answered.response_bytes)):
-            self.telemetry.link_bytes.labels(f"{self.name}-{upstream.target}", direction).inc(size)
+            self.telemetry.link_bytes.labels(link, direction).inc(size)
+        self.telemetry.joules.labels(link).inc(answered.joules or 0.0)
         for text, row in zip(texts, answered.rows, strict=True):
             text.behind = row.hops
             text.degraded = row.degraded or (None if row.hops else "upstream_refused")
@@ -83,8 +97,11 @@ class Sender:
         within_s: float | None,
         *,
         sends: Callable[[int], None] = lambda size: None,
+        via: Upstream | None = None,
     ) -> Carried:
         """Ask one tier for the hops of these texts, sent as `onward`; with `way.final` it must answer itself.
+
+        `via` is another link than the usual one to it.
 
         Raises:
             UpstreamFailure: with the reason.
@@ -94,7 +111,7 @@ class Sender:
         if call.policy.carries_visits and not way.final:
             part["visits"] = [carried(self.bundle, text.visits(self.name)) for text in texts]
         request = call.request.model_copy(update={"visits": None, **part, "target": way.to if way.final else None})
-        return await self.upstream(way.to).infer(
+        return await (via or self.upstream(way.to)).infer(
             request,
             dict(call.headers),
             within_s=within_s,

@@ -11,6 +11,24 @@ if TYPE_CHECKING:
     from shared.pipeline.tier import Tier
 
 
+class Steady:
+    """Values that do not flap: each stays until a new one is further from it than a share of it.
+
+    >>> steady = Steady()
+    >>> [steady.of("rtt", value, band=0.2) for value in (100.0, 115.0, 85.0, 125.0, 110.0)]
+    [100.0, 100.0, 100.0, 125.0, 125.0]
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, float] = {}
+
+    def of(self, name: str, value: float, *, band: float) -> float:
+        held = self._held.setdefault(name, value)
+        if abs(value - held) > band * held:
+            held = self._held[name] = value
+        return held
+
+
 class LiveSight(Sight):
     """From a tier, for a text of a request that expires; without a text, for all of them."""
 
@@ -27,7 +45,7 @@ class LiveSight(Sight):
 
     def link(self, to: str) -> Link:
         upstream = self._tier.sender.upstream(to)
-        profile = upstream.link[1]
+        profile, line, measured = upstream.link[1], upstream.line, upstream.measured
         return Link(
             to=upstream.target,
             profile=profile.name,
@@ -37,6 +55,12 @@ class LiveSight(Sight):
             bytes_up=upstream.bytes_up,
             bytes_down=upstream.bytes_down,
             is_down=upstream.breaker.open,
+            fixed_s=line.fixed_s,
+            byte_s=line.byte_s,
+            waiting_s=measured.waiting_s,
+            compute_s=measured.compute_s(to),
+            under_way_s=measured.under_way_s,
+            joules=None if profile.radio is None else profile.radio.joules,
         )
 
     def remaining_s(self) -> float | None:
@@ -44,3 +68,6 @@ class LiveSight(Sight):
 
     def waiting_s(self) -> float:
         return self._tier.worker.queue.ahead_s
+
+    def steady(self, name: str, value: float, band: float) -> float:
+        return self._tier.steady.of(name, value, band=band)

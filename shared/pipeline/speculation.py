@@ -31,12 +31,20 @@ WINDOW = 100  # texts
 
 
 class Budget:
-    """Lets at most a `share` of any `WINDOW` texts in a row be sent ahead in vain; a call under way may be in vain."""
+    """Lets at most a `share` of any `WINDOW` texts in a row be sent ahead in vain; a call under way may be in vain.
+
+    Hedging (`hedge.py`) counts calls by it, each second one as in vain.
+    """
 
     def __init__(self, share: float) -> None:
         self._most = share * WINDOW + 1e-9
         self._wasted: deque[bool] = deque(maxlen=WINDOW)
         self._under_way = 0
+
+    @property
+    def any(self) -> bool:
+        """Whether it ever lets one be sent."""
+        return self._most >= 1
 
     def begin(self) -> bool:
         """Whether one more text may be sent ahead; if so, it is under way."""

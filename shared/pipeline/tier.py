@@ -29,7 +29,7 @@ from shared.model.words import Encoded
 from shared.pipeline.hops import new_exit, new_hop, visits_before, words_in
 from shared.pipeline.queue import Work
 from shared.pipeline.sender import MERGE_S, Sender
-from shared.pipeline.sight import LiveSight
+from shared.pipeline.sight import LiveSight, Steady
 from shared.pipeline.speculation import Ahead, Budget
 from shared.pipeline.text import Answer, Call, Text
 from shared.pipeline.watch import Watch
@@ -55,13 +55,17 @@ class Tier:
         upstreams: Sequence[Upstream],
         telemetry: Telemetry,
         budget: Budget,
+        hedges: Budget,
     ) -> None:
         self.name, self.bundle, self.worker, self.telemetry = name, bundle, worker, telemetry
-        self.sender = Sender(name=name, bundle=bundle, upstreams=upstreams, telemetry=telemetry)
+        self.sender = Sender(
+            name=name, bundle=bundle, upstreams=upstreams, telemetry=telemetry, hedges=hedges, clock=worker.clock
+        )
         self.upstreams, self.route = self.sender.upstreams, self.sender.route
         self.sizes = {tier: model.layers for tier, model in bundle.tiers.items()}
         self._clock = worker.clock
         self.budget = budget  # of speculative sending
+        self.steady = Steady()  # what policies compare with what they saw before
         self._away = 0  # texts that another tier reads before any layer ran here
 
     async def answer(self, call: Call) -> None:

@@ -113,6 +113,7 @@ class Worker:
                 for work in works:
                     work.future.set_exception(error)
             else:
+                self.queue.done()
                 for work, result in zip(works, done, strict=True):
                     work.future.set_result(result)
 

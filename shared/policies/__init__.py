@@ -8,6 +8,9 @@ has a `name` into the folder `TIERWISE_POLICY_DIR` (`registry.py`). These come w
     collaborative       Zhang et al. 2025 (arXiv 2412.12102): early exit, S-curve offloading, pruning, ensemble
     tabi                the same without early exit (theta = 0), as that paper reproduces Tabi (Wang et al. 2023)
     path-gates          at every exit fitted gates say: answer here, send to one of the deeper tiers, or go on
+    network-aware       sends a text on where the gain in accuracy is worth what the link and the tier behind it take
+    buffer-threshold    collaborative, with a threshold that moves with the queue, here or at the next tier
+    mdi-exit            arXiv 2408.05247, its offloading rule between tiers: work goes where it is done sooner
     dimee               Bajpai & Hanawal 2025 (arXiv 2410.05338): pools of like texts, before any layer runs
     length-quantile     the same by length alone
     adaee, splitee, splitee-s, i-splitee     bandits over thresholds and split layers

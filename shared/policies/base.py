@@ -10,7 +10,7 @@ A policy never changes. One that learns from its answers is a `Learner` (`shared
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
@@ -58,6 +58,18 @@ class Link:
     bytes_up: int = 0  # of bodies, since the tier started; in a replay 0
     bytes_down: int = 0
     is_down: bool = False  # calls failed again and again, and none is made now; in a replay never
+    fixed_s: float = 0.0  # of a call without bodies, as measured over the last 5 s; else as the profile says
+    byte_s: float = 0.0  # of each byte of its bodies, both ways together; the same
+    waiting_s: float | None = None  # of work at the tier `to`, as it said in the last 2 s; null: it said nothing
+    compute_s: float | None = None  # of a text at the tier that is asked, as measured; null, and in a replay: unknown
+    under_way_s: float = 0.0  # since the oldest call left that has no answer; 0: none is under way
+    joules: Callable[[float, float, float], float] | None = field(  # of bytes up and down, and seconds: modelled
+        default=None, repr=False, compare=False
+    )  # null: the profile has no power model
+
+    def takes_s(self, size: float) -> float:
+        """Seconds that a call with bodies of `size` bytes in all is on the link."""
+        return self.fixed_s + size * self.byte_s
 
 
 class Sight:
@@ -82,6 +94,13 @@ class Sight:
 
     def waiting_s(self) -> float:
         return 0.0
+
+    def steady(self, name: str, value: float, band: float) -> float:
+        """A value that does not flap: the one of before, unless `value` is further from it than the share `band`.
+
+        Tiers remember one value by name, for all policies together; here, and in a replay, it is `value` itself.
+        """
+        return value
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from shared.contracts import Rule
-from shared.model.bundle import FEWEST
-from shared.model.ensemble import Weighting
-from shared.model.exits import ExitRule, Similarity
-from shared.model.pruning import Pruning
-from shared.policies.base import STAY, Decision, Policy, Ratio, Where
+from shared.policies.base import STAY, Decision, Ratio, Where
+from shared.policies.reading import Reading, by_tier
 
-Tokens = Annotated[int, Field(ge=FEWEST, le=100_000)]
 FLATTEST = 1e-3  # below it the sigmoid is its limit, the straight line, and the quotient of eq. 8 is rounding errors
 
 
@@ -54,7 +50,7 @@ def _sigmoid(a: float) -> float:
     return 1 / (1 + math.exp(-a))
 
 
-class Collaborative(Policy):
+class Collaborative(Reading):
     """The whole of Zhang et al. 2025: similarity exits, S-curve offloading to the next tier, pruning, ensemble."""
 
     name = "collaborative"
@@ -71,33 +67,9 @@ class Collaborative(Policy):
     curve: Annotated[Curve, Field(strict=False)] = Field(
         Curve.SIGMOID, description="how the chance falls above the threshold: sigmoid, linear, step"
     )
-    theta: Ratio | dict[str, Ratio] = Field(
-        0.01,
-        description="difference of neighbouring exits below which they agree, a number or one per tier; 0: no exit",
-    )
-    patience: Annotated[int, Field(ge=1, le=64)] = Field(
-        2, description="agreements in a row after which a text leaves the encoder"
-    )
-    exit_min_confidence: Ratio | dict[str, Ratio] = Field(
-        0.0, description="confidence that leaving the encoder needs besides; a number, or one per tier"
-    )
     exit_when_unsure: bool = Field(
         False,
         description="whether a text below offload_threshold may leave the encoder early too; its tier then sends it on",
-    )
-    pruning_coefficient: Annotated[float, Field(ge=0, le=10)] = Field(
-        1.0, description="words below this many times the mean importance stay behind; 0: none"
-    )
-    unread_words: bool = Field(
-        False, description="whether words of a long text that no further tier reads travel; without pruning"
-    )
-    max_tokens: Tokens | dict[str, Tokens] | None = Field(
-        None,
-        description="most tokens that a tier reads of a text, a number or one per tier; null: as many as the bundle "
-        "says, which is never exceeded. Temperatures were fitted on that many",
-    )
-    weighting: Annotated[Weighting, Field(strict=False)] = Field(
-        Weighting.FITTED, description="of the ensemble: fitted, accuracy, last, surest"
     )
     speculate_below: Ratio | dict[str, Ratio] = Field(
         0.0,
@@ -111,11 +83,15 @@ class Collaborative(Policy):
     def after(self, where: Where, confidence: float, draw: float) -> Decision:
         if not self.may_offload_after(where):
             return Decision(None, 0.0, "policy" if where.reachable else "no_link")
-        threshold = by_tier(self.offload_threshold, where.tier)
+        threshold = self.threshold(where)
         probability = offload_probability(confidence, threshold, self.steepness, self.curve)
         reason: Literal["confidence", "curve"] = "confidence" if confidence < threshold else "curve"
         to = where.reachable[-1 if self._skips(where, confidence) else 0]
         return Decision(to if draw < probability else None, probability, reason)
+
+    def threshold(self, where: Where) -> float:
+        """The confidence below which a tier always sends a text on."""
+        return by_tier(self.offload_threshold, where.tier)
 
     def speculate(self, where: Where, layer: int, confidence: float, draw: float) -> Decision:
         if layer < self.speculate_from or confidence >= by_tier(self.speculate_below, where.tier):
@@ -139,29 +115,16 @@ class Collaborative(Policy):
     def offload_rule(self, where: Where) -> Rule | None:
         if not self.may_offload_after(where):
             return None
-        threshold = by_tier(self.offload_threshold, where.tier)
+        threshold = self.threshold(where)
         skips: dict[str, int | float | str] = (
             {"skip_below": skip} if (skip := by_tier(self.skip_below, where.tier)) else {}
         )
         parameters = {"threshold": threshold, "steepness": self.steepness, **skips}
         return Rule(name=self.curve.value, parameters=parameters)
 
-    def exit_rule(self, where: Where) -> ExitRule | None:
-        theta = by_tier(self.theta, where.tier)
-        if theta == 0:
-            return None
+    def unsure_below(self, where: Where) -> float:
         goes_on = self.exit_when_unsure and self.may_offload_after(where)
-        unsure = by_tier(self.offload_threshold, where.tier) if goes_on else 0.0
-        return Similarity(theta, self.patience, by_tier(self.exit_min_confidence, where.tier), unsure)
-
-    def token_limit(self, tier: str) -> int | None:
-        return self.max_tokens.get(tier) if isinstance(self.max_tokens, Mapping) else self.max_tokens
-
-    def pruning(self, tier: str) -> Pruning:
-        return Pruning(self.pruning_coefficient, unread_words=self.unread_words)
-
-    def ensemble_weighting(self) -> Weighting:
-        return self.weighting
+        return by_tier(self.offload_threshold, where.tier) if goes_on else 0.0
 
 
 class Tabi(Collaborative):
@@ -170,8 +133,3 @@ class Tabi(Collaborative):
     name = "tabi"
 
     theta: Literal[0] = Field(0, description="always 0: no early exit")
-
-
-def by_tier(value: float | Mapping[str, float], tier: str) -> float:
-    """A parameter that may differ by tier. A tier that is not named has 0: it neither offloads nor exits early."""
-    return value.get(tier, 0.0) if isinstance(value, Mapping) else value

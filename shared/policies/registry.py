@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)  # a command says it on standard error, a tie
 _SHIPPED = (
     "collaborative",
     "path_gates",
+    "link_aware",
     *(f"baselines.{name}" for name in ("dimee", "bandits", "recserve", "leaving", "fixed")),
 )
 GROUP = "tierwise.policies"  # of packages' entry points

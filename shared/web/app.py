@@ -84,6 +84,7 @@ def create_app(
         upstreams=upstreams,
         telemetry=telemetry,
         budget=Budget(settings.speculation_budget),
+        hedges=Budget(settings.hedge_budget),
     )
     front = Front(
         tier, default_policy=named(settings.policy), state_dir=settings.state_dir, deadline_ms=settings.deadline_ms

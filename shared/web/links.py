@@ -76,7 +76,7 @@ class LinkControl:
         return {"links": links, "link_control": on, "link_profiles": profile_names() if on else []}
 
     async def change(self, request: Request) -> Response:
-        """Change one link's profile, or cut or heal it; the answer is the link as it is then.
+        """Change one link's profile, play a trace over it, or cut or heal it; the answer is the link as it is then.
 
         It holds for everybody who asks this tier. Where TIERWISE_LINK_CONTROL is off, which it is by default: 404.
         """
@@ -104,6 +104,8 @@ class LinkControl:
         try:
             if asked.profile is not None:
                 await upstream.set_profile(asked.profile)
+            elif asked.trace is not None:
+                upstream.play(asked.trace)
             else:
                 await upstream.cut(cut=bool(asked.cut))
         except UpstreamFailure as failure:
@@ -117,7 +119,7 @@ class LinkControl:
 
     async def _change_way_back(self, source: str, asked: LinkChange) -> None:
         if asked.profile is None:
-            raise BadSetting(f"a link is cut and healed where it begins: ask the {source}")
+            raise BadSetting(f"a link is cut, healed and given a trace where it begins: ask the {source}")
         link, folder = f"{source}-{self._settings.tier}", self._settings.link_state_dir
         await ask_shaper(folder, do="set", link=link, profile=asked.profile)
 

@@ -124,6 +124,12 @@ class Settings(BaseSettings):
     speculation_budget: float = Field(
         0.2, ge=0, le=1, description="share of any 100 texts that may be sent ahead of this tier's answer in vain"
     )
+    hedge_budget: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of any 100 calls that may be made another way too, where they are late; 0: none",
+    )
     drain_s: float = Field(20.0, ge=0, le=3600, description="time to finish accepted requests on shutdown (s)")
     state_dir: Path | None = Field(
         None, description="where policies that learn keep what they learned; none: lost on restart"

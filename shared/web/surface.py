@@ -23,6 +23,7 @@ from structlog.contextvars import bound_contextvars
 from shared.contracts import (
     CONTRACT_VERSION,
     HOP_STAGES,
+    WAITING,
     AnswerTiming,
     ClassifyRequest,
     ClassifyResponse,
@@ -190,7 +191,9 @@ class Surface:
         return self._problem(error, _request_id(request), {}, adapter)
 
     async def infer(self, request: Request) -> Response:
-        return await self._answer(request, self.keys.tier, self._infer)
+        then = await self._answer(request, self.keys.tier, self._infer)
+        then.response.headers[WAITING] = f"{self.tier.worker.queue.ahead_s:.3f}"
+        return then
 
     async def livez(self) -> dict[str, str]:
         return {"status": "alive"}
@@ -209,9 +212,13 @@ class Surface:
         return offers(self.front)
 
     async def metrics(self, request: Request) -> Response:
-        self.telemetry.queue_depth.labels(self.tier.name).set(self.tier.worker.queue.waiting)
+        name, telemetry, queue = self.tier.name, self.telemetry, self.tier.worker.queue
+        telemetry.queue_depth.labels(name).set(queue.waiting)
+        telemetry.wait_seconds.labels(name).set(queue.ahead_s)
         for upstream in self.tier.upstreams.values():
-            self.telemetry.breaker_open.labels(f"{self.tier.name}-{upstream.target}").set(upstream.breaker.open)
+            link = f"{name}-{upstream.target}"
+            telemetry.breaker_open.labels(link).set(upstream.breaker.open)
+            telemetry.upstream_wait_seconds.labels(link).set(upstream.measured.waiting_s or 0.0)
         content, media = self.telemetry.exposed(request.headers.get("accept", ""))
         return Response(content, media_type=media)
 

@@ -7,6 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from shared.links.profile import profile_names
+from shared.links.trace import parse
 
 KEY = "0123456789abcdef"
 ON = {"link_control": True}
@@ -67,6 +68,28 @@ def test_a_changed_profile_is_in_force_at_the_next_call_and_told(serve, edge):
     assert caller.get("/info").json()["link_profiles"] == profile_names()
 
 
+def test_a_simulated_link_follows_a_trace_until_it_is_set_again(serve, edge, monkeypatch):
+    moving = parse("moving", "0,1e9,200\n60,0\n61,1e9,0\n")
+    monkeypatch.setattr("shared.links.upstream.known_trace", lambda name: moving)
+    caller = serve(edge=edge, **ON)
+
+    async def story():
+        told = (await change(caller, {"trace": "moving"})).json()
+        slow = (await asked(caller))["hops"][0]["link"]
+        await change(caller, {"profile": "ideal"})
+        return told, slow, (await asked(caller))["hops"][0]["link"]
+
+    told, slow, fast = asyncio.run(story())
+    assert (told["profile"], slow["profile"], slow["backend"]) == ("ideal", "ideal", "simulated")
+    assert slow["ms"] > 150
+    assert fast["ms"] < 150
+
+
+def test_only_a_simulated_link_plays_a_trace(serve, edge):
+    answer = changed(serve(edge=edge, links="none", **ON), {"trace": "driving"})
+    assert (answer.status_code, "tierwise link trace" in answer.json()["detail"]) == (422, True)
+
+
 def test_a_cut_link_degrades_in_time_until_it_is_healed_and_probed(serve, edge):
     caller = serve(edge=edge, probe_ms=50, upstream_timeout_ms=300, **ON)
 
@@ -113,6 +136,8 @@ def test_a_profile_ends_a_cut(serve, edge):
         ("edge", {}, "expected either"),
         ("edge", {"profile": "lte", "cut": True}, "expected either"),
         ("edge", {"profile": None}, "expected either"),
+        ("edge", {"profile": "lte", "trace": "driving"}, "expected either"),
+        ("edge", {"trace": "dirving"}, "trace 'dirving': choose from driving"),
         ("edge", {"cut": 1}, "cut: "),
         ("edge", {"profile": "lte", "rtt": 3}, "rtt: "),
         ("edge", [], "expected a JSON object"),

@@ -77,6 +77,53 @@ def test_a_link_is_seen_as_measured_once_it_was_used_and_as_down_once_it_failed(
     assert seen[-1][3]["edge"].is_down
 
 
+def test_a_link_is_seen_with_what_its_tier_says_and_takes(serve, seen, edge):
+    def busy(request):
+        answer = edge(request)
+        answer.headers["x-tierwise-waiting-s"] = "0.250"
+        return answer
+
+    caller = serve(edge=busy, link_profiles={"edge": "lte"}, links="none")
+    caller.results("a fine film", policy="sees")
+    first, caller_tier = seen[-1][3]["edge"], caller.app.state.tier
+    assert (first.waiting_s, first.compute_s, first.under_way_s) == (None, None, 0.0)
+    assert first.fixed_s > profile("lte").rtt_s > 0.03  # and headers, at the profile's rate
+    assert first.joules(125_000, 0, 1.0) == pytest.approx(1.28804 + 0.43839)
+    caller.results("a fine film", policy="sees")
+    link = seen[-1][3]["edge"]
+    assert (link.waiting_s, link.compute_s) == (0.25, 0.0)  # the faked tier says that it took no time
+    assert link.fixed_s < first.fixed_s  # nothing shapes it here
+    assert caller.samples()["tierwise_upstream_wait_seconds", "end-edge"] == 0.25
+    place = caller_tier.place(None)
+    assert [place.sight.steady("x", value, 0.1) for value in (1.0, 1.05, 1.2)] == [1.0, 1.0, 1.2]
+
+
+def test_an_answer_has_the_modelled_joules_of_links_with_a_power_model(serve, edge, always):
+    caller = serve(edge=edge, link_profiles={"edge": "lte"}, links="none")
+    (result,) = caller.results("a fine film", policy=always)
+    link = result["hops"][1]["link"]
+    took = (link["request_bytes"] * 0.43839 + link["response_bytes"] * 0.05197) * 8e-6 + 1.28804 * link["ms"] / 1e3
+    assert link["modelled_joules"] == pytest.approx(took, abs=2e-6)
+    assert result["modelled_joules"] == link["modelled_joules"]
+    assert caller.samples()["tierwise_modelled_joules_total", "end-edge"] == pytest.approx(took, abs=2e-6)
+
+
+def test_an_answer_over_links_without_a_power_model_names_no_joules(serve, edge, always):
+    caller = serve(edge=edge, link_profiles={"edge": "5g-nsa"}, links="none")
+    (result,) = caller.results("a fine film", policy=always)
+    assert "modelled_joules" not in result
+    assert "modelled_joules" not in result["hops"][1]["link"]
+    assert caller.samples()["tierwise_modelled_joules_total", "end-edge"] == 0
+
+
+def test_every_answer_between_tiers_says_what_waits(serve):
+    caller = serve(tier="cloud")
+    for answer in (ask(caller, ["a film"]), ask(caller, ["a film"], policy={"name": "no-such"})):
+        assert float(answer.headers["x-tierwise-waiting-s"]) == 0
+    assert "x-tierwise-waiting-s" not in caller.classify("a film").headers
+    assert caller.samples()["tierwise_wait_seconds",] == 0
+
+
 def test_through_a_tier_that_passes_on_the_link_is_that_ones(serve, seen, edge):
     caller = serve(edge=edge, link_profiles={"edge": "lte"}, links="none")
     caller.results("a fine film", policy="sees")

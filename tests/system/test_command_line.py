@@ -102,6 +102,9 @@ def test_bench_writes_the_files_that_it_was_told_to(three, tmp_path):
     done = tierwise(*arguments, "--url", three, "--link", "lte")
     assert done.returncode == 2
     assert "already keep their links" in done.stderr
+    done = tierwise(*arguments, "--url", three, "--trace", "driving", "--rate", "1")
+    assert done.returncode == 2
+    assert "--trace needs --rate and tiers that are started here" in " ".join(done.stderr.replace("│", " ").split())
 
 
 @pytest.fixture

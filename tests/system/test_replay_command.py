@@ -77,7 +77,7 @@ def test_every_policy_from_a_fresh_cache_and_from_a_full_one(command, data, tiny
         "oracle",
     ]
     assert {name for name, f in whole["policies"].items() if f["replay_only"]} == {"oracle"}
-    assert set(whole["refused"]) == {"dimee", "length-quantile", "jei-dnn", "path-gates"}  # no card
+    assert set(whole["refused"]) == {"dimee", "length-quantile", "jei-dnn", "network-aware", "path-gates"}
     for part in (tiny, whole):
         assert part["verdict"].startswith("collaborative takes ")
         assert " times as long as cloud-only, at " in part["verdict"]

@@ -80,6 +80,7 @@ POLICIES = [
     PATH_GATES,
     {**PATH_GATES, "unread_words": True, "weighting": "last"},
     {"name": "adaee", "arm": 0.6},
+    {"name": "network-aware", "value_ms": 1e9},  # whatever links and queues take
 ]
 LEARNING = [
     "recserve",

@@ -88,7 +88,7 @@ def test_both_ends_are_asked(engine):
 
 
 def test_a_trace_is_read_here_and_travels_packed(engine, tmp_path):
-    from services.shaper.trace import unpack
+    from shared.links.trace import unpack
 
     up, down = tmp_path / "up.csv", tmp_path / "down.csv"
     up.write_text("0,1e6\n1,2e6\n")

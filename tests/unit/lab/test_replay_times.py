@@ -5,6 +5,7 @@ import pytest
 from rich.console import Console
 
 from lab.data.examples import Example
+from lab.fit.gains import network_aware
 from lab.replay.chance import chance
 from lab.replay.costs import references, unit_costs
 from lab.replay.profile import Http, Table
@@ -13,6 +14,7 @@ from lab.replay.report import figures
 from lab.replay.times import Times, round_trip
 from lab.replay.walk import Replay
 from shared.errors import UnknownPolicy
+from shared.links.measured import by_profile
 from shared.links.profile import Profile, profile
 from shared.links.simulated import SimulatedLink
 from shared.model.bundle import load_bundle
@@ -279,3 +281,27 @@ def test_a_text_that_a_drawn_tier_cannot_read_does_not_count(replay, times):
     own = Replay(replay.bundle, [*replay.examples, Example("\u200b", None, 0)], Recorders(Console(quiet=True)))
     drawn = chance(own, own.run(own.policy("random")), times, np.arange(13) < 12)
     assert drawn["n"] == 12
+
+
+def test_what_an_answer_is_worth_is_chosen_by_replays(replay, times):
+    found, report = network_aware(replay, times, {"weighting": "last"}, target=0.0)
+    assert found["compute_ms"].keys() == set(replay.order)
+    assert set(found["gains"]["end"]) == {"edge", "cloud"}
+    replay.policy({"name": "network-aware", **found}).check(replay.where(0, replay.stations))
+    cheapest = min(report["tried"], key=lambda one: one["modelled_ms"])
+    assert found["value_ms"] == cheapest["value_ms"]  # any accuracy will do
+    dearest, report = network_aware(replay, times, {"weighting": "last"}, target=1.0)
+    best = max(one["accuracy"] for one in report["tried"])
+    (chosen,) = (one for one in report["tried"] if one["value_ms"] == dearest["value_ms"])
+    assert chosen["accuracy"] == best
+
+
+def test_a_replay_shows_links_as_their_profiles_say_and_no_queue(replay):
+    replay.profiles = {("end", "edge"): profile("lte"), ("end", "cloud"): profile("lte+metro")}
+    sight = replay.where(0, replay.stations).sight
+    link = sight.link("cloud")
+    assert (link.takes_s(0), link.round_trip_s) == (pytest.approx(by_profile(profile("lte+metro")).fixed_s), 0.039)
+    assert (link.waiting_s, link.compute_s, link.under_way_s) == (None, None, 0.0)
+    assert link.joules(0, 0, 1.0) == profile("lte").radio.base_w
+    assert sight.steady("x", 2.0, 0.5) == 2.0
+    assert sight.steady("x", 2.1, 0.5) == 2.1

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import BadSetting, UpstreamFailure
-from shared.links.profile import UNSHAPED, Backend, Profile, on_the_wire, packets, profile
+from shared.links.profile import UNSHAPED, Backend, Profile, on_the_wire, packets, profile, radio_of
 from shared.links.shaped import ShapedLinks
 from shared.links.simulated import SimulatedLink
+from shared.links.trace import parse
 from shared.links.upstream import Upstream
 from tests.clocks import now, run
 
@@ -55,6 +56,17 @@ def test_a_path_adds_delays_takes_the_slower_rate_and_joins_jitter_and_loss():
 def test_an_unlimited_rate_never_wins_over_a_limited_one():
     assert profile("ideal+lte").rate_up_bps == profile("lte+ideal").rate_up_bps == 14e6
     assert profile("ideal+ideal").rate_up_bps == 0
+
+
+def test_a_path_has_the_power_model_of_its_first_link():
+    lte, wifi = profile("lte").radio, profile("wifi").radio
+    assert lte != wifi
+    assert "MobiSys 2012" in lte.source
+    assert lte.joules(up_bytes=1e6, down_bytes=2e6, seconds=3) == pytest.approx(
+        3 * 1.28804 + 8 * 0.43839 + 16 * 0.05197
+    )
+    assert profile("lte+regional").radio == radio_of("lte+regional") == profile("lte-weak").radio == lte
+    assert profile("regional+lte").radio is radio_of("metro") is radio_of("no-such") is None
 
 
 def test_a_path_over_an_outage_is_out():
@@ -249,7 +261,7 @@ def test_a_change_of_the_links_is_seen_at_the_next_look(tmp_path):
     links = ShapedLinks(tmp_path)
     assert links.in_force("end-edge") is None  # no shaper yet
     say(tmp_path)
-    assert links.in_force("end-edge") == Profile("lte", 14e6, 14e6, 0.037, 0.015, 0.0)
+    assert links.in_force("end-edge") == Profile("lte", 14e6, 14e6, 0.037, 0.015, 0.0, profile("lte").radio)
     say(tmp_path, profile="3g", rtt=0.3)
     assert (links.in_force("end-edge").name, links.in_force("end-edge").rtt_s) == ("3g", 0.3)
     assert links.in_force("end-cloud") is None
@@ -333,3 +345,44 @@ def test_an_upstream_reports_what_the_shaper_says_and_never_shape_that_is_not_th
     say(tmp_path)
     assert (upstream.link[0], upstream.link[1].name) == (Backend.NETEM, "lte")
     asyncio.run(upstream.close())
+
+
+TRACE = parse("t", "0,8e5,100\n1,8e5,300\n2,0,300\n3,8e6,100\n")  # 4 s: slow, slower, out, fast
+
+
+def test_a_link_follows_its_trace_and_what_is_sent_in_an_outage_goes_on_after_it():
+    async def story():
+        link, took = SimulatedLink(PLAIN), []
+        link.play(TRACE)
+        for begins in (0.0, 1.0, 2.25, 3.5, 4.0):  # the last one from the start again
+            await asyncio.sleep(begins - now())
+            await link.carry(10_000, "up")
+            took.append(round(now() - begins, 3))
+        return took
+
+    assert run(story()) == [0.158, 0.258, 0.811, 0.061, 0.158]  # half the RTT and 10,778 bytes at 100 kB/s, 1 MB/s
+
+
+def test_a_profile_ends_a_trace():
+    async def story():
+        link = SimulatedLink(PLAIN)
+        link.play(TRACE)
+        link.set(replace(PLAIN, rtt_s=0.02, rate_up_bps=0))
+        await link.carry(10_000, "up")
+        return now(), link.profile.rtt_s
+
+    assert run(story()) == (pytest.approx(0.01), 0.02)
+
+
+def test_an_outage_that_never_ends_waits_until_another_profile_is_set():
+    async def story():
+        link = SimulatedLink(PLAIN)
+        link.play(parse("out", "0,0"))
+        sending = asyncio.create_task(link.carry(10, "up"))
+        await asyncio.sleep(10.2)
+        assert not sending.done()
+        link.set(replace(PLAIN, rate_up_bps=0))
+        await sending
+        return now()
+
+    assert run(story()) == pytest.approx(10.55)  # it looks every half second

@@ -33,9 +33,9 @@ def made(spec, **defaults):
 
 
 def test_every_name_builds_and_is_offered():
-    assert names(TIERS)[:4] == ["collaborative", "tabi", "path-gates", "dimee"]
+    assert names(TIERS)[:4] == ["collaborative", "tabi", "path-gates", "network-aware"]
     assert names(TIERS)[-4:] == ["oracle", "end-only", "edge-only", "cloud-only"]
-    assert len(set(names(TIERS))) == len(names(TIERS)) == 19
+    assert len(set(names(TIERS))) == len(names(TIERS)) == 22
     for name in names(TIERS):
         assert spec_of(made(name))["name"] == name
 
@@ -205,7 +205,7 @@ def test_parameters_not_given_come_from_the_card():
         ({"theta": 0.1}, "a policy needs its name"),
         ({"name": None}, "a policy needs its name"),
         ({"name": ["collaborative"]}, "a policy needs its name, a text"),
-        ({"name": "collaborative", "tau": 0.9}, r"tau: unknown parameter \(parameters: offload_threshold, "),
+        ({"name": "collaborative", "tau": 0.9}, r"tau: unknown parameter \(parameters: theta, "),
         ({"name": "collaborative", "offload_threshold": 1.01}, "offload_threshold"),
         ({"name": "collaborative", "offload_threshold": {"end": -0.1}}, "offload_threshold"),
         (

@@ -18,8 +18,10 @@ from bisect import bisect_right
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from services.shaper.shape import Shape
 from shared.errors import BadSetting
+from shared.links.profile import PROFILES, Profile
+
+TRACES = PROFILES.parent / "traces"
 
 STEP_S = 0.1
 OUTAGE_STEPS = 10  # without a packet
@@ -35,11 +37,15 @@ class Step:
     rtt_s: float | None = None
     loss_ratio: float | None = None
 
-    def on(self, base: Shape) -> Shape:
-        """The shape of a link of shape `base` while this step lasts."""
-        delay_s = base.delay_s if self.rtt_s is None else self.rtt_s / 2
-        loss_ratio = base.loss_ratio if self.loss_ratio is None else self.loss_ratio
-        return replace(base, delay_s=delay_s, loss_ratio=loss_ratio if self.rate_bps else 1.0, rate_bps=self.rate_bps)
+    def on(self, base: Profile) -> Profile:
+        """The link of profile `base` while this step lasts, both ways at its rate."""
+        return replace(
+            base,
+            rate_up_bps=self.rate_bps,
+            rate_down_bps=self.rate_bps,
+            rtt_s=base.rtt_s if self.rtt_s is None else self.rtt_s,
+            loss_ratio=1.0 if not self.rate_bps else base.loss_ratio if self.loss_ratio is None else self.loss_ratio,
+        )
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,19 @@ class Trace:
         7.0
         """
         return self.steps[bisect_right(self.steps, seconds % self.duration_s, key=lambda step: step.start_s) - 1]
+
+    def out_for_s(self, seconds: float) -> float:
+        """How long an outage lasts that is in force so long after the start; 0: the link carries something then.
+
+        >>> Trace("t", (Step(0, 5.0), Step(2, 0.0), Step(3, 0.0)), duration_s=4).out_for_s(6.5)
+        1.5
+        """
+        at = bisect_right(self.steps, seconds % self.duration_s, key=lambda step: step.start_s) - 1
+        if self.steps[at].rate_bps:
+            return 0.0
+        ahead = [step.start_s + self.duration_s * turn for turn in (0, 1) for step in self.steps if step.rate_bps]
+        begins = [start for start in ahead if start > self.steps[at].start_s]
+        return min(begins, default=math.inf) - seconds % self.duration_s
 
     def pack(self) -> str:
         """As one short word for a command line: CSV, compressed; `unpack` reads it. Times to 1 ms, rates to 1 bit/s."""
@@ -157,3 +176,19 @@ def _number(name: str, line: int, cell: str) -> float:
     if not 0 <= value < math.inf:
         raise BadSetting(f"trace {name}, line {line}: expected a number from 0 on, got {cell!r}")
     return value
+
+
+def trace_names() -> list[str]:
+    """The traces of `deploy/netem/traces`."""
+    return sorted(path.stem for path in TRACES.glob("*.csv"))
+
+
+def known_trace(name: str) -> Trace:
+    """A trace of `deploy/netem/traces` by its name.
+
+    Raises:
+        BadSetting: there is none of that name.
+    """
+    if name not in trace_names():
+        raise BadSetting(f"trace {name!r}: choose from {', '.join(trace_names()) or 'none'}")
+    return parse(name, (TRACES / f"{name}.csv").read_text("utf-8"))

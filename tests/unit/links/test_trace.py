@@ -6,13 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.shaper.shape import Shape
-from services.shaper.trace import PACKET_BITS, Step, parse, unpack
 from shared.errors import BadSetting
-from shared.links.profile import PROFILES
+from shared.links.profile import PROFILES, Profile
+from shared.links.trace import PACKET_BITS, TRACES, Step, Trace, known_trace, parse, trace_names, unpack
 
-BASE = Shape(delay_s=0.01, jitter_s=0.002, loss_ratio=0.003, rate_bps=1e6)
-TRACES = PROFILES.parent / "traces"
+BASE = Profile("x", rate_up_bps=1e6, rate_down_bps=2e6, rtt_s=0.02, jitter_s=0.002, loss_ratio=0.003)
 
 
 def test_a_csv_row_holds_until_the_next_and_the_last_as_long_as_the_one_before():
@@ -28,10 +26,8 @@ def test_a_single_row_holds_for_ever():
 
 
 def test_a_step_changes_what_it_names_and_rate_0_is_an_outage():
-    assert Step(0, 5e6).on(BASE) == Shape(delay_s=0.01, jitter_s=0.002, loss_ratio=0.003, rate_bps=5e6)
-    assert Step(0, 5e6, rtt_s=0.1, loss_ratio=0.0).on(BASE) == Shape(
-        delay_s=0.05, jitter_s=0.002, loss_ratio=0.0, rate_bps=5e6
-    )
+    assert Step(0, 5e6).on(BASE) == Profile("x", 5e6, 5e6, 0.02, 0.002, 0.003)
+    assert Step(0, 5e6, rtt_s=0.1, loss_ratio=0.0).on(BASE) == Profile("x", 5e6, 5e6, 0.1, 0.002, 0.0)
     assert Step(0, 0.0).on(BASE).loss_ratio == 1
 
 
@@ -114,9 +110,21 @@ def test_our_traces_are_what_their_generator_writes_and_driving_has_its_outage(t
     spec = importlib.util.spec_from_file_location("make_traces", PROFILES.parent / "make_traces.py")
     make = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make)
-    for name in ("walking", "driving", "handover"):
+    seconds = {"walking": 120, "driving": 180, "handover": 60, "stepdown": 120}
+    for name in ("walking", "driving", "handover", "stepdown"):
         text = (TRACES / f"{name}.csv").read_text()
         assert text == make.HEADER + getattr(make, name)()
-        assert parse(name, text).duration_s == {"walking": 120, "driving": 180, "handover": 60}[name]
+        assert parse(name, text).duration_s == seconds[name]
     driving = parse("driving", (TRACES / "driving.csv").read_text())
     assert [second for second in range(180) if not driving.at(second).rate_bps] == list(range(80, 100))
+    assert trace_names() == sorted(seconds)
+    assert known_trace("driving") == driving
+    with pytest.raises(BadSetting, match="trace 'dirving': choose from driving, handover, stepdown, walking"):
+        known_trace("dirving")
+
+
+def test_an_outage_ends_where_the_link_carries_something_again():
+    trace = Trace("t", (Step(0, 0.0), Step(1, 5e6), Step(3, 0.0)), duration_s=4)
+    for second, left_s in ((0.25, 0.75), (1.0, 0), (2.9, 0), (3.5, 1.5), (4.0, 1.0), (7.5, 1.5)):
+        assert trace.out_for_s(second) == left_s
+    assert Trace("t", (Step(0, 0.0),), duration_s=math.inf).out_for_s(3) == math.inf

@@ -1,0 +1,88 @@
+"""What `network-aware` needs from validation data: gains by confidence, compute times, and what an answer is worth.
+
+    G_ij(bin) = share of the texts of a bin that tier j answers right  -  the same of tier i      bins by i's confidence
+
+Each tier answers the whole text alone, at the exit that its rule takes. A gain cannot rise with the confidence [ours]:
+neighbouring bins that say so are pooled (isotonic regression), and bins with the same gains become one. The ensemble is
+left out, which mixes both tiers' answers and is a little better than the deeper one's alone.
+
+The value of an answer is the one that gives the fastest replay within `within` of the deepest tier, on these links and
+the same texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from sklearn.isotonic import IsotonicRegression
+
+from lab.choice import operating_point
+from lab.replay.recorder import Kernel
+from lab.replay.times import Times
+from lab.replay.walk import Replay
+from shared.model.base import Array
+from shared.policies import Where
+
+BINS = 50  # of as many texts each, before neighbours are pooled
+VALUES_MS = tuple(round(100 * 1.25**step) for step in range(25))  # 100 ms to 21 s
+
+
+def network_aware(
+    replay: Replay, times: Times, reading: Mapping[str, Any], target: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The policy's parameters and a report. `reading` are its exits, tokens, pruning and weighting; `replay` knows the
+    links' profiles; `target` is the accuracy wanted.
+    """
+    asked = {"name": "network-aware", **reading}
+    rules, sizes = replay.policy(asked), {station.name: station.layers for station in replay.stations}
+    everything, confidences, right, compute = np.arange(len(replay.numbers)), [], [], {}
+    for at, station in enumerate(replay.stations):
+        layer = station.left(replay.numbers, rules.exit_rule(Where(station.name, (), sizes)), Kernel.PLAIN)
+        exits = station.table(replay.numbers, Kernel.PLAIN).exits[replay.numbers, layer - 1]  # [N, C]
+        confidences.append(exits.max(-1))
+        right.append(exits.argmax(-1) == replay.labels)
+        compute[station.name] = round(float(times.until_exits(at)[everything, layer - 1].mean() * 1e3), 3)
+    edges, gains = dict[str, list[float]](), dict[str, dict[str, list[float]]]()
+    for at, tier in enumerate(replay.order[:-1]):
+        differences = [own.astype(float) - right[at] for own in right[at + 1 :]]
+        edges[tier], found = by_confidence(confidences[at], differences)
+        gains[tier] = dict(zip(replay.order[at + 1 :], found, strict=True))
+    parameters = {**reading, "edges": edges, "gains": gains, "compute_ms": compute}
+    tried = [_tried(replay, times, {**asked, **parameters, "value_ms": value}) for value in VALUES_MS]
+    chosen = operating_point([one["modelled_ms"] for one in tried], [one["accuracy"] for one in tried], target)
+    report = {"bins": BINS, "target_accuracy": target, "tried": tried}
+    return {**parameters, "value_ms": VALUES_MS[chosen]}, report
+
+
+def by_confidence(confidence: Array, differences: list[Array]) -> tuple[list[float], list[list[float]]]:
+    """Edges between bins of confidence [N], and for each difference [N] its mean in every bin, never rising.
+
+    >>> sure = np.arange(100) / 100
+    >>> by_confidence(sure, [(sure < 0.5).astype(float)])
+    ([0.495], [[1.0, 0.0]])
+    """
+    cuts = np.unique(np.round(np.quantile(confidence, np.arange(1, BINS) / BINS), 4))
+    place = np.searchsorted(cuts, confidence, side="right")
+    counts = np.bincount(place, minlength=len(cuts) + 1)
+    kept = np.flatnonzero(counts)
+    means = []
+    for difference in differences:
+        mean = np.bincount(place, difference, minlength=len(counts))[kept] / counts[kept]
+        fitted = IsotonicRegression(increasing=False).fit_transform(kept, mean, sample_weight=counts[kept])
+        means.append([round(float(value), 4) for value in fitted])
+    columns = list(zip(*means, strict=True))
+    starts = [at for at in range(len(columns)) if at == 0 or columns[at] != columns[at - 1]]
+    edges = [float(cuts[kept[at] - 1]) for at in starts[1:]]
+    return edges, [[mean[at] for at in starts] for mean in means]
+
+
+def _tried(replay: Replay, times: Times, spec: dict[str, Any]) -> dict[str, Any]:
+    run = replay.run(replay.policy(spec))
+    return {
+        "value_ms": spec["value_ms"],
+        "accuracy": round(float((run.label == replay.labels).mean()), 4),
+        "modelled_ms": round(float(times.of(run).seconds.mean() * 1e3), 3),
+        "sent": round(float((run.sent_to[0] >= 0).mean()), 4),
+    }
