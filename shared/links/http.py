@@ -54,13 +54,14 @@ class UpstreamHttp:
         self._warm, self._fresh = (transport or connections.transport(url, limits) for limits in (warm, single))
         base = address(url)
         self._base = base.copy_with(raw_path=base.raw_path.rstrip(b"/") + b"/v1/")
-        self._url = self._under("infer")
         self._headers = {"user-agent": "tierwise", "content-type": "application/json"}  # as few bytes as do
         if key is not None:
             self._headers["authorization"] = f"Bearer {key}"
         self._extensions = {"timeout": httpx.Timeout(timeout_s).as_dict()}
 
-    async def post(self, body: bytes, headers: dict[str, str], *, call: str, limit_bytes: int) -> bytes:
+    async def post(
+        self, body: bytes, headers: dict[str, str], *, call: str, limit_bytes: int, path: str = "infer"
+    ) -> bytes:
         """The body of the answer to `call`, at most `limit_bytes`.
 
         Raises:
@@ -70,7 +71,7 @@ class UpstreamHttp:
         self._budget.call()
         first, self._wary = self._fresh if self._wary else self._warm, max(0, self._wary - 1)
         try:
-            return await self._once(first, body, headers, call, limit_bytes)
+            return await self._once(first, body, headers, call, limit_bytes, path)
         except _Hungup as error:
             connected = connections.connected() or isinstance(error.__cause__, httpx.ConnectError)
             reused = first is self._warm and not connected
@@ -78,11 +79,11 @@ class UpstreamHttp:
                 raise
         self._wary = WARY if reused else self._wary
         self._count_retry()
-        return await self._once(self._fresh, body, headers, call, limit_bytes)
+        return await self._once(self._fresh, body, headers, call, limit_bytes, path)
 
     async def probe(self, body: bytes, *, call: str, limit_bytes: int) -> bytes:
         """The same on a fresh connection, never retried."""
-        return await self._once(self._fresh, body, {}, call, limit_bytes)
+        return await self._once(self._fresh, body, {}, call, limit_bytes, "infer")
 
     async def set_way_back(self, source: str, profile: str) -> None:
         """Have the upstream shape its own end of the link from `source`.
@@ -105,13 +106,23 @@ class UpstreamHttp:
         return self._base.copy_with(raw_path=self._base.raw_path + path.encode())
 
     async def _once(
-        self, transport: httpx.AsyncBaseTransport, body: bytes, headers: dict[str, str], call: str, limit_bytes: int
+        self,
+        transport: httpx.AsyncBaseTransport,
+        body: bytes,
+        headers: dict[str, str],
+        call: str,
+        limit_bytes: int,
+        path: str,
     ) -> bytes:
         if self._link:
             await self._link.carry(len(body), "up")
         connections.allow(limit_bytes)
         request = httpx.Request(
-            "POST", self._url, headers={**self._headers, **headers}, content=body, extensions=self._extensions
+            "POST",
+            self._under(path),
+            headers={**self._headers, **headers},
+            content=body,
+            extensions=self._extensions,
         )
         answered = False
         try:
