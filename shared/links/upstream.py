@@ -251,10 +251,9 @@ class Upstream:
         limit_s = self._timeout_s if within_s is None else min(within_s, self._timeout_s)
         try:
             async with asyncio.timeout(limit_s):
+                path = None
                 if of_states:
                     headers, path = {**headers, "content-type": STATES_TYPE}, "continue"
-                else:
-                    path = "infer"
                 return await self._http.post(body, headers, call=call, limit_bytes=limit_bytes, path=path)
         except TimeoutError as error:
             late: DegradedReason = "deadline" if limit_s < self._timeout_s else "upstream_timeout"
