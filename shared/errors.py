@@ -17,6 +17,7 @@ by the rejection. A class inherits what it does not say.
       BadInput                422  bad-input           Cannot classify this      invalid
         UnreadableText        422  bad-input           Cannot classify this      invalid
         UnknownPolicy         422  bad-input           Cannot classify this      invalid
+        BadState              422  bad-state           Cannot go on from this    invalid
         BadLinkChange         422  bad-link-change     Cannot change this link
       QueueFull               429  queue-full          Too busy                  queue_full
       CallerLeft              499  caller-left         The caller left           abandoned
@@ -152,7 +153,7 @@ class HeadersTooLarge(Refused):
 
 
 class UnsupportedMedia(Refused):
-    """The body is not plain `application/json`."""
+    """The body is not what the path takes: plain `application/json`, but for states."""
 
     status, kind, title, rejection = 415, "unsupported-media", "Send application/json", "unsupported_media"
     hangs_up = True
@@ -175,6 +176,12 @@ class UnreadableText(BadInput):
 
 class UnknownPolicy(BadInput):
     """A policy that does not exist, or parameters it does not have."""
+
+
+class BadState(BadInput):
+    """A network's state that this tier cannot go on from: altered, of another network, or after another layer."""
+
+    kind, title = "bad-state", "Cannot go on from this"
 
 
 class BadLinkChange(BadInput):

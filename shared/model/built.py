@@ -147,18 +147,24 @@ class Recipe:
         Raises:
             WrongWeights: one cannot be read.
         """
-        base, folder = self.trained.base, self.trained.folder
-        pinned = PINNED.get(base)
-        try:
-            weights = dict(pinned.files) if pinned else self.trained.base_files or files_of(base)
-            told = json.dumps([FORMAT, base if pinned else None, weights, self.trained.scale, self.layers])
-            digest = hashlib.sha256(told.encode())
-            digest.update((folder / "adapters.safetensors").read_bytes())
-            if self.quantized:
-                digest.update((folder / QUANTIZATION).read_bytes())
-        except OSError as error:
-            raise WrongWeights(f"{folder}: cannot read the trained classifier: {one_line(error)}") from error
-        return digest.hexdigest()
+        return digest_of(self.trained, self.layers, *((QUANTIZATION,) if self.quantized else ()))
+
+
+def digest_of(trained: Trained, layers: int | None = None, *files: str) -> str:
+    """Names a trained classifier: its base, adapters, heads, and such files of its folder; how many layers, if told.
+
+    Raises:
+        WrongWeights: one cannot be read.
+    """
+    base, pinned = trained.base, PINNED.get(trained.base)
+    try:
+        weights = dict(pinned.files) if pinned else trained.base_files or files_of(base)
+        digest = hashlib.sha256(json.dumps([FORMAT, base if pinned else None, weights, trained.scale, layers]).encode())
+        for name in ("adapters.safetensors", *files):
+            digest.update((trained.folder / name).read_bytes())
+    except OSError as error:
+        raise WrongWeights(f"{trained.folder}: cannot read the trained classifier: {one_line(error)}") from error
+    return digest.hexdigest()
 
 
 def built(recipe: Recipe, progress: Progress = lambda done, of: None) -> Built:

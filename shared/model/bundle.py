@@ -1,6 +1,7 @@
 """A bundle: which classifier each tier runs, and the model card that calibration wrote about it.
 
-    deploy/models/BUNDLE/bundle.json    tiers in order -> classifier folder, layers used, maximum length; labels
+    deploy/models/BUNDLE/bundle.json    tiers in order -> classifier folder, layers used, maximum length; labels;
+                                        the segments of a mesh
     deploy/models/BUNDLE/card.json      temperatures, ensemble weights, the chosen operating point, and how good it is
     deploy/models/BUNDLE/pools.safetensors   what the texts of each of DIMEE's pools look like
 
@@ -57,6 +58,12 @@ def _distinct(labels: list[str]) -> list[str]:
     return labels
 
 
+def _increasing(cuts: tuple[int, ...]) -> tuple[int, ...]:
+    if any(cut <= before for before, cut in zip((0, *cuts), cuts, strict=False)):
+        raise ValueError("expected layers from 1 on, each deeper than the one before")
+    return cuts
+
+
 def _weights(weights: list[float]) -> list[float]:
     if not math.isclose(sum(weights), 1, abs_tol=0.01):
         raise ValueError(f"weights sum to {sum(weights):g}, not to 1")
@@ -93,6 +100,7 @@ class BundleFile(BaseModel):
     labels: Annotated[list[Label], Field(min_length=2), AfterValidator(_distinct)]
     tiers: dict[TierName, TierModel] = Field(min_length=1)
     metric: Metric = Metric.ACCURACY  # that the card reports beside accuracy
+    segments: Annotated[tuple[int, ...], AfterValidator(_increasing)] = ()  # layers after which the deepest one is cut
 
 
 class Card(BaseModel):
@@ -130,6 +138,7 @@ class Bundle:
     card: Card
     pools: Pools | None  # null: nobody looked for them, or their file is missing
     digest: str  # of bundle.json, card.json and the pools: names what answered
+    cuts: tuple[int, ...] = ()  # as in the file
 
     @property
     def card_name(self) -> str:
@@ -148,6 +157,21 @@ class Bundle:
     def order(self) -> tuple[str, ...]:
         """Tier names, shallowest first."""
         return tuple(self.tiers)
+
+    @property
+    def segments(self) -> tuple[int, ...]:
+        """The layers after which the deepest tier's network is cut, each with an exit; the last one is its last.
+
+        Without a word in the file it is cut where the other tiers end that share it.
+        """
+        deepest = self.order[-1]
+        layers = {model.layers for tier, model in self.tiers.items() if self.shares(tier, deepest)}
+        return self.cuts or tuple(sorted(layers))
+
+    def shares(self, tier: str, other: str) -> bool:
+        """Whether two tiers hold layers of one network, so that one can go on from the other's states."""
+        folders = [(self.folder / self.tiers[name].network).resolve() for name in (tier, other)]
+        return folders[0] == folders[1]
 
     def reads(self, tier: str, limit: int | None) -> int:
         """How many tokens a tier reads of a text at most, where a policy has this limit or none; at least `FEWEST`."""
@@ -194,12 +218,13 @@ def load_bundle(name: str) -> Bundle:
     card_raw = (folder / "card.json").read_bytes() if calibrated else b"{}"
     file, card = _read(BundleFile, raw, folder / "bundle.json"), _read(Card, card_raw, folder / "card.json")
     card = card if calibrated else Card(policies=_UNCALIBRATED)
+    _check_segments(file, folder / "bundle.json")
     _check_classifiers(file, folder)
     _check_card(card, file.tiers, folder / "card.json")
     pools_raw = (folder / FILE).read_bytes() if (folder / FILE).is_file() else b""
     pools = read_pools(pools_raw, str(folder / FILE)) if pools_raw else NO_POOLS if _found_no_pools(card) else None
     digest = hashlib.sha256(raw + card_raw + pools_raw).hexdigest()
-    return Bundle(folder.name, folder, tuple(file.labels), file.tiers, file.metric, card, pools, digest)
+    return Bundle(folder.name, folder, tuple(file.labels), file.tiers, file.metric, card, pools, digest, file.segments)
 
 
 def _read(model: type[_Model], raw: bytes, path: Path) -> _Model:
@@ -215,6 +240,15 @@ def _found_no_pools(card: Card) -> bool:
     """Whether calibration looked for pools and its texts had none."""
     report = card.report.get("pools")
     return isinstance(report, dict) and report.get("chosen", report) is None
+
+
+def _check_segments(file: BundleFile, path: Path) -> None:
+    """A network that is cut is cut to its end."""
+    deepest = list(file.tiers.values())[-1]
+    if file.segments and file.segments[-1] != deepest.layers:
+        raise BadSetting(
+            f"{path}: segments: end after layer {file.segments[-1]}; the deepest tier has {deepest.layers}"
+        )
 
 
 def _check_classifiers(file: BundleFile, folder: Path) -> None:

@@ -24,10 +24,11 @@ from tokenizers import Tokenizer
 
 from shared.errors import BadSetting, WrongWeights, one_line
 from shared.model.base import Array, Checkpoint, Embeddings, check_factors, read_config
-from shared.model.built import Progress, Recipe, built
+from shared.model.built import Progress, Recipe, built, digest_of
 from shared.model.encoder import Encoder, Engine, EngineName, Precision, PrecisionName
 from shared.model.pools import Signature, Vector
 from shared.model.quantization import FILE as QUANTIZATION
+from shared.model.state import Segment
 from shared.model.tokens import SpecialTokens
 from shared.model.weights import as_path, base_folder
 from shared.model.words import Encoded
@@ -40,6 +41,7 @@ class Classifier(Encoder):
     embeddings: Embeddings
     tokens: SpecialTokens
     max_tokens: int
+    segment: Segment  # of its network
 
     @property
     def runs_on(self) -> str:
@@ -123,8 +125,11 @@ def load_classifier(
     device: str = "auto",
     threads: int = 1,
     progress: Progress = lambda done, of: None,
+    first: int = 0,
 ) -> Classifier:
     """The first `layers` layers of a trained classifier, warm, adapters merged, temperatures 1.
+
+    With `first`, so many of them are left out: it goes on from states after that layer.
 
     Raises:
         WrongWeights: files missing or unreadable, or adapters whose names do not fit the base.
@@ -134,9 +139,9 @@ def load_classifier(
     trained = read_trained(folder)
     name, chosen = choice(trained, engine, precision, device)
     if name == "torch":
-        loaded, embeddings, tokenizer = _on_torch(trained, layers, chosen, device, threads)
+        loaded, embeddings, tokenizer = _on_torch(trained, (first, layers), chosen, device, threads)
     else:
-        loaded, embeddings, tokenizer = _on_openvino(trained, layers, chosen, threads, progress)
+        loaded, embeddings, tokenizer = _on_openvino(trained, (first, layers), chosen, threads, progress)
     if max_tokens > (most := embeddings.config.positions):
         raise BadSetting(f"{trained.base} reads at most {most} tokens, the bundle says {max_tokens}")
     classifier = Classifier(
@@ -145,6 +150,14 @@ def load_classifier(
         embeddings=embeddings,
         tokens=SpecialTokens(tokenizer),
         max_tokens=max_tokens,
+        segment=Segment(
+            digest=digest_of(trained),
+            first=first,
+            last=layers,
+            hidden=embeddings.config.hidden,
+            classes=trained.classes,
+            max_tokens=max_tokens,
+        ),
     )
     classifier.warm_up()
     return classifier
@@ -177,13 +190,14 @@ def has_cuda() -> bool:
 
 
 def _on_openvino(
-    trained: Trained, layers: int, precision: Precision, threads: int, progress: Progress
+    trained: Trained, layers: tuple[int, int], precision: Precision, threads: int, progress: Progress
 ) -> tuple[Engine, Embeddings, Tokenizer]:
     from shared.model.openvino_engine import OpenVinoEngine
 
-    found = built(recipe_of(trained, layers, precision), progress)
+    found = built(recipe_of(trained, layers[1], precision), progress)
     tokenizer = Tokenizer.from_file(str(found.tokenizer))
-    return OpenVinoEngine(found, precision=precision, threads=threads), found.embeddings, tokenizer
+    engine = OpenVinoEngine(found, precision=precision, threads=threads, first=layers[0])
+    return engine, found.embeddings, tokenizer
 
 
 def recipe_of(trained: Trained, layers: int, precision: Precision) -> Recipe:
@@ -225,7 +239,7 @@ def _torch_precision(precision: PrecisionName, device: str) -> Precision:
 
 
 def _on_torch(
-    trained: Trained, layers: int, precision: Precision, device: str, threads: int
+    trained: Trained, layers: tuple[int, int], precision: Precision, device: str, threads: int
 ) -> tuple[Engine, Embeddings, Tokenizer]:
     from shared.model.torch_engine import TorchEngine, load_base, load_encoder
     from shared.model.torch_graphs import cuda_capture
@@ -233,10 +247,11 @@ def _on_torch(
     where = "cuda" if device != "cpu" and has_cuda() else "cpu"
     base, tokenizer = load_base(trained.base)
     check_factors(trained.factors, read_config(trained.base))
-    encoder = load_encoder(base, trained, layers)
+    encoder = load_encoder(base, trained, layers[1])
     if precision is Precision.BF16:
         encoder.half()
     embeddings = Embeddings.of_base(Checkpoint(base_folder(trained.base)), read_config(trained.base))
     capture = cuda_capture() if where == "cuda" else None
-    engine = TorchEngine(encoder.to(where), SpecialTokens(tokenizer).pad_id, threads=threads, capture=capture)
+    pad = SpecialTokens(tokenizer).pad_id
+    engine = TorchEngine(encoder.to(where), pad, threads=threads, capture=capture, first=layers[0])
     return engine, embeddings, tokenizer

@@ -27,6 +27,7 @@ from shared.model.built import COMPILED, Built, read_sealed, write_sealed
 from shared.model.encoder import Precision
 from shared.model.graphs import plain
 from shared.model.runtime import ov
+from shared.model.state import State
 from shared.model.words import Encoded
 
 log = structlog.get_logger()
@@ -45,18 +46,18 @@ class Row:
 
 
 class OpenVinoEngine:
-    """Runs the layers that `built` holds, with so many threads."""
+    """Runs the layers that `built` holds, from the one after `first` on, with so many threads."""
 
     name, device = "openvino", "cpu"
     version = ov.__version__
 
-    def __init__(self, built: Built, *, precision: Precision, threads: int) -> None:
-        self.precision, self.layers, self._built = precision, built.layers, built
+    def __init__(self, built: Built, *, precision: Precision, threads: int, first: int = 0) -> None:
+        self.precision, self.first, self.layers, self._built = precision, first, built.layers, built
         self._core = core()
         self._config = _config(precision, threads, self._core)
         self._prepared = built.folder / _of_this_machine(self._core, self._config)
         self._keeps = True
-        self._plain = [self._compiled(n, importance=False) for n in range(self.layers)]
+        self._plain = [None if n < first else self._compiled(n, importance=False) for n in range(self.layers)]
         self._counted: list[Any] = [None] * self.layers
         self._biases: dict[int, Array] = {}
 
@@ -68,10 +69,18 @@ class OpenVinoEngine:
         return [self._start(text, importance) for text in texts]
 
     def _start(self, text: Encoded, importance: bool) -> Row:
-        tokens, S = len(text.ids), padded(len(text.ids))
-        hidden = np.zeros((1, S, self._built.embeddings.config.hidden), dtype=np.float32)
-        hidden[0, :tokens] = self._built.embeddings(text.ids, text.segments)
-        received = np.zeros(tokens, dtype=np.float32) if importance else None
+        received = np.zeros(len(text.ids), dtype=np.float32) if importance else None
+        return self._row(self._built.embeddings(text.ids, text.segments), received)
+
+    def resume(self, texts: Sequence[State], *, importance: bool) -> list[Row]:
+        """The state of texts that all ran through the same layers, here or elsewhere."""
+        return [self._row(text.hidden, text.attention() if importance else None) for text in texts]
+
+    def _row(self, own: Array, received: Array | None) -> Row:
+        """A text whose tokens are `own`, [S', D], with padding."""
+        tokens, S = len(own), padded(len(own))
+        hidden = np.zeros((1, S, own.shape[1]), dtype=np.float32)
+        hidden[0, :tokens] = own
         return Row(tokens, self._bias(tokens, S), hidden, received)
 
     def layer(self, n: int, state: list[Row]) -> list[Row]:
@@ -104,6 +113,11 @@ class OpenVinoEngine:
     def received(self, state: list[Row], row: int) -> Array | None:
         """Attention that each token of a row received so far, [S]."""
         return state[row].received
+
+    def hidden(self, state: list[Row], row: int) -> Array:
+        """What each token of a row is now, [S, D]."""
+        at = state[row]
+        return _array(at.hidden)[0, : at.tokens].copy()
 
     def keep(self, state: list[Row], rows: Sequence[int]) -> list[Row]:
         """The state of some rows alone."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -30,6 +31,7 @@ from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 from shared.errors import BadSetting, WrongWeights, one_line
 from shared.model.base import SUPPORTED, Array, adapter, load_tokenizer, positions_of, read_config
 from shared.model.encoder import Precision
+from shared.model.state import State
 from shared.model.torch_graphs import Capture, Graphs, Pass, bucket_tokens
 from shared.model.weights import base_folder
 from shared.model.words import Encoded
@@ -210,7 +212,7 @@ class MultiExitEncoder(nn.Module):
 
 
 @dataclass(frozen=True)
-class State:
+class Between:
     """A padded batch between two layers."""
 
     at: Pass
@@ -224,9 +226,15 @@ class TorchEngine:
     version: str = torch.__version__
 
     def __init__(
-        self, encoder: MultiExitEncoder, pad_id: int, *, threads: int = 1, capture: Capture | None = None
+        self,
+        encoder: MultiExitEncoder,
+        pad_id: int,
+        *,
+        threads: int = 1,
+        capture: Capture | None = None,
+        first: int = 0,
     ) -> None:
-        self.encoder, self._pad_id, self._threads = encoder, pad_id, threads
+        self.encoder, self._pad_id, self._threads, self.first = encoder, pad_id, threads, first
         self.layers, self.device = len(encoder.layers), str(encoder.device)
         half = next(encoder.layers.parameters()).dtype is torch.bfloat16
         self.precision = Precision.BF16 if half else Precision.FP32
@@ -237,17 +245,35 @@ class TorchEngine:
         torch.set_num_threads(self._threads)
 
     @torch.inference_mode()
-    def start(self, texts: Sequence[Encoded], *, importance: bool) -> State:
+    def start(self, texts: Sequence[Encoded], *, importance: bool) -> Between:
         """Embed texts: the state before the first layer."""
         tokens = [len(text.ids) for text in texts]
-        width = max(tokens) if self._graphs is None else bucket_tokens(max(tokens), self.encoder.positions)
-        ids, segments, padding = batch(texts, self._pad_id, self.encoder.device, width)
+        ids, segments, padding = batch(texts, self._pad_id, self.encoder.device, self._width(tokens))
         hidden = self.encoder.embed(ids, segments)
         received = torch.zeros(ids.shape, device=ids.device) if importance else None
-        return State(Pass(hidden, self.encoder.bias(hidden, padding), padding, received), tokens)
+        return Between(Pass(hidden, self.encoder.bias(hidden, padding), padding, received), tokens)
 
     @torch.inference_mode()
-    def layer(self, n: int, state: State) -> State:
+    def resume(self, texts: Sequence[State], *, importance: bool) -> Between:
+        """The state of texts that all ran through the same layers, here or elsewhere."""
+        tokens, device = [text.tokens for text in texts], self.encoder.device
+        S = self._width(tokens)
+        hidden = np.zeros((len(texts), S, texts[0].hidden.shape[1]), dtype=np.float32)
+        seen, received = np.ones((len(texts), S), dtype=bool), np.zeros((len(texts), S), dtype=np.float32)
+        for row, text in enumerate(texts):
+            hidden[row, : text.tokens], received[row, : text.tokens] = text.hidden, text.attention()
+            seen[row, : text.tokens] = False
+        padding = torch.from_numpy(seen).to(device) if seen.any() else None
+        at = torch.from_numpy(hidden).to(device, next(self.encoder.layers.parameters()).dtype)
+        counted = torch.from_numpy(received).to(device) if importance else None
+        return Between(Pass(at, self.encoder.bias(at, padding), padding, counted), tokens)
+
+    def _width(self, tokens: Sequence[int]) -> int:
+        """Tokens of a batch with padding."""
+        return max(tokens) if self._graphs is None else bucket_tokens(max(tokens), self.encoder.positions)
+
+    @torch.inference_mode()
+    def layer(self, n: int, state: Between) -> Between:
         """The state after layer `n`, counted from 0."""
         recorded = None if self._graphs is None else self._graphs.layer(n, state.at)
         return replace(state, at=recorded or self._plain(n, state.at))
@@ -267,30 +293,35 @@ class TorchEngine:
         buffers.logits.copy_(self.encoder.heads[n](done.hidden, buffers.padding))
 
     @torch.inference_mode()
-    def exits(self, n: int, state: State) -> Array:
+    def exits(self, n: int, state: Between) -> Array:
         """Logits of the exit after layer `n`, float32 [B, C]."""
         at = state.at
         logits = self.encoder.heads[n](at.hidden, at.padding) if at.logits is None else at.logits
         return logits.cpu().numpy()
 
     @torch.inference_mode()
-    def parts(self, n: int, state: State, row: int) -> Array:
+    def parts(self, n: int, state: Between, row: int) -> Array:
         """What each token of a row adds to the logits of the exit after layer `n`, [S, C]."""
         head = self.encoder.heads[n]
         assert isinstance(head, ExitHead)
         return head.parts(state.at.hidden[row, : state.tokens[row]]).cpu().numpy()
 
-    def received(self, state: State, row: int) -> Array | None:
+    def received(self, state: Between, row: int) -> Array | None:
         """Attention that each of a text's own tokens received so far, [S]."""
         received = state.at.received
         return None if received is None else received[row, : state.tokens[row]].cpu().numpy()
 
     @torch.inference_mode()
-    def keep(self, state: State, rows: Sequence[int]) -> State:
+    def hidden(self, state: Between, row: int) -> Array:
+        """What each of a text's own tokens is now, [S, D]."""
+        return state.at.hidden[row, : state.tokens[row]].float().cpu().numpy().copy()
+
+    @torch.inference_mode()
+    def keep(self, state: Between, rows: Sequence[int]) -> Between:
         """The state of some rows alone."""
         at, stay = state.at, torch.tensor(rows, device=state.at.hidden.device)
         bias = at.bias if at.bias is None or len(at.bias) == 1 else at.bias[stay]
-        return State(
+        return Between(
             Pass(
                 at.hidden[stay],
                 bias,

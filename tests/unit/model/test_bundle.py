@@ -28,6 +28,24 @@ def test_a_bundle_says_what_each_tier_runs_shallowest_first(tiny_bundle):
     assert bundle.card.ensemble().weights(["end", "edge"], Weighting.FITTED) == [0.3, 0.7]
 
 
+def test_the_deepest_network_is_cut_where_the_tiers_end_that_share_it_or_where_the_file_says(folder):
+    bundle = load_bundle(str(folder))
+    assert bundle.segments == (2, 4)  # the end has another network
+    assert [bundle.shares(*pair) for pair in (("edge", "cloud"), ("end", "cloud"))] == [True, False]
+    assert load_bundle("split-imdb").segments == (3, 6, 12)
+    told = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps({**told, "segments": [1, 3, 4]}))
+    assert load_bundle(str(folder)).segments == (1, 3, 4)
+
+
+@pytest.mark.parametrize("segments", [[0, 4], [2, 2, 4], [3, 2, 4], [1, 3], [4, 5]])
+def test_segments_that_cannot_be_are_refused(folder, segments):
+    told = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps({**told, "segments": segments}))
+    with pytest.raises(BadSetting, match="segments"):
+        load_bundle(str(folder))
+
+
 def test_every_bundle_that_is_shipped_can_be_read_by_name():
     for path in MODELS.glob("*/bundle.json"):
         bundle = load_bundle(path.parent.name)
