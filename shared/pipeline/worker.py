@@ -33,7 +33,7 @@ from shared.pipeline.queue import Queue, Work
 from shared.pipeline.text import Answer
 
 log = structlog.get_logger()
-NICE = 5  # of the model's thread
+NICE = 5  # by how much the model's thread is nicer than the rest of the process
 CLOSE_S = 5.0  # for the pass under way when the tier stops
 FORGET_S = 1.0  # an older measured time refuses nobody: only a pass can tell that the model is fast again
 
@@ -261,7 +261,9 @@ def _shares(item: Encoded, trace: ExitTrace, exits: Array) -> Shares | None:
 def _yield_to_the_loop() -> None:
     """Let the event loop go first on a busy machine: a refusal takes it a millisecond, a layer takes many.
 
-    Elsewhere than on Linux, a thread has no priority of its own that Python can set.
+    It only ever gets nicer than it is, which nobody needs a permission for. Elsewhere than on Linux, a thread has no
+    priority of its own that Python can set.
     """
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + NICE))

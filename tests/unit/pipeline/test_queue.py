@@ -281,3 +281,14 @@ def test_a_model_that_fails_fails_its_caller_and_not_the_thread(classifier):
     broken.broken = False
     assert asyncio.run(ask()).answers[0].exit_layer == 3
     worker.close()
+
+
+@pytest.mark.parametrize(("process", "thread"), [(0, 5), (10, 15), (17, 19)])
+def test_the_model_s_thread_only_ever_gets_nicer_than_its_process(monkeypatch, process, thread):
+    """A process that nobody privileged may make less nice: started under `nice`, or by a container engine that was."""
+    given = []
+    monkeypatch.setattr(module.sys, "platform", "linux")
+    monkeypatch.setattr(module.os, "getpriority", lambda which, who: process, raising=False)
+    monkeypatch.setattr(module.os, "setpriority", lambda which, who, nice: given.append(nice), raising=False)
+    module._yield_to_the_loop()
+    assert given == [thread]
