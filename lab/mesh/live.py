@@ -208,8 +208,11 @@ class _Load:
         found = dict(zip(alive, await asyncio.gather(*map(self._mesh, alive)), strict=True))
         self.out.admitted = found[self._source]["admitted"]
         self.out.again = sum(mesh["counts"]["again"] for mesh in found.values())
-        self.out.facts["service_ms"] = {name: mesh["service_ms"] for name, mesh in found.items()}
-        self.out.facts["segments"] = {name: mesh["counts"]["segments"] for name, mesh in found.items()}
+        counts = {name: mesh["counts"] for name, mesh in found.items()}
+        ran, busy_s = (sum(count[what] for count in counts.values()) for what in ("segments", "busy_s"))
+        self.out.facts["service_ms"] = round(1e3 * busy_s / max(1, ran), 3)  # measured, mean
+        self.out.facts["segments"] = {name: count["segments"] for name, count in counts.items()}
+        self.out.facts["sent"] = {name: count["sent"] for name, count in counts.items()}
 
     @property
     def _victim(self) -> str | None:

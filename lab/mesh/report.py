@@ -64,7 +64,8 @@ def figures(cell: Cell, outcome: Outcome, exits: Exits, kind: str) -> dict[str, 
         right = np.array([exits.labels[answer.text] == answer.label for answer in late])
         out |= accuracy_of(right)
         out["segments_mean"] = float(np.mean([answer.segments for answer in late]))
-        out["latency_ms"] = spread_of(np.array([answer.at - answer.asked_at for answer in late]) * 1e3)
+        if cell.adapt is not Adapt.RATE:  # there texts wait outside for as long as one likes
+            out["latency_ms"] = spread_of(np.array([answer.at - answer.asked_at for answer in late]) * 1e3)
         ran = [node for answer in late for node in answer.nodes]
         out["share_of_nodes"] = {node: round(ran.count(node) / len(ran), 4) for node in cell.topology.nodes[:8]}
     queues = [sum(queue) for sample in settled for queue in sample.queues.values()]
@@ -97,7 +98,7 @@ def table(cells: Sequence[Mapping[str, Any]]) -> Any:
             _accuracy(cell),
             f"{cell['segments_mean']:.2f}" if cell["n"] else "-",
             "-" if cell["threshold_mean"] is None or cell["threshold"] > 1 else f"{cell['threshold_mean']:.2f}",
-            f"{cell['latency_ms']['p50']:.0f}" if cell["n"] else "-",
+            f"{cell['latency_ms']['p50']:.0f}" if "latency_ms" in cell else "-",
             "-" if cell["queue_mean"] is None else f"{cell['queue_mean']:.1f}",
             str(cell["lost"]),
             str(cell["again"]),

@@ -121,6 +121,7 @@ def _check_shaped(settings: NodeSettings) -> None:
     if settings.links is not Backend.NETEM:
         return
     shaped = ShapedLinks(settings.link_state_dir)
-    missing = [name for name in settings.upstreams if not shaped.in_force(f"{settings.tier}-{name}")]
+    ends = {name: sorted((settings.tier, name)) for name in settings.upstreams}  # a link serves both directions
+    missing = [name for name, both in ends.items() if not shaped.in_force("-".join(both))]
     if missing:
         raise BadSetting(f"TIERWISE_LINKS=netem, but no shaper shapes the links to {', '.join(missing)}")

@@ -16,6 +16,7 @@ from shared.telemetry import REJECTIONS
 _TEXTS = {
     "answered": "Texts of this source that were answered.",
     "segments": "Segments that ran.",
+    "busy_seconds": "Time in which segments ran.",
     "sent": "Texts sent to neighbours.",
     "taken": "Texts taken from neighbours.",
     "again": "Texts whose holder was lost, or did not take them.",
@@ -41,7 +42,9 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """Everything that the node itself keeps count of."""
         live = self._live
-        for name, count in asdict(live.counts).items():
+        counts = asdict(live.counts)
+        counts["busy_seconds"] = counts.pop("busy_s")
+        for name, count in counts.items():
             yield self._counted(name, _TEXTS[name], count)
         yield self._counted("admitted", "Texts admitted by this source.", live.source.admitted)
         lines = CounterMetricFamily("tierwise_node_log_lines", "Log lines, by outcome.", labels=["node", "outcome"])
@@ -61,7 +64,7 @@ class Metrics:
             gauge.add_metric([self._name], value)
             yield gauge
 
-    def _counted(self, name: str, text: str, count: int) -> Metric:
+    def _counted(self, name: str, text: str, count: float) -> Metric:
         counter = CounterMetricFamily(f"tierwise_node_{name}", text, labels=["node"])
         counter.add_metric([self._name], count)
         return counter

@@ -60,6 +60,7 @@ class Counts:
 
     answered: int = 0  # texts of this source
     segments: int = 0
+    busy_s: float = 0.0  # in which segments ran
     sent: int = 0  # texts to neighbours
     taken: int = 0  # texts from neighbours
     again: int = 0  # texts whose holder was lost, or did not take them
@@ -198,6 +199,7 @@ class Live:
                 continue
             seconds = self._clock() - began
             self.counts.segments += 1
+            self.counts.busy_s += seconds
             work.path.append(Step(node=self.node.name, segment=segment, ms=round(seconds * 1e3, 3)))
             if work.future.done():
                 continue

@@ -34,6 +34,8 @@ ELSEWHERE = {
             "GRAFANA_MEMORY",
             "LAB_MEMORY",
             "GPU_MEMORY",
+            "MESH_LINK",
+            "MESH_TIER",
         ),
         *("END_EDGE", "END_CLOUD", "EDGE_CLOUD", "EDGE_BIND", "CLOUD_BIND", "END_UPSTREAMS", "EDGE_UPSTREAMS"),
         *(f"{tier}_{what}" for tier in ("END", "EDGE", "CLOUD") for what in ("CPUS", "CPUSET", "MEMORY", "THREADS")),
