@@ -81,6 +81,9 @@ def running(cell: Cell, mesh: Mesh) -> Iterator[dict[str, Process]]:
             wait_ready(list(processes.values()))
             yield processes
         finally:
+            for process in processes.values():
+                if process.child.poll() is not None and process.child.stdin:  # it was killed
+                    process.child.stdin.close()
             stop([process for process in processes.values() if process.child.poll() is None])
 
 
@@ -125,6 +128,7 @@ class _Load:
             if self._asks:
                 await asyncio.wait(self._asks, timeout=DRAIN_S)
             self.out.unfinished = sum(not ask.done() for ask in self._asks)
+            await jobs[0]
             await self._count()
         finally:
             for job in (*jobs, *self._asks):
@@ -192,20 +196,27 @@ class _Load:
         except httpx.HTTPError as error:
             raise BadSetting(f"node {name} does not answer: {type(error).__name__}") from error
 
+    async def _all(self) -> dict[str, dict[str, Any]]:
+        """Every node that is alive. One that is killed while it is asked is not."""
+        names = [name for name in self.processes if not (self._killed and name == self._victim)]
+        found = await asyncio.gather(*map(self._mesh, names), return_exceptions=True)
+        for name, mesh in zip(names, found, strict=True):
+            if isinstance(mesh, BaseException) and not (self._killed and name == self._victim):
+                raise mesh
+        return {name: mesh for name, mesh in zip(names, found, strict=True) if not isinstance(mesh, BaseException)}
+
     async def _sample(self) -> None:
         """Queues, gap and threshold, twice a second."""
         for tick in range(int(self.cell.seconds / SAMPLE_S) + 1):
             await asyncio.sleep(max(0.0, tick * SAMPLE_S - self._now))
-            alive = [name for name in self.processes if not (self._killed and name == self._victim)]
-            found = dict(zip(alive, await asyncio.gather(*map(self._mesh, alive)), strict=True))
+            found = await self._all()
             first = found[self._source]
             queues = {name: (mesh["waiting"], mesh["leaving"]) for name, mesh in found.items()}
             self.out.samples.append(Sample(self._now, first["gap_ms"] / 1e3, first["threshold"], queues))
 
     async def _count(self) -> None:
         """What the nodes counted."""
-        alive = [name for name in self.processes if not (self._killed and name == self._victim)]
-        found = dict(zip(alive, await asyncio.gather(*map(self._mesh, alive)), strict=True))
+        found = await self._all()
         self.out.admitted = found[self._source]["admitted"]
         self.out.again = sum(mesh["counts"]["again"] for mesh in found.values())
         counts = {name: mesh["counts"] for name, mesh in found.items()}

@@ -176,6 +176,12 @@ def _over_time(axes: Any, cells: Sequence[Mapping[str, Any]]) -> bool:
         axes.plot(times, queues, color=colour)
         last = max(at for at, queue in enumerate(queues) if not np.isnan(queue))
         label(axes, name, times[last], queues[last], colour)
+    if cell["adapt"] == "threshold":
+        right = axes.twinx()
+        right.plot(times, [row[2] for row in cell["over_time"]], "--", color="black", linewidth=1)
+        right.set_ylabel("exit threshold T_e (dashed)")
+        right.set_ylim(0, 1.05)
+        right.grid(visible=False)
     if cell["kill"]:
         axes.axvline(cell["kill"][1], color=GREY, linestyle=":")
         label(axes, f"{cell['kill'][0]} is killed", cell["kill"][1], axes.get_ylim()[1] * 0.9, GREY)

@@ -129,7 +129,7 @@ def test_a_large_mesh_has_many_sources(cell, exits):
     assert outcome.offered == pytest.approx(20 * 10 * 5, rel=0.15)
     assert outcome.lost == 0
     assert outcome.facts["events"] > 4 * outcome.offered
-    assert len({node for answer in outcome.answered for node in answer.nodes}) > 60  # not the 20 sources alone
+    assert len({node for answer in outcome.answered for node in answer.nodes}) > 40  # not the 20 sources alone
 
 
 @pytest.mark.parametrize("name", ["mesh4", "torus", "torus4", "torus999999", ""])
