@@ -177,6 +177,15 @@ class Speculation(Message):
     request_bytes: Count = says("bytes of the request's body; of a call that was cancelled, less may have left", 584)
 
 
+class Onward(Message):
+    """How a text went on where its text or its state could go, and what either way was estimated to take."""
+
+    by: Literal["text", "state"] = says("what the next tier went by", "state")
+    layer: Count = says("the layer after which the state is", 3)
+    text_ms: Ms = says("estimated milliseconds with the text: sent, and run through all layers", 21.4)
+    state_ms: Ms = says("estimated milliseconds with the state: sent, and run through the layers that remain", 17.9)
+
+
 class Hop(Message):
     """One tier's part in an answer."""
 
@@ -197,6 +206,9 @@ class Hop(Message):
     link: LinkUse | None = Field(None, description="the link that led here; null: this tier was asked first")
     speculation: Speculation | None = Field(  # left out where null: tiers that do not know it read such hops
         None, description="a call that began before this tier's answer", exclude_if=lambda value: value is None
+    )
+    onward: Onward | None = Field(  # left out where null: tiers that do not know it read such hops
+        None, description="text or state: how it went on, where both could", exclude_if=lambda value: value is None
     )
     timings_ms: dict[HopTiming, Ms] = says("milliseconds by stage", {"infer": 46.067, "total": 54.792})
     exits: list[Exit] | None = Field(None, description="every exit so far, oldest first; with `explain`")

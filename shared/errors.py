@@ -153,7 +153,7 @@ class HeadersTooLarge(Refused):
 
 
 class UnsupportedMedia(Refused):
-    """The body is not plain `application/json`."""
+    """The body is not what the path takes: plain `application/json`, but for states."""
 
     status, kind, title, rejection = 415, "unsupported-media", "Send application/json", "unsupported_media"
     hangs_up = True

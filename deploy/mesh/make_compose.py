@@ -39,8 +39,8 @@ SETTINGS = {
     "TIERWISE_HOST": "0.0.0.0",  # noqa: S104 - in a container
     "TIERWISE_PORT": PORT,
     "TIERWISE_LINKS": "${TIERWISE_LINKS:-netem}",
-    "TIERWISE_SEGMENTS": "${TIERWISE_SEGMENTS:-6}",
-    "TIERWISE_EXIT_THRESHOLD": "${TIERWISE_EXIT_THRESHOLD:-0.9}",
+    "TIERWISE_SEGMENTS": "${TIERWISE_MESH_SEGMENTS:-6}",
+    "TIERWISE_EXIT_THRESHOLD": "${TIERWISE_MESH_EXIT_THRESHOLD:-0.9}",
     "TIERWISE_STATE_FORM": "${TIERWISE_STATE_FORM:-int8}",
     "TIERWISE_THREADS": 1,
 }
@@ -111,7 +111,7 @@ def _node(mesh: Topology, node: str) -> dict[str, Any]:
             "TIERWISE_TIER": node,
             **SETTINGS,
             "TIERWISE_PUBLISHED": "${TIERWISE_BIND:-127.0.0.1:8080}" if first else "",
-            "TIERWISE_ADAPT": "${TIERWISE_ADAPT:-threshold}" if first else "fixed",
+            "TIERWISE_ADAPT": "${TIERWISE_MESH_ADAPT:-threshold}" if first else "fixed",
             "TIERWISE_UPSTREAMS": ",".join(f"{other}=http://{other}:{PORT}" for other in others),
             "TIERWISE_LINK_PROFILES": ",".join(f"{other}={LINK}" for other in others),
         },

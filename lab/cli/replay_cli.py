@@ -1,4 +1,4 @@
-"""`tierwise replay`, `tables` and `plan`: what works on recorded texts, without live tiers."""
+"""`tierwise replay`, `tables`, `plan` and `check-*`: what works on recorded texts, without live tiers."""
 
 from __future__ import annotations
 
@@ -109,6 +109,30 @@ def check_times(
     check = job.Check(texts, loaded, policies, links=links, rounds=rounds, threads=threads, seed=seed, url=url)
     with sole_writer(out):
         job.run(check, out, console)
+
+
+@app.command("check-states")
+def check_states(
+    data: options.Data,
+    n: options.FirstTexts = 200,
+    split: options.Split = "test",
+    exclude_split: options.ExcludeSplit = None,
+    bundle: options.BundleName = "split-imdb",
+    form: Annotated[Literal["fp16", "int8"], Option(help="What states travel as, in the second table.")] = "fp16",
+    threads: Annotated[int, Option(min=1, help="Threads of the tier that goes on.")] = 1,
+    profile: Annotated[bool, Option("--profile", help="Measure this machine anew, not once for all.")] = False,
+    out: Annotated[Path, options.writes("OUT.json")] = Path("check-states"),
+) -> None:
+    """What hidden states change in the answers, against whole runs; and on which links they are the faster way."""
+    from lab.data.examples import load_without
+    from lab.replay.states import run
+    from shared.model.bundle import load_bundle
+    from shared.model.state import Form
+
+    loaded = load_bundle(bundle)
+    texts = load_without(data, split, exclude_split, labels=loaded.labels)[:n]
+    with sole_writer(out):
+        run(loaded, texts, Form(form), threads, out, console, anew=profile)
 
 
 @app.command()

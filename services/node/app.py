@@ -25,7 +25,6 @@ from shared.mesh.source import Source
 from shared.mesh.way import Way
 from shared.model.bundle import Bundle, load_bundle
 from shared.model.classifier import load_classifier
-from shared.model.state import Form
 from shared.web.guard import read_keys
 
 log = structlog.get_logger()
@@ -93,7 +92,7 @@ def create_app(
 
 
 def _runs(settings: NodeSettings, bundle: Bundle) -> Runs:
-    form = Form(settings.state_form)
+    form = settings.state_form
     if settings.recorded is not None and settings.service_ms is not None:
         return Slept(settings.recorded, settings.segments, settings.service_ms / 1e3, form)
     tier = bundle.order[-1]

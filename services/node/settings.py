@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field, field_validator
 
 from shared.errors import BadSetting
 from shared.links.profile import profile
 from shared.mesh.source import Adapt
+from shared.model.state import Form
 from shared.web.settings import PREFIX, Role, Settings
 
 ROLE = Role(os.environ.get(f"{PREFIX}TIER", "n1"))
@@ -28,7 +28,7 @@ class NodeSettings(Settings):
     gap_ms: float = Field(
         50.0, gt=0, le=600_000, description="with adapt=rate: time between two texts at the start (ms)"
     )
-    state_form: Literal["int8", "fp16", "fp32"] = Field("int8", description="how states travel")
+    state_form: Form = Field(Form.INT8, description="what hidden values travel as: fp32, fp16 or int8")
     service_ms: float | None = Field(
         None, gt=0, le=600_000, description="a segment sleeps so long (ms) on recorded exits; none: it is computed"
     )

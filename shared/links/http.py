@@ -34,7 +34,7 @@ WARY = 20  # calls
 
 
 class UpstreamHttp:
-    """Requests to the tier `target` at `url`, of one kind; `count_retry` is told of each retry.
+    """Requests to the tier `target` at `url`; `count_retry` is told of each retry.
 
     `most`: connections, of which each carries one request at a time.
     """
@@ -49,8 +49,6 @@ class UpstreamHttp:
         key: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         count_retry: Callable[[], None] = lambda: None,
-        path: str = "infer",
-        media: str = "application/json",
         most: int = 64,
     ) -> None:
         self._target, self._link, self._budget, self._count_retry = target, link, RetryBudget(), count_retry
@@ -60,14 +58,16 @@ class UpstreamHttp:
         self._warm, self._fresh = (transport or connections.transport(url, limits) for limits in (warm, single))
         base = address(url)
         self._base = base.copy_with(raw_path=base.raw_path.rstrip(b"/") + b"/v1/")
-        self._url = self._under(path)
-        self._headers = {"user-agent": "tierwise", "content-type": media}  # as few bytes as do
+        self._url = self._under("infer")
+        self._headers = {"user-agent": "tierwise", "content-type": "application/json"}  # as few bytes as do
         if key is not None:
             self._headers["authorization"] = f"Bearer {key}"
         self._extensions = {"timeout": httpx.Timeout(timeout_s).as_dict()}
 
-    async def post(self, body: bytes, headers: dict[str, str], *, call: str, limit_bytes: int) -> bytes:
-        """The body of the answer to `call`, at most `limit_bytes`.
+    async def post(
+        self, body: bytes, headers: dict[str, str], *, call: str, limit_bytes: int, path: str | None = None
+    ) -> bytes:
+        """The body of the answer to `call`, at most `limit_bytes`; `path` is another than the usual one.
 
         Raises:
             UpstreamFailure: with the reason.
@@ -76,7 +76,7 @@ class UpstreamHttp:
         self._budget.call()
         first, self._wary = self._fresh if self._wary else self._warm, max(0, self._wary - 1)
         try:
-            return await self._once(first, body, headers, call, limit_bytes)
+            return await self._once(first, body, headers, call, limit_bytes, path)
         except _Hungup as error:
             connected = connections.connected() or isinstance(error.__cause__, httpx.ConnectError)
             reused = first is self._warm and not connected
@@ -84,7 +84,7 @@ class UpstreamHttp:
                 raise
         self._wary = WARY if reused else self._wary
         self._count_retry()
-        return await self._once(self._fresh, body, headers, call, limit_bytes)
+        return await self._once(self._fresh, body, headers, call, limit_bytes, path)
 
     async def probe(self, body: bytes, *, call: str, limit_bytes: int) -> bytes:
         """The same on a fresh connection, never retried."""
@@ -111,14 +111,20 @@ class UpstreamHttp:
         return self._base.copy_with(raw_path=self._base.raw_path + path.encode())
 
     async def _once(
-        self, transport: httpx.AsyncBaseTransport, body: bytes, headers: dict[str, str], call: str, limit_bytes: int
+        self,
+        transport: httpx.AsyncBaseTransport,
+        body: bytes,
+        headers: dict[str, str],
+        call: str,
+        limit_bytes: int,
+        path: str | None = None,
     ) -> bytes:
         if self._link:
             await self._link.carry(len(body), "up")
         connections.allow(limit_bytes)
-        request = httpx.Request(
-            "POST", self._url, headers={**self._headers, **headers}, content=body, extensions=self._extensions
-        )
+        url = self._url if path is None else self._under(path)
+        headers = {**self._headers, **headers}
+        request = httpx.Request("POST", url, headers=headers, content=body, extensions=self._extensions)
         answered = False
         try:
             answer = await transport.handle_async_request(request)

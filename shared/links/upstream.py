@@ -10,6 +10,7 @@ breaker    `shared/links/breaker.py` says when to stop; a probe in the backgroun
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections import deque
@@ -26,9 +27,10 @@ from shared.errors import BadSetting, DeadlinePassed, UpstreamFailure
 from shared.links.breaker import Breaker
 from shared.links.estimates import Smoothed
 from shared.links.http import UpstreamHttp
-from shared.links.profile import UNSHAPED, Backend, Profile, profile
+from shared.links.profile import UNSHAPED, Backend, Profile, on_the_wire, profile
 from shared.links.shaped import ShapedLinks, ask_shaper
 from shared.links.simulated import SimulatedLink
+from shared.model.state import STATES_TYPE, frame
 
 log = structlog.get_logger()
 _FORGET_S = 5.0  # a measured link time older than this is no longer held against the link
@@ -36,6 +38,9 @@ _FORGET_USUAL_S = 60.0  # nor is what a call usually takes held in the upstream'
 _IMPATIENT_S = 1.0  # before anything is measured: a deadline shorter than this is no failure of the upstream
 _NEUTRAL = {400, 413, 422, 429, 504}  # this request's fault, or an upstream that works and is busy
 _LONGEST_PROBE = 65_536  # bytes
+_LARGE = 16_384  # bytes of a body that tells a link's rate
+_NOT_TAKEN = {404, 405, 413, 415, 422}  # an upstream that cannot go on from states, or not from this one
+_ASK_AGAIN_S = 60.0  # pause before a state is sent there again
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class Upstream:
         )
         self.breaker = Breaker()
         self._forget()
+        self._states_from = -math.inf  # the time from which on it is sent states
         self.bytes_up = self.bytes_down = 0  # of bodies, in calls that were answered
         self._sizes: deque[int] = deque(maxlen=20)  # bytes of the last requests
         self._probing: asyncio.Task[None] | None = None
@@ -145,6 +151,7 @@ class Upstream:
         A call that is under way adds to the estimates that it began with, which nobody asks any more.
         """
         self._link_time, self._usual = Smoothed(forget_s=_FORGET_S), Smoothed(forget_s=_FORGET_USUAL_S)
+        self._upload = Smoothed(forget_s=_FORGET_USUAL_S)  # seconds a megabyte
 
     @property
     def link_s(self) -> float:
@@ -158,11 +165,30 @@ class Upstream:
         measured = self._link_time.mean
         return self.link[1].rtt_s if measured is None else measured
 
+    @property
+    def byte_s(self) -> float:
+        """Seconds that a byte takes on its way there: measured on large bodies of late, else by the link's profile."""
+        measured, rate = self._upload.mean, self.link[1].rate_up_bps
+        return measured / 1e6 if measured is not None else 8 / rate if rate else 0.0
+
+    @property
+    def takes_states(self) -> bool:
+        """Whether it is sent states: it has not refused one of late."""
+        return self._clock() >= self._states_from
+
+    def refuses_states(self, failure: UpstreamFailure) -> bool:
+        """Whether a failure says that it does not go on from states; then it is sent none for a while."""
+        refuses = failure.answered in _NOT_TAKEN
+        if refuses:
+            self._states_from = self._clock() + _ASK_AGAIN_S
+        return refuses
+
     async def infer(
         self,
         request: InferRequest,
         headers: dict[str, str],
         *,
+        states: Sequence[bytes] = (),
         within_s: float | None = None,
         limit_bytes: int = 1_000_000,
         check: Callable[[Sequence[InferredRow]], None] = lambda rows: None,
@@ -170,6 +196,7 @@ class Upstream:
     ) -> Carried:
         """Send a batch on and wait for its hops, at most `within_s` and `limit_bytes`; `check` may refuse its rows.
 
+        With `states`, packed, one for each text, the upstream goes on from these.
         `sends` is told how many bytes the request's body has, before it leaves.
 
         Raises:
@@ -178,17 +205,19 @@ class Upstream:
         if self.breaker.open:
             self._watch()
             raise UpstreamFailure("breaker_open", f"{self.target} failed again and again; it is being probed")
+        upload_s = on_the_wire(sum(map(len, states))) * self.byte_s if states else 0.0
         if within_s is not None:
-            if within_s <= self.link_s:
+            if within_s <= self.link_s + upload_s:
                 raise UpstreamFailure("deadline", f"{self.target}: {within_s * 1e3:.0f} ms remain, the link takes more")
-            request = request.model_copy(update={"deadline_ms": (within_s - self.link_s) * 1e3})
+            request = request.model_copy(update={"deadline_ms": (within_s - self.link_s - upload_s) * 1e3})
         request = request.model_copy(update={"call": secrets.token_hex(8)})
-        body, started = request.model_dump_json().encode(), self._clock()
-        link_time, usual = self._link_time, self._usual
-        self._sizes.append(len(body))
+        head, started = request.model_dump_json().encode(), self._clock()
+        body = frame(head, states) if states else head
+        link_time, usual, upload, round_trip_s = self._link_time, self._usual, self._upload, self.round_trip_s
+        self._sizes.append(len(head))
         sends(len(body))
         try:
-            answer = await self._post(body, headers, request.call, within_s, limit_bytes)
+            answer = await self._post(body, headers, request.call, within_s, limit_bytes, of_states=bool(states))
             response = self._read(answer, request)
             check(response.rows)
         except UpstreamFailure as failure:
@@ -199,20 +228,33 @@ class Upstream:
         self._count(failed=False)
         link_s = max(0.0, seconds - response.total_ms / 1e3)
         usual.add(seconds)
-        link_time.add(link_s)
+        if len(body) >= _LARGE:
+            upload.add(max(0.0, link_s - round_trip_s) / on_the_wire(len(body)) * 1e6)
+        if not states:  # a state's time says nothing about the short messages that this is asked for
+            link_time.add(link_s)
         self.bytes_up += len(body)
         self.bytes_down += len(answer)
         rows = self._with_link(response, request, len(body), len(answer), link_s)
         return Carried(rows, len(body), len(answer), link_s)
 
     async def _post(
-        self, body: bytes, headers: dict[str, str], call: str, within_s: float | None, limit_bytes: int
+        self,
+        body: bytes,
+        headers: dict[str, str],
+        call: str,
+        within_s: float | None,
+        limit_bytes: int,
+        *,
+        of_states: bool,
     ) -> bytes:
         """The answer's bytes, within the deadline and the timeout of an upstream."""
         limit_s = self._timeout_s if within_s is None else min(within_s, self._timeout_s)
         try:
             async with asyncio.timeout(limit_s):
-                return await self._http.post(body, headers, call=call, limit_bytes=limit_bytes)
+                path = None
+                if of_states:
+                    headers, path = {**headers, "content-type": STATES_TYPE}, "continue"
+                return await self._http.post(body, headers, call=call, limit_bytes=limit_bytes, path=path)
         except TimeoutError as error:
             late: DegradedReason = "deadline" if limit_s < self._timeout_s else "upstream_timeout"
             raise UpstreamFailure(late, f"{self.target} took over {limit_s * 1e3:.0f} ms") from error

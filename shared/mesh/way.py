@@ -23,6 +23,7 @@ from shared.mesh.wire import BINARY, Answered, Asking, Going, Reported, framed
 
 M = TypeVar("M", Answered, Reported)
 _HELD_S = 600.0  # a text that is held for longer is lost; a holder that is gone is found within `SILENT_S`
+_STATE = {"content-type": BINARY}
 _MOST, _ANSWER = 512, 65_536  # texts that a neighbour may hold at a time; bytes of an answer
 
 
@@ -43,9 +44,15 @@ class Way:
         self.source, self.target, self.profile, self.backend = source, target, profile, backend
         self.simulated = SimulatedLink(profile) if backend is Backend.SIMULATED else None
         self.bytes_up = 0  # of bodies that were answered
-        common = {"target": target, "url": url, "link": self.simulated, "key": key, "transport": transport}
-        self._texts = UpstreamHttp(**common, timeout_s=_HELD_S, path="continue", media=BINARY, most=_MOST)  # type: ignore[arg-type]
-        self._reports = UpstreamHttp(**common, timeout_s=SILENT_S, path="report", most=4)  # type: ignore[arg-type]
+        self._http = UpstreamHttp(
+            target=target,
+            url=url,
+            link=self.simulated,
+            timeout_s=_HELD_S,
+            key=key,
+            transport=transport,
+            most=_MOST,
+        )
 
     async def go_on(self, going: Going, packed: bytes) -> tuple[Answered, float]:
         """A text's answer, and the seconds that its state took to get there.
@@ -55,7 +62,7 @@ class Way:
         """
         began, body = time.monotonic(), framed(going, packed)
         try:
-            answer = await self._texts.post(body, {}, call=going.call, limit_bytes=_ANSWER)
+            answer = await self._http.post(body, _STATE, call=going.call, limit_bytes=_ANSWER, path="continue")
         except TimeoutError as error:
             raise UpstreamFailure("upstream_timeout", f"{self.target} held a text for {_HELD_S:.0f} s") from error
         answered = self._read(Answered, answer, going.call)
@@ -71,10 +78,9 @@ class Way:
             TimeoutError: within `SILENT_S`.
         """
         asking = Asking(call=secrets.token_hex(8), sender=self.source)
+        body = asking.model_dump_json().encode()
         async with asyncio.timeout(SILENT_S):
-            answer = await self._reports.post(
-                asking.model_dump_json().encode(), {}, call=asking.call, limit_bytes=_ANSWER
-            )
+            answer = await self._http.post(body, {}, call=asking.call, limit_bytes=_ANSWER, path="report")
         return self._read(Reported, answer, asking.call).report
 
     def _read(self, kind: type[M], answer: bytes, call: str) -> M:
@@ -88,4 +94,4 @@ class Way:
 
     async def close(self) -> None:
         """Close its connections."""
-        await asyncio.gather(self._texts.close(), self._reports.close())
+        await self._http.close()

@@ -1,24 +1,22 @@
 """What nodes of a mesh say to each other: a text's state, its answer, a report.
 
-POST /v1/continue   u32 (little-endian) length of the head, the head as JSON (`Going`), a packed state
-                    (`shared/model/state.py`); its answer is `Answered`, sent once the text is answered
+POST /v1/continue   a frame of `Going` as JSON and one packed state (`shared/model/state.py`); its answer is
+                    `Answered`, sent once the text is answered
 POST /v1/report     `Asking` as JSON; its answer is `Reported`
 """
 
 from __future__ import annotations
 
-import struct
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import BadState
 from shared.mesh.node import Report
+from shared.model.state import frame, unframe
 
 VERSION = 1
 BINARY = "application/octet-stream"
-_LENGTH = struct.Struct("<I")
-_LONGEST_HEAD = 4096  # bytes
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 Ratio = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -88,8 +86,7 @@ class Asking(Message):
 
 def framed(going: Going, packed: bytes) -> bytes:
     """The body of `/v1/continue`."""
-    head = going.model_dump_json().encode()
-    return _LENGTH.pack(len(head)) + head + packed
+    return frame(going.model_dump_json().encode(), [packed])
 
 
 def unframed(body: bytes) -> tuple[Going, memoryview]:
@@ -98,15 +95,14 @@ def unframed(body: bytes) -> tuple[Going, memoryview]:
     Raises:
         BadState: it is no such body.
     """
-    length = _LENGTH.unpack_from(body)[0] if len(body) >= _LENGTH.size else _LONGEST_HEAD + 1
-    if length > _LONGEST_HEAD or _LENGTH.size + length > len(body):
-        raise BadState("the body is no head and state: it begins with the length of its head")
-    end = _LENGTH.size + length
+    head, states = unframe(body)
     try:
-        going = Going.model_validate_json(body[_LENGTH.size : end])
+        going = Going.model_validate_json(head)
     except ValidationError as error:
         first: Any = error.errors(include_url=False, include_input=False)[0]
         raise BadState(f"the head of the state: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     if going.version != VERSION:
         raise BadState(f"a state of mesh version {going.version}; this node speaks {VERSION}")
-    return going, memoryview(body)[end:]
+    if len(states) != 1:
+        raise BadState(f"a body with {len(states)} states; a node goes on with one")
+    return going, states[0]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -24,9 +25,10 @@ import numpy as np
 from shared.errors import BadState
 from shared.model.base import Array
 
+STATES_TYPE = "application/octet-stream"  # of a message with states behind it
 _MAGIC, _VERSION = b"TWst", 1
 _FIXED = struct.Struct("<4sBBBBIIII32s")
-_CRC = struct.Struct("<I")
+_CRC = _LENGTH = struct.Struct("<I")
 HEADER = _FIXED.size + _CRC.size  # bytes
 _INT8 = 127
 
@@ -132,6 +134,31 @@ def unpack(packed: bytes | memoryview, segment: Segment) -> State:
     if _CRC.unpack(packed[_FIXED.size : HEADER])[0] != zlib.crc32(body, zlib.crc32(head)):
         raise BadState("the state was altered on its way: its checksum differs")
     return _values(body, form, bool(told), (done, tokens, hidden, classes))
+
+
+def frame(head: bytes, packed: Sequence[bytes]) -> bytes:
+    """A message with packed states behind it: the length of each part (u32), then the part."""
+    return b"".join(piece for part in (head, *packed) for piece in (_LENGTH.pack(len(part)), part))
+
+
+def unframe(body: bytes) -> tuple[bytes, list[memoryview]]:
+    """What `frame` was given.
+
+    Raises:
+        BadState: the lengths do not add up to the body.
+    """
+    parts: list[memoryview] = []
+    at, rest = 0, memoryview(body)
+    while at < len(body):
+        length = _LENGTH.unpack_from(body, at)[0] if at + _LENGTH.size <= len(body) else len(body)
+        end = at + _LENGTH.size + length
+        if end > len(body):
+            raise BadState(f"the body ends at byte {len(body)}, within part {len(parts) + 1}")
+        parts.append(rest[at + _LENGTH.size : end])
+        at = end
+    if not parts:
+        raise BadState("the body is empty: it needs a message, and a state for each text")
+    return bytes(parts[0]), parts[1:]
 
 
 def _check(segment: Segment, done: int, tokens: int, hidden: int, classes: int) -> None:

@@ -63,6 +63,7 @@ def new_hop(
         words_kept=None if to is None else words if keep is None else sum(keep),
         truncated=answer.encoded.truncated,
         speculation=text.speculation,
+        onward=text.way,
         timings_ms={stage: round(value * 1e3, 3) for stage, value in times_s.items()},
         exits=None if shares is None else _exits(bundle, answer),
         words=None if shares is None or keep is None else _words(answer, shares, keep),

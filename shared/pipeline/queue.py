@@ -22,6 +22,7 @@ from shared.contracts import TextPair
 from shared.errors import DeadlinePassed, QueueFull
 from shared.model.exits import ExitRule
 from shared.model.pools import Signature
+from shared.model.state import State
 from shared.model.words import Encoded
 
 Tell = Callable[[int, int, list[float], bool | None], None]  # text of the call, exit, its probabilities, rule met
@@ -41,6 +42,8 @@ class Work:
     expires: float | None = None
     tell: Tell | None = None
     passed: Passed | None = None  # of a call with one text
+    begun: Sequence[State] | None = None  # one for each text, all after the same layer: it goes on from there
+    states: bool = False  # whether others may go on from the answers
     asked: float = 0.0
     future: Future[Any] = field(default_factory=Future)
     queued: bool = False  # it found the model busy
@@ -53,9 +56,12 @@ class Work:
 
     def joins(self, other: Work) -> bool:
         """Whether both fit into one forward pass."""
-        alike = (self.rule, self.importance, self.explain) == (other.rule, other.importance, other.explain)
+        alike = self._wanted() == other._wanted()
         short, long = sorted((self._length(), other._length()))
         return alike and self.signature is other.signature is None and long <= max(2 * short, 100)
+
+    def _wanted(self) -> tuple[Any, ...]:
+        return self.rule, self.importance, self.explain, self.states, self.begun[0].done if self.begun else 0
 
     def _length(self) -> int:
         """Characters of the longest text, to which the others are padded."""

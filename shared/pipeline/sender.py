@@ -13,6 +13,7 @@ from shared.contracts import TextPair
 from shared.errors import UpstreamFailure
 from shared.links.upstream import Carried, Upstream
 from shared.model.bundle import Bundle
+from shared.pipeline.carry import States
 from shared.pipeline.hops import carried, check_rows, most_bytes
 from shared.pipeline.route import Route
 from shared.pipeline.text import Call, Text
@@ -26,8 +27,16 @@ MERGE_S = 0.005  # kept back of every deadline for putting an answer together
 class Sender:
     """Sends texts on from the tier `name`. `upstreams` are its links, nearest first."""
 
-    def __init__(self, *, name: str, bundle: Bundle, upstreams: Sequence[Upstream], telemetry: Telemetry) -> None:
-        self.name, self.bundle, self.telemetry = name, bundle, telemetry
+    def __init__(
+        self,
+        *,
+        name: str,
+        bundle: Bundle,
+        upstreams: Sequence[Upstream],
+        telemetry: Telemetry,
+        states: States | None = None,
+    ) -> None:
+        self.name, self.bundle, self.telemetry, self.states = name, bundle, telemetry, states
         self.upstreams = {upstream.target: upstream for upstream in upstreams}
         self.route = Route(bundle.order, name, tuple(self.upstreams))
 
@@ -46,18 +55,29 @@ class Sender:
         `reserve_s` of the deadline are kept back, so that this tier can answer if no other does.
         """
         within_s = self.within_s(call, reserve_s=reserve_s)
-        groups: dict[tuple[str | None, bool], list[Text]] = {}
+        groups: dict[tuple[str | None, bool, int], list[Text]] = {}
         for text in texts:
-            groups.setdefault((text.decision.to, text.decision.final), []).append(text)
-        await asyncio.gather(*(self._ask(call, group[0].decision, group, within_s) for group in groups.values()))
+            after = text.way.layer if text.way is not None and text.by_state else 0
+            groups.setdefault((text.decision.to, text.decision.final, after), []).append(text)
+        calls = [
+            (part[0].decision, part, after > 0)
+            for (_, _, after), group in groups.items()
+            for part in (self.states.parts(group) if self.states and after else [group])
+        ]
+        await asyncio.gather(*(self._ask(call, way, part, within_s, by_state) for way, part, by_state in calls))
 
-    async def _ask(self, call: Call, way: Decision, texts: Sequence[Text], within_s: float | None) -> None:
+    async def _ask(
+        self, call: Call, way: Decision, texts: Sequence[Text], within_s: float | None, by_state: bool
+    ) -> None:
         """Give these texts, which go the same way, the hops of the tiers behind, or the reason why none came."""
         assert way.to is not None
         upstream, begun = self.upstream(way.to), texts[0].ahead
         try:
-            onward = [text.onward for text in texts]
-            answered = await (self.carry(call, way, texts, onward, within_s) if begun is None else begun)
+            if by_state and self.states is not None:
+                answered = await self._by_state(call, way, texts, within_s, self.states)
+            else:
+                onward = [text.onward for text in texts]
+                answered = await (self.carry(call, way, texts, onward, within_s) if begun is None else begun)
         except UpstreamFailure as failure:
             if failure.reason != "breaker_open":  # it was logged once, when the breaker opened
                 log.warning("upstream_failed", tier=self.name, to=way.to, reason=failure.reason, detail=str(failure))
@@ -67,12 +87,36 @@ class Sender:
         self.telemetry.stage("link", answered.link_s)
         for direction, size in (("up", answered.request_bytes), ("down", answered.response_bytes)):
             self.telemetry.link_bytes.labels(f"{self.name}-{upstream.target}", direction).inc(size)
+        if self.states is not None:
+            self.states.learn(way.to, texts, answered.rows, by_state=by_state and texts[0].by_state)
         for text, row in zip(texts, answered.rows, strict=True):
             text.behind = row.hops
             text.degraded = row.degraded or (None if row.hops else "upstream_refused")
             if call.watch is not None:
                 for hop in row.hops:
                     call.watch.hop_from_afar(text.index, hop, cut=text.degraded == "deadline")
+
+    async def _by_state(
+        self, call: Call, way: Decision, texts: Sequence[Text], within_s: float | None, states: States
+    ) -> Carried:
+        """Send texts on with their states. A tier that refuses these gets the texts alone, whole.
+
+        Raises:
+            UpstreamFailure: with the reason.
+        """
+        assert way.to is not None
+        onward, packed = [text.onward for text in texts], [states.packed(text) for text in texts]
+        began, upstream = call.clock(), self.upstream(way.to)
+        try:
+            return await self.carry(call, way, texts, onward, within_s, states=packed)
+        except UpstreamFailure as failure:
+            if not upstream.refuses_states(failure):
+                raise
+            log.warning("states_refused", tier=self.name, to=way.to, detail=str(failure))
+        for text in texts:
+            text.go_by_text()
+        remaining_s = None if within_s is None else within_s - (call.clock() - began)
+        return await self.carry(call, way, texts, onward, remaining_s)
 
     async def carry(
         self,
@@ -83,20 +127,24 @@ class Sender:
         within_s: float | None,
         *,
         sends: Callable[[int], None] = lambda size: None,
+        states: Sequence[bytes] = (),
     ) -> Carried:
         """Ask one tier for the hops of these texts, sent as `onward`; with `way.final` it must answer itself.
+
+        With `states`, packed, it goes on from these, and gets the way of each text so far.
 
         Raises:
             UpstreamFailure: with the reason.
         """
         assert way.to is not None
         part: dict[str, Any] = {"indices": [text.index for text in texts], "texts": list(onward)}
-        if call.policy.carries_visits and not way.final:
+        if (call.policy.carries_visits and not way.final) or states:
             part["visits"] = [carried(self.bundle, text.visits(self.name)) for text in texts]
         request = call.request.model_copy(update={"visits": None, **part, "target": way.to if way.final else None})
         return await self.upstream(way.to).infer(
             request,
             dict(call.headers),
+            states=states,
             within_s=within_s,
             limit_bytes=most_bytes(self.bundle, self.name, request),
             check=partial(check_rows, self.bundle, self.name, request),

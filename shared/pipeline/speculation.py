@@ -94,7 +94,7 @@ class Ahead:
         if self._closed or sender.upstream(str(told.to)).breaker.open or not tier.budget.begin():
             return
         self._decision, self._layer = told, layer
-        text.keep = tier.unread(self._call, text, encoded)
+        text.keep = text.unread = tier.unread(self._call, text, encoded)
         self._onward, within_s = sent_on(text.source, encoded, text.keep), sender.within_s(self._call)
         call = sender.carry(self._call, told, [text], [self._onward], within_s, sends=self._sends)
         self._carried = self._loop.create_task(call)

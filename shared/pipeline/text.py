@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from shared.contracts import DegradedReason, Hop, InferRequest, Speculation, TextPair
+from shared.contracts import DegradedReason, Hop, InferRequest, Onward, Speculation, TextPair
 from shared.errors import DeadlinePassed
 from shared.links.upstream import Carried
 from shared.model.pruning import keep_words
 from shared.model.shares import Shares
+from shared.model.state import State
 from shared.model.words import Encoded
 from shared.pipeline.watch import Watch
 from shared.policies import STAY, Clues, Decision, Policy, Visit, Where
@@ -27,6 +28,7 @@ class Answer:
     importance: list[float] | None
     shares: Shares | None = None  # with `explain`
     cut: bool = False
+    state: State | None = None  # that another tier may go on from
 
     @property
     def probabilities(self) -> list[float]:
@@ -59,9 +61,12 @@ class Text:
     draw: float
     clues: Clues
     before: Sequence[Visit] = ()  # what the tiers before this one said, where the policy asks for it
+    begun: State | None = None  # what the tier before this one has computed of it
     decision: Decision = STAY
     answer: Answer | None = None  # null if the model did not run here, or could not read the text
     keep: Sequence[bool] | None = None  # which words travel on; null: all of them
+    unread: Sequence[bool] | None = None  # the same, but for words that pruning by importance left behind
+    way: Onward | None = None  # by text or by state; null where it can go by text alone
     ahead: asyncio.Task[Carried] | None = None  # the call that the decision makes, if it has begun already
     speculation: Speculation | None = None  # the call that began before the answer, used or not
     hop: Hop | None = None  # this tier's part; null where `answer` is
@@ -72,6 +77,27 @@ class Text:
     def onward(self) -> TextPair:
         """What travels on: the text itself, or the words of it that pruning kept."""
         return self.source if self.answer is None else sent_on(self.source, self.answer.encoded, self.keep)
+
+    @property
+    def unpruned(self) -> TextPair:
+        """What travels on where importance leaves no word behind: the text as it was read here."""
+        return self.source if self.answer is None else sent_on(self.source, self.answer.encoded, self.unread)
+
+    @property
+    def by_state(self) -> bool:
+        """Whether it goes on with what a network has computed of it."""
+        return self.way is not None and self.way.by == "state"
+
+    def go_by_text(self) -> None:
+        """Go on by text after all, and say so on record."""
+        if self.way is not None:
+            self.way = self.way.model_copy(update={"by": "text"})
+            self.hop = self.hop and self.hop.model_copy(update={"onward": self.way})
+
+    @property
+    def state(self) -> State | None:
+        """What a network has computed of it by now, here or before."""
+        return self.begun if self.answer is None else self.answer.state
 
     @property
     def hops(self) -> list[Hop]:

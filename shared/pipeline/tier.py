@@ -21,11 +21,13 @@ from typing import Any
 import structlog
 
 from shared.contracts import HOP_STAGES, HopTiming, InferredRow, InferRequest
-from shared.errors import BadInput, DeadlinePassed, UnknownPolicy
+from shared.errors import BadInput, BadState, DeadlinePassed, UnknownPolicy
 from shared.links.upstream import Upstream
 from shared.model.bundle import Bundle
 from shared.model.exits import ExitRule
+from shared.model.state import State
 from shared.model.words import Encoded
+from shared.pipeline.carry import States
 from shared.pipeline.hops import new_exit, new_hop, visits_before, words_in
 from shared.pipeline.queue import Work
 from shared.pipeline.sender import MERGE_S, Sender
@@ -55,9 +57,10 @@ class Tier:
         upstreams: Sequence[Upstream],
         telemetry: Telemetry,
         budget: Budget,
+        states: States | None = None,
     ) -> None:
         self.name, self.bundle, self.worker, self.telemetry = name, bundle, worker, telemetry
-        self.sender = Sender(name=name, bundle=bundle, upstreams=upstreams, telemetry=telemetry)
+        self.sender = Sender(name=name, bundle=bundle, upstreams=upstreams, telemetry=telemetry, states=states)
         self.upstreams, self.route = self.sender.upstreams, self.sender.route
         self.sizes = {tier: model.layers for tier, model in bundle.tiers.items()}
         self._clock = worker.clock
@@ -73,6 +76,8 @@ class Tier:
             self._decide_before(call, text)
         unread = [text for text in call.texts if text.decision.to]  # they go on before any layer runs here
         here = [text for text in call.texts if not text.decision.to]
+        for text in unread:
+            self._choose_way(call, text, None)
         if not unread:
             await self._infer_and_send(call, here)
             return
@@ -134,13 +139,16 @@ class Tier:
         batch = await self._run(call, texts, ahead)
         inferred = self._clock()
         for text, answer in zip(texts, batch.answers, strict=True):
-            text.decision = STAY  # where it was sent before inference, that upstream has failed
+            text.decision, text.way = STAY, None  # where it was sent before inference, that upstream has failed
             if answer is not None:  # else the tokenizer knows no word of it
                 text.answer = answer
                 self._decide_after(call, text, answer)
                 self._prune(call, text, answer)
         if ahead is not None:
             ahead.settle()
+        own_s = _token_layer_s(texts, batch)
+        for text in texts:
+            self._choose_way(call, text, own_s)
         ended = self._clock()
         times_s: dict[HopTiming, float] = {**batch.times_s, "prune": ended - inferred, "total": ended - started}
         self._add_hops(call, texts, times_s, batch.rule)
@@ -160,6 +168,8 @@ class Tier:
             expires=None if call.expires is None else call.expires - MERGE_S,
             tell=None if call.watch is None else partial(self._tell, call.watch, texts),
             passed=None if ahead is None else ahead.passed,
+            begun=[text.begun for text in texts if text.begun is not None] or None,
+            states=self.sender.states is not None and self.sender.states.wanted(call),
         )
         try:
             async with call.in_time(reserve_s=MERGE_S):
@@ -189,9 +199,21 @@ class Tier:
         if not (text.decision.to or call.request.explain):
             return
         if text.keep is None:  # else it may have been sent on already
-            text.keep = self.unread(call, text, answer.encoded)
+            text.keep = text.unread = self.unread(call, text, answer.encoded)
         if text.keep is None and answer.importance is not None:
             text.keep = call.policy.pruning(self.name).mask(answer.encoded, answer.importance)
+
+    def _choose_way(self, call: Call, text: Text, own_s: float | None) -> None:
+        """Choose whether a text that leaves goes by text or by state, which takes along the words that were read.
+
+        `own_s` is what a token's layer has just taken here.
+        """
+        states, to = self.sender.states, text.decision.to
+        if states is None or to is None or text.ahead is not None or call.request.explain:
+            return
+        text.way = states.way(text, self.sender.upstream(to), own_s=own_s, limit=call.policy.token_limit)
+        if text.by_state:
+            text.keep = text.unread
 
     def unread(self, call: Call, text: Text, encoded: Encoded) -> list[bool] | None:
         """The words that travel on where those stay behind that no further tier reads; null: all of them."""
@@ -218,11 +240,16 @@ class Tier:
 
     # -- from a request to a call, and to its rows -------------------------------------------------------------------
 
-    async def infer(self, request: InferRequest, headers: Mapping[str, str]) -> list[InferredRow]:
+    async def infer(
+        self, request: InferRequest, headers: Mapping[str, str], begun: Sequence[State] = ()
+    ) -> list[InferredRow]:
         """The hops of every text from this tier on; a row without hops could not be read.
+
+        With `begun`, one state for each text, all after the same layer, the model goes on from these.
 
         Raises:
             BadInput: an unknown policy or tier, or a target that cannot be reached from here.
+            BadState: a state that does not belong to its text, or states after different layers.
             QueueFull, DeadlinePassed: this tier could not start in time.
         """
         try:
@@ -231,6 +258,10 @@ class Tier:
             log.warning("policy_refused", tier=self.name, detail=str(error))
             raise
         call = self.resolve(request, policy, headers)
+        if len({state.done for state in begun}) > 1:
+            raise BadState("states of one call must all be after the same layer")
+        for text, state in zip(call.texts, begun, strict=bool(begun)):
+            text.begun = state
         await self.answer(call)
         return [InferredRow(index=text.index, hops=text.hops, degraded=text.degraded) for text in call.texts]
 
@@ -308,3 +339,13 @@ class Tier:
             self.telemetry.words.labels(self.name, "kept").inc(hop.words_kept or 0)
         if (to := text.decision.to) is not None:
             self.telemetry.offloads.labels(self.name, to, text.decision.reason, name_of(call.policy)).inc()
+
+
+def _token_layer_s(texts: Sequence[Text], batch: Batch) -> float | None:
+    """Seconds of a token's layer in a pass; null where none ran."""
+    ran = sum(
+        len(answer.encoded.ids) * max(0, answer.exit_layer - (text.begun.done if text.begun else 0))
+        for text, answer in zip(texts, batch.answers, strict=True)
+        if answer is not None
+    )
+    return batch.times_s["infer"] / ran if ran else None

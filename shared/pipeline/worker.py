@@ -20,7 +20,7 @@ from typing import Any
 import structlog
 
 from shared.contracts import HopTiming, TextPair
-from shared.errors import UnreadableText
+from shared.errors import BadState, UnreadableText
 from shared.links.estimates import Smoothed
 from shared.model.base import Array
 from shared.model.classifier import Classifier
@@ -114,7 +114,10 @@ class Worker:
                     work.future.set_exception(error)
             else:
                 for work, result in zip(works, done, strict=True):
-                    work.future.set_result(result)
+                    if isinstance(result, BadState):
+                        work.future.set_exception(result)
+                    else:
+                        work.future.set_result(result)
 
     def _first_exit_s(self) -> float:
         """Seconds until a text's first exit, as measured of late; 0 before any measurement."""
@@ -126,6 +129,9 @@ class Worker:
         if (kind := works[0].signature) is not None:
             return [[None if item is None else self._classifier.signature(item, kind) for item in encoded[0]]]
         tokenized = self.clock()
+        for work, items in zip(works, encoded, strict=True):
+            if not _fit(work, items):  # it belongs to other texts
+                return [BadState("a state has other tokens than its text")] if len(works) == 1 else self._each(works)
         self._tokenize.add((tokenized - started) / max(1, sum(map(len, encoded))))
         traces: dict[int, ExitTrace] = {}
         rows = count()
@@ -135,6 +141,10 @@ class Worker:
             work.so_far = partial(self._batch, work.rule, placed, traces, times_s, since=tokenized)
         self._forward(works, encoded, traces)
         return [work.so_far() for work in works if work.so_far is not None]
+
+    def _each(self, works: list[Work]) -> Sequence[Any]:
+        """Each call's pass alone: one of them must not fail the others."""
+        return [result for work in works for result in self._run([work])]
 
     def _batch(
         self,
@@ -174,9 +184,9 @@ class Worker:
             after_the_next, last = now + (now - last), now
             return [places[row][0].over(after_the_next) for row in rows]
 
-        work = works[0]
+        work, begun = works[0], [state for each in works for state in each.begun or ()]
         ran = self._classifier.run(
-            readable,
+            begun or readable,
             work.rule,
             importance=work.importance,
             every_exit=work.explain,
@@ -185,11 +195,13 @@ class Worker:
             tell=self._telling(places, readable),
             tell_every=any(each.passed is not None for each in works),
             so_far=None if all(each.expires is None for each in works) else traces,
+            states=work.states,
         )
         seconds = self.clock() - started
         text_s, usual_s = seconds / len(readable), self.queue.text_s
         self.queue.text_s += (min(text_s, 8 * usual_s or text_s) - usual_s) / 8
-        self._row_layer.add(seconds / sum(trace.exit_layer for trace in ran))
+        before = begun[0].done if begun else 0
+        self._row_layer.add(seconds / max(1, sum(max(0, trace.exit_layer - before) for trace in ran)))
         traces.update(enumerate(ran))
 
     def _telling(self, places: list[tuple[Work, int]], encoded: Sequence[Encoded]) -> Callable[[Reached], None] | None:
@@ -215,7 +227,8 @@ class Worker:
     def _answer(self, item: Encoded, trace: ExitTrace) -> Answer:
         exits = self._classifier.calibrate(trace.logits, last=trace.exit_layer)
         weights = None if trace.importance is None else trace.importance.tolist()
-        return Answer(item, trace.exit_layer, exits.tolist(), weights, _shares(item, trace, exits), trace.cut)
+        shares = _shares(item, trace, exits)
+        return Answer(item, trace.exit_layer, exits.tolist(), weights, shares, trace.cut, trace.state)
 
     def _encode(self, text: TextPair, max_tokens: int | None) -> Encoded | None:
         try:
@@ -229,6 +242,12 @@ class Worker:
         self._thread.join(CLOSE_S)
         if self._thread.is_alive():  # a daemon: it does not hold the end of the process
             log.error("model_still_runs", waited_s=CLOSE_S)
+
+
+def _fit(work: Work, items: Sequence[Encoded | None]) -> bool:
+    """Whether every text has as many tokens as the state that it goes on from, if it does."""
+    lengths = [None if item is None else len(item.ids) for item in items]
+    return work.begun is None or lengths == [state.tokens for state in work.begun]
 
 
 def _shares(item: Encoded, trace: ExitTrace, exits: Array) -> Shares | None:

@@ -19,7 +19,7 @@ _LIMITS = {"max_inputs", "max_body_bytes", "queue_limit", "queue_wait_ms", "upst
 def about(front: Front, classifier: Classifier, settings: Settings, keys: Keys) -> dict[str, Any]:
     """The model, the policy in force, and what limits a request; no key."""
     bundle, engine = front.tier.bundle, classifier.engine
-    model = bundle.tiers[front.tier.name]
+    model, segment = bundle.tiers[front.tier.name], classifier.segment  # what /v1/continue goes on with
     return {
         "tier": front.tier.name,
         "bundle": bundle.name,
@@ -32,6 +32,9 @@ def about(front: Front, classifier: Classifier, settings: Settings, keys: Keys) 
         "layers": model.layers,
         "exits": model.layers,
         "max_tokens": model.max_tokens,
+        "segment": {"network": segment.digest, "first": segment.first + 1, "last": segment.last},
+        "carry": settings.carry.value,
+        "state_form": settings.state_form.value,
         "policy": spec_of(front.default_policy),
         "own_policies": own(),
         "learned": front.states.described(),

@@ -27,6 +27,7 @@ from shared.links.upstream import Upstream
 from shared.model.built import Progress
 from shared.model.bundle import UNCALIBRATED, Bundle, load_bundle
 from shared.model.classifier import Classifier, load_classifier
+from shared.pipeline.carry import Carry, States
 from shared.pipeline.front import Front
 from shared.pipeline.queue import Queue
 from shared.pipeline.speculation import Budget
@@ -84,6 +85,7 @@ def create_app(
         upstreams=upstreams,
         telemetry=telemetry,
         budget=Budget(settings.speculation_budget),
+        states=_states(settings, bundle, model),
     )
     front = Front(
         tier, default_policy=named(settings.policy), state_dir=settings.state_dir, deadline_ms=settings.deadline_ms
@@ -126,6 +128,19 @@ def create_app(
     Adapters(surface).add_routes()
     add_form(app)
     return app
+
+
+def _states(settings: Settings, bundle: Bundle, model: Classifier) -> States | None:
+    if settings.carry is Carry.TEXT:
+        return None
+    return States(
+        name=settings.tier,
+        bundle=bundle,
+        segment=model.segment,
+        carry=settings.carry,
+        form=settings.state_form,
+        most_bytes=settings.max_body_bytes,
+    )
 
 
 def _telemetry(settings: Settings, bundle: Bundle) -> Telemetry:

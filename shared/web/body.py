@@ -28,6 +28,7 @@ from shared.errors import (
     did_you_mean,
     in_words,
 )
+from shared.model.state import STATES_TYPE
 
 _MOST_PROBLEMS, _FEW, _LONGEST = 20, 3, 500  # problems of a body; those that `detail` names; its characters
 _ALIKE, _LONGEST_KEY = 0.7, 64  # how much of a key is right if it was meant, and characters of one that is looked at
@@ -74,9 +75,10 @@ async def read(
     """
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if given not in media:
-        raise UnsupportedMedia(f"content type {given or 'missing'}; send application/json")
+        taken = STATES_TYPE if STATES_TYPE in media else "application/json"
+        raise UnsupportedMedia(f"content type {given or 'missing'}; send {taken}")
     if (coding := request.headers.get("content-encoding", "identity").lower()) != "identity":
-        raise UnsupportedMedia(f"content encoding {coding}; send the JSON as it is")
+        raise UnsupportedMedia(f"content encoding {coding}; send the body as it is")
     too_large = TooLarge(f"the body is over {limit} bytes")
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > limit:

@@ -36,7 +36,10 @@ def read_key(path: Path | None) -> str | None:
 
 @dataclass(frozen=True)
 class Keys:
-    """What `/v1/classify` (the door) and `/v1/infer` (other tiers) ask for: one key alone guards both."""
+    """What `/v1/classify` (the door) and `/v1/infer` (other tiers) ask for: one key alone guards both.
+
+    `/v1/continue` asks for the tiers' key, too.
+    """
 
     door: str | None
     tier: str | None

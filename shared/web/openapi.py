@@ -16,6 +16,7 @@ from pydantic.json_schema import models_json_schema
 
 from shared.contracts import ClassifyRequest, ExitEvent, HopEvent, InferRequest, LinkChange, Problem
 from shared.errors import TierwiseError
+from shared.model.state import STATES_TYPE
 from shared.web.adapters.huggingface import PredictRequest, TaskRequest, TeiError
 from shared.web.adapters.v2 import V2Error, V2InferRequest
 from shared.web.problems import PROBLEM_TYPE
@@ -36,6 +37,13 @@ STREAMED: dict[int | str, dict[str, Any]] = {  # the `responses` of a route that
 def body_of(message: type[BaseModel]) -> dict[str, Any]:
     """The `requestBody` of a route that takes a message."""
     return {"content": {"application/json": {"schema": _ref(message)}}, "required": True}
+
+
+def states_of(message: type[BaseModel]) -> dict[str, Any]:
+    """The `requestBody` of a route that takes a message with states behind it."""
+    told = f"a {message.__name__} in JSON, then a packed state for each text; each part with its length (u32) before it"
+    schema = {"type": "string", "format": "binary", "description": told}
+    return {"content": {STATES_TYPE: {"schema": schema}}, "required": True}
 
 
 def problems(*errors: type[TierwiseError]) -> dict[int | str, dict[str, Any]]:

@@ -18,6 +18,8 @@ from shared.errors import BadSetting, did_you_mean, in_words
 from shared.links.address import fault_of, may_hold_secret
 from shared.links.profile import Backend, profile
 from shared.model.encoder import EngineName, PrecisionName
+from shared.model.state import Form
+from shared.pipeline.carry import Carry
 
 PREFIX = "TIERWISE_"
 # Read elsewhere (shared/model/weights.py, the containers' files), so not unknown here. Only these: a name of this kind
@@ -34,9 +36,8 @@ ELSEWHERE = {
             "GRAFANA_MEMORY",
             "LAB_MEMORY",
             "GPU_MEMORY",
-            "MESH_LINK",
-            "MESH_TIER",
         ),
+        *(f"MESH_{what}" for what in ("LINK", "TIER", "SEGMENTS", "EXIT_THRESHOLD", "ADAPT")),
         *("END_EDGE", "END_CLOUD", "EDGE_CLOUD", "EDGE_BIND", "CLOUD_BIND", "END_UPSTREAMS", "EDGE_UPSTREAMS"),
         *(f"{tier}_{what}" for tier in ("END", "EDGE", "CLOUD") for what in ("CPUS", "CPUSET", "MEMORY", "THREADS")),
     )
@@ -129,6 +130,10 @@ class Settings(BaseSettings):
     speculation_budget: float = Field(
         0.2, ge=0, le=1, description="share of any 100 texts that may be sent ahead of this tier's answer in vain"
     )
+    carry: Carry = Field(
+        Carry.TEXT, description="how a text goes on to a tier with the same network: text, state, or auto: the cheaper"
+    )
+    state_form: Form = Field(Form.FP16, description="what hidden values travel as: fp32, fp16 or int8")
     drain_s: float = Field(20.0, ge=0, le=3600, description="time to finish accepted requests on shutdown (s)")
     state_dir: Path | None = Field(
         None, description="where policies that learn keep what they learned; none: lost on restart"

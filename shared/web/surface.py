@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,6 +32,7 @@ from shared.contracts import (
 )
 from shared.errors import (
     BadInput,
+    BadState,
     CallerLeft,
     Draining,
     Failed,
@@ -45,6 +46,7 @@ from shared.errors import (
 )
 from shared.failures import account
 from shared.model.classifier import Classifier
+from shared.model.state import STATES_TYPE, State, unframe, unpack
 from shared.pipeline.front import Front
 from shared.policies import name_of, spec_of
 from shared.telemetry import NO_POLICY
@@ -56,7 +58,7 @@ from shared.web.guard import Keys, authorize, while_waited_for
 from shared.web.ledger import Ledger
 from shared.web.links import LinkControl
 from shared.web.offers import Offers, offers
-from shared.web.openapi import KEYED, STREAMED, Described, body_of, complete, problems
+from shared.web.openapi import KEYED, STREAMED, Described, body_of, complete, problems, states_of
 from shared.web.problems import document
 from shared.web.problems import request_id as _request_id
 from shared.web.record import Record, Then
@@ -127,16 +129,17 @@ class Surface:
     def add_routes(self) -> None:
         add, add_plain = self.app.add_api_route, partial(self.app.router.add_api_route, route_class_override=Described)
         for path, endpoint, takes, gives, key, more in (
-            ("/v1/classify", self.classify, ClassifyRequest, ClassifyResponse, self.keys.door, STREAMED),
-            ("/v1/infer", self.infer, InferRequest, InferResponse, self.keys.tier, {}),
+            ("/v1/classify", self.classify, body_of(ClassifyRequest), ClassifyResponse, self.keys.door, STREAMED),
+            ("/v1/infer", self.infer, body_of(InferRequest), InferResponse, self.keys.tier, {}),
+            ("/v1/continue", self.go_on, states_of(InferRequest), InferResponse, self.keys.tier, {}),
         ):
-            extra = {"requestBody": body_of(takes), **({"security": KEYED} if key else {})}
+            extra = {"requestBody": takes, **({"security": KEYED} if key else {})}
             responses = {**more, **problems(*ERRORS, Failed)}
             add_plain(
                 path,
                 endpoint,
                 methods=["POST"],
-                operation_id=endpoint.__name__,
+                operation_id=path.removeprefix("/v1/"),
                 response_model=gives,
                 responses=responses,
                 openapi_extra=extra,
@@ -190,6 +193,10 @@ class Surface:
     async def infer(self, request: Request) -> Response:
         return await self._answer(request, self.keys.tier, self._infer)
 
+    async def go_on(self, request: Request) -> Response:
+        """Go on from what another tier's layers of the same network have computed."""
+        return await self._answer(request, self.keys.tier, self._go_on, media={STATES_TYPE})
+
     async def livez(self) -> dict[str, str]:
         return {"status": "alive"}
 
@@ -222,6 +229,7 @@ class Surface:
         work: Callable[[bytes, str, Mapping[str, str]], Coroutine[Any, Any, _Done]],
         at_door: Callable[[], None] = lambda: None,
         adapter: Adapter = OURS,
+        media: Collection[str] | None = None,
     ) -> Then:
         """Read the body, run `work`, and turn every error of ours into its document.
 
@@ -241,7 +249,7 @@ class Surface:
                     raise Draining("this tier is shutting down")
                 authorize(request, key)
                 limit, timeout_s = self.settings.max_body_bytes, self.settings.body_timeout_ms / 1e3
-                body = await read(request, limit, timeout_s, grow, media=adapter.media)
+                body = await read(request, limit, timeout_s, grow, media=adapter.media if media is None else media)
                 at_door()
                 done = await while_waited_for(request, work(body, request_id, dict(headers)))
                 span.facts.update(done.facts, policy=done.policy, outcome=done.outcome, status=200)
@@ -293,6 +301,14 @@ class Surface:
         return _Done(response, policy, timing, _facts(results), stages_ms)
 
     async def _infer(self, body: bytes, request_id: str, headers: Mapping[str, str]) -> _Done:
+        return await self._inferred(body, None, headers)
+
+    async def _go_on(self, body: bytes, request_id: str, headers: Mapping[str, str]) -> _Done:
+        head, packed = unframe(body)
+        return await self._inferred(head, packed, headers)
+
+    async def _inferred(self, body: bytes, packed: Sequence[memoryview] | None, headers: Mapping[str, str]) -> _Done:
+        """Another tier's message, with a packed state for each text where it comes with states."""
         started = time.perf_counter()
         parsed = parse(body)
         if isinstance(parsed, dict) and parsed.get("version", CONTRACT_VERSION) != CONTRACT_VERSION:
@@ -302,13 +318,26 @@ class Surface:
             self._check_count(request.texts)
         if len(request.indices) != len(request.texts):
             raise BadInput("expected one index per text")
-        rows = await self.tier.infer(request, headers)
+        begun = [] if packed is None else self._states(request, packed)
+        rows = await self.tier.infer(request, headers, begun)
         total = _ms(time.perf_counter() - started)
         policy = request.policy["name"] if rows else NO_POLICY
         answer = InferResponse(call=request.call, rows=rows, total_ms=total)
         least_bytes = 0 if rows else len(body)  # the answer to a probe is as long as the probe
         response = Response(answer.model_dump_json(by_alias=True).ljust(least_bytes), media_type="application/json")
         return _Done(response, policy, f"total;dur={total}", _facts(rows), _stages(rows, self.tier.name))
+
+    def _states(self, request: InferRequest, packed: Sequence[memoryview]) -> list[State]:
+        """The states of a request's texts.
+
+        Raises:
+            BadState: one that cannot be gone on from here, or not one for each text.
+        """
+        if not packed or len(packed) != len(request.texts):
+            raise BadState(f"{len(packed)} states for {len(request.texts)} texts")
+        if request.explain:
+            raise BadInput("explain: a text that is explained travels as text")
+        return [unpack(each, self.classifier.segment) for each in packed]
 
     def _check_count(self, inputs: list[Any]) -> None:
         if not inputs:

@@ -46,6 +46,7 @@ def test_every_operation_keeps_to_its_statuses(serve):
     ours = {
         "/v1/classify",
         "/v1/infer",
+        "/v1/continue",
         "/livez",
         "/readyz",
         "/health",
