@@ -56,12 +56,13 @@ soak: $(STAMP)  ## watch memory, descriptors and errors at half load for 30 minu
 netns: $(STAMP)  ## test the shapers alone, in network namespaces (needs root and sch_netem)
 	$(BIN)/python -m pytest tests/netns -rs
 
-check: $(STAMP)  ## check style, types, imports, lock file, dashboards, links of Kubernetes
+check: $(STAMP)  ## check style, types, imports, lock file, made files
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy && $(BIN)/lint-imports
 	$(BIN)/python deploy/lock.py --check
 	$(BIN)/python deploy/grafana/make_dashboards.py --check
 	$(BIN)/python deploy/kubernetes/make_links.py --check
+	$(BIN)/python deploy/mesh/make_compose.py --check
 
 audit: $(STAMP)  ## look for known vulnerabilities of the pinned packages (needs PyPI's vulnerability service)
 	echo $(TORCH) | $(BIN)/pip-audit --strict --disable-pip --no-deps --progress-spinner off \

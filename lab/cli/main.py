@@ -14,6 +14,7 @@ from typer import Argument, Option
 from lab.cli import options
 from lab.cli.data_cli import app as data_app
 from lab.cli.link_cli import app as links
+from lab.cli.mesh_cli import app as mesh_app
 from lab.cli.policy_cli import app as policies
 from lab.cli.replay_cli import app as recorded
 from lab.console import aside, screen
@@ -33,6 +34,7 @@ app.add_typer(links, name="link", help="The links of running containers: show, s
 app.add_typer(policies, name="policy", help="Policies of your own.")
 app.add_typer(data_app)
 app.add_typer(recorded)
+app.add_typer(mesh_app)
 console = screen()
 _OTHERS_DECIDE = ("classify", "demo", "serve", "policy")  # the tiers, or the one file that is named
 

@@ -122,7 +122,7 @@ def create_app(
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS)
     app.state.draining = False
-    app.state.tier, app.state.front, app.state.ledger = tier, front, ledger
+    app.state.tier, app.state.front, app.state.ledger, app.state.telemetry = tier, front, ledger, telemetry
     app.state.reload = partial(load_policy, front, settings.policy)
     surface = Surface(app, settings, keys, model, front, ledger, traces)
     surface.add_routes()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 
-from fastapi import Response
+from fastapi import Request, Response
 from pydantic import BaseModel
 
 from shared.contracts import Problem
@@ -14,6 +16,13 @@ from shared.errors import TierwiseError, Unauthorized
 
 PROBLEM_TYPE = "application/problem+json"
 _LONGEST = 500  # characters of a detail
+_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def request_id(request: Request) -> str:
+    """The id that its caller gave a request, or a new one."""
+    given = request.headers.get("x-request-id", "")
+    return given if _ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def document(

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar, overload
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -37,12 +37,16 @@ ELSEWHERE = {
             "LAB_MEMORY",
             "GPU_MEMORY",
         ),
+        *(f"MESH_{what}" for what in ("LINK", "TIER", "SEGMENTS", "EXIT_THRESHOLD", "ADAPT")),
         *("END_EDGE", "END_CLOUD", "EDGE_CLOUD", "EDGE_BIND", "CLOUD_BIND", "END_UPSTREAMS", "EDGE_UPSTREAMS"),
         *(f"{tier}_{what}" for tier in ("END", "EDGE", "CLOUD") for what in ("CPUS", "CPUSET", "MEMORY", "THREADS")),
     )
 }
 _ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.-]+(:[0-9]+)?|https?://\[[0-9a-f:]+\](:[0-9]+)?")
 _PASSWORD = re.compile(r"://.*@", re.DOTALL)
+
+
+S = TypeVar("S", bound="Settings")
 
 
 @dataclass(frozen=True)
@@ -263,14 +267,15 @@ def unread_env_file() -> str | None:
     return f".env is for containers and is not read here: {', '.join(unread[:3])}{more} must be exported to count"
 
 
-def _environment() -> dict[str, str]:
+def _environment(kind: type[Settings]) -> dict[str, str]:
     """The `TIERWISE_*` variables.
 
     Raises:
-        BadSetting: one that no tier and no container reads, or one with a password in a URL, which is not shown.
+        BadSetting: one that no such service and no container reads, or one with a password in a URL, which is not
+            shown.
     """
     ours = {key: value for key, value in os.environ.items() if key.startswith(PREFIX)}
-    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | ELSEWHERE
+    known = {f"{PREFIX}{name.upper()}" for name in kind.model_fields} | ELSEWHERE
     if unknown := sorted(ours.keys() - known):
         told = ", ".join(f"{name}{did_you_mean(name, known)}" for name in unknown)
         raise BadSetting(f"unknown setting {told}: see `tierwise print-config`")
@@ -280,18 +285,22 @@ def _environment() -> dict[str, str]:
     return ours
 
 
-def load_settings(role: Role) -> Settings:
-    """Settings of a tier from the environment; what is not given there is as its role says.
+@overload
+def load_settings(role: Role) -> Settings: ...
+@overload
+def load_settings(role: Role, kind: type[S]) -> S: ...
+def load_settings(role: Role, kind: type[Settings] = Settings) -> Settings:
+    """Settings of a tier, or of another `kind` of service, from the environment; the rest is as its role says.
 
     Raises:
         BadSetting: an unknown `TIERWISE_` variable or a bad value; the message names it and what was expected.
     """
-    given = {key.removeprefix(PREFIX).lower(): value for key, value in _environment().items()}
+    given = {key.removeprefix(PREFIX).lower(): value for key, value in _environment(kind).items()}
     if not given.get("threads"):  # the containers hand on an empty one
         given.pop("threads", None)
     usual = {"tier": role.tier, "port": role.port, "upstreams": dict(role.upstreams), "threads": role.threads}
     try:
-        settings = Settings(**{key: value for key, value in usual.items() if key not in given})  # type: ignore[arg-type]
+        settings = kind(**{key: value for key, value in usual.items() if key not in given})  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
         key = f"{PREFIX}{'_'.join(map(str, first['loc'][:1])).upper()}"

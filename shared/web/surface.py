@@ -6,9 +6,7 @@ Pure ASGI only: `BaseHTTPMiddleware` breaks disconnect detection.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-import uuid
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -63,6 +61,7 @@ from shared.web.links import LinkControl
 from shared.web.offers import Offers, offers
 from shared.web.openapi import KEYED, STREAMED, Described, body_of, complete, problems, states_of
 from shared.web.problems import document
+from shared.web.problems import request_id as _request_id
 from shared.web.record import Record, Then
 from shared.web.settings import Settings
 from shared.web.stream import Events, EventStream, wants_stream
@@ -71,7 +70,6 @@ from shared.web.tracing import Traces, described, route_of
 log = structlog.get_logger()
 _BODIES = 32  # full-sized ones that may be in memory at a time
 ERRORS = [error for error in tree() if error.rejection and error is not CallerLeft]  # of a request with a body
-_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -381,8 +379,3 @@ class Surface:
 
 def _ms(seconds: float) -> float:
     return round(seconds * 1e3, 3)
-
-
-def _request_id(request: Request) -> str:
-    given = request.headers.get("x-request-id", "")
-    return given if _ID.fullmatch(given) else uuid.uuid4().hex

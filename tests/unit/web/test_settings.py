@@ -38,6 +38,7 @@ def test_three_tiers_on_one_host_need_no_setting_at_all():
 def test_what_the_containers_read_from_the_environment_stops_no_tier_beside_them(monkeypatch):
     root = Path(__file__).resolve().parents[3]
     files = [root / "docker-compose.yml", root / "deploy/up.sh", *(root / "deploy").glob("compose.*.yml")]
+    files += (root / "deploy/mesh").glob("*.yml")
     read = {name for file in files for name in re.findall(r"\$\{(TIERWISE_\w+)", file.read_text())}
     assert len(read) > 20
     assert read | {"TIERWISE_CACHE_DIR"} >= ELSEWHERE  # and no name is let through that nothing reads

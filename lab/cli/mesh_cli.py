@@ -1,0 +1,120 @@
+"""`tierwise mesh`: one network's layers spread over neighbours (MDI-Exit), live or simulated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Option
+
+from lab.cli import options
+from lab.console import screen
+from lab.outputs import sole_writer
+from shared.mesh.source import Adapt
+
+app = typer.Typer()
+console = screen()
+SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample" / "reviews.csv"
+
+
+def _finite_all(values: list[float] | None) -> list[float] | None:
+    return values and [value for value in values if options.finite(value) is not None]
+
+
+@app.command()
+def mesh(
+    topology: Annotated[
+        list[str] | None,
+        Option(help="local, pair, mesh3, ring3, mesh5; torusN with --simulated; repeat.", show_default="mesh3"),
+    ] = None,
+    rate: Annotated[
+        list[float] | None,
+        Option(min=0.01, max=100_000, help="Texts a second that come; repeat for a sweep.", callback=_finite_all),
+    ] = None,
+    adapt: Annotated[
+        Adapt, Option(help="What the source adapts to its queues; rate: it admits as many as they allow.")
+    ] = Adapt.FIXED,
+    threshold: Annotated[
+        float, Option(min=0.01, max=1, help="Confidence from which an exit answers (T_e).", callback=options.finite)
+    ] = 0.9,
+    no_exit: Annotated[bool, Option("--no-exit", help="Also without early exits.")] = False,
+    segments: Annotated[int, Option(min=1, max=1000, help="Segments of the network, each with an exit.")] = 6,
+    service_ms: Annotated[
+        float | None,
+        Option(
+            min=0.1,
+            max=60_000,
+            help="A segment sleeps so long on recorded exits, as on a processor of its own.",
+            show_default="computed, on shared processors; simulated: 20",
+        ),
+    ] = None,
+    seconds: Annotated[float, Option(min=1, max=3600, help="Of each run; the first third is left out.")] = 30.0,
+    link: Annotated[str, Option(help="Profile of every link.")] = "wifi",
+    kill: Annotated[str | None, Option(metavar="NODE@SECONDS", help="Kill a node in mid-run.")] = None,
+    simulated: Annotated[bool, Option("--simulated", help="In simulated time, no live nodes.")] = False,
+    check: Annotated[
+        bool, Option("--check", help="Live and simulated. Status 1: a throughput differs by over 10 %.")
+    ] = False,
+    data: Annotated[
+        str | None, Option(help=f"{options.TEXTS}; or hub:NAME.", show_default="the 48 reviews of the demo's sample")
+    ] = None,
+    n: options.FirstTexts = 500,
+    split: Annotated[str | None, Option(help="As in `bench`.", show_default="test; all of the sample")] = None,
+    bundle: options.BundleName = "split-imdb",
+    out: Annotated[Path, options.writes("OUT.json and OUT.png")] = Path("mesh"),
+    seed: options.Seed = 0,
+) -> None:
+    """Spread one network's segments over neighbours that decide by queues (MDI-Exit): texts come open-loop; what each
+    mesh answers, how rightly, and how its queues, rate and threshold move."""
+    from lab.data.examples import load_without
+    from lab.mesh.run import Plan, run
+    from lab.replay.recorder import Recorders
+    from shared.links.profile import profile
+    from shared.model.bundle import load_bundle
+
+    if check and simulated:
+        raise typer.BadParameter("--check runs live and simulated: leave out --simulated")
+    if (check or simulated) and service_ms is None:
+        service_ms = 20.0
+    loaded = load_bundle(bundle)
+    profile(link)
+    plan = Plan(
+        topologies=topology or ["mesh3"],
+        rates=rate or [20.0],
+        adapt=adapt,
+        threshold=threshold,
+        no_exit=no_exit,
+        segments=segments,
+        service_s=None if service_ms is None else service_ms / 1e3,
+        seconds=seconds,
+        link=link,
+        kill=_killed(kill, seconds),
+        simulated=simulated,
+        check=check,
+        seed=seed,
+    )
+    plan.cells()
+    split = split or ("test" if data else "all")
+    examples = load_without(data or str(SAMPLE), split, None, labels=loaded.labels)[:n]
+    with sole_writer(out):
+        if not run(plan, loaded, examples, Recorders(console), out):
+            raise typer.Exit(1)
+
+
+def _killed(asked: str | None, seconds: float) -> tuple[str, float] | None:
+    """A node and when it is killed.
+
+    Raises:
+        typer.BadParameter: it is not written so, or never in this run.
+    """
+    if asked is None:
+        return None
+    name, _, at = asked.partition("@")
+    try:
+        when = float(at)
+    except ValueError:
+        when = -1.0
+    if not name or not 0 < when < seconds:
+        raise typer.BadParameter(f"--kill {asked}: expected NODE@SECONDS, within the {seconds:g} s of a run")
+    return name, when

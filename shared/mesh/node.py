@@ -1,0 +1,218 @@
+"""One node of a mesh as a machine without input and output: two queues, what it knows of its neighbours, its decisions.
+
+Whoever drives it says what happened and does what it answers: `live.py` in real time over HTTP, the simulator
+(`lab/mesh/simulate.py`) in simulated time. So both decide alike. The rules themselves are in `algorithms.py`.
+
+Ours, where the reconstruction leaves a choice open:
+    - a node whose input queue is empty runs the head of its output queue: it never waits beside work
+    - one text at a time is on its way to a neighbour; what was sent there counts as waiting there until it reports
+    - a text whose holder was lost goes to the front of the input queue and is run again from its last segment
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from shared.links.profile import Profile, on_the_wire
+from shared.mesh.algorithms import USUAL, Constants, Next, Own, Seen, after_segment, nearest, send_chance
+
+EWMA = 0.2  # the weight of a new service time or delay
+SILENT_S = 1.0  # a neighbour that says nothing for so long leaves the set
+GOSSIP_S = 0.1  # one that says nothing for so long is asked
+
+
+@dataclass(eq=False)
+class Task:
+    """A text, the segment that it needs next (from 0), and the exit threshold T_e that its source gave it.
+
+    `size`: bytes of what would travel; `load`: its driver's.
+    """
+
+    id: str
+    segment: int
+    threshold: float
+    size: int = 0
+    load: Any = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a node tells its neighbours: I, O, and the seconds of work that wait in I (I Gamma, segment by segment)."""
+
+    waiting: int = 0
+    leaving: int = 0
+    work_s: float = 0.0
+
+
+@dataclass
+class Neighbour:
+    """What is known of a neighbour. Times are the driver's clock."""
+
+    profile: Profile
+    heard_at: float
+    report: Report = field(default_factory=Report)
+    delay_s: float | None = None  # measured one-way, smoothed
+    sent: int = 0  # texts that its report cannot hold yet
+    sent_s: float = 0.0
+    free_at: float = 0.0  # when the last text will have left
+    away: bool = False  # silent for too long, or dead
+
+    def takes_s(self, size: int) -> float:
+        """What so many bytes need at the link's rate."""
+        rate = self.profile.rate_up_bps
+        return 8 * on_the_wire(size) / rate if rate else 0.0
+
+    def seen(self, name: str, size: int) -> Seen:
+        """The neighbour as algorithm 2 sees it, for a text of so many bytes."""
+        delay_s = self.profile.rtt_s / 2 + self.takes_s(size) if self.delay_s is None else self.delay_s
+        return Seen(name, self.report.waiting + self.sent, self.report.work_s + self.sent_s, delay_s)
+
+
+class Node:
+    """The queues and decisions of node `name`, whose network has so many segments."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        segments: int,
+        neighbours: Mapping[str, Profile] | None = None,
+        constants: Constants = USUAL,
+        draw: Callable[[], float] | None = None,
+        now: float = 0.0,
+    ) -> None:
+        self.name, self.segments, self.constants = name, segments, constants
+        self.waiting: deque[Task] = deque()  # I
+        self.leaving: deque[Task] = deque()  # O
+        self.service_s: list[float | None] = [None] * segments  # Gamma
+        self.neighbours = {name: Neighbour(link, now) for name, link in (neighbours or {}).items()}
+        self._waiting = [0] * segments  # texts in I by the segment that they need
+        self._draw = draw or random.Random(name).random
+
+    # -- what it is and knows ---------------------------------------------------------------------------------------
+
+    @property
+    def queued(self) -> int:
+        """Q = I + O."""
+        return len(self.waiting) + len(self.leaving)
+
+    def expects_s(self, segment: int) -> float:
+        """What a segment takes here: measured, else as the others, else 0."""
+        measured = self.service_s[segment]
+        if measured is not None:
+            return measured
+        known = [seconds for seconds in self.service_s if seconds is not None]
+        return sum(known) / len(known) if known else 0.0
+
+    def report(self) -> Report:
+        """What its neighbours may know."""
+        work_s = sum(count * self.expects_s(segment) for segment, count in enumerate(self._waiting) if count)
+        return Report(len(self.waiting), len(self.leaving), work_s)
+
+    # -- its own work -----------------------------------------------------------------------------------------------
+
+    def put(self, task: Task) -> None:
+        """A text from the source or from a neighbour: to the input queue."""
+        self.waiting.append(task)
+        self._waiting[task.segment] += 1
+
+    def next(self) -> Task | None:
+        """The task to run now: the head of the input queue, else of the output queue."""
+        if self.waiting:
+            self._waiting[self.waiting[0].segment] -= 1
+            return self.waiting.popleft()
+        return self.leaving.popleft() if self.leaving else None
+
+    def ran(self, task: Task, confidence: float, seconds: float) -> Next:
+        """Algorithm 1, after a task's segment took so long, with its exit's confidence. One that goes on is queued.
+
+        The driver sets `size` and `load` of the task before it calls.
+        """
+        before = self.service_s[task.segment]
+        self.service_s[task.segment] = seconds if before is None else before + EWMA * (seconds - before)
+        task.segment += 1
+        goes = after_segment(
+            confidence,
+            task.threshold,
+            last=task.segment == self.segments,
+            waiting=len(self.waiting),
+            leaving=len(self.leaving),
+            most_leaving=self.constants.most_leaving,
+        )
+        if goes is Next.STAY:
+            self.put(task)
+        elif goes is Next.LEAVE:
+            self.leaving.append(task)
+        return goes
+
+    def drop(self, task: Task) -> None:
+        """Forget a task that nobody waits for any more, if it is queued."""
+        if task in self.waiting:
+            self.waiting.remove(task)
+            self._waiting[task.segment] -= 1
+        elif task in self.leaving:
+            self.leaving.remove(task)
+
+    # -- its neighbours ---------------------------------------------------------------------------------------------
+
+    def offload(self, now: float) -> tuple[Task, str] | None:
+        """Algorithm 2: the head of the output queue and who gets it now; null where it stays.
+
+        To be asked whenever the output queue, a neighbour's report or a link has changed.
+        """
+        if not self.leaving:
+            return None
+        head = self.leaving[0]
+        free = [
+            neighbour.seen(name, head.size)
+            for name, neighbour in self.neighbours.items()
+            if not neighbour.away and neighbour.free_at <= now
+        ]
+        to = nearest(free)
+        if to is None:
+            return None
+        own = self.report()
+        if self._draw() >= send_chance(Own(own.waiting, own.leaving, own.work_s), to):
+            return None
+        self.leaving.popleft()
+        chosen = self.neighbours[to.name]
+        chosen.sent += 1
+        chosen.sent_s += self.expects_s(head.segment)
+        chosen.free_at = now + chosen.takes_s(head.size)
+        return head, to.name
+
+    def heard(self, name: str, report: Report, now: float, delay_s: float | None = None) -> None:
+        """A neighbour's report, and the one-way time of the text that it answers, if it answers one."""
+        neighbour = self.neighbours[name]
+        on_the_way = neighbour.free_at > now
+        neighbour.report, neighbour.heard_at, neighbour.away = report, now, False
+        neighbour.sent_s = neighbour.sent_s / neighbour.sent if on_the_way and neighbour.sent else 0.0
+        neighbour.sent = int(on_the_way)
+        if delay_s is not None:
+            before = neighbour.delay_s
+            neighbour.delay_s = delay_s if before is None else before + EWMA * (delay_s - before)
+
+    def silent(self, now: float) -> list[str]:
+        """Neighbours that have just left the set. What they held is lost: the driver hands it to `again`."""
+        gone = [
+            name
+            for name, neighbour in self.neighbours.items()
+            if not neighbour.away and now - neighbour.heard_at > SILENT_S
+        ]
+        for name in gone:
+            self.lose(name)
+        return gone
+
+    def lose(self, name: str) -> None:
+        """A neighbour is gone until it is heard again."""
+        neighbour = self.neighbours[name]
+        neighbour.away, neighbour.sent, neighbour.sent_s, neighbour.delay_s = True, 0, 0.0, None
+
+    def again(self, task: Task) -> None:
+        """A task whose holder was lost, or did not take it: run again here, before all others."""
+        self.waiting.appendleft(task)
+        self._waiting[task.segment] += 1
