@@ -173,7 +173,7 @@ class Upstream:
         """
         self._link_time, self._usual = Smoothed(forget_s=_FORGET_S), Smoothed(forget_s=_FORGET_USUAL_S)
         self.measured.forget_link()
-        self._upload = Smoothed(forget_s=_FORGET_USUAL_S)  # seconds a megabyte
+        self._upload = Smoothed(forget_s=_FORGET_USUAL_S, clock=self._clock)  # seconds a megabyte
 
     @property
     def link_s(self) -> float:
