@@ -34,7 +34,7 @@ WARY = 20  # calls
 
 
 class UpstreamHttp:
-    """Requests to the tier `target` at `url`, of one kind; `count_retry` is told of each retry.
+    """Requests to the tier `target` at `url`; `count_retry` is told of each retry.
 
     `most`: connections, of which each carries one request at a time.
     """
@@ -49,8 +49,6 @@ class UpstreamHttp:
         key: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         count_retry: Callable[[], None] = lambda: None,
-        path: str = "infer",
-        media: str = "application/json",
         most: int = 64,
     ) -> None:
         self._target, self._link, self._budget, self._count_retry = target, link, RetryBudget(), count_retry
@@ -60,8 +58,8 @@ class UpstreamHttp:
         self._warm, self._fresh = (transport or connections.transport(url, limits) for limits in (warm, single))
         base = address(url)
         self._base = base.copy_with(raw_path=base.raw_path.rstrip(b"/") + b"/v1/")
-        self._url = self._under(path)
-        self._headers = {"user-agent": "tierwise", "content-type": media}  # as few bytes as do
+        self._url = self._under("infer")
+        self._headers = {"user-agent": "tierwise", "content-type": "application/json"}  # as few bytes as do
         if key is not None:
             self._headers["authorization"] = f"Bearer {key}"
         self._extensions = {"timeout": httpx.Timeout(timeout_s).as_dict()}
