@@ -39,7 +39,10 @@ def mesh(
         float, Option(min=0.01, max=1, help="Confidence from which an exit answers (T_e).", callback=options.finite)
     ] = 0.9,
     no_exit: Annotated[bool, Option("--no-exit", help="Also without early exits.")] = False,
-    segments: Annotated[int, Option(min=1, max=1000, help="Segments of the network, each with an exit.")] = 6,
+    segments: Annotated[
+        int | None,
+        Option(min=1, max=1000, help="Segments of the network, each with an exit.", show_default="the bundle's"),
+    ] = None,
     service_ms: Annotated[
         float | None,
         Option(

@@ -62,6 +62,15 @@ def _paper(name: str) -> dict[str, Row]:
     return read(RESULTS / "report.json")["tables"][name]
 
 
+# -- meshes -----------------------------------------------------------------------------------------------------------
+
+
+def mesh(file: str) -> Rows:
+    """`tierwise mesh`: every cell of a report, docs/results/FILE.json."""
+    report = read(RESULTS / f"{file}.json")
+    return Rows(report["cells"], report)
+
+
 # -- live tiers --------------------------------------------------------------------------------------------------------
 
 

@@ -39,7 +39,7 @@ class Mesh:
     """What every node of a mesh gets. `recorded`: the file of exits, where nodes sleep."""
 
     bundle: Bundle
-    segments: int
+    segments: int | None
     recorded: Path | None
     threads: int = 1
 
@@ -66,7 +66,7 @@ def running(cell: Cell, mesh: Mesh) -> Iterator[dict[str, Process]]:
                     "TIERWISE_UPSTREAMS": ",".join(f"{other}={urls[other]}" for other in others),
                     "TIERWISE_LINK_PROFILES": ",".join(f"{other}={cell.link}" for other in others),
                     "TIERWISE_LINKS": Backend.SIMULATED.value,
-                    "TIERWISE_SEGMENTS": str(mesh.segments),
+                    "TIERWISE_SEGMENTS": str(mesh.segments or ""),
                     "TIERWISE_EXIT_THRESHOLD": str(cell.threshold),
                     "TIERWISE_ADAPT": cell.adapt.value if name in cell.topology.sources else Adapt.FIXED.value,
                     "TIERWISE_GAP_MS": str(1e3 / cell.rate),

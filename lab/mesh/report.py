@@ -53,7 +53,7 @@ def figures(cell: Cell, outcome: Outcome, exits: Exits, kind: str) -> dict[str, 
         "n": len(late),
         **{name: getattr(outcome, name) for name in ("offered", "admitted", "refused", "lost", "unfinished", "again")},
         "answered": len(outcome.answered),
-        "threshold_mean": float(np.mean([sample.threshold for sample in settled])) if settled else None,
+        "threshold_mean": float(np.mean([s.threshold for s in settled])) if settled and cell.threshold <= 1 else None,
         "facts": outcome.facts,
         "over_time": [
             [round(s.at, 2), round(s.gap_s, 5), round(s.threshold, 3), {name: list(q) for name, q in s.queues.items()}]
@@ -97,7 +97,7 @@ def table(cells: Sequence[Mapping[str, Any]]) -> Any:
             f"{cell['throughput_per_s']:.1f} [{low:.1f}, {high:.1f}]",
             _accuracy(cell),
             f"{cell['segments_mean']:.2f}" if cell["n"] else "-",
-            "-" if cell["threshold_mean"] is None or cell["threshold"] > 1 else f"{cell['threshold_mean']:.2f}",
+            "-" if cell["threshold_mean"] is None else f"{cell['threshold_mean']:.2f}",
             f"{cell['latency_ms']['p50']:.0f}" if "latency_ms" in cell else "-",
             "-" if cell["queue_mean"] is None else f"{cell['queue_mean']:.1f}",
             str(cell["lost"]),

@@ -37,7 +37,7 @@ class Plan:
     adapt: Adapt
     threshold: float
     no_exit: bool
-    segments: int
+    segments: int | None
     service_s: float | None
     seconds: float
     link: str
@@ -105,7 +105,7 @@ def run(plan: Plan, bundle: Bundle, examples: Sequence[Example], recorders: Reco
         "runs_on": runs_on(bundle),
         "texts": len(texts),
         "texts_sha256": digest(texts),
-        "segments": plan.segments,
+        "segments": exits.segments,
         "ends": list(exits.layers),
         "checked": None,
     }

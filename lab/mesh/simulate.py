@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import random
 import time
 from collections.abc import Callable
@@ -49,7 +50,7 @@ class Host:
     busy: bool = False
     dead: bool = False
     away: dict[Task, None] = field(default_factory=dict)  # in the order in which they were sent
-    waking: bool = False
+    asks_at: float = math.inf  # when it looks at its output queue again
 
 
 class Simulation:
@@ -170,8 +171,8 @@ class Simulation:
         text.way += (host.node.name,)
         if host.node.ran(task, float(said.max()), self._service_s) is Next.ANSWER:
             self._answer(host, task, int(said.argmax()), text.way)
+        self._offload(host)  # before the next segment takes the head of the queue, as live nodes do
         self._start(host)
-        self._offload(host)
 
     def _offload(self, host: Host) -> None:
         """Send what algorithm 2 lets go; ask again in `GOSSIP_S` where something stays."""
@@ -187,14 +188,15 @@ class Simulation:
             task.load.holder = to
             arrives_at = node.neighbours[to].free_at + self._delay_s()
             self._at(arrives_at, self._arrive, self.hosts[to], host, task, arrives_at - self.now)
-        if node.leaving and not host.waking:
-            host.waking = True
-            free_at = min((n.free_at for n in node.neighbours.values() if n.free_at > self.now), default=self.now)
-            self._at(min(max(free_at, self.now + 0.001), self.now + GOSSIP_S), self._wake, host)
+        again = node.busy_until(self.now) or self.now + GOSSIP_S
+        if node.leaving and again < host.asks_at:
+            host.asks_at = again
+            self._at(again, self._wake, host, again)
 
-    def _wake(self, host: Host) -> None:
-        host.waking = False
-        self._offload(host)
+    def _wake(self, host: Host, due: float) -> None:
+        if due == host.asks_at:  # else it was to look earlier
+            host.asks_at = math.inf
+            self._offload(host)
 
     def _delay_s(self) -> float:
         """Half a round trip, with the link's jitter, cut off as the simulated link cuts it."""

@@ -21,7 +21,7 @@ from shared.model.state import Form, Segment, packed_bytes
 
 
 def record(
-    bundle: Bundle, examples: Sequence[Example], segments: int, recorders: Recorders, out: Path | None = None
+    bundle: Bundle, examples: Sequence[Example], segments: int | None, recorders: Recorders, out: Path | None = None
 ) -> tuple[list[Example], Exits]:
     """The texts that can be read, and the exits of the bundle's deepest network; `out`: a file for `Slept`, too.
 
@@ -43,7 +43,7 @@ def record(
     exits = calibrated(logits, temperatures).transpose(1, 0, 2)  # [N, L, C]
     tokens = np.array([records[at].tokens for at in kept])
     texts = [examples[at] for at in kept]
-    ends = ends_of(layers, segments)
+    ends = ends_of(bundle, segments)
     hidden = read_config(read_trained(source.folder).base).hidden
     whole = Segment("0" * 64, 0, layers, hidden, len(bundle.labels), int(tokens.max()))
     bytes_of = [packed_bytes(whole, int(count), layers // 2, Form.INT8) for count in tokens]

@@ -20,7 +20,7 @@ from shared.links.shaped import ShapedLinks
 from shared.mesh.algorithms import Constants
 from shared.mesh.live import Live
 from shared.mesh.node import Node
-from shared.mesh.runs import Computed, Runs, Slept
+from shared.mesh.runs import Computed, Runs, Slept, ends_of
 from shared.mesh.source import Source
 from shared.mesh.way import Way
 from shared.model.bundle import Bundle, load_bundle
@@ -92,9 +92,9 @@ def create_app(
 
 
 def _runs(settings: NodeSettings, bundle: Bundle) -> Runs:
-    form = settings.state_form
+    form, ends = settings.state_form, ends_of(bundle, settings.segments)
     if settings.recorded is not None and settings.service_ms is not None:
-        return Slept(settings.recorded, settings.segments, settings.service_ms / 1e3, form)
+        return Slept(settings.recorded, ends, settings.service_ms / 1e3, form)
     tier = bundle.order[-1]
     model, card = bundle.tiers[tier], bundle.card
     classifier = load_classifier(
@@ -108,7 +108,7 @@ def _runs(settings: NodeSettings, bundle: Bundle) -> Runs:
     )
     if tier in card.temperatures:
         classifier = classifier.at(card.temperatures[tier])
-    return Computed(classifier, settings.segments, form)
+    return Computed(classifier, ends, form)
 
 
 def _check_shaped(settings: NodeSettings) -> None:

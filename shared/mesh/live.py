@@ -225,8 +225,7 @@ class Live:
             work.call.add_done_callback(_told)
         if self._later is not None:
             self._later.cancel()
-        free_at = min((n.free_at for n in self.node.neighbours.values() if n.free_at > now), default=None)
-        if self.node.leaving and free_at is not None:
+        if (free_at := self.node.busy_until(now)) is not None:
             self._later = asyncio.get_running_loop().call_later(free_at - now, self._offload)
 
     async def _send(self, task: Task, name: str) -> None:

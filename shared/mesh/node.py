@@ -162,7 +162,7 @@ class Node:
     def offload(self, now: float) -> tuple[Task, str] | None:
         """Algorithm 2: the head of the output queue and who gets it now; null where it stays.
 
-        To be asked whenever the output queue, a neighbour's report or a link has changed.
+        To be asked whenever the output queue or a neighbour's report has changed, and at `busy_until`.
         """
         if not self.leaving:
             return None
@@ -184,6 +184,11 @@ class Node:
         chosen.sent_s += self.expects_s(head.segment)
         chosen.free_at = now + chosen.takes_s(head.size)
         return head, to.name
+
+    def busy_until(self, now: float) -> float | None:
+        """When the first link is free again, where texts wait to leave and no link is free now; else null."""
+        ends = [neighbour.free_at for neighbour in self.neighbours.values() if not neighbour.away]
+        return min(ends) if self.leaving and ends and min(ends) > now else None
 
     def heard(self, name: str, report: Report, now: float, delay_s: float | None = None) -> None:
         """A neighbour's report, and the one-way time of the text that it answers, if it answers one."""

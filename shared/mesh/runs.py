@@ -5,7 +5,8 @@
                given time, and the state that travels has the real size and no content. So each node has a processor of
                its own, as fast as it is told. Every output of it says `slept`
 
-A segment ends after a layer whose exit is asked: layer L k / K of L, for k = 1 to K.
+A segment ends after a layer whose exit is asked: where the bundle says (`Bundle.segments`), or layer L k / K of L for
+k = 1 to K.
 """
 
 from __future__ import annotations
@@ -22,20 +23,21 @@ from safetensors import SafetensorError, safe_open
 
 from shared.errors import BadSetting, BadState, UnreadableText, one_line
 from shared.model.base import Array
+from shared.model.bundle import Bundle
 from shared.model.classifier import Classifier
 from shared.model.state import Form, Segment, State, pack, unpack
 from shared.model.words import Encoded
 
 
-def ends_of(layers: int, segments: int) -> tuple[int, ...]:
-    """The layer that ends each segment.
+def ends_of(bundle: Bundle, segments: int | None) -> tuple[int, ...]:
+    """The layer of the deepest tier's network that ends each segment; null: as the bundle cuts it.
 
     Raises:
         BadSetting: more segments than layers.
-
-    >>> ends_of(12, 5)
-    (2, 5, 7, 10, 12)
     """
+    layers = bundle.tiers[bundle.order[-1]].layers
+    if segments is None:
+        return bundle.segments
     if not 1 <= segments <= layers:
         raise BadSetting(f"{segments} segments of {layers} layers: choose from 1 to {layers}")
     return tuple(round(layers * (at + 1) / segments) for at in range(segments))
@@ -113,8 +115,8 @@ class Computed(_Packs):
 
     kind = "computed"
 
-    def __init__(self, classifier: Classifier, segments: int, form: Form) -> None:
-        self.ends = ends_of(classifier.engine.layers, segments)
+    def __init__(self, classifier: Classifier, ends: tuple[int, ...], form: Form) -> None:
+        self.ends = ends
         self._classifier, self._segment, self._form = classifier, classifier.segment, form
         self.runs_on = classifier.runs_on
 
@@ -138,7 +140,7 @@ class Slept(_Packs):
 
     kind = "slept"
 
-    def __init__(self, recording: Path, segments: int, service_s: float, form: Form) -> None:
+    def __init__(self, recording: Path, ends: tuple[int, ...], service_s: float, form: Form) -> None:
         try:
             with safe_open(recording, "np") as file:
                 told = file.metadata()
@@ -147,7 +149,7 @@ class Slept(_Packs):
             raise BadSetting(f"{recording}: cannot read recorded exits: {one_line(error)}") from error
         self._known = {key: (exits[at], int(tokens[at])) for at, key in enumerate(told["keys"].split())}
         layers, classes = exits.shape[1:]
-        self.ends, self._form, self._service_s = ends_of(layers, segments), form, service_s
+        self.ends, self._form, self._service_s = ends, form, service_s
         self.runs_on = f"{told['runs_on']}, recorded"
         self._segment = Segment(
             digest="0" * 64,

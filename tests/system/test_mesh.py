@@ -21,7 +21,7 @@ from shared.model.classifier import load_classifier
 from shared.model.state import Form
 from tests.engines import slowed
 
-NO_EXIT, LAYER_S = 2.0, 0.004
+NO_EXIT, LAYER_S, ENDS = 2.0, 0.004, (1, 2, 3, 4)
 
 
 class Joined(httpx.AsyncBaseTransport):
@@ -116,7 +116,7 @@ def start(tiny_bundle, load):
                 **settings,
             )
             joined.dead[node] = asyncio.Event()
-            runs = Computed(slowed(load(node), LAYER_S), 4, form)
+            runs = Computed(slowed(load(node), LAYER_S), ENDS, form)
             joined.apps[node] = create_app(own, runs=runs, transport=joined)
         running = [app.router.lifespan_context(app) for app in joined.apps.values()]
         for context in running:
@@ -270,7 +270,7 @@ def going(**change):
 
 
 def body_of(network, *, segment=2, layers=2, **change):
-    runs = Computed(network, 4, Form.FP32)
+    runs = Computed(network, ENDS, Form.FP32)
     item = runs.begin("a fine film about a ferry", None, "0" * 64)
     for at in range(layers):
         _, item = runs.run(item, at)
@@ -394,7 +394,7 @@ def test_what_is_no_text_is_refused(start, inputs):
 
 def test_int8_states_are_a_quarter_of_fp32s(network):
     def bytes_of(form):
-        runs = Computed(network, 4, form)
+        runs = Computed(network, ENDS, form)
         _, item = runs.run(runs.begin("a fine film about a ferry " * 9, None, "0" * 64), 0)
         return len(runs.packed(item)), runs.size(item)
 

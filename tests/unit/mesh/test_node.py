@@ -135,3 +135,11 @@ def test_a_source_that_adapts_its_threshold_admits_at_once(node):
     queued(node, waiting=31)
     source.adapt(0.5)
     assert source.admit(0.5) == pytest.approx(0.78)
+
+
+def test_where_all_links_are_busy_the_first_that_is_free_is_waited_for(node):
+    queued(node, leaving=9, waiting=9)
+    node.offload(0.0)
+    assert node.busy_until(0.0) is None  # one link is free still
+    node.offload(0.005)
+    assert node.busy_until(0.005) == pytest.approx(8 * 1382 / 1e6)  # the first one's
