@@ -59,7 +59,6 @@ from shared.model.pools import FILE as POOLS
 from shared.model.pruning import Pruning
 from shared.model.quantization import load_table
 from shared.policies import Where
-from shared.policies.reading import Reading
 
 EXIT_COST = 0.001  # accuracy that early exit may cost a tier
 COEFFICIENTS = (0.75, 0.9, 1.0, 1.1, 1.25)
@@ -190,8 +189,7 @@ class Calibration:
             return
         replay = self._replay(card, profiles=self.links)
         times = Times(replay, self.threads, self.links, self.console, data=self.data)
-        point, fields = card.policies.get("collaborative", {}), Reading.model_fields
-        found, report = network_aware(replay, times, {name: point[name] for name in fields if name in point}, target)
+        found, report = network_aware(replay, times, target)
         card.policies["network-aware"] = found
         card.report["gains"] = {"links": {"access": self.access, "backbone": self.backbone}, **report}
 

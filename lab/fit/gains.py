@@ -12,7 +12,6 @@ the same texts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,13 +28,11 @@ BINS = 50  # of as many texts each, before neighbours are pooled
 VALUES_MS = tuple(round(100 * 1.25**step) for step in range(25))  # 100 ms to 21 s
 
 
-def network_aware(
-    replay: Replay, times: Times, reading: Mapping[str, Any], target: float
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The policy's parameters and a report. `reading` are its exits, tokens, pruning and weighting; `replay` knows the
-    links' profiles; `target` is the accuracy wanted.
+def network_aware(replay: Replay, times: Times, target: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The policy's parameters and a report. Texts leave early as the card of `replay` says of `collaborative`; it knows
+    the links' profiles. `target` is the accuracy wanted.
     """
-    asked = {"name": "network-aware", **reading}
+    asked = {"name": "network-aware"}
     rules, sizes = replay.policy(asked), {station.name: station.layers for station in replay.stations}
     everything, confidences, right, compute = np.arange(len(replay.numbers)), [], [], {}
     for at, station in enumerate(replay.stations):
@@ -49,7 +46,7 @@ def network_aware(
         differences = [own.astype(float) - right[at] for own in right[at + 1 :]]
         edges[tier], found = by_confidence(confidences[at], differences)
         gains[tier] = dict(zip(replay.order[at + 1 :], found, strict=True))
-    parameters = {**reading, "edges": edges, "gains": gains, "compute_ms": compute}
+    parameters = {"edges": edges, "gains": gains, "compute_ms": compute}
     tried = [_tried(replay, times, {**asked, **parameters, "value_ms": value}) for value in VALUES_MS]
     chosen = operating_point([one["modelled_ms"] for one in tried], [one["accuracy"] for one in tried], target)
     report = {"bins": BINS, "target_accuracy": target, "tried": tried}

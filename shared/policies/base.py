@@ -180,6 +180,7 @@ class Policy(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
     name: ClassVar[str]
     sha256: ClassVar[str | None] = None  # of its file, in short; null: it comes with Tierwise
+    like: ClassVar[str | None] = None  # the policy whose parameters on a card hold here too, where both have them
     carries_visits: ClassVar[bool] = False  # whether what each tier said travels on with a text, for `Where.visits`
 
     def settled(self, where: Where) -> Policy:

@@ -57,6 +57,7 @@ class NetworkAware(Reading):
     """Sends a text where the gain in accuracy is worth the time of the link, the queue and the compute behind it."""
 
     name = "network-aware"
+    like = Collaborative.name
 
     value_ms: Annotated[float, Field(ge=0, le=1e9)] = Field(
         2000.0, description="milliseconds that one more right answer is worth: 2000 pays 20 ms for a point of accuracy"
@@ -130,6 +131,7 @@ class BufferThreshold(Collaborative):
     """Collaborative with a threshold that rises or falls with the work that waits, here or at the next tier."""
 
     name = "buffer-threshold"
+    like = Collaborative.name
 
     slope: Seconds | dict[str, Seconds] = Field(
         -2.0,
@@ -156,6 +158,7 @@ class MdiExit(Reading):
     """MDI-Exit's offloading rule, reconstructed: work that waits goes on, the likelier the sooner it is done there."""
 
     name = "mdi-exit"
+    like = Collaborative.name
 
     exit_threshold: Ratio | dict[str, Ratio] = Field(
         0.9, description="confidence at which a tier answers (T_e); a number, or one per tier"

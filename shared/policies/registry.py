@@ -132,7 +132,7 @@ def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping
     policy = _version(name, sha256)
     try:
         if policy is not None:
-            return policy.model_validate({**defaults.get(name, {}), **given})
+            return policy.model_validate({**_on_card(policy, name, defaults), **given})
         if given:
             raise UnknownPolicy(f"policy {name!r} has no parameters; got {', '.join(sorted(given))}")
         return Only(tier=name.removesuffix("-only"))
@@ -140,6 +140,13 @@ def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping
         unknown = any(problem["type"] == "extra_forbidden" for problem in error.errors())
         known = f" (parameters: {', '.join(policy.model_fields)})" if unknown and policy is not None else ""
         raise UnknownPolicy(f"policy {name!r}: {_problems(error)}{known}") from error
+
+
+def _on_card(policy: type[Policy], name: str, defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What a card says of a policy; of parameters that it shares with the one that it is `like`, what it says there."""
+    shared = {} if policy.like is None else defaults.get(policy.like, {})
+    alike = {parameter: value for parameter, value in shared.items() if parameter in policy.model_fields}
+    return {**alike, **defaults.get(name, {})}
 
 
 def _unknown(name: str, offered: Sequence[str]) -> str:

@@ -284,13 +284,13 @@ def test_a_text_that_a_drawn_tier_cannot_read_does_not_count(replay, times):
 
 
 def test_what_an_answer_is_worth_is_chosen_by_replays(replay, times):
-    found, report = network_aware(replay, times, {"weighting": "last"}, target=0.0)
+    found, report = network_aware(replay, times, target=0.0)
     assert found["compute_ms"].keys() == set(replay.order)
     assert set(found["gains"]["end"]) == {"edge", "cloud"}
     replay.policy({"name": "network-aware", **found}).check(replay.where(0, replay.stations))
     cheapest = min(report["tried"], key=lambda one: one["modelled_ms"])
     assert found["value_ms"] == cheapest["value_ms"]  # any accuracy will do
-    dearest, report = network_aware(replay, times, {"weighting": "last"}, target=1.0)
+    dearest, report = network_aware(replay, times, target=1.0)
     best = max(one["accuracy"] for one in report["tried"])
     (chosen,) = (one for one in report["tried"] if one["value_ms"] == dearest["value_ms"])
     assert chosen["accuracy"] == best

@@ -182,6 +182,15 @@ def test_or_it_rises_with_the_work_that_waits_here():
     assert rule.parameters["threshold"] == pytest.approx(0.9)
 
 
+def test_what_a_card_says_of_collaborative_holds_where_parameters_are_shared():
+    card = {"collaborative": {"theta": 0.2, "offload_threshold": {"end": 0.7}}, "buffer-threshold": {"slope": -1.0}}
+    policy = build({"name": "buffer-threshold", "theta": 0.1}, TIERS, card)
+    assert (policy.theta, policy.offload_threshold, policy.slope) == (0.1, {"end": 0.7}, -1.0)
+    assert build("mdi-exit", TIERS, card).theta == 0.2
+    assert build("network-aware", TIERS, {**card, "network-aware": {"theta": 0.0}}).theta == 0.0
+    assert build("dimee", TIERS, card).exit_threshold == 0.9  # it is like no other
+
+
 def test_without_a_queue_it_is_collaborative():
     plain = build({"name": "collaborative", "offload_threshold": 0.8}, TIERS, {})
     policy = build({"name": "buffer-threshold", "offload_threshold": 0.8}, TIERS, {})
