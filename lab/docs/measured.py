@@ -203,8 +203,8 @@ def tasks() -> Rows:
     """Policies on other tasks, beside the cloud alone: replayed."""
     rows = []
     for path in sorted(RESULTS.glob("task-*.json")):
-        ((bundle, part),) = read(path)["bundles"].items()
-        rows += [row | {"bundle": bundle, "n": part["n"]} for row in _named(part["policies"])]
+        for bundle, part in read(path)["bundles"].items():
+            rows += [row | {"bundle": bundle, "n": part["n"]} for row in _named(part["policies"])]
     return Rows(rows)
 
 

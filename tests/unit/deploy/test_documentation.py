@@ -79,9 +79,8 @@ def wrong(words):
         if words[0] not in command.commands:
             return f"no command {words[0]}"
         command, words = command.commands[words[0]], words[1:]
-    options = {name: option for option in command.params for name in option.opts if name.startswith("-")} | {
-        "--help": None
-    }
+    named = ((name, option) for option in command.params for name in (*option.opts, *option.secondary_opts))
+    options = {name: option for name, option in named if name.startswith("-")} | {"--help": None}
     positional = 0
     words = iter(words)
     for word in words:
