@@ -162,6 +162,7 @@ class Policy(BaseModel):
     name: ClassVar[str]
     sha256: ClassVar[str | None] = None  # of its file, in short; null: it comes with Tierwise
     carries_visits: ClassVar[bool] = False  # whether what each tier said travels on with a text, for `Where.visits`
+    gated: ClassVar[bool] = False  # whether `after` decides by gates, whatever the confidence
 
     def settled(self, where: Where) -> Policy:
         """What the tier that is asked decides by and sends on: choose here what depends on the links from there."""
@@ -200,6 +201,12 @@ class Policy(BaseModel):
     def offload_rule(self, where: Where) -> Rule | None:
         """What `after` decides by, for whoever asks for an explanation; null where it sends nothing on."""
         return Rule(name=self.name, parameters={}) if self.may_offload_after(where) else None
+
+    def scores(self, where: Where) -> list[dict[str, float]]:
+        """What every action scored at each exit that the text reached here, in order, for whoever asks for an
+        explanation; nothing where no gates decide.
+        """
+        return []
 
     def prunes_at(self, where: Where) -> bool:
         """Whether a text that leaves here is pruned: only then is importance computed."""

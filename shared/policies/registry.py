@@ -136,7 +136,7 @@ def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping
             raise UnknownPolicy(f"policy {name!r} has no parameters; got {', '.join(sorted(given))}")
         return Only(tier=name.removesuffix("-only"))
     except ValidationError as error:
-        unknown = any(problem["type"] == "extra_forbidden" for problem in error.errors())
+        unknown = any(problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1 for problem in error.errors())
         known = f" (parameters: {', '.join(policy.model_fields)})" if unknown and policy is not None else ""
         raise UnknownPolicy(f"policy {name!r}: {_problems(error)}{known}") from error
 
@@ -191,16 +191,22 @@ def _version(name: str, sha256: object) -> type[Policy] | None:
 
 
 def _problems(error: ValidationError) -> str:
-    """What is wrong with each parameter, once: one that may be a number or one per tier fails as both."""
-    faults: dict[str, str] = {}
+    """What is wrong with each parameter, once: one that may be a number or one per tier fails as both.
+
+    The place inside of a value is told as in JSON: by tier, and by number from 0 in a list.
+    """
+    faults, whole = dict[str, str](), set[str]()
     for problem in error.errors():
         loc, kind = problem["loc"], problem["type"]
         message = "unknown parameter" if kind == "extra_forbidden" else in_words(kind, problem["msg"])
         name = str(loc[0]) if loc else "parameters"
-        if len(loc) > 2:  # inside of a value per tier
-            faults[name] = f"{name}.{loc[-1]}: {message}"
+        if kind.startswith("int_") or problem.get("ctx", {}).get("ge", 0) > 1:
+            whole.add(name)  # a share would be a bad example
+        place = [str(part) for part in loc[1:] if not str(part).startswith(("dict[", "constrained-"))]
+        if len(loc) > 2:
+            faults[name] = f"{'.'.join((name, *place))}: {message}"
         elif kind == "dict_type" and name in faults:
-            faults[name] += ', or one per tier, {"end": 0.9}'
+            faults[name] += f', or one per tier, {{"end": {128 if name in whole else 0.9}}}'
         else:
             faults.setdefault(name, f"{name}: {message}")
     return "; ".join(faults.values())

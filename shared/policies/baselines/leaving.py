@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import numpy as np
 from pydantic import Field
 
 from shared.errors import UnknownPolicy
@@ -88,6 +89,10 @@ class JeiDnnExits(_AtTier):
                 f"{where.layers[tier] - 1} in all; `tierwise calibrate` fits them"
             )
 
-    def exit_rule(self, where: Where) -> ExitRule | None:
+    def exit_rule(self, where: Where) -> JeiDnn | None:
         gates = self.gates.get(where.tier)
         return None if gates is None else JeiDnn(tuple(map(tuple, gates)))
+
+    def scores(self, where: Where) -> list[dict[str, float]]:
+        rule, seen = self.exit_rule(where), np.array(where.visits[-1].exits)[:, None]  # [E, 1, C]
+        return [] if rule is None else [{"answer": q} for q in rule.leaving(seen[: len(rule.gates)])[:, 0].tolist()]
