@@ -10,9 +10,10 @@ A policy never changes. One that learns from its answers is a `Learner` (`shared
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -168,6 +169,13 @@ class Policy(BaseModel):
         """What the tier that is asked decides by and sends on: choose here what depends on the links from there."""
         return self
 
+    def by_digest(self, card: Mapping[str, Any]) -> dict[str, Any]:
+        """Those parameters that are the card's, each by a digest in its place: they need not travel to other tiers.
+
+        `card`: the parameters of this policy in the bundle's card. Validators take the digest back (`digest_of`).
+        """
+        return {}
+
     def check(self, where: Where) -> None:
         """Raise UnknownPolicy where the policy cannot run live on this tier: it lacks layers, or the card is silent."""
 
@@ -228,6 +236,11 @@ class Policy(BaseModel):
 
     def ensemble_weighting(self) -> Weighting:
         return Weighting.LAST
+
+
+def digest_of(value: Any) -> str:
+    """Names a parameter's value: 12 hexadecimal digits of the sha256 over its JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def answer_at(where: Where, tier: str) -> Decision:

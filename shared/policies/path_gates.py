@@ -6,23 +6,33 @@
 
 JEI-DNN (arXiv 2310.09163) generalised from one encoder to a path over tiers [ours]; features and rule are in
 `shared/model/gates.py`. Gates are fitted for the links of a profile, since they weigh milliseconds against accuracy
-(`lab/fit/gates.py`). The tier that is asked picks those of its links once, and only they travel on. Tiers that cannot
-be reached, or whose link is down, are no choice. Nothing is drawn: the same text always takes the same path.
+(`lab/fit/gates.py`). The tier that is asked picks those of its links once. Where they are its card's, only their links
+and a digest travel: a tier whose card has others refuses the call. Gates that a request gave travel whole. Tiers that
+cannot be reached, or whose link is down, are no choice. Nothing is drawn: the same text always takes the same path.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from shared.errors import UnknownPolicy
 from shared.model.ensemble import Weighting
 from shared.model.exits import ExitRule
 from shared.model.gates import FEATURES, Path, features, scores
 from shared.model.pruning import Pruning
-from shared.policies.base import Decision, Policy, Where
+from shared.policies.base import Decision, Policy, Where, digest_of
 
 ANSWER = "answer"  # what an action is called that sends a text nowhere
 Weights = Annotated[list[float], Field(min_length=len(FEATURES) + 1, max_length=len(FEATURES) + 1)]
@@ -39,6 +49,24 @@ class LinkGates(BaseModel):
 
     links: str
     tiers: dict[str, list[list[Weights]]]
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _read(cls, value: Any, whole: ModelWrapValidatorHandler[LinkGates], info: ValidationInfo) -> LinkGates:
+        """Gates as they are, or LINKS@DIGEST for those of this tier's card."""
+        if not isinstance(value, str):
+            return whole(value)
+        links, _, digest = value.partition("@")
+        here = [whole(own) for own in (info.context or {}).get("profiles", ()) if own["links"] == links]
+        if digest not in (own.digest for own in here):
+            has = f"has others ({here[0].digest})" if here else "has none"
+            raise ValueError(f"sent on with the gates {value}; this tier's card {has}: give all tiers one card")
+        return here[0]
+
+    @property
+    def digest(self) -> str:
+        """Names these gates."""
+        return digest_of(self.tiers)
 
     def fits(self, where: Where) -> bool:
         """Whether all links that are seen from here are of this profile."""
@@ -90,6 +118,11 @@ class PathGates(Policy):
     def settled(self, where: Where) -> Policy:
         fit = [profile for profile in self.profiles if profile.fits(where)]
         return self.model_copy(update={"profiles": (fit or self.profiles)[:1]})
+
+    def by_digest(self, card: Mapping[str, Any]) -> dict[str, Any]:
+        if not all(profile.model_dump() in card.get("profiles", ()) for profile in self.profiles):
+            return {}
+        return {"profiles": [f"{profile.links}@{profile.digest}" for profile in self.profiles]}
 
     def check(self, where: Where) -> None:
         if not self.profiles:

@@ -131,7 +131,8 @@ def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping
     policy = _version(name, sha256)
     try:
         if policy is not None:
-            return policy.model_validate({**defaults.get(name, {}), **given})
+            card = defaults.get(name, {})
+            return policy.model_validate({**card, **given}, context=card)
         if given:
             raise UnknownPolicy(f"policy {name!r} has no parameters; got {', '.join(sorted(given))}")
         return Only(tier=name.removesuffix("-only"))
@@ -241,6 +242,11 @@ def spec_of(policy: Policy) -> dict[str, Any]:
     parameters = {} if isinstance(policy, Only) else policy.model_dump(mode="json", by_alias=True)
     version = {} if policy.sha256 is None else {"sha256": policy.sha256}
     return {"name": name_of(policy), **version, **parameters}
+
+
+def travelling(policy: Policy, defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The same as it travels to tiers with these defaults: what they have goes by its digest, and is checked there."""
+    return {**spec_of(policy), **policy.by_digest(defaults.get(name_of(policy), {}))}
 
 
 def _used(

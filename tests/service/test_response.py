@@ -201,6 +201,17 @@ def test_explain_tells_what_each_gate_gave_and_not_the_gates(serve, edge):
     assert result["hops"][0]["exits"] is None
 
 
+def test_the_gates_of_the_card_stay_and_those_of_a_request_travel(serve, edge, card):
+    caller = serve(edge=edge)
+    own = card["policies"]["path-gates"]["profiles"][0]
+    (answered,) = caller.classify("a fine film", policy="path-gates").json()["policy"]["profiles"]
+    assert answered == json.loads(json.dumps(own), parse_int=float)  # who asked sees them all
+    (sent,) = edge.bodies[-1]["policy"]["profiles"]
+    assert sent.startswith("ideal/ideal@")
+    caller.classify("a fine film", policy={"name": "path-gates", "profiles": [{**own, "links": "any/any"}]})
+    assert edge.bodies[-1]["policy"]["profiles"] == [{**answered, "links": "any/any"}]
+
+
 def test_an_answer_without_explain_has_no_rules(alone):
     assert "explained" not in alone.results("a fine film")[0]["hops"][0]
 

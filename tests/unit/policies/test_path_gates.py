@@ -1,5 +1,6 @@
 """`path-gates` and `jei-dnn`: what hand-made gates decide, which profile's gates hold, and what is refused."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from shared.errors import UnknownPolicy
 from shared.model.ensemble import Weighting
 from shared.model.gates import JeiDnn, Path
 from shared.model.pruning import Pruning
-from shared.policies import STAY, Clues, Decision, Link, Sight, Visit, Where, build, spec_of
+from shared.policies import STAY, Clues, Decision, Link, Sight, Visit, Where, build, spec_of, travelling
 
 TIERS = ("end", "edge", "cloud")
 LAYERS = {"end": 3, "edge": 2, "cloud": 4}
@@ -91,6 +92,49 @@ def test_the_gates_of_the_links_are_settled_once_and_travel_alone(links, holds):
     settled = policy.settled(at("end", links=links))
     assert [profile["links"] for profile in spec_of(settled)["profiles"]] == [holds]
     assert build(spec_of(settled), TIERS, {"path-gates": policy.model_dump()}) == settled
+
+
+CARD = {
+    "path-gates": {"profiles": [{"links": "lte/metro", "tiers": GATES}, {"links": "5g-nsa/metro", "tiers": GATES}]},
+    "jei-dnn": {"gates": {"cloud": [[1.0, 0, 0, 0, -0.5]] * 3}},
+}
+OTHERS = {
+    "path-gates": {"profiles": [{"links": "5g-nsa/metro", "tiers": {**GATES, "cloud": [[EDGE]] * 3}}]},
+    "jei-dnn": {"gates": {"cloud": [[2.0, 0, 0, 0, -0.5]] * 3}},
+}
+
+
+@pytest.mark.parametrize("name", CARD)
+def test_gates_of_the_card_stay_at_the_tiers_and_a_digest_travels(name):
+    policy = build({"name": name, **({"unread_words": True} if name == "path-gates" else {})}, TIERS, CARD)
+    settled = policy.settled(at("end"))
+    spec = travelling(settled, CARD)
+    assert len(json.dumps(spec)) < 130 < len(json.dumps(spec_of(settled)))
+    assert build(spec, TIERS, CARD) == settled
+    assert build(json.loads(json.dumps(spec)), TIERS, json.loads(json.dumps(CARD))) == settled
+
+
+def test_what_travels_names_the_links():
+    links = {"edge": ("edge", "5g-nsa"), "cloud": ("cloud", "5g-nsa+metro")}
+    (gates,) = travelling(build("path-gates", TIERS, CARD).settled(at("end", links=links)), CARD)["profiles"]
+    assert gates.partition("@")[0] == "5g-nsa/metro"
+
+
+@pytest.mark.parametrize("name", CARD)
+@pytest.mark.parametrize("card", [{}, OTHERS], ids=["none", "others"])
+def test_a_tier_whose_card_has_other_gates_refuses_and_says_so(name, card):
+    spec = travelling(build(name, TIERS, CARD).settled(at("end")), CARD)
+    with pytest.raises(
+        UnknownPolicy, match=rf"'{name}': .*sent on with the gates .* this tier's card has .*all tiers one card"
+    ):
+        build(spec, TIERS, card)
+
+
+@pytest.mark.parametrize("name", CARD)
+def test_gates_that_a_request_gives_travel_whole(name):
+    policy = build({"name": name, **OTHERS[name]}, TIERS, CARD)
+    assert travelling(policy, CARD) == spec_of(policy)
+    assert build(travelling(policy, CARD), TIERS, {}) == policy
 
 
 def test_a_tier_between_that_is_asked_first_has_the_backbone_before_it():
