@@ -32,6 +32,9 @@ class Why(StrEnum):
     UNSURE_DEEPEST = "A tier was unsure and sent the text on, and the deepest tier that may answer decided."
     DRAWN_NEXT = "A tier was sure, but its draw sent the text on, and the next tier answered."
     DRAWN_DEEPEST = "A tier was sure, but its draw sent the text on, and the deepest tier that may answer decided."
+    GATED = "The gates let the tier that was asked answer."
+    GATED_NEXT = "A gate sent the text on, and the next tier answered."
+    GATED_DEEPEST = "A gate sent the text on, and the deepest tier that may answer decided."
     FAILED = "A further tier gave no answer, so the tiers that ran decided."
     DEADLINE = "The deadline left no time to go further, so the exits reached by then decided."
 
@@ -158,6 +161,12 @@ class Exit(Message):
     exit: Count = says("the layer after which the exit stands, from 1", 3)
     probabilities: dict[str, Share] = says("calibrated, by label", {"negative": 0.514108, "positive": 0.485892})
     confidence: Share = says("the largest of them", 0.514108)
+    scores: dict[Name, float] | None = Field(  # left out where null: tiers that do not know it read such hops
+        None,
+        description="what each action scored under a policy with gates; with `explain`",
+        examples=[{"answer": -0.31, "edge": -1.2, "cloud": 0.8}],
+        exclude_if=lambda value: value is None,
+    )
 
 
 class Rule(Message):

@@ -7,12 +7,12 @@
     3. alpha, pools, length bins and exit thresholds of the other policies (`lab/fit/pools.py`)
     4. the pruning coefficient: the strongest one that keeps the next tier's accuracy on texts the first is unsure of
     5. every tier on the texts as they would reach it: pruned, leaving early (`lab/fit/cascade.py`)
-    6. thresholds and ensemble weights: the fastest expected setting within `within` of cloud-only (the deepest tier,
-       whole texts, all layers); the weighting is the one with the least expected NLL
-    7. how unsure a text must be to skip the tiers between: the fewest texts that are nearly as fast as can be
-    8. gains by confidence, and what an answer is worth, for `network-aware` (`lab/fit/gains.py`)
-    9. the gates of `jei-dnn` and `path-gates`: each price is judged on texts that they were not fitted on, and the
-       fastest within `within` of the last exit is kept (`lab/fit/gates.py`)
+    6. thresholds, their steepness, how unsure a text must be to skip the tiers between, and ensemble weights: the
+       fastest expected setting of the planner's values within `within` of cloud-only (the deepest tier, whole texts,
+       all layers); the weighting is the one with the least expected NLL (`lab/fit/point.py`)
+    7. gains by confidence, and what an answer is worth, for `network-aware` (`lab/fit/gains.py`)
+    8. the gates of `jei-dnn` and `path-gates`: each price is judged on texts that they were not fitted on, and the
+       fastest that surely loses at most `within` is kept (`lab/fit/prices.py`)
 
 After step 0 no classifier is called here: texts are recorded once, and times are those that `tierwise replay` models,
 compute measured on this machine. All of it goes into the card with its reasons.
@@ -41,9 +41,9 @@ from lab.fit.checks import check_bundle, check_validation, folders_of
 from lab.fit.evaluate import exit_row, nll_ece_brier
 from lab.fit.exits import every_exit, similarity_rule
 from lab.fit.gains import network_aware
-from lab.fit.gates import OTHER_LINKS, choose_jei_dnn, choose_path, recorded
-from lab.fit.point import shortfall, skip_below, thresholds
+from lab.fit.point import operating, shortfall
 from lab.fit.pools import Chosen, choose
+from lab.fit.prices import OTHER_LINKS, choose_jei_dnn, choose_path, recorded
 from lab.outputs import write_json
 from lab.replay.recorder import Kernel, Recorders, other_engine, runs_on
 from lab.replay.times import Times
@@ -121,16 +121,12 @@ class Calibration:
             self._note(note)
         target = accuracy[self.bundle.order[-1]] - within
         cascade = cascade_of(replay, times, {**path, **exits})
-        point, weights = thresholds(cascade, accuracy, target, offload_share)
+        point, weights = operating(cascade, accuracy, target, offload_share)
         for note in shortfall(point, target):
             self._note(note)
-        skip, (first, *between) = 0.0, self.bundle.order
-        if len(between) > 1:
-            past = cascade_of(replay, times, {**path, **exits}, tiers=(first, between[-1]))
-            skip, weights = skip_below(cascade, past, accuracy, point, weights, target)
         parameters = {
             "offload_threshold": point["thresholds"],
-            **({"skip_below": {first: skip}} if skip else {}),
+            **({"skip_below": {self.bundle.order[0]: point["skip_below"]}} if point["skip_below"] else {}),
             "steepness": point["steepness"],
             **path,
             "weighting": point["weighting"],
@@ -164,7 +160,7 @@ class Calibration:
         return bool(point["offload_share"]["reached"])
 
     def others(self, *, within: float) -> None:
-        """Steps 3, 8 and 9 alone, on the card's own temperatures; what the card says otherwise stays as it is.
+        """Steps 3, 7 and 8 alone, on the card's own temperatures; what the card says otherwise stays as it is.
 
         Raises:
             BadSetting: the bundle has no card yet.

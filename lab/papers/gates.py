@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from lab.choice import last_within
-from lab.fit.gates import NAME, Recorded, first_best, fit_jei_dnn, fit_path, recorded
+from lab.fit.gates import Recorded, first_best, fit_jei_dnn, fit_path
+from lab.fit.prices import NAME, in_card, recorded
 from lab.replay.trial import Spec, Trial
 from shared.model.gates import OF_JEI_DNN
 
@@ -31,12 +32,12 @@ def table(chosen_on: Trial, judged_on: Trial) -> dict[str, Any]:
     rows = []
     for price in PRICES:
         gates = fit_jei_dnn(known, deepest, price)
-        path = {"name": NAME, "profiles": [{"links": links, "tiers": fit_path(known, price)}], **WHOLE}
+        path = {"profiles": [{"links": links, "tiers": fit_path(known, price)}], **WHOLE}
         exits = {"name": "jei-dnn", "gates": {deepest: gates}}
-        made = {
-            NAME: _against(judged_on, path, {"collaborative": _collaborative, "threshold": _threshold}),
-            "jei-dnn": _against(judged_on, exits, {"threshold": _deebert}),
-        }
+        with in_card(judged_on.replay, **path):  # so a digest of them travels
+            rivals = {"collaborative": _collaborative, "threshold": _threshold}
+            by_path = _against(judged_on, {"name": NAME, **path}, rivals)
+        made = {NAME: by_path, "jei-dnn": _against(judged_on, exits, {"threshold": _deebert})}
         rows.append({"price": price, **made, "auc": auc(judged, deepest, price, gates)})
     cloud = f"{deepest}-only"
     return {

@@ -28,6 +28,7 @@ from shared.model.bundle import MODELS, Metric
 from shared.policies import spec_of
 
 RESAMPLINGS = 100
+LONGEST = 120  # characters of a parameter that are shown
 
 
 def report(found: Plan, targets: Targets, chosen_on: Trial, judged_on: Trial) -> dict[str, Any]:
@@ -133,9 +134,9 @@ def sentences(said: dict[str, Any]) -> list[str]:
     """The choice, and how it fares."""
     unseen, again = said["unseen"], said["unseen"]["replanned"]
     targets = ", ".join(f"{k} {v}" for k, v in said["targets"].items() if v is not None and k != "objective")
-    parameters = {key: value for key, value in said["policy"].items() if key != "name"}
+    parameters = ", ".join(f"{k} {_cut(json.dumps(v))}" for k, v in said["policy"].items() if k != "name")
     if said["feasible"]:
-        out = [f"Chosen for {targets}: {said['policy']['name']} {json.dumps(parameters)}"]
+        out = [f"Chosen for {targets}: {said['policy']['name']} ({parameters})"]
     else:
         missed = [
             f"{name} by {gap:.2%}" if gap is not None else f"{name}: too few texts to bound it"
@@ -144,7 +145,7 @@ def sentences(said: dict[str, Any]) -> list[str]:
         gaps = ", ".join(missed) or "nothing, but a safer setting before it on the front did, so it is not proved"
         out = [
             f"No setting meets {targets} beyond doubt on {said['validation']['n']} validation texts. Nearest: "
-            f"{said['policy']['name']} {json.dumps(parameters)}; its bounds miss {gaps}."
+            f"{said['policy']['name']} ({parameters}); its bounds miss {gaps}."
         ]
     out.append(
         f"On {unseen['n']} unseen texts: accuracy {unseen['accuracy']:.3f}, modelled mean {unseen['mean_ms']:.0f} ms, "
@@ -159,6 +160,11 @@ def sentences(said: dict[str, Any]) -> list[str]:
         f"{alone['unseen']:.3f} on the unseen ones: whether these are as hard."
     )
     return [*out, *said["notes"]]
+
+
+def _cut(value: str) -> str:
+    """A parameter's value, without what makes gates longer than all the rest; the policy file has all of it."""
+    return value if len(value) <= LONGEST else f"{value[:LONGEST]}..."
 
 
 def table(said: dict[str, Any]) -> Table:
@@ -185,7 +191,9 @@ def table(said: dict[str, Any]) -> Table:
         out.add_column(column, justify="left" if column == "policy" else "right", overflow="fold")
     for point in said["walked"]:
         a, b = point["searched"], point["confirmed"]
-        name, *rest = (str(value) if key == "name" else f"{key}={value}" for key, value in point["spec"].items())
+        name, *rest = (
+            str(value) if key == "name" else f"{key}={_cut(str(value))}" for key, value in point["spec"].items()
+        )
         out.add_row(
             f"{name} {' '.join(rest)}",
             f"{a['accuracy']:.3f}",

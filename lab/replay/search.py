@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from lab.console import tracked
-from lab.replay.trial import Trial
+from lab.replay.trial import Outcomes, Trial
 from shared.errors import BadSetting, UnknownPolicy
 from shared.model.bundle import Bundle
 from shared.policies import Where, spec_of
@@ -63,10 +63,13 @@ class Knob:
         return [n for n in numbers if n < value][-1:] + [n for n in numbers if n > value][:1]
 
 
+# The first three are also what `tierwise calibrate` chooses from (`lab/fit/cascade.py`)
 THRESHOLDS = (None, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.98, 0.99)
 SKIPS = (0.0, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
+STEEPNESS = (3.0, 10.0, 30.0, 100.0, 1000.0)
 THETAS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.35, 0.5)
 LEAST = (0.0, 0.8, 0.85, 0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995)  # confidence that leaving early needs
+SURE = (0.0, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)  # confidences below which a text is sent ahead
 ALPHAS = (0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.99)
 
 
@@ -76,13 +79,16 @@ def knobs(bundle: Bundle, coefficients: Sequence[float], tokens: Mapping[str, Se
     `coefficients` of pruning, and `tokens` that each tier may read besides as many as the bundle says.
     """
     order, layers = bundle.order, max(model.layers for model in bundle.tiers.values())
+    ahead = range(1, max(2, bundle.tiers[order[0]].layers))
     sending = [
         Knob("offload_threshold", (0.5, 0.7, 0.8, 0.9, 0.95), THRESHOLDS, SENDERS, apart=True),
         Knob("skip_below", (0.0, 0.7), SKIPS, FIRST),
-        Knob("steepness", (30.0,), (3.0, 10.0, 30.0, 100.0, 1000.0)),
+        Knob("steepness", (30.0,), STEEPNESS),
         Knob("weighting", (), ("fitted", "last", "surest")),
         Knob("pruning_coefficient", (0.0,), sorted(coefficients)),
         *(Knob("max_tokens", (), [*sorted(tokens[tier]), None], slice(at, at + 1)) for at, tier in enumerate(order)),
+        Knob("speculate_below", (), SURE, FIRST),
+        Knob("speculate_from", (), ahead, after="speculate_below"),
     ]
     leaving = [
         Knob("theta", (0.0, 0.2), THETAS, EVERY),
@@ -102,6 +108,7 @@ def knobs(bundle: Bundle, coefficients: Sequence[float], tokens: Mapping[str, Se
         "adaee": [Knob("offload_cost", (), (0.0, 0.02, 0.05, 0.1, 0.2, 0.4))],
         "deebert": [tier, Knob("entropy_threshold", (0.1, 0.3), (0.02, 0.05, 0.1, 0.2, 0.3, 0.5))],
         "pabee": [tier, Knob("patience", range(2, layers, 2), range(1, layers + 1))],
+        "jei-dnn": [tier],
         "random": [],
         **{f"{tier}-only": [] for tier in order},
     }
@@ -208,6 +215,17 @@ class Search:
             if not self._try(steps, f"round {turn} around the front"):
                 return
 
+    def add(self, full: Spec, outcomes: Outcomes) -> None:
+        """A setting with all its parameters that is tried already, on every text of the trial."""
+        self._known[json.dumps(full, sort_keys=True)] = len(self.specs)
+        self._keep(full, outcomes)
+        self._trial.put(self.specs[-1], outcomes)
+
+    def _keep(self, full: Spec, outcomes: Outcomes) -> None:
+        self._full.append(full)
+        self.specs.append(self._short(full))
+        self.every.append(Seen(outcomes.right, outcomes.ms.astype(np.float32), outcomes.sent.astype(np.float32)))
+
     def _fronts(self, front: Callable[[Sequence[Seen]], Sequence[int]]) -> Iterator[int]:
         for name in self._knobs:
             own = [at for at in range(len(self.specs)) if self._name(at) == name]
@@ -234,9 +252,7 @@ class Search:
             except UnknownPolicy:  # this bundle lacks what it needs
                 continue
             self._known[key] = len(self.specs)
-            self._full.append(full)
-            self.specs.append(self._short(full))
-            self.every.append(Seen(outcomes.right, outcomes.ms.astype(np.float32), outcomes.sent.astype(np.float32)))
+            self._keep(full, outcomes)
         return len(self.specs) - before
 
     def _short(self, full: Spec) -> Spec:

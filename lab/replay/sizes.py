@@ -12,7 +12,6 @@ from lab.replay.run import NONE, Run
 from lab.replay.walk import Replay
 from shared.contracts import Hop, HopTiming, InferredRow, InferRequest, InferResponse, LinkUse, TextPair
 from shared.pipeline.hops import carried
-from shared.policies import spec_of
 
 _ID, _CALL = "0" * 32, "0" * 16  # a request id of ours, and the id of a call between tiers
 _MS: dict[HopTiming, float] = {"tokenize": 0.512, "queue": 0.213, "infer": 75.123, "prune": 0.012, "total": 76.123}
@@ -84,7 +83,7 @@ class Sizes:
     def _bare(self, run: Run, code: int) -> int:
         """A request without its text and seed."""
         target = None if code == NONE else self._order[code]
-        spec = spec_of(run.bound)
+        spec = self._replay.travelling(run.bound)
         key = (str(spec), target)
         if key not in self._requests:
             texts = [TextPair(text="x")]

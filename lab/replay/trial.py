@@ -129,6 +129,10 @@ class Trial:
             self._known[key] = self._outcomes(self.replay.run(self.replay.policy(spec)))
         return self._known[key]
 
+    def put(self, spec: Spec, outcomes: Outcomes) -> None:
+        """Have `of` give these outcomes for a policy, where its own would be those of texts that it was fitted on."""
+        self._known[json.dumps(spec, sort_keys=True)] = outcomes
+
     def of_some(self, spec: Spec, rows: np.ndarray) -> Outcomes:
         """What a policy does to some of the texts that can be read. Other rows mean nothing, and nothing is kept.
 

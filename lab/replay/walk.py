@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ from shared.links.profile import Profile
 from shared.model.bundle import Bundle
 from shared.model.pools import Signature
 from shared.pipeline.route import Route
-from shared.policies import Clues, Decision, Learner, Policy, State, Where, bind, build, first_state, spec_of
+from shared.policies import Clues, Decision, Learner, Policy, State, Where, bind, build, first_state, travelling
 from shared.policies.base import draw, may_speculate
 from shared.policies.baselines.fixed import Oracle
 from shared.policies.mistakes import decision
@@ -100,6 +101,10 @@ class Replay:
     def policy(self, spec: str | Mapping[str, object]) -> Policy:
         """The policy that a spec names, with this bundle's parameters for whatever it leaves out."""
         return build(spec, self.order, self.bundle.card.policies)
+
+    def travelling(self, policy: Policy) -> dict[str, Any]:
+        """The spec that a policy travels as."""
+        return travelling(policy, self.bundle.card.policies)
 
     # -- a policy over every text ------------------------------------------------------------------------------------
 
@@ -219,7 +224,7 @@ class Walk:
         """Take every text through the tiers, shallowest first."""
         for at, arrived in enumerate(self._arrived):
             if at == 1 and arrived:  # a deeper tier builds the policy anew from what travelled
-                self.policy = self.replay.policy(spec_of(self.policy))
+                self.policy = self.replay.policy(self.replay.travelling(self.policy))
             where = self.replay.where(at, self.stations)
             for target, groups in arrived.items():
                 rows, numbers = (np.concatenate(column) for column in zip(*groups, strict=True))

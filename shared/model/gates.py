@@ -14,7 +14,7 @@ functions of max p alone. Left out: how gates are fitted (`lab/fit/gates.py`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -62,21 +62,25 @@ def leaving_probability(gates: Array) -> Array:
 class JeiDnn:
     """A gate for each exit in order, of JEI-DNN's four features; an exit without a gate is passed."""
 
-    gates: tuple[Gate, ...]
+    gates: tuple[Gate, ...] = field(repr=False)
 
     def __call__(self, history: Array) -> Array:
         if len(history) > len(self.gates):
             return np.zeros(history.shape[1], dtype=bool)
+        return np.asarray(self.leaving(history)[-1] >= 0.5)
+
+    def leaving(self, history: Array) -> Array:
+        """q [E, B] of the exits so far; there is a gate for each."""
         gates = np.array(self.gates[: len(history)])  # [E, 5]
         a = (features(history)[..., :OF_JEI_DNN] * gates[:, None, :-1]).sum(-1) + gates[:, None, -1]
-        return np.asarray(leaving_probability(1 / (1 + np.exp(-np.clip(a, -500, 500))))[-1] >= 0.5)
+        return leaving_probability(1 / (1 + np.exp(-np.clip(a, -500, 500))))
 
 
 @dataclass(frozen=True)
 class Path:
     """For each exit in order a gate for each action; an exit without gates is passed."""
 
-    gates: tuple[tuple[Gate, ...], ...]
+    gates: tuple[tuple[Gate, ...], ...] = field(repr=False)
 
     def __call__(self, history: Array) -> Array:
         if len(history) > len(self.gates):

@@ -31,7 +31,7 @@ from shared.policies import (
     first_state,
     name_of,
     names,
-    spec_of,
+    travelling,
 )
 from shared.policies.mistakes import weighting
 from shared.policies.states import States
@@ -142,7 +142,7 @@ class Front:
             seed=request_id if options.seed is None else str(options.seed),
             indices=list(range(len(texts))),
             texts=texts,
-            policy=spec_of(policy),
+            policy=travelling(policy, self._bundle.card.policies),
             max_tier=options.max_tier,
             deadline_ms=self._deadline_ms if options.deadline_ms is None else options.deadline_ms,
             explain=options.explain,

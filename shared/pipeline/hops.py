@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 
 from shared.contracts import (
     Exit,
@@ -40,8 +40,9 @@ def new_hop(
     times_s: Mapping[HopTiming, float],
     exit_rule: ExitRule | None,
     offload_rule: Rule | None,
+    scores: Sequence[Mapping[str, float]] = (),
 ) -> Hop:
-    """This tier's part in the answer to a text that its model has read."""
+    """This tier's part in the answer to a text that its model has read; `scores` of its exits, in order."""
     answer, keep, to = text.answer, text.keep, text.decision.to
     assert answer is not None
     shares = answer.shares
@@ -65,7 +66,7 @@ def new_hop(
         speculation=text.speculation,
         onward=text.way,
         timings_ms={stage: round(value * 1e3, 3) for stage, value in times_s.items()},
-        exits=None if shares is None else _exits(bundle, answer),
+        exits=None if shares is None else _exits(bundle, answer, scores),
         words=None if shares is None or keep is None else _words(answer, shares, keep),
         explained=None if shares is None else _explained(shares, exit_rule, offload_rule),
     )
@@ -97,10 +98,12 @@ def _explained(shares: Shares, exit_rule: ExitRule | None, offload_rule: Rule | 
 
 
 def _told(rule: ExitRule) -> Rule:
-    """A rule's name and parameters; a policy of a user's may have a rule that is no dataclass."""
+    """A rule's name and parameters, less those that its representation leaves out; a user's may be no dataclass."""
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", type(rule).__name__).lower()
-    parameters: dict[str, object] = asdict(rule) if is_dataclass(rule) and not isinstance(rule, type) else {}
-    return Rule(name=name, parameters={key: _number_or_text(value) for key, value in parameters.items()})
+    shown: dict[str, object] = {}
+    if is_dataclass(rule) and not isinstance(rule, type):
+        shown = {own.name: getattr(rule, own.name) for own in fields(rule) if own.repr}
+    return Rule(name=name, parameters={key: _number_or_text(value) for key, value in shown.items()})
 
 
 def _number_or_text(value: object) -> int | float | str:
@@ -109,10 +112,12 @@ def _number_or_text(value: object) -> int | float | str:
     return str(value)
 
 
-def _exits(bundle: Bundle, answer: Answer) -> list[Exit]:
-    """Every exit that was evaluated, with its number."""
+def _exits(bundle: Bundle, answer: Answer, scores: Sequence[Mapping[str, float]]) -> list[Exit]:
+    """Every exit that was evaluated, with its number, and what its gates gave."""
     first = answer.exit_layer - len(answer.exits) + 1
-    return [new_exit(bundle, n, probabilities) for n, probabilities in enumerate(answer.exits, first)]
+    exits = [new_exit(bundle, n, probabilities) for n, probabilities in enumerate(answer.exits, first)]
+    gated = [exit_.model_copy(update={"scores": rounded(own)}) for exit_, own in zip(exits, scores, strict=False)]
+    return [*gated, *exits[len(gated) :]]
 
 
 def new_exit(bundle: Bundle, n: int, probabilities: Sequence[float]) -> Exit:
@@ -126,9 +131,9 @@ def by_label(bundle: Bundle, probabilities: Sequence[float]) -> dict[str, float]
     return rounded(dict(zip(bundle.labels, probabilities, strict=True)))
 
 
-def rounded(probabilities: Mapping[str, float]) -> dict[str, float]:
-    """Probabilities to six digits."""
-    return {label: round(value, 6) for label, value in probabilities.items()}
+def rounded(values: Mapping[str, float]) -> dict[str, float]:
+    """Probabilities, or scores, to six digits."""
+    return {name: round(value, 6) for name, value in values.items()}
 
 
 def carried(bundle: Bundle, visits: Sequence[Visit]) -> list[Visited]:

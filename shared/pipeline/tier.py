@@ -241,9 +241,20 @@ class Tier:
             self.telemetry.stage(stage, times_s[stage])
         for text in texts:
             if text.answer is not None:
-                told = call.request.explain and not (call.final or text.degraded)
-                sends = call.policy.offload_rule(call.where) if told else None
-                text.hop = new_hop(self.bundle, self.name, text, times_s=times_s, exit_rule=rule, offload_rule=sends)
+                stays, explains = call.final or text.degraded is not None, call.request.explain
+                sends = call.policy.offload_rule(call.where) if explains and not stays else None
+                where = self.where(call, text)
+                able = replace(where, reachable=()) if stays else where
+                scores = call.policy.scores(able) if explains and rule is not None else []
+                text.hop = new_hop(
+                    self.bundle,
+                    self.name,
+                    text,
+                    times_s=times_s,
+                    exit_rule=rule,
+                    offload_rule=sends,
+                    scores=scores,
+                )
                 self._count(call, text)
                 if call.watch is not None:
                     call.watch.hop(text.index, text.hop)

@@ -24,10 +24,14 @@ def why(hops: Sequence[Hop], degraded: DegradedReason | None, policy: Policy, wh
             return Why.POLICY
         if not where.reachable:
             return Why.DEEPEST
-        return Why.SURE if policy.may_offload_after(where) else Why.POLICY
+        if not policy.may_offload_after(where):
+            return Why.POLICY
+        return Why.GATED if policy.gated else Why.SURE
     last = hops[-1]
     there = replace(where, tier=last.tier, reachable=where.reachable[where.reachable.index(last.tier) + 1 :])
     drew = bool(there.reachable) and not final and (last.offload_probability > 0 or policy.may_offload_after(there))
+    if policy.gated and not final:
+        return Why.GATED_NEXT if drew else Why.GATED_DEEPEST
     if hops[-2].offload_probability == 1:
         return Why.UNSURE_NEXT if drew else Why.UNSURE_DEEPEST
     return Why.DRAWN_NEXT if drew else Why.DRAWN_DEEPEST

@@ -25,7 +25,7 @@ Tags beside a formula: [S001] arXiv 2410.05338 says it, [C:repository] read in t
 
 from shared.policies.base import STAY, Clues, Decision, Link, Policy, Sight, Visit, Where
 from shared.policies.learner import Learner, Outcome, State, bind, first_state
-from shared.policies.registry import POLICIES, build, load, name_of, named, names, own, reload, spec_of
+from shared.policies.registry import POLICIES, build, load, name_of, named, names, own, reload, spec_of, travelling
 
 __all__ = [
     "POLICIES",
@@ -50,4 +50,5 @@ __all__ = [
     "own",
     "reload",
     "spec_of",
+    "travelling",
 ]

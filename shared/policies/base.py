@@ -10,9 +10,10 @@ A policy never changes. One that learns from its answers is a `Learner` (`shared
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -182,10 +183,18 @@ class Policy(BaseModel):
     sha256: ClassVar[str | None] = None  # of its file, in short; null: it comes with Tierwise
     like: ClassVar[str | None] = None  # the policy whose parameters on a card hold here too, where both have them
     carries_visits: ClassVar[bool] = False  # whether what each tier said travels on with a text, for `Where.visits`
+    gated: ClassVar[bool] = False  # whether `after` decides by gates, whatever the confidence
 
     def settled(self, where: Where) -> Policy:
         """What the tier that is asked decides by and sends on: choose here what depends on the links from there."""
         return self
+
+    def by_digest(self, card: Mapping[str, Any]) -> dict[str, Any]:
+        """Those parameters that are the card's, each by a digest in its place: they need not travel to other tiers.
+
+        `card`: the parameters of this policy in the bundle's card. Validators take the digest back (`digest_of`).
+        """
+        return {}
 
     def check(self, where: Where) -> None:
         """Raise UnknownPolicy where the policy cannot run live on this tier: it lacks layers, or the card is silent."""
@@ -221,6 +230,12 @@ class Policy(BaseModel):
         """What `after` decides by, for whoever asks for an explanation; null where it sends nothing on."""
         return Rule(name=self.name, parameters={}) if self.may_offload_after(where) else None
 
+    def scores(self, where: Where) -> list[dict[str, float]]:
+        """What every action scored at each exit that the text reached here, in order, for whoever asks for an
+        explanation; nothing where no gates decide.
+        """
+        return []
+
     def prunes_at(self, where: Where) -> bool:
         """Whether a text that leaves here is pruned: only then is importance computed."""
         return self.may_offload_after(where) and self.pruning(where.tier).coefficient > 0
@@ -241,6 +256,11 @@ class Policy(BaseModel):
 
     def ensemble_weighting(self) -> Weighting:
         return Weighting.LAST
+
+
+def digest_of(value: Any) -> str:
+    """Names a parameter's value: 12 hexadecimal digits of the sha256 over its JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def answer_at(where: Where, tier: str) -> Decision:

@@ -6,24 +6,35 @@
 
 JEI-DNN (arXiv 2310.09163) generalised from one encoder to a path over tiers [ours]; features and rule are in
 `shared/model/gates.py`. Gates are fitted for the links of a profile, since they weigh milliseconds against accuracy
-(`lab/fit/gates.py`). The tier that is asked picks those of its links once, and only they travel on. Tiers that cannot
-be reached, or whose link is down, are no choice. Nothing is drawn: the same text always takes the same path.
+(`lab/fit/gates.py`). The tier that is asked picks those of its links once. Where they are its card's, only their links
+and a digest travel: a tier whose card has others refuses the call. Gates that a request gave travel whole. Tiers that
+cannot be reached, or whose link is down, are no choice. Nothing is drawn: the same text always takes the same path.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from shared.errors import UnknownPolicy
 from shared.model.ensemble import Weighting
 from shared.model.exits import ExitRule
 from shared.model.gates import FEATURES, Path, features, scores
 from shared.model.pruning import Pruning
-from shared.policies.base import Decision, Policy, Where
+from shared.policies.base import Decision, Policy, Where, digest_of
 
+ANSWER = "answer"  # what an action is called that sends a text nowhere
 Weights = Annotated[list[float], Field(min_length=len(FEATURES) + 1, max_length=len(FEATURES) + 1)]
 
 
@@ -39,6 +50,24 @@ class LinkGates(BaseModel):
     links: str
     tiers: dict[str, list[list[Weights]]]
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _read(cls, value: Any, whole: ModelWrapValidatorHandler[LinkGates], info: ValidationInfo) -> LinkGates:
+        """Gates as they are, or LINKS@DIGEST for those of this tier's card."""
+        if not isinstance(value, str):
+            return whole(value)
+        links, _, digest = value.partition("@")
+        here = [whole(own) for own in (info.context or {}).get("profiles", ()) if own["links"] == links]
+        if digest not in (own.digest for own in here):
+            has = f"has others ({here[0].digest})" if here else "has none"
+            raise ValueError(f"sent on with the gates {value}; this tier's card {has}: give all tiers one card")
+        return here[0]
+
+    @property
+    def digest(self) -> str:
+        """Names these gates."""
+        return digest_of(self.tiers)
+
     def fits(self, where: Where) -> bool:
         """Whether all links that are seen from here are of this profile."""
         access, _, backbone = self.links.partition("/")
@@ -48,20 +77,27 @@ class LinkGates(BaseModel):
             link.profile == "+".join(backbone if at else access for at in way) for link, way in hops
         )
 
-    def check(self, where: Where) -> bool:
-        """Whether there are gates for every exit and action of this bundle's tiers."""
+    def fault(self, where: Where) -> str | None:
+        """What is wrong with them: there must be gates for every exit and action of this bundle's tiers alone."""
         last = len(where.tiers) - 1
-        return all(
-            len(exits := self.tiers.get(tier, [])) == layers - (at == last)
-            and all(len(actions) == 1 + last - at for actions in exits)
-            for at, (tier, layers) in enumerate(where.layers.items())
-        )
+        if elsewhere := [tier for tier in self.tiers if tier not in where.tiers]:
+            return f"unknown tier {elsewhere[0]!r}: this bundle has {', '.join(where.tiers)}"
+        for at, (tier, layers) in enumerate(where.layers.items()):
+            exits, wanted = self.tiers.get(tier, []), layers - (at == last)
+            if len(exits) != wanted:
+                return f"{tier} has gates at {len(exits)} exits, not at {wanted}"
+            for exit_, gates in enumerate(exits, 1):
+                if len(gates) != 1 + last - at:
+                    actions = ", ".join((ANSWER, *where.tiers[at + 1 :]))
+                    return f"{tier}, exit {exit_}: {len(gates)} gates, not one for each of {actions}"
+        return None
 
 
 class PathGates(Policy):
     """Fitted gates choose at every exit: answer here, send to any deeper tier, or go on."""
 
     name = "path-gates"
+    gated = True
 
     profiles: list[LinkGates] = Field(
         [], description="gates by links (ACCESS/BACKBONE); of the first profile where the links are of none of them"
@@ -71,15 +107,29 @@ class PathGates(Policy):
         Weighting.FITTED, description="of the ensemble: fitted, accuracy, last, surest"
     )
 
+    @field_validator("profiles")
+    @classmethod
+    def _once(cls, profiles: list[LinkGates]) -> list[LinkGates]:
+        links = [profile.links for profile in profiles]
+        if twice := [name for name in links if links.count(name) > 1]:
+            raise ValueError(f"{twice[0]} has gates twice")
+        return profiles
+
     def settled(self, where: Where) -> Policy:
         fit = [profile for profile in self.profiles if profile.fits(where)]
         return self.model_copy(update={"profiles": (fit or self.profiles)[:1]})
 
+    def by_digest(self, card: Mapping[str, Any]) -> dict[str, Any]:
+        if not all(profile.model_dump() in card.get("profiles", ()) for profile in self.profiles):
+            return {}
+        return {"profiles": [f"{profile.links}@{profile.digest}" for profile in self.profiles]}
+
     def check(self, where: Where) -> None:
-        if not self.profiles or not all(profile.check(where) for profile in self.profiles):
-            raise UnknownPolicy(
-                f"policy {self.name!r} needs gates for every tier, exit and action; `tierwise calibrate` fits them"
-            )
+        if not self.profiles:
+            raise UnknownPolicy(f"policy {self.name!r} needs gates; `tierwise calibrate` fits them")
+        for profile in self.profiles:
+            if fault := profile.fault(where):
+                raise UnknownPolicy(f"policy {self.name!r}, gates of {profile.links}: {fault}")
 
     def exit_rule(self, where: Where) -> ExitRule | None:
         exits, at = self._exits(where), [action for action, _ in self._actions(where)]
@@ -95,6 +145,14 @@ class PathGates(Policy):
         best = scores(features(np.array(visit.exits)[:, None])[-1, 0], gates).argmax()
         _, to = actions[best]
         return Decision(to, float(to is not None), "policy")
+
+    def scores(self, where: Where) -> list[dict[str, float]]:
+        actions, exits = self._actions(where), self._exits(where)
+        seen = features(np.array(where.visits[-1].exits)[:, None])[:, 0]  # [E, 6]
+        return [
+            {to or ANSWER: float(scores(x, np.array([gates[action]]))[0]) for action, to in actions}
+            for x, gates in zip(seen, exits, strict=False)  # the deepest tier has none at its last exit
+        ]
 
     def may_offload_after(self, where: Where) -> bool:
         return bool(where.reachable)

@@ -132,12 +132,13 @@ def build(spec: str | Mapping[str, Any], tiers: Sequence[str], defaults: Mapping
     policy = _version(name, sha256)
     try:
         if policy is not None:
-            return policy.model_validate({**_on_card(policy, name, defaults), **given})
+            card = _on_card(policy, name, defaults)
+            return policy.model_validate({**card, **given}, context=card)
         if given:
             raise UnknownPolicy(f"policy {name!r} has no parameters; got {', '.join(sorted(given))}")
         return Only(tier=name.removesuffix("-only"))
     except ValidationError as error:
-        unknown = any(problem["type"] == "extra_forbidden" for problem in error.errors())
+        unknown = any(problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1 for problem in error.errors())
         known = f" (parameters: {', '.join(policy.model_fields)})" if unknown and policy is not None else ""
         raise UnknownPolicy(f"policy {name!r}: {_problems(error)}{known}") from error
 
@@ -199,16 +200,22 @@ def _version(name: str, sha256: object) -> type[Policy] | None:
 
 
 def _problems(error: ValidationError) -> str:
-    """What is wrong with each parameter, once: one that may be a number or one per tier fails as both."""
-    faults: dict[str, str] = {}
+    """What is wrong with each parameter, once: one that may be a number or one per tier fails as both.
+
+    The place inside of a value is told as in JSON: by tier, and by number from 0 in a list.
+    """
+    faults, whole = dict[str, str](), set[str]()
     for problem in error.errors():
         loc, kind = problem["loc"], problem["type"]
         message = "unknown parameter" if kind == "extra_forbidden" else in_words(kind, problem["msg"])
         name = str(loc[0]) if loc else "parameters"
-        if len(loc) > 2:  # inside of a value per tier
-            faults[name] = f"{name}.{loc[-1]}: {message}"
+        if kind.startswith("int_") or problem.get("ctx", {}).get("ge", 0) > 1:
+            whole.add(name)  # a share would be a bad example
+        place = [str(part) for part in loc[1:] if not str(part).startswith(("dict[", "constrained-"))]
+        if len(loc) > 2:
+            faults[name] = f"{'.'.join((name, *place))}: {message}"
         elif kind == "dict_type" and name in faults:
-            faults[name] += ', or one per tier, {"end": 0.9}'
+            faults[name] += f', or one per tier, {{"end": {128 if name in whole else 0.9}}}'
         else:
             faults.setdefault(name, f"{name}: {message}")
     return "; ".join(faults.values())
@@ -243,6 +250,11 @@ def spec_of(policy: Policy) -> dict[str, Any]:
     parameters = {} if isinstance(policy, Only) else policy.model_dump(mode="json", by_alias=True)
     version = {} if policy.sha256 is None else {"sha256": policy.sha256}
     return {"name": name_of(policy), **version, **parameters}
+
+
+def travelling(policy: Policy, defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The same as it travels to tiers with these defaults: what they have goes by its digest, and is checked there."""
+    return {**spec_of(policy), **policy.by_digest(defaults.get(name_of(policy), {}))}
 
 
 def _used(

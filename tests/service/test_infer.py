@@ -157,3 +157,12 @@ def test_a_policy_of_another_version_of_its_file_is_refused_rather_than_replaced
     detail = refused.json()["detail"]
     assert "give every tier the same file" in detail
     assert [line["detail"] for line in lines if line["event"] == "policy_refused"] == [detail]
+
+
+def test_a_tier_with_other_gates_refuses_those_that_were_sent_by_their_digest(last):
+    with capture_logs() as lines:
+        refused = ask(last, ["a film"], policy={"name": "path-gates", "profiles": ["ideal/ideal@0123456789ab"]})
+    assert refused.status_code == 422
+    detail = refused.json()["detail"]
+    assert "sent on with the gates ideal/ideal@0123456789ab; this tier's card has others" in detail
+    assert [line["detail"] for line in lines if line["event"] == "policy_refused"] == [detail]

@@ -188,6 +188,30 @@ def test_explain_names_the_rules_in_force(serve, edge, card):
     assert result["hops"][0]["explained"]["offload_rule"] == {"name": "step", "parameters": {"threshold": 0.2}}
 
 
+def test_explain_tells_what_each_gate_gave_and_not_the_gates(serve, edge):
+    caller = serve(edge=edge)
+    (result,) = caller.results("a fine film", explain=True, policy="path-gates")
+    hop = result["hops"][0]
+    assert hop["explained"]["exit_rule"] == {"name": "path", "parameters": {}}
+    assert all(exit_["scores"].keys() == {"answer", "edge", "cloud"} for exit_ in hop["exits"])
+    last = hop["exits"][-1]["scores"]
+    assert hop["offloaded_to"] == max(last, key=last.__getitem__) == "cloud"  # by way of the edge, which answered
+    assert result["why"] == Why.GATED_NEXT
+    (result,) = caller.results("a fine film", policy="path-gates")
+    assert result["hops"][0]["exits"] is None
+
+
+def test_the_gates_of_the_card_stay_and_those_of_a_request_travel(serve, edge, card):
+    caller = serve(edge=edge)
+    own = card["policies"]["path-gates"]["profiles"][0]
+    (answered,) = caller.classify("a fine film", policy="path-gates").json()["policy"]["profiles"]
+    assert answered == json.loads(json.dumps(own), parse_int=float)  # who asked sees them all
+    (sent,) = edge.bodies[-1]["policy"]["profiles"]
+    assert sent.startswith("ideal/ideal@")
+    caller.classify("a fine film", policy={"name": "path-gates", "profiles": [{**own, "links": "any/any"}]})
+    assert edge.bodies[-1]["policy"]["profiles"] == [{**answered, "links": "any/any"}]
+
+
 def test_an_answer_without_explain_has_no_rules(alone):
     assert "explained" not in alone.results("a fine film")[0]["hops"][0]
 

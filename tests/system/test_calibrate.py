@@ -52,9 +52,10 @@ def test_one_run_gives_every_policy_what_it_needs(bundle, texts):
     card, where = calibrated.card, Where("end", ("edge", "cloud"), {"end": 3, "edge": 2, "cloud": 4})
     assert card.engine == runs_on(calibrated)
     assert "INT8" not in capabilities() or card.engine == "openvino int8"  # it found the tables first
-    skips = card.report["operating_point"]["skips"]  # from all texts through the edge to all past it
-    assert [skips[0]["skip_below"], skips[-1]["skip_below"]] == [0.0, 1.0]
-    assert skips[0]["accuracy"] == pytest.approx(card.report["operating_point"]["expected"]["accuracy"], abs=0.02)
+    point = card.report["operating_point"]
+    skips = {row["skip_below"]: row["accuracy"] for row in point["skips"]}
+    assert {0.0, 1.0} < skips.keys()  # from all texts through the edge to all past it
+    assert skips[point["skip_below"]] == pytest.approx(point["expected"]["accuracy"])
     assert {"end", "end+edge", "end+cloud"} <= card.fitted_weights.keys()
     assert card.reads_alike == {"edge": ["cloud"]}
     assert card.report["pruning"] == {"chosen": 0.0, "by": [], "not_tried": "0 texts are long enough"}

@@ -11,14 +11,16 @@ of JEI-DNN we take the gates, not the turns of gate and classifier training.
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import Field
+import numpy as np
+from pydantic import Field, ValidationInfo, ValidatorFunctionWrapHandler, field_validator
 
 from shared.errors import UnknownPolicy
 from shared.model.exits import Confidence, Entropy, ExitRule, Patience
 from shared.model.gates import OF_JEI_DNN, JeiDnn
-from shared.policies.base import Clues, Decision, Policy, Ratio, Where, answer_at, needs_all_layers
+from shared.policies.base import Clues, Decision, Policy, Ratio, Where, answer_at, digest_of, needs_all_layers
 
 
 class EarlyExit(Policy):
@@ -80,6 +82,20 @@ class JeiDnnExits(_AtTier):
         {}, description="by tier, for each exit but the last: a weight for each of four features, then the bias"
     )
 
+    @field_validator("gates", mode="wrap")
+    @classmethod
+    def _read(cls, value: Any, whole: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        """Gates as they are, or the digest of those of this tier's card."""
+        if not isinstance(value, str):
+            return whole(value)
+        here = whole((info.context or {}).get("gates", {}))
+        if (own := digest_of(here)) != value:
+            raise ValueError(f"sent on with the gates {value}; this tier's card has {own}: give all tiers one card")
+        return here
+
+    def by_digest(self, card: Mapping[str, Any]) -> dict[str, Any]:
+        return {"gates": digest_of(self.gates)} if self.gates == card.get("gates") else {}
+
     def check(self, where: Where) -> None:
         tier = self.tier or where.tiers[-1]
         if len(self.gates.get(tier, ())) != where.layers[tier] - 1:
@@ -88,6 +104,10 @@ class JeiDnnExits(_AtTier):
                 f"{where.layers[tier] - 1} in all; `tierwise calibrate` fits them"
             )
 
-    def exit_rule(self, where: Where) -> ExitRule | None:
+    def exit_rule(self, where: Where) -> JeiDnn | None:
         gates = self.gates.get(where.tier)
         return None if gates is None else JeiDnn(tuple(map(tuple, gates)))
+
+    def scores(self, where: Where) -> list[dict[str, float]]:
+        rule, seen = self.exit_rule(where), np.array(where.visits[-1].exits)[:, None]  # [E, 1, C]
+        return [] if rule is None else [{"answer": q} for q in rule.leaving(seen[: len(rule.gates)])[:, 0].tolist()]

@@ -67,10 +67,11 @@ class Tier {
     cell.replaceChildren(el("i"), hidden(words));
   }
 
-  exit({ exit, probabilities, confidence }) {
+  exit({ exit, probabilities, confidence, scores }) {
     const label = labelOf({ probabilities, confidence });
     const cell = this.cells[exit - 1];
-    this.paint(cell, "lit", confidence, `exit ${exit}: ${label} ${percent(confidence)}`);
+    const gates = Object.entries(scores ?? {}).map(([action, score]) => `, ${action} ${score.toFixed(2)}`);
+    this.paint(cell, "lit", confidence, `exit ${exit}: ${label} ${percent(confidence)}${gates.join("")}`);
     cell.dataset.label = label;
     this.become("running", `layer ${exit} of ${this.cells.length}`);
   }
@@ -115,7 +116,7 @@ function leaves(rule) {
   if (rule === null) return "no early exit";
   const set = Object.entries(rule.parameters).filter(([, value]) => value !== 0);
   const values = set.map(([name, value]) => `${title(name)} ${value}`);
-  return `leaves early by ${rule.name} (${values.join(", ")})`;
+  return `leaves early by ${rule.name}${values.length ? ` (${values.join(", ")})` : ""}`;
 }
 
 const labelOf = ({ probabilities, confidence }) =>

@@ -9,6 +9,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from lab.fit import gates as lab
+from lab.fit import prices
 from shared.model.exits import exit_taken
 from shared.model.gates import FEATURES, JeiDnn, Path, features, scores
 
@@ -167,3 +168,54 @@ def test_of_two_gates_the_one_for_the_greater_stake_counts():
     stay, sent = np.array([0.1] * 9 + [0.0]), np.array([0.09] * 9 + [0.9])
     (one, other) = lab._of_actions(x, 2, {0: stay, 1: sent}, None)
     assert one[-1] > other[-1]
+
+
+# -- choosing a price -------------------------------------------------------------------------------------------------
+
+
+def row(price, lost, se=0.001):
+    return {"price": price, "lost": lost, "lost_se": se, "ms": 100 - price}
+
+
+def test_the_fastest_price_within_the_loss_allowed_is_kept():
+    rows = [row(price, lost) for price, lost in enumerate([0.0, 0.001, 0.002, 0.004, 0.02])]
+    assert prices.choice(rows, 0.003) == 2  # half a standard error is added
+    assert prices.choice(rows, 0.0021) == 1
+
+
+def test_a_price_that_is_lucky_among_worse_ones_is_not():
+    """The sixth loses as little as the second by chance: those before it lose more, and can only lose less in truth."""
+    lost = [0.0, 0.001, 0.002, 0.006, 0.009, 0.001, 0.02]
+    assert prices.choice([row(price, own) for price, own in enumerate(lost)], 0.003) == 2
+
+
+def test_few_texts_make_for_caution():
+    rows = [row(price, lost, se=0.004) for price, lost in enumerate([0.0, 0.001, 0.002, 0.004])]
+    assert prices.choice(rows, 0.003) == 1
+    assert prices.choice(rows, -0.01) == 0  # none is within it: the one that loses least
+
+
+def test_a_lucky_price_is_kept_less_often_than_by_the_figures_alone():
+    """True losses grow with the price, and each is measured on 2,500 texts: how often is more lost than .3 points?"""
+    rng, true = np.random.default_rng(0), np.array([0, 0.0005, 0.001, 0.002, 0.003, 0.0045, 0.0075, 0.012])
+    se, beyond = 0.002, np.zeros((300, 2), dtype=bool)
+    for turn in range(len(beyond)):
+        lost = true + se * (0.7 * rng.normal() + 0.7 * rng.normal(size=len(true)))
+        fastest = max([at for at, own in enumerate(lost) if own <= 0.003], default=0)
+        kept = prices.choice([row(at, own, se) for at, own in enumerate(lost)], 0.003)
+        beyond[turn] = true[fastest] > 0.003, true[kept] > 0.003
+    by_figures, by_choice = beyond.mean(0)
+    assert by_choice < 0.15
+    assert by_choice < 0.4 * by_figures
+
+
+def test_prices_are_relative_to_what_the_deepest_tier_takes():
+    near, far = (np.array(prices.prices(np.full(10, seconds))) for seconds in (0.07, 3.5))
+    assert near == pytest.approx(50 * far, rel=0.01)
+    assert (near * 0.07).tolist() == pytest.approx(prices.STAKES, rel=0.01)
+
+
+def test_every_text_is_judged_once_by_gates_that_have_not_seen_it():
+    every = prices.folds(11)
+    assert sorted(np.concatenate([rows for _, rows in every]).tolist()) == list(range(11))
+    assert all(set(fit.tolist()).isdisjoint(rows.tolist()) and len(fit) + len(rows) == 11 for fit, rows in every)

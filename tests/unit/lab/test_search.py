@@ -5,9 +5,23 @@ import pytest
 from rich.console import Console
 
 from lab.data.examples import Example
+from lab.replay.gated import gated
 from lab.replay.profile import Http, Table
 from lab.replay.recorder import Kernel, Recorders
-from lab.replay.search import EVERY, FIRST, SENDERS, Knob, Search, beside, coarse, knobs, token_choices
+from lab.replay.search import (
+    EVERY,
+    FIRST,
+    SENDERS,
+    SKIPS,
+    STEEPNESS,
+    THRESHOLDS,
+    Knob,
+    Search,
+    beside,
+    coarse,
+    knobs,
+    token_choices,
+)
 from lab.replay.times import Times
 from lab.replay.trial import Conditions, Trial, links_of
 from shared.errors import BadSetting
@@ -125,3 +139,28 @@ def test_fewer_tokens_take_less_time_by_the_same_table(trial):
     short = trial.of({"name": "collaborative", "offload_threshold": {}, "theta": 0, "max_tokens": {"end": 10}})
     assert (short.ms <= full.ms + 1e-9).all()
     assert (short.ms < full.ms).any()
+
+
+def test_gates_are_tried_at_every_price_and_judged_by_others_than_they_were_fitted_on(trial, monkeypatch):
+    monkeypatch.setattr("lab.fit.prices.STAKES", (0.1,))
+    card = trial.bundle.card
+    card.policies["path-gates"]["profiles"][0]["links"] = "5g-nsa/metro"
+    card.report["gates"] = {"path-gates": {"5g-nsa/metro": {"chosen": 0.5}}}
+    before, search = str(card), Search(trial, np.arange(4), coefficients=(0.0,), tokens=token_choices((), trial.bundle))
+    for full, outcomes in gated(trial):
+        search.add(full, outcomes)
+    assert str(card) == before
+    first, own = search.specs
+    assert own == {"name": "path-gates"}
+    assert [profile["links"] for profile in first["profiles"]] == ["5g-nsa/metro"]
+    for spec, seen in zip(search.specs, search.every, strict=True):
+        assert trial.of(spec).right.tolist() == seen.right.tolist()
+    known, unseen = trial.replay.run(trial.replay.policy(first)), trial.of(first)
+    assert (known.label == trial.truth).mean() > unseen.right.mean()  # labels by turns: what was fitted only seems good
+
+
+def test_the_values_that_calibration_chooses_from_are_the_planners(bundle):
+    knobs_of = {knob.name: knob.fine for knob in knobs(bundle, (0.0,), token_choices((), bundle))["collaborative"]}
+    assert knobs_of["offload_threshold"] is THRESHOLDS
+    assert (knobs_of["skip_below"], knobs_of["steepness"]) == (SKIPS, STEEPNESS)
+    assert "speculate_below" in knobs_of

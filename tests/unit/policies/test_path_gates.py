@@ -1,5 +1,6 @@
 """`path-gates` and `jei-dnn`: what hand-made gates decide, which profile's gates hold, and what is refused."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from shared.errors import UnknownPolicy
 from shared.model.ensemble import Weighting
 from shared.model.gates import JeiDnn, Path
 from shared.model.pruning import Pruning
-from shared.policies import STAY, Clues, Decision, Link, Sight, Visit, Where, build, spec_of
+from shared.policies import STAY, Clues, Decision, Link, Sight, Visit, Where, build, spec_of, travelling
 
 TIERS = ("end", "edge", "cloud")
 LAYERS = {"end": 3, "edge": 2, "cloud": 4}
@@ -93,6 +94,49 @@ def test_the_gates_of_the_links_are_settled_once_and_travel_alone(links, holds):
     assert build(spec_of(settled), TIERS, {"path-gates": policy.model_dump()}) == settled
 
 
+CARD = {
+    "path-gates": {"profiles": [{"links": "lte/metro", "tiers": GATES}, {"links": "5g-nsa/metro", "tiers": GATES}]},
+    "jei-dnn": {"gates": {"cloud": [[1.0, 0, 0, 0, -0.5]] * 3}},
+}
+OTHERS = {
+    "path-gates": {"profiles": [{"links": "5g-nsa/metro", "tiers": {**GATES, "cloud": [[EDGE]] * 3}}]},
+    "jei-dnn": {"gates": {"cloud": [[2.0, 0, 0, 0, -0.5]] * 3}},
+}
+
+
+@pytest.mark.parametrize("name", CARD)
+def test_gates_of_the_card_stay_at_the_tiers_and_a_digest_travels(name):
+    policy = build({"name": name, **({"unread_words": True} if name == "path-gates" else {})}, TIERS, CARD)
+    settled = policy.settled(at("end"))
+    spec = travelling(settled, CARD)
+    assert len(json.dumps(spec)) < 130 < len(json.dumps(spec_of(settled)))
+    assert build(spec, TIERS, CARD) == settled
+    assert build(json.loads(json.dumps(spec)), TIERS, json.loads(json.dumps(CARD))) == settled
+
+
+def test_what_travels_names_the_links():
+    links = {"edge": ("edge", "5g-nsa"), "cloud": ("cloud", "5g-nsa+metro")}
+    (gates,) = travelling(build("path-gates", TIERS, CARD).settled(at("end", links=links)), CARD)["profiles"]
+    assert gates.partition("@")[0] == "5g-nsa/metro"
+
+
+@pytest.mark.parametrize("name", CARD)
+@pytest.mark.parametrize("card", [{}, OTHERS], ids=["none", "others"])
+def test_a_tier_whose_card_has_other_gates_refuses_and_says_so(name, card):
+    spec = travelling(build(name, TIERS, CARD).settled(at("end")), CARD)
+    with pytest.raises(
+        UnknownPolicy, match=rf"'{name}': .*sent on with the gates .* this tier's card has .*all tiers one card"
+    ):
+        build(spec, TIERS, card)
+
+
+@pytest.mark.parametrize("name", CARD)
+def test_gates_that_a_request_gives_travel_whole(name):
+    policy = build({"name": name, **OTHERS[name]}, TIERS, CARD)
+    assert travelling(policy, CARD) == spec_of(policy)
+    assert build(travelling(policy, CARD), TIERS, {}) == policy
+
+
 def test_a_tier_between_that_is_asked_first_has_the_backbone_before_it():
     policy = made(profiles=[{"links": name, "tiers": GATES} for name in ("5g-nsa/metro", "lte/regional")])
     settled = policy.settled(at("edge", links={"cloud": ("cloud", "regional")}))
@@ -101,24 +145,51 @@ def test_a_tier_between_that_is_asked_first_has_the_backbone_before_it():
 
 
 @pytest.mark.parametrize(
-    "tiers",
+    ("tiers", "fault"),
     [
-        {},
-        {**GATES, "end": GATES["end"][:2]},
-        {**GATES, "cloud": GATES["cloud"] * 2},
-        {**GATES, "edge": [[ANSWER]] * 2},
+        pytest.param({}, "end has gates at 0 exits, not at 3", id="none"),
+        pytest.param({**GATES, "end": GATES["end"][:2]}, "end has gates at 2 exits, not at 3", id="an exit short"),
+        pytest.param({**GATES, "cloud": GATES["cloud"] * 2}, "cloud has gates at 6 exits, not at 3", id="exits over"),
+        pytest.param(
+            {**GATES, "edge": [GATES["edge"][0], [ANSWER]]},
+            "edge, exit 2: 1 gates, not one for each of answer, cloud",
+            id="an action short",
+        ),
+        pytest.param({**GATES, "fog": []}, "unknown tier 'fog': this bundle has end, edge, cloud", id="another tier"),
     ],
-    ids=["none", "an exit short", "exits over", "an action short"],
 )
-def test_gates_for_other_tiers_exits_or_actions_are_refused(tiers):
+def test_gates_for_other_tiers_exits_or_actions_are_refused_by_place(tiers, fault):
     made().check(at("end"))
-    policy = made(profiles=[{"links": "5g-nsa/metro", "tiers": tiers}])
-    with pytest.raises(UnknownPolicy, match=r"path-gates.*tierwise calibrate"):
+    policy = made(profiles=[{"links": "lte/metro", "tiers": GATES}, {"links": "5g-nsa/metro", "tiers": tiers}])
+    with pytest.raises(UnknownPolicy) as refused:
         policy.check(at("end"))
+    assert str(refused.value) == f"policy 'path-gates', gates of 5g-nsa/metro: {fault}"
+
+
+def test_links_have_gates_once():
+    with pytest.raises(UnknownPolicy, match="profiles: lte/metro has gates twice"):
+        made(profiles=[{"links": "lte/metro", "tiers": GATES}] * 2)
+
+
+def test_what_every_action_scored_is_told_by_exit():
+    where = at("end", 0.75, 0.25)  # it moved by .5
+    first, second = made().scores(where)
+    assert first == pytest.approx({"answer": -0.15, "edge": -0.3, "cloud": -0.15})
+    assert second == pytest.approx({"answer": -0.15, "edge": 0.2, "cloud": -0.15})
+    assert made().after(where, 0.75, draw=0.0).to == max(second, key=second.__getitem__)
+    assert made().scores(replace(where, reachable=()))[0].keys() == {"answer"}
+    assert len(made().scores(replace(at("cloud", *[0.9] * 4)))) == 3  # it has no choice at its last exit
+
+
+def test_jei_dnn_tells_the_chance_to_leave_by_exit():
+    policy = build({"name": "jei-dnn", "tier": "end", "gates": {"end": [[1.0, 0, 0, 0, -0.9]] * 2}}, TIERS, {})
+    assert policy.scores(at("end", 0.9, 0.95, 0.99))[0] == {"answer": 0.5}
+    assert len(policy.scores(at("end", 0.9, 0.95, 0.99))) == 2
+    assert policy.scores(at("edge", 0.9)) == []
 
 
 def test_without_a_card_there_are_none():
-    with pytest.raises(UnknownPolicy, match=r"path-gates.*tierwise calibrate"):
+    with pytest.raises(UnknownPolicy, match=r"'path-gates' needs gates; `tierwise calibrate` fits them"):
         build("path-gates", TIERS, {}).check(at("end"))
     with pytest.raises(
         UnknownPolicy, match=r"jei-dnn.*cloud needs a gate for each of its exits but the last, 3 in all"
@@ -126,17 +197,21 @@ def test_without_a_card_there_are_none():
         build("jei-dnn", TIERS, {}).check(at("end"))
 
 
+def path_gates(*gates):
+    return {"name": "path-gates", "profiles": [{"links": "lte/metro", "tiers": {"end": [[[1.0] * 7], list(gates)]}}]}
+
+
 @pytest.mark.parametrize(
-    "spec",
+    ("spec", "fault"),
     [
-        {"name": "path-gates", "profiles": [{"links": "lte/metro", "tiers": {"end": [[[1.0] * 6]]}}]},
-        {"name": "path-gates", "profiles": [{"links": "lte/metro", "tiers": {"end": [[[float("nan")] * 7]]}}]},
-        {"name": "jei-dnn", "gates": {"cloud": [[1.0] * 4]}},
-        {"name": "jei-dnn", "gates": {"fog": [[1.0] * 5]}},
+        (path_gates([1.0] * 6), "profiles.0.tiers.end.1.0: must have at least 7 items, not 6"),
+        (path_gates([1.0] * 7, [float("nan")] * 7), "profiles.0.tiers.end.1.1.6: must be a finite number"),
+        ({"name": "jei-dnn", "gates": {"cloud": [[1.0] * 4]}}, "gates.cloud.0: must have at least 5 items, not 4"),
+        ({"name": "jei-dnn", "gates": {"fog": [[1.0] * 5]}}, "unknown tier 'fog': this bundle has end, edge, cloud"),
     ],
 )
-def test_gates_of_another_size_or_tier_are_refused(spec):
-    with pytest.raises(UnknownPolicy):
+def test_gates_of_another_size_or_tier_are_refused_by_place(spec, fault):
+    with pytest.raises(UnknownPolicy, match=fault):
         build(spec, TIERS, {})
 
 
