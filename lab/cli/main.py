@@ -17,6 +17,7 @@ from lab.cli.link_cli import app as links
 from lab.cli.mesh_cli import app as mesh_app
 from lab.cli.policy_cli import app as policies
 from lab.cli.replay_cli import app as recorded
+from lab.cli.scale_cli import app as replicas
 from lab.console import aside, screen
 from lab.outputs import sole_writer
 from lab.whole import Runtime
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(links, name="link", help="The links of running containers: show, set, cut, heal, replay a trace, verify.")
 app.add_typer(policies, name="policy", help="Policies of your own.")
+app.add_typer(replicas, name="scale", help="How many replicas: an autoscaler, and sizes, in simulated time.")
 app.add_typer(data_app)
 app.add_typer(recorded)
 app.add_typer(mesh_app)

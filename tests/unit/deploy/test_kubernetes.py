@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from lab.live.stack import role_of
+from lab.scale.step import READS
 from shared.errors import BadSetting
 from shared.web.settings import load_settings
 from tests.kubernetes import (
@@ -222,3 +223,16 @@ def test_images_are_those_that_compose_builds():
 def test_a_cluster_of_two_processors_has_room_for_one_host():
     pods = dict(workloads(rendered("overlays/one-host")))
     assert sum(int(container(pod)["resources"]["requests"]["cpu"].removesuffix("m")) for pod in pods.values()) <= 1000
+
+
+def test_the_signal_is_read_as_it_was_simulated():
+    read = READS[1]
+    monitors = of_kind(rendered("overlays/gpu"), "ServiceMonitor")
+    assert {one["spec"]["endpoints"][0]["interval"] for one in monitors} == {f"{read.scrape_s:g}s"}
+    (rule,) = yaml.safe_load((KUBERNETES / "adapter.yaml").read_text())["rules"]["custom"]
+    queries = [rule["metricsQuery"]]
+    queries += [
+        one["spec"]["triggers"][0]["metadata"]["query"] for one in of_kind(rendered("overlays/keda"), "ScaledObject")
+    ]
+    assert len(queries) == 4
+    assert all(f"[{read.scrape_s * read.scrapes:g}s]" in query and "avg_over_time" in query for query in queries)

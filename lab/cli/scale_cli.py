@@ -1,0 +1,120 @@
+"""`tierwise scale ...`: how many replicas, in simulated time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+from lab.cli import options
+from lab.console import aside, screen
+from lab.outputs import REPLACED, write_json
+
+app = typer.Typer(no_args_is_help=True)
+console = screen()
+
+Measured = Annotated[
+    Path, Argument(exists=True, dir_okay=False, help="What `tierwise bench` wrote, with TIER-only of every tier.")
+]
+Wait = Annotated[float, Option("--queue-wait-ms", min=0.001, help="`TIERWISE_QUEUE_WAIT_MS` of every tier.")]
+Out = Annotated[Path | None, Option(help="JSON file.", show_default="none")]
+
+
+def _write(out: Path | None, value: object) -> None:
+    if out is not None:
+        aside().print(f"wrote {out}{REPLACED if write_json(options.output(out), value) else ''}")
+
+
+@app.command()
+def step(
+    measured: Measured,
+    policy: Annotated[str, Option(help="A policy of that file.")] = "collaborative",
+    tier: Annotated[str, Option(help="The tier that is scaled, alone.")] = "cloud",
+    autoscaler: Annotated[
+        Path,
+        Option(exists=True, dir_okay=False, help="Manifest of a HorizontalPodAutoscaler: target and behaviour."),
+    ] = Path("deploy/kubernetes/tier/autoscaler.yaml"),
+    most: Annotated[int, Option(min=1, help="Most replicas; the least is 1.")] = 4,
+    load: Annotated[float, Option(min=0.01, max=1, help="Load at rest, of one replica's capacity.")] = 0.7,
+    times: Annotated[float, Option(min=1, help="The step: times the load at rest.")] = 3.0,
+    start_s: Annotated[float, Option(min=0, help="Seconds until a new replica is ready.")] = 20.0,
+    queue_wait_ms: Wait = 100.0,
+    runs: Annotated[int, Option(min=1, help="Runs with other draws.")] = 20,
+    out: Out = None,
+) -> None:
+    """Simulate the autoscaler after a step of load: by the work that waits, and by CPU."""
+    import yaml
+
+    from lab.scale.demand import measured as demand_of
+    from lab.scale.hpa import Spec
+    from lab.scale.step import READS, react, show, summary
+
+    demand = demand_of(measured, policy).alone(tier)
+    spec = Spec.of(yaml.safe_load(autoscaler.read_text())).within(1, most)
+    rate = load / demand.stops[0].mean_s
+    limits = {"start_s": start_s, "wait_s": queue_wait_ms / 1e3}
+    rows = [summary(read, react(demand, spec, read, rate, times, runs=runs, **limits)) for read in READS]
+    show(rows, console)
+    given = {
+        "measured": measured.name,
+        "policy": policy,
+        "tier": tier,
+        "rate": rate,
+        "times": times,
+        "most": most,
+        **limits,
+    }
+    _write(out, {"simulated": True, "given": given, "signals": rows})
+
+
+@app.command()
+def size(
+    measured: Measured,
+    policy: Annotated[str, Option(help="A policy of that file.")] = "collaborative",
+    rates: Annotated[str, Option(help="Texts a second: A,B,...")] = "10,100,1000,10000",
+    load: Annotated[float, Option(min=0.01, max=0.99, help="Load of every replica, of its capacity.")] = 0.6,
+    texts: Annotated[int, Option(min=100, help="Texts that are simulated at each rate.")] = 100_000,
+    price: Annotated[str, Option(help="Price of an hour of a processor: TIER=PRICE,...", show_default="none")] = "",
+    queue_wait_ms: Wait = 100.0,
+    out: Out = None,
+) -> None:
+    """Simulate as many replicas as a rate needs: latency, refusals, links; and what a million texts cost by policy."""
+    from lab.scale.demand import measured as demand_of
+    from lab.scale.demand import policies
+    from lab.scale.size import hours, show, show_hours, sized
+
+    wanted, prices = _numbers("--rates", rates), _prices(price)
+    demand = demand_of(measured, policy)
+    rows = [sized(demand, rate, load=load, texts=texts, wait_s=queue_wait_ms / 1e3) for rate in wanted]
+    show(rows, console)
+    costs = {name: hours(demand_of(measured, name)) for name in policies(measured)}
+    show_hours(costs, prices, console)
+    _write(
+        out,
+        {
+            "simulated": True,
+            "measured": measured.name,
+            "load": load,
+            "rows": rows,
+            "hours_a_million": costs,
+            "prices": prices,
+        },
+    )
+
+
+def _numbers(option: str, given: str) -> list[float]:
+    try:
+        numbers = [float(part) for part in given.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(0 < number < 1e9 for number in numbers):
+        raise typer.BadParameter("expected numbers above 0: A,B,...", param_hint=option)
+    return numbers
+
+
+def _prices(given: str) -> dict[str, float]:
+    pairs = [part.partition("=") for part in given.split(",") if part]
+    numbers = _numbers("--price", ",".join(price for _, _, price in pairs)) if pairs else []
+    return {tier: number for (tier, _, _), number in zip(pairs, numbers, strict=True)}
