@@ -93,6 +93,21 @@ def cells() -> Rows:
     return Rows(rows, first, times)
 
 
+def ways(here: str) -> Rows:
+    """`tierwise check-states`: text and state from a tier to the next, by link and length; the cheaper in bold."""
+    report = read(RESULTS / "check-states.json")
+    links: dict[str, Row] = {}
+    columns: dict[str, str] = {}
+    for way in report["ways_modelled"]:
+        if way["hop"].split()[0] == here:
+            row = links.setdefault(way["link"], {"link": way["link"]})
+            for kind in ("text", "state"):
+                shown = f"{way[f'{kind}_ms']:.1f}"
+                row[f"{kind}{way['tokens']}"] = f"**{shown}**" if kind == way["choice"] else shown
+                columns[f"{way['tokens']} tokens: {kind}, ms"] = f"{{{kind}{way['tokens']}}}"
+    return Rows(list(links.values()), report, columns)
+
+
 def load() -> Rows:
     """`make load`, less the search for saturation."""
     return Rows([phase for phase in read(RESULTS / "load.json")["phases"] if phase["name"] != "ladder"])

@@ -64,9 +64,7 @@ class Agreement:
             "form": self.form.value,
             "after_layer": self.after,
             "n": self.texts,
-            "same_label": self.same / self.texts,
-            "same_label_low": low,
-            "same_label_high": high,
+            "same_label": [self.same / self.texts, low, high],
             "same_at_every_exit": self.same_everywhere / self.texts,
             "largest_logit_difference": max(self.gaps),
             "p99_logit_difference": float(np.quantile(self.gaps, 0.99)),
@@ -188,7 +186,8 @@ def _print(report: dict[str, Any], console: Console) -> None:
     columns = ("after layer", "texts", "same label", "same at every exit", "largest logit difference")
     found = sheet("going on from states, beside whole runs", "state", *columns, words=["state"])
     for row in report["agreement"]:
-        shares = f"{row['same_label']:.2%} [{row['same_label_low']:.2%}, {row['same_label_high']:.2%}]"
+        same, low, high = row["same_label"]
+        shares = f"{same:.2%} [{low:.2%}, {high:.2%}]"
         cells = (row["form"], str(row["after_layer"]), str(row["n"]), shares, f"{row['same_at_every_exit']:.2%}")
         found.add_row(*cells, f"{row['largest_logit_difference']:.4f}")
     console.print(found)

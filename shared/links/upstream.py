@@ -151,7 +151,7 @@ class Upstream:
         A call that is under way adds to the estimates that it began with, which nobody asks any more.
         """
         self._link_time, self._usual = Smoothed(forget_s=_FORGET_S), Smoothed(forget_s=_FORGET_USUAL_S)
-        self._upload = Smoothed(forget_s=_FORGET_USUAL_S)  # seconds a megabyte
+        self._upload = Smoothed(forget_s=_FORGET_USUAL_S, clock=self._clock)  # seconds a megabyte
 
     @property
     def link_s(self) -> float:

@@ -152,11 +152,7 @@ class Encoder:
         rows = [row for row in range(len(texts)) if row not in done]  # the texts still here
         if not rows:
             return [done[row] for row in range(len(texts))]
-        if begun:
-            state = engine.resume([begun[row] for row in rows], importance=importance)
-            seen = list(np.stack([begun[row].exits for row in rows], axis=1))
-        else:
-            state, seen = engine.start(texts, importance=importance), []  # type: ignore[arg-type]
+        state, seen = self._begin([texts[row] for row in rows], importance)
         whole = rule is not None or every_exit
         for depth in range(first + 1, end + 1):
             last = depth == end
@@ -189,6 +185,13 @@ class Encoder:
                 rows, state = [rows[at] for at in stay], engine.keep(state, stay)
                 seen = [logits[stay] for logits in seen]
         return [done[row] for row in range(len(texts))]
+
+    def _begin(self, texts: Sequence[Encoded | State], importance: bool) -> tuple[Any, list[Array]]:
+        """The engine's state of texts, or of their states, and the logits of the exits that they bring."""
+        begun = [text for text in texts if isinstance(text, State)]
+        if not begun:
+            return self.engine.start(texts, importance=importance), []  # type: ignore[arg-type]
+        return self.engine.resume(begun, importance=importance), list(np.stack([s.exits for s in begun], axis=1))
 
     def _first(self, begun: Sequence[State], texts: int, end: int) -> int:
         """Layers that ran before a pass, whose last layer is `end`.
