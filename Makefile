@@ -38,8 +38,8 @@ test: $(STAMP)  ## run the unit, service, system and load tests
 e2e: $(STAMP)  ## test the containers (needs Docker, and sch_netem for shaped links; else skips and says why)
 	$(BIN)/python -m pytest -p tests.hooks --confcutdir tests/e2e tests/e2e -rs $(E2E)
 
-faults: $(STAMP)  ## test every fault of both links, in process; with Docker and sch_netem on containers too (prints a table)
-	TEST_FAULTS=all $(BIN)/python -m pytest tests/faults tests/e2e/test_faults.py -rs
+faults: $(STAMP)  ## test every fault of both links, and of meshes, in process; with Docker and sch_netem on containers too (prints a table)
+	TEST_FAULTS=all $(BIN)/python -m pytest tests/faults tests/system/test_mesh.py tests/e2e/test_faults.py -rs
 
 CASES ?= 1000
 TEXTS ?= 10000
