@@ -243,7 +243,14 @@ def test_the_comparison_compares_something(triangle, tiny_bundle, texts):
     assert set(run.label.tolist()) == {0, 1}
 
 
-@pytest.mark.parametrize("policy", [ALWAYS, "random", {"name": "adaee", "arm": 0.9}, "dimee"], ids=str)
+AWAY_ALONE = {"name": "path-gates", "profiles": PATH_GATES["profiles"][1:]}  # travels whole; the card's, by a digest
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [ALWAYS, "random", {"name": "adaee", "arm": 0.9}, "dimee", "path-gates", AWAY_ALONE, "jei-dnn"],
+    ids=[*("all", "random", "adaee", "dimee"), "card's gates", "own gates", "jei-dnn"],
+)
 def test_requests_are_as_long_as_modelled_and_answers_about(triangle, tiny_bundle, texts, policy):
     own = replay(tiny_bundle, texts[:40])
     run, sizes = own.run(own.policy(policy)), Sizes(own)
