@@ -192,13 +192,15 @@ class Surface:
         return self._problem(error, _request_id(request), {}, adapter)
 
     async def infer(self, request: Request) -> Response:
-        then = await self._answer(request, self.keys.tier, self._infer)
-        then.response.headers[WAITING] = f"{self.tier.worker.queue.ahead_s:.3f}"
-        return then
+        return self._says_waiting(await self._answer(request, self.keys.tier, self._infer))
 
     async def go_on(self, request: Request) -> Response:
         """Go on from what another tier's layers of the same network have computed."""
-        return await self._answer(request, self.keys.tier, self._go_on, media={STATES_TYPE})
+        return self._says_waiting(await self._answer(request, self.keys.tier, self._go_on, media={STATES_TYPE}))
+
+    def _says_waiting(self, then: Then) -> Then:
+        then.response.headers[WAITING] = f"{self.tier.worker.queue.ahead_s:.3f}"
+        return then
 
     async def livez(self) -> dict[str, str]:
         return {"status": "alive"}

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from shared.contracts import WAITING
 from shared.model.state import STATES_TYPE, Form, frame, pack, unframe, unpack
 from shared.policies import POLICIES, STAY, Decision, Policy
 
@@ -184,6 +185,11 @@ def test_the_receiver_answers_as_if_it_had_run_the_text_whole(cloud_tier, senten
     for layer in (1, 2, 3):
         gone_on = rows(cloud_tier.post(message(cloud_tier, texts, layer=layer), path="/v1/continue", headers=HEADERS))
         assert [hop_of(row) for row in gone_on] == [hop_of(row) for row in whole]
+
+
+def test_its_answer_says_what_waits_as_that_of_infer_does(cloud_tier, sentences):
+    answer = cloud_tier.post(message(cloud_tier, sentences[:1]), path="/v1/continue", headers=HEADERS)
+    assert float(answer.headers[WAITING]) >= 0
 
 
 def test_the_same_message_twice_is_answered_twice_alike(cloud_tier, sentences):
