@@ -3,7 +3,7 @@
     the card's gates     {"name": "path-gates"}, judged at the price that `calibrate` chose for these links
     at another price     the gates themselves, fitted on all texts, in the setting: they travel whole
 
-Gates that judge the texts they were fitted on look better than they are, on 2,500 reviews by a quarter of a point. So
+Gates that judge the texts they were fitted on look better than they are, on 2,500 reviews by .1 to .4 points. So
 what stands for each is what `judged` says: every third of the texts under gates that the others gave. Left out: gates
 for links that the trial does not have.
 """
