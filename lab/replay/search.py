@@ -100,7 +100,7 @@ def knobs(bundle: Bundle, coefficients: Sequence[float], tokens: Mapping[str, Se
     return {
         "collaborative": [*sending, *leaving],
         "tabi": sending,
-        "network-aware": [Knob("value_ms", (500.0, 2000.0, 8000.0), [100.0 * 2**n for n in range(10)])],
+        "network-aware": [Knob("value_ms", (400.0, 1600.0, 6400.0), [100.0 * 2**n for n in range(10)])],
         "dimee": [alpha],
         "length-quantile": [alpha],
         "early-exit": [alpha],

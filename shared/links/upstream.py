@@ -15,8 +15,6 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
 
 import httpx
 import structlog
@@ -25,6 +23,7 @@ from pydantic import ValidationError
 from shared.contracts import CONTRACT_VERSION, DegradedReason, InferredRow, InferRequest, InferResponse, LinkUse
 from shared.errors import BadSetting, DeadlinePassed, UpstreamFailure
 from shared.links.breaker import Breaker
+from shared.links.carried import Carried, with_link
 from shared.links.estimates import Smoothed
 from shared.links.http import UpstreamHttp
 from shared.links.measured import Line, Measured
@@ -43,21 +42,6 @@ _LONGEST_PROBE = 65_536  # bytes
 _LARGE = 16_384  # bytes of a body that tells a link's rate
 _NOT_TAKEN = {404, 405, 413, 415, 422}  # an upstream that cannot go on from states, or not from this one
 _ASK_AGAIN_S = 60.0  # pause before a state is sent there again
-
-
-@dataclass(frozen=True)
-class Carried:
-    """One call's rows, the link's tier, the bytes it put there, and its seconds there (the callee's time taken off).
-
-    `joules` are modelled; null: the link's profile has no power model.
-    """
-
-    rows: list[InferredRow]
-    request_bytes: int
-    response_bytes: int
-    link_s: float
-    joules: float | None
-    target: str
 
 
 class Upstream:
@@ -266,10 +250,20 @@ class Upstream:
         self.measured.answered(response.rows)
         self.bytes_up += len(body)
         self.bytes_down += len(answer)
-        radio = self.link[1].radio
-        joules = None if radio is None else radio.joules(len(body), len(answer), link_s)
-        carried = Carried([], len(body), len(answer), link_s, joules, self.target)
-        return replace(carried, rows=self._with_link(response, request, carried))
+        backend, link = self.link
+        joules = None if link.radio is None else link.radio.joules(len(body), len(answer), link_s)
+        use = LinkUse(
+            source=self.source,
+            target=self.target,
+            backend=backend.value,
+            profile=link.name,
+            request_bytes=len(body),
+            response_bytes=len(answer),
+            ms=round(link_s * 1e3, 3),
+            modelled_joules=joules,
+        )
+        rows = with_link(response.rows, request.texts, use)
+        return Carried(rows, len(body), len(answer), link_s, joules, self.target)
 
     async def _post(
         self,
@@ -357,37 +351,7 @@ class Upstream:
         longest = min(max(self._sizes, default=0), _LONGEST_PROBE)
         return request, request.model_dump_json().encode().ljust(longest)
 
-    def _with_link(self, response: InferResponse, request: InferRequest, carried: Carried) -> list[InferredRow]:
-        """The callee's rows, each first hop with this link on record and the row's share of the bytes."""
-        texts, joules = request.texts, carried.joules
-        up = _shares(carried.request_bytes, [len(text.text) + len(text.text_pair or "") for text in texts])
-        down = _shares(carried.response_bytes, [1] * len(texts))
-        backend, profile = self.link
-        rows = []
-        for row, request_bytes, response_bytes in zip(response.rows, up, down, strict=True):
-            if row.hops and row.hops[0].link is None:
-                link = LinkUse(
-                    source=self.source,
-                    target=self.target,
-                    backend=backend.value,
-                    profile=profile.name,
-                    request_bytes=request_bytes,
-                    response_bytes=response_bytes,
-                    ms=round(carried.link_s * 1e3, 3),
-                    modelled_joules=None if joules is None else round(joules / len(texts), 6),
-                )
-                row = row.model_copy(update={"hops": [row.hops[0].model_copy(update={"link": link}), *row.hops[1:]]})
-            rows.append(row)
-        return rows
-
     async def close(self) -> None:
         if self._probing is not None:
             self._probing.cancel()
         await self._http.close()
-
-
-def _shares(total: int, sizes: Sequence[int]) -> list[int]:
-    """Divide `total` in proportion to `sizes`, in whole bytes that add up to it."""
-    whole = max(1, sum(sizes))
-    ends = [total * upto // whole for upto in accumulate(sizes)]
-    return [end - start for start, end in pairwise([0, *ends[:-1], total])] if sizes else []

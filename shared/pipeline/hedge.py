@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from shared.contracts import Hedge, TextPair
-from shared.links.upstream import Carried, Upstream
+from shared.links.carried import Carried
+from shared.links.upstream import Upstream
 from shared.pipeline.speculation import WINDOW, Budget
 from shared.pipeline.text import Call, Text
 from shared.policies import Decision

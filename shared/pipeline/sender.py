@@ -11,7 +11,8 @@ import structlog
 
 from shared.contracts import TextPair
 from shared.errors import UpstreamFailure
-from shared.links.upstream import Carried, Upstream
+from shared.links.carried import Carried
+from shared.links.upstream import Upstream
 from shared.model.bundle import Bundle
 from shared.pipeline.carry import States
 from shared.pipeline.hedge import Hedger

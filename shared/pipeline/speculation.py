@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from shared.contracts import Speculation, TextPair
-from shared.links.upstream import Carried
+from shared.links.carried import Carried
 from shared.model.words import Encoded
 from shared.pipeline.text import Call, Text, sent_on
 from shared.policies import STAY, Decision

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from shared.contracts import DegradedReason, Hop, InferRequest, Onward, Speculation, TextPair
 from shared.errors import DeadlinePassed
-from shared.links.upstream import Carried
+from shared.links.carried import Carried
 from shared.model.pruning import keep_words
 from shared.model.shares import Shares
 from shared.model.state import State

@@ -7,8 +7,8 @@ import pytest
 
 from shared.contracts import Hop, InferredRow
 from shared.errors import UpstreamFailure
+from shared.links.carried import Carried
 from shared.links.profile import Backend, profile
-from shared.links.upstream import Carried
 from shared.pipeline.hedge import Hedger
 from shared.pipeline.route import Route
 from shared.pipeline.speculation import Budget
