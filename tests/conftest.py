@@ -48,7 +48,7 @@ PATHS = {
 }
 # of network-aware: a text below 0.6 goes to the edge, and from there to the cloud
 GAINS = {
-    "edges": {"end": [0.6], "edge": [0.6]},
+    "confidences": {"end": [0.5999, 0.6], "edge": [0.5999, 0.6]},
     "gains": {"end": {"edge": [0.2, 0.0], "cloud": [0.1, 0.0]}, "edge": {"cloud": [0.1, 0.0]}},
 }
 SENTENCES = [

@@ -5,7 +5,7 @@ network-aware [ours]: a text goes where the gain is worth most more than it cost
     value * G(C)  >  T        G: expected gain in accuracy of that tier over this one, by the confidence C
                               T: ms on the link + ms of work that waits there + ms of compute there + ms per joule * J
 
-    G is measured on validation texts, bin by bin (`lab/fit/gains.py`). The link is a line, fixed + bytes * per byte,
+    G is measured on validation texts, by confidence (`lab/fit/gains.py`). The link is a line, fixed + bytes * per byte,
     fitted to the calls of late (`shared/links/measured.py`). A call that is out for longer than T stands for all. J is
     modelled. What is measured counts as unchanged while it stays within `band` of what it was: so a link that is just
     worth it does not flap. The tier that is asked decides anew, so what it may add is left out of G.
@@ -27,8 +27,9 @@ mdi-exit: Colocrese et al. 2024 (arXiv 2408.05247), algorithms 1 and 2 [R: recon
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -44,13 +45,17 @@ Gain = Annotated[float, Field(ge=-1, le=1)]
 Seconds = Annotated[float, Field(ge=-3600, le=3600)]
 
 
-def bin_of(edges: list[float], confidence: float) -> int:
-    """Which bin a confidence is in; a bin has its lower edge.
+def gain_at(confidences: list[float], gains: list[float], confidence: float) -> float:
+    """The gain at a confidence: on the straight line between two known ones; outside, that of the nearest.
 
-    >>> [bin_of([0.6, 0.9], confidence) for confidence in (0.5, 0.6, 0.89, 0.9)]
-    [0, 1, 1, 2]
+    >>> [gain_at([0.5, 1.0], [0.2, 0.0], confidence) for confidence in (0.4, 0.5, 0.75, 1.0)]
+    [0.2, 0.2, 0.1, 0.0]
     """
-    return bisect_right(edges, confidence)
+    at = bisect_left(confidences, confidence)
+    if at in (0, len(confidences)):
+        return gains[min(at, len(gains) - 1)]
+    (low, high), (before, after) = confidences[at - 1 : at + 1], gains[at - 1 : at + 1]
+    return before + (after - before) * (confidence - low) / (high - low)
 
 
 class NetworkAware(Reading):
@@ -68,9 +73,11 @@ class NetworkAware(Reading):
     band: Ratio = Field(
         0.2, description="measured times count as unchanged while they stay within this share of what they were"
     )
-    edges: dict[str, list[Ratio]] = Field({}, description="by tier, confidences between the bins, ascending")
+    confidences: dict[str, list[Ratio]] = Field({}, description="by tier, those whose gains are known, ascending")
     gains: dict[str, dict[str, list[Gain]]] = Field(
-        {}, description="by tier and deeper tier, for each bin: how much more often that one is right"
+        {},
+        description="by tier and deeper tier, at each of the confidences: how much more often that one is right; "
+        "between them on a straight line",
     )
     compute_ms: dict[str, Annotated[float, Field(ge=0, le=1e9)]] = Field(
         {}, description="by tier, milliseconds of a text there, until they are measured; in a replay always"
@@ -79,8 +86,13 @@ class NetworkAware(Reading):
     def check(self, where: Where) -> None:
         tiers = where.tiers
         for at, tier in enumerate(tiers[:-1]):
-            bins, gains = len(self.edges.get(tier, [])) + 1, self.gains.get(tier, {})
-            if gains.keys() != set(tiers[at + 1 :]) or any(len(of_bin) != bins for of_bin in gains.values()):
+            points, gains = self.confidences.get(tier, []), self.gains.get(tier, {})
+            ascending = points and all(low < high for low, high in pairwise(points))
+            if not (
+                ascending
+                and gains.keys() == set(tiers[at + 1 :])
+                and all(len(known) == len(points) for known in gains.values())
+            ):
                 raise UnknownPolicy(
                     f"policy {self.name!r} needs each tier's gains by confidence; `tierwise calibrate` measures them"
                 )
@@ -97,7 +109,7 @@ class NetworkAware(Reading):
             if to not in where.reachable or (link is not None and link.is_down):
                 continue
             taken_ms = self.cost_ms(where, to, link)
-            net = self.value_ms * gains[bin_of(self.edges[where.tier], confidence)] - taken_ms
+            net = self.value_ms * gain_at(self.confidences[where.tier], gains, confidence) - taken_ms
             if net > most and (where.remaining_s is None or taken_ms < where.remaining_s * 1e3):
                 best, most = to, net
         if best is None:

@@ -15,11 +15,11 @@ def test_the_examples_hold():
     assert doctest.testmod(module).failed == 0
 
 
-def test_a_gain_is_a_mean_over_its_bin_and_bins_with_the_same_gains_are_one():
+def test_a_gain_stands_at_its_bins_mean_and_bins_with_the_same_gains_are_one():
     sure = np.linspace(0, 1, 1000, endpoint=False)
     near, far = (sure < 0.4) * 0.25, (sure < 0.2) * 0.5 + (sure < 0.4) * 0.25
-    edges, (to_near, to_far) = by_confidence(sure, [near, far])
-    assert edges == pytest.approx([0.2, 0.4], abs=0.02)
+    points, (to_near, to_far) = by_confidence(sure, [near, far])
+    assert points == pytest.approx([0.1, 0.3, 0.7], abs=0.02)
     assert (to_near, to_far) == ([0.25, 0.25, 0.0], [0.75, 0.25, 0.0])
 
 
@@ -27,15 +27,15 @@ def test_a_gain_never_rises_with_the_confidence_and_keeps_its_mean():
     rng = np.random.default_rng(2)
     sure = rng.uniform(0.5, 1, 3000)
     gain = (rng.random(3000) < 1 - sure).astype(float) - (rng.random(3000) < 0.1)
-    edges, (found,) = by_confidence(sure, [gain])
+    points, (found,) = by_confidence(sure, [gain])
     assert found == sorted(found, reverse=True)
-    assert len(found) == len(edges) + 1 > 3
-    shares = np.bincount(np.searchsorted(edges, sure, side="right")) / 3000
-    assert float(shares @ np.array(found)) == pytest.approx(gain.mean(), abs=1e-3)
+    assert points == sorted(points)
+    assert len(found) == len(points) > 3
+    assert np.interp(sure, points, found).mean() == pytest.approx(gain.mean(), abs=0.01)
 
 
 def test_texts_that_are_all_as_sure_are_one_bin():
-    assert by_confidence(np.full(100, 0.75), [np.ones(100)]) == ([], [[1.0]])
+    assert by_confidence(np.full(100, 0.75), [np.ones(100)]) == ([0.75], [[1.0]])
 
 
 def test_over_a_trace_the_first_policy_stands_beside_each_other_one_text_by_text():

@@ -14,8 +14,11 @@ LAYERS = {"end": 3, "edge": 6, "cloud": 12}
 NEAR = Link("edge", "lte", 0, 0, 0.05, fixed_s=0.05, compute_s=0.03)
 FAR = Link("cloud", "lte+metro", 0, 0, 0.08, fixed_s=0.08, compute_s=0.10)
 GAINS = {
-    "edges": {"end": [0.6, 0.9], "edge": [0.8]},
-    "gains": {"end": {"edge": [0.2, 0.06, 0.0], "cloud": [0.3, 0.07, 0.01]}, "edge": {"cloud": [0.1, 0.0]}},
+    "confidences": {"end": [0.5999, 0.6, 0.8999, 0.9], "edge": [0.7999, 0.8]},  # as good as steps at 0.6, 0.9, 0.8
+    "gains": {
+        "end": {"edge": [0.2, 0.06, 0.06, 0.0], "cloud": [0.3, 0.07, 0.07, 0.01]},
+        "edge": {"cloud": [0.1, 0.0]},
+    },
     "compute_ms": {"edge": 40.0, "cloud": 200.0},
 }
 
@@ -137,8 +140,9 @@ def test_a_card_without_a_gain_for_every_pair_of_tiers_is_refused():
     for wrong in (
         {"gains": {}},
         {"gains": {**GAINS["gains"], "edge": {}}},
-        {"edges": {"end": [0.6]}},
-        {"edges": {"end": [0.6, 0.9], "edge": []}},
+        {"confidences": {"end": [0.6]}},
+        {"confidences": {**GAINS["confidences"], "edge": []}},
+        {"confidences": {**GAINS["confidences"], "edge": [0.8, 0.8]}},
     ):
         with pytest.raises(UnknownPolicy, match=r"network-aware.*tierwise calibrate"):
             aware(**wrong).check(where)
