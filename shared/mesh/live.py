@@ -35,7 +35,7 @@ from shared.mesh.way import Way
 from shared.mesh.wire import Going, Step
 
 log = structlog.get_logger()
-_BUSY = {413, 429, 503}  # a neighbour that is well and takes no more
+_BUSY = {413, 429, 503, NotHeld.status}  # a neighbour that is well and takes no more, or gets no further
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ class Live:
             answered, delay_s = await self.ways[name].go_on(going, self.runs.packed(work.item))
         except UpstreamFailure as failure:
             log.warning("text_again", node=self.node.name, neighbour=name, why=str(failure))
-            if failure.answered == NotHeld.status:
+            if failure.answered == NotHeld.status and task.segment not in self.node.held:
                 _fail(work.future, _not_held(task, f", nor one after {name}"))
             elif failure.answered in _BUSY:
                 self.node.refused(name, self._clock())

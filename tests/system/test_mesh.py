@@ -306,6 +306,17 @@ def test_where_nobody_holds_the_next_segment_a_text_is_refused(start, texts, nam
     assert set(queued) == {0}
 
 
+def test_a_node_that_holds_all_runs_itself_what_gets_no_further_elsewhere(start, network, texts):
+    async def ask():
+        async with start("ring3", held={"n2": "1-3", "n3": "1-3"}) as mesh:
+            return await mesh.all(texts), mesh.live("n1").counts
+
+    answers, counts = run(ask())
+    np.testing.assert_allclose(told(answers), expected(network, texts), atol=1e-5)
+    assert {answer["path"][-1]["node"] for answer in answers} == {"n1"}
+    assert (counts.again > 0, counts.silences) == (True, 0)
+
+
 def test_a_node_that_comes_back_joins_again(start, texts):
     async def ask():
         async with start("pair") as mesh:
