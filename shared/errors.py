@@ -19,6 +19,7 @@ by the rejection. A class inherits what it does not say.
         UnknownPolicy         422  bad-input           Cannot classify this      invalid
         BadState              422  bad-state           Cannot go on from this    invalid
         BadLinkChange         422  bad-link-change     Cannot change this link
+      NotHeld                 421  not-held            Nobody holds the layers
       QueueFull               429  queue-full          Too busy                  queue_full
       CallerLeft              499  caller-left         The caller left           abandoned
       Draining                503  draining            Shutting down             draining
@@ -188,6 +189,12 @@ class BadLinkChange(BadInput):
     """A change of a link that makes no sense, or that this tier cannot make."""
 
     kind, title, rejection = "bad-link-change", "Cannot change this link", None
+
+
+class NotHeld(TierwiseError):
+    """Neither this node nor a neighbour holds the segment that a text needs next."""
+
+    status, kind, title = 421, "not-held", "Nobody holds the layers"
 
 
 class QueueFull(TierwiseError):

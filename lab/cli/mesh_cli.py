@@ -55,6 +55,10 @@ def mesh(
     seconds: Annotated[float, Option(min=1, max=3600, help="Of each run; the first third is left out.")] = 30.0,
     link: Annotated[str, Option(help="Profile of every link.")] = "wifi",
     kill: Annotated[str | None, Option(metavar="NODE@SECONDS", help="Kill a node in mid-run.")] = None,
+    hold: Annotated[
+        list[str] | None,
+        Option(metavar="NODE=FIRST-LAST", help="A node holds these segments alone; repeat.", show_default="all"),
+    ] = None,
     simulated: Annotated[bool, Option("--simulated", help="In simulated time, no live nodes.")] = False,
     check: Annotated[
         bool, Option("--check", help="Live and simulated. Status 1: a throughput differs by over 10 %.")
@@ -74,6 +78,8 @@ def mesh(
     from lab.mesh.run import Plan, run
     from lab.replay.recorder import Recorders
     from shared.links.profile import profile
+    from shared.mesh.runs import ends_of
+    from shared.mesh.topology import check_held
     from shared.model.bundle import load_bundle
 
     if check and simulated:
@@ -82,6 +88,7 @@ def mesh(
         service_ms = 20.0
     loaded = load_bundle(bundle)
     profile(link)
+    count = len(ends_of(loaded, segments))
     plan = Plan(
         topologies=topology or ["mesh3"],
         rates=rate or [20.0],
@@ -96,13 +103,30 @@ def mesh(
         simulated=simulated,
         check=check,
         seed=seed,
+        held=_held(hold or [], count),
     )
-    plan.cells()
+    for cell in plan.cells():
+        check_held(cell.topology, cell.held, count)
     split = split or ("test" if data else "all")
     examples = load_without(data or str(SAMPLE), split, None, labels=loaded.labels)[:n]
     with sole_writer(out):
         if not run(plan, loaded, examples, Recorders(console), out):
             raise typer.Exit(1)
+
+
+def _held(asked: list[str], segments: int) -> dict[str, range]:
+    """Which segments each named node holds.
+
+    Raises:
+        typer.BadParameter: a node is named twice, or it is not written so.
+        BadSetting: there are no such segments.
+    """
+    from shared.mesh.topology import held_of
+
+    pairs = [each.partition("=")[::2] for each in asked]
+    if not all(node and held for node, held in pairs) or len(dict(pairs)) < len(pairs):
+        raise typer.BadParameter(f"--hold {' --hold '.join(asked)}: expected NODE=FIRST-LAST, once for each node")
+    return {node: held_of(held, segments) for node, held in pairs}
 
 
 def _killed(asked: str | None, seconds: float) -> tuple[str, float] | None:

@@ -28,6 +28,7 @@ from shared.errors import BadSetting
 from shared.links.clients import AsyncClient
 from shared.links.profile import Backend
 from shared.mesh.source import Adapt
+from shared.mesh.topology import written
 from shared.model.bundle import Bundle
 from shared.web.parent import FLAG
 
@@ -67,6 +68,7 @@ def running(cell: Cell, mesh: Mesh) -> Iterator[dict[str, Process]]:
                     "TIERWISE_LINK_PROFILES": ",".join(f"{other}={cell.link}" for other in others),
                     "TIERWISE_LINKS": Backend.SIMULATED.value,
                     "TIERWISE_SEGMENTS": str(mesh.segments or ""),
+                    "TIERWISE_HELD_SEGMENTS": written(cell.held[name]) if name in cell.held else "",
                     "TIERWISE_EXIT_THRESHOLD": str(cell.threshold),
                     "TIERWISE_ADAPT": cell.adapt.value if name in cell.topology.sources else Adapt.FIXED.value,
                     "TIERWISE_GAP_MS": str(1e3 / cell.rate),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,7 @@ class Cell:
     service_s: float | None = None
     kill: tuple[str, float] | None = None
     seed: int = 0
+    held: Mapping[str, range] = field(default_factory=dict)  # segments of nodes that do not hold all
 
     @property
     def warm_s(self) -> float:

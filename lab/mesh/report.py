@@ -15,6 +15,7 @@ from lab.outputs import REPLACED, write_json
 from lab.picture import BLUE, GREEN, GREY, ORANGE, interval, label, note, picture
 from lab.stats import accuracy_of, mean_interval, spread_of
 from shared.mesh.source import Adapt
+from shared.mesh.topology import written
 
 WINDOWS = 5  # parts of a run, whose throughputs give its interval
 _COLOURS = (GREY, ORANGE, GREEN, BLUE, "#CC79A7")
@@ -47,6 +48,7 @@ def figures(cell: Cell, outcome: Outcome, exits: Exits, kind: str) -> dict[str, 
         "link": cell.link,
         "service_ms": None if cell.service_s is None else cell.service_s * 1e3,
         "kill": cell.kill and list(cell.kill),
+        "held": {node: written(held) for node, held in cell.held.items()},
         "seed": cell.seed,
         "throughput_per_s": per_s,
         "throughput_ci95": [low, high],

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,13 @@ class Plan:
     simulated: bool
     check: bool
     seed: int
+    held: Mapping[str, range] = field(default_factory=dict)  # by node; others hold all
 
     def cells(self) -> list[Cell]:
         """In order.
 
         Raises:
-            BadSetting: a topology that does not exist or is too large to be live, or no such node to kill.
+            BadSetting: a topology that does not exist or is too large to be live, or no such node to kill or to hold.
         """
         rates = self.rates[:1] if self.adapt is Adapt.RATE else self.rates
         thresholds = [(self.threshold, self.adapt)]
@@ -63,6 +64,8 @@ class Plan:
                 raise BadSetting(f"topology {name} is for the simulator alone: add --simulated")
             if self.kill and self.kill[0] not in nodes.nodes[1:]:
                 raise BadSetting(f"--kill {self.kill[0]}: choose from {', '.join(nodes.nodes[1:]) or 'none'} in {name}")
+            if wrong := sorted(self.held.keys() - set(nodes.nodes)):
+                raise BadSetting(f"--hold {wrong[0]}: no such node in {name}")
             for threshold, adapt in thresholds:
                 for rate in rates:
                     out.append(
@@ -76,6 +79,7 @@ class Plan:
                             self.service_s,
                             self.kill,
                             self.seed,
+                            self.held,
                         )
                     )
         return out

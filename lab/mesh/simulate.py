@@ -68,6 +68,7 @@ class Simulation:
             node = Node(
                 name,
                 segments=exits.segments,
+                held=cell.held.get(name),
                 neighbours=dict.fromkeys(others, link),
                 constants=constants,
                 draw=draw,
@@ -76,6 +77,10 @@ class Simulation:
             if name in cell.topology.sources:
                 source = Source(node, cell.adapt, threshold=cell.threshold, gap_s=1 / cell.rate)
             self.hosts[name] = Host(node, source)
+        if cell.held:
+            for host in self.hosts.values():
+                for name in host.node.neighbours:
+                    host.node.heard(name, self.hosts[name].node.report(), 0.0)
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order, self._texts = itertools.count(), itertools.count()
         self.now = 0.0

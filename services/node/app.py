@@ -22,6 +22,7 @@ from shared.mesh.live import Live
 from shared.mesh.node import Node
 from shared.mesh.runs import Computed, Runs, Slept, ends_of
 from shared.mesh.source import Source
+from shared.mesh.topology import held_of
 from shared.mesh.way import Way
 from shared.model.bundle import Bundle, load_bundle
 from shared.model.classifier import load_classifier
@@ -40,7 +41,11 @@ def create_app(
     """
     bundle = load_bundle(settings.bundle)
     settings.check(bundle.order)
-    runs = runs or _runs(settings, bundle)
+    ends = ends_of(bundle, settings.segments) if runs is None else runs.ends
+    held = range(len(ends)) if settings.held_segments is None else held_of(settings.held_segments, len(ends))
+    if not settings.upstreams and held.stop < len(ends):
+        raise BadSetting(f"segment {held.stop + 1}: not held here, and there is no neighbour")
+    runs = runs or _runs(settings, bundle, ends, held)
     keys = read_keys(settings.door_key_file, settings.key_file)
     links = {name: profile(settings.link_profiles[name]) for name in settings.upstreams}
     _check_shaped(settings)
@@ -59,7 +64,8 @@ def create_app(
     now = time.monotonic()
     node = Node(
         settings.tier,
-        segments=len(runs.ends),
+        segments=len(ends),
+        held=held,
         neighbours=links,
         constants=Constants.of(len(bundle.labels)),
         now=now,
@@ -70,8 +76,6 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         log.info("loaded", node=settings.tier, bundle=bundle.name, runs=runs.kind, runs_on=runs.runs_on)
-        for neighbour in node.neighbours.values():
-            neighbour.heard_at = time.monotonic()
         live.start()
         yield
         app.state.draining = True
@@ -91,15 +95,16 @@ def create_app(
     return app
 
 
-def _runs(settings: NodeSettings, bundle: Bundle) -> Runs:
-    form, ends = settings.state_form, ends_of(bundle, settings.segments)
+def _runs(settings: NodeSettings, bundle: Bundle, ends: tuple[int, ...], held: range) -> Runs:
+    form, last = settings.state_form, ends[held.stop - 1]
     if settings.recorded is not None and settings.service_ms is not None:
         return Slept(settings.recorded, ends, settings.service_ms / 1e3, form)
     tier = bundle.order[-1]
     model, card = bundle.tiers[tier], bundle.card
     classifier = load_classifier(
         bundle.folder / model.network,
-        layers=model.layers,
+        first=ends[held.start - 1] if held.start else 0,
+        layers=last,
         max_tokens=model.max_tokens,
         engine=settings.engine,
         precision=settings.precision,
@@ -107,7 +112,7 @@ def _runs(settings: NodeSettings, bundle: Bundle) -> Runs:
         threads=settings.threads,
     )
     if tier in card.temperatures:
-        classifier = classifier.at(card.temperatures[tier])
+        classifier = classifier.at(card.temperatures[tier][:last])
     return Computed(classifier, ends, form)
 
 

@@ -26,6 +26,7 @@ from shared.errors import (
 )
 from shared.failures import account
 from shared.mesh.live import Live
+from shared.mesh.topology import written
 from shared.mesh.wire import BINARY, Answered, Asking, Message, Reported, Step, unframed
 from shared.model.bundle import Bundle
 from shared.web.body import Shelf, parse, read, validate
@@ -113,6 +114,7 @@ class Endpoints:
             "runs": runs.kind,
             "runs_on": runs.runs_on,
             "ends": list(runs.ends),
+            "held": written(self.live.node.held),
             "service_ms": settings.service_ms,
             "adapt": settings.adapt.value,
             "links": [
@@ -130,6 +132,7 @@ class Endpoints:
         live, node = self.live, self.live.node
         return {
             "node": node.name,
+            "held": written(node.held),
             "waiting": len(node.waiting),
             "leaving": len(node.leaving),
             "service_ms": [None if seconds is None else round(seconds * 1e3, 3) for seconds in node.service_s],
@@ -140,6 +143,7 @@ class Endpoints:
             "neighbours": {
                 name: {
                     "away": neighbour.away,
+                    "held": neighbour.report.held and written(neighbour.report.held),
                     "waiting": neighbour.report.waiting,
                     "delay_ms": None if neighbour.delay_s is None else round(neighbour.delay_s * 1e3, 3),
                 }
@@ -215,7 +219,7 @@ class Endpoints:
         return Response(self._reported(asking.call).model_dump_json(), media_type=JSON)
 
     def _reported(self, call: str) -> Reported:
-        return Reported(call=call, **vars(self.live.report()))
+        return Reported.of(call, self.live.report())
 
     def _problem(self, error: BaseException, named: str) -> Response:
         """An error's document. One that no caller caused is logged with its cause, and told without it."""

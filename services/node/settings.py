@@ -18,11 +18,13 @@ ROLE = Role(os.environ.get(f"{PREFIX}TIER", "n1"))
 
 
 class NodeSettings(Settings):
-    """One node's settings; TIERWISE_TIER is its name. A node runs the whole network of the bundle's deepest tier."""
+    """One node's settings; TIERWISE_TIER is its name. A node runs the network of the bundle's deepest tier, or some
+    segments of it."""
 
     segments: int | None = Field(
         None, ge=1, le=1000, description="segments of the network, each with an exit; none: as the bundle says"
     )
+    held_segments: str | None = Field(None, description="segments held here, as 1-4; none: all")
     exit_threshold: float = Field(
         0.9, gt=0, le=100, description="confidence from which an exit answers; over 1: no early exit"
     )
@@ -37,7 +39,7 @@ class NodeSettings(Settings):
     recorded: Path | None = Field(None, description="with service_ms: file of recorded exits (`tierwise mesh`)")
     queue_limit: int = Field(1000, ge=1, description="texts that may wait, here and for admission")
 
-    @field_validator("service_ms", "recorded", "segments", mode="before")
+    @field_validator("service_ms", "recorded", "segments", "held_segments", mode="before")
     @classmethod
     def _empty(cls, value: object) -> object:
         return None if value == "" else value

@@ -8,8 +8,9 @@ Colocrese, Koyuncu, Seferoglu: *Early-Exit meets Model-Distributed Inference at 
                     fixed rate
     reconstructed   The four rules below: the paper's own equations were not at hand
     from memory     T_O = 50, Q1 = 10, Q2 = 30, .2, .1, .2: not from the paper's text
-    ours            The period, the floors, the step of the threshold, which neighbour is asked first, and what a node
-                    does whose input queue is empty while texts wait in its output queue (`node.py`)
+    ours            The period, the floors, the step of the threshold, which neighbour is asked first, what a node
+                    does whose input queue is empty while texts wait in its output queue (`node.py`), and that a
+                    text whose next segment is not held here leaves always
 
 Letters: I input queue, O output queue, Gamma service time of a segment, D time to a neighbour, mu time between two
 texts of the source, T_e exit threshold. Numbers are counts, seconds and ratios.
@@ -27,7 +28,7 @@ class Next(StrEnum):
 
     ANSWER = "answer"  # this exit answers it
     STAY = "stay"  # its next segment runs here: the input queue
-    LEAVE = "leave"  # its next segment may run elsewhere: the output queue
+    LEAVE = "leave"  # its next segment may run elsewhere, or must: the output queue
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,11 @@ def after_segment(
     waiting: int,
     leaving: int,
     most_leaving: int = 50,
+    held: bool = True,
 ) -> Next:
     """Algorithm 1: where a text goes after a segment whose exit has this confidence; `last`: there is no further one.
+
+    `held`: whether this node holds the next segment.
 
     >>> after_segment(0.95, 0.9, last=False, waiting=3, leaving=0)
     <Next.ANSWER: 'answer'>
@@ -99,10 +103,12 @@ def after_segment(
     <Next.LEAVE: 'leave'>
     >>> after_segment(0.80, 0.9, last=False, waiting=0, leaving=0)
     <Next.STAY: 'stay'>
+    >>> after_segment(0.80, 0.9, last=False, waiting=0, leaving=0, held=False)
+    <Next.LEAVE: 'leave'>
     """
     if last or confidence >= threshold:
         return Next.ANSWER
-    return Next.STAY if waiting == 0 or leaving > most_leaving else Next.LEAVE
+    return Next.STAY if held and (waiting == 0 or leaving > most_leaving) else Next.LEAVE
 
 
 def nearest(neighbours: Iterable[Seen]) -> Seen | None:
@@ -110,14 +116,17 @@ def nearest(neighbours: Iterable[Seen]) -> Seen | None:
     return min(neighbours, key=lambda seen: seen.cost_s, default=None)
 
 
-def send_chance(own: Own, to: Seen) -> float:
+def send_chance(own: Own, to: Seen, *, held: bool = True) -> float:
     """Algorithm 2: the probability of sending the head of the output queue to this neighbour now.
 
-    0 unless O_n > I_m; then min(1, I_n Gamma_n / (D_nm + I_m Gamma_m)).
+    0 unless O_n > I_m; then min(1, I_n Gamma_n / (D_nm + I_m Gamma_m)). 1 where this node does not hold its segment
+    (ours): to wait gains nothing.
 
     >>> send_chance(Own(4, 2, 0.08), Seen("b", 1, 0.02, 0.14))
     0.5
     """
+    if not held:
+        return 1.0
     if own.leaving <= to.waiting:
         return 0.0
     return 1.0 if own.work_s >= to.cost_s else own.work_s / to.cost_s

@@ -6,6 +6,8 @@ segment. So a text may be run twice, and its source answers it once.
 
     killed neighbour, refused or broken call    the text again at once; the neighbour is away until it reports
     silent neighbour (1 s: a cut link)          its calls are given up, their texts again
+    nobody in the set holds what comes next     its text waits here until one is back, or the caller leaves
+    no neighbour holds what comes next          refused, and so is its text wherever it came from
     caller that left                            its text is dropped here, and given up where it was sent
     the same text twice                         both callers get the one answer
 """
@@ -13,6 +15,7 @@ segment. So a text may be run twice, and its source answers it once.
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,16 +25,17 @@ from dataclasses import dataclass
 
 import structlog
 
-from shared.errors import QueueFull, UpstreamFailure
+from shared.errors import BadState, NotHeld, QueueFull, UpstreamFailure
 from shared.mesh.algorithms import Next
 from shared.mesh.node import GOSSIP_S, Node, Report, Task
 from shared.mesh.runs import Item, Runs, key_of
 from shared.mesh.source import Source
+from shared.mesh.topology import written
 from shared.mesh.way import Way
 from shared.mesh.wire import Going, Step
 
 log = structlog.get_logger()
-_BUSY = {413, 429, 503}  # a neighbour that is well and takes no more
+_BUSY = {413, 429, 503, NotHeld.status}  # a neighbour that is well and takes no more, or gets no further
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,9 @@ class Live:
         self._later: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Begin to serve, listen and adapt."""
+        """Begin to serve, listen and adapt. A neighbour joins with its first report: it tells what it holds."""
+        for neighbour in self.node.neighbours.values():
+            neighbour.away, neighbour.heard_at = True, -math.inf
         jobs = [self._serve(), self._adapt(), self._watch(), *(self._listen(name) for name in self.ways)]
         self._jobs = [asyncio.create_task(job) for job in jobs]
         for job in self._jobs:
@@ -115,9 +121,12 @@ class Live:
         """Answer a text of this source, once it has been admitted.
 
         Raises:
+            NotHeld: the first segment is not held here, or nobody holds a further one.
             QueueFull: too many wait outside.
             UnreadableText: no word of it is known.
         """
+        if 0 not in self.node.held:
+            raise NotHeld(f"{self.node.name} holds segments {written(self.node.held)}; ask a node that holds segment 1")
         if (known := self._under_way.get((request_id, 0))) is not None:
             self.counts.joined += 1
             return await self._answer(known)
@@ -140,8 +149,12 @@ class Live:
         """Answer a neighbour's text from its next segment on.
 
         Raises:
+            BadState: its next segment is not held here.
+            NotHeld: nobody holds a further one.
             QueueFull: too many are here.
         """
+        if going.segment not in self.node.held:
+            raise BadState(f"segment {going.segment + 1}: segments {written(self.node.held)} are held here")
         if (known := self._under_way.get((going.id, going.segment))) is not None:
             self.counts.joined += 1
             return await self._answer(known)
@@ -185,6 +198,7 @@ class Live:
         while True:
             task = self.node.next()
             if task is None:
+                self._offload()  # a text that came back may wait, and cannot run here
                 self._wake.clear()
                 await self._wake.wait()
                 continue
@@ -213,6 +227,9 @@ class Live:
     def _offload(self) -> None:
         """Send what algorithm 2 lets go; look again when the next link is free."""
         now = self._clock()
+        for task in self.node.stranded():
+            self.node.drop(task)
+            _fail(task.load.future, _not_held(task))
         while (sent := self.node.offload(now)) is not None:
             task, name = sent
             work: Work = task.load
@@ -243,7 +260,11 @@ class Live:
             answered, delay_s = await self.ways[name].go_on(going, self.runs.packed(work.item))
         except UpstreamFailure as failure:
             log.warning("text_again", node=self.node.name, neighbour=name, why=str(failure))
-            if failure.answered not in _BUSY and not self.node.neighbours[name].away:
+            if failure.answered == NotHeld.status and task.segment not in self.node.held:
+                _fail(work.future, _not_held(task, f", nor one after {name}"))
+            elif failure.answered in _BUSY:
+                self.node.refused(name, self._clock())
+            elif not self.node.neighbours[name].away:
                 self._lost(name)
             self._again(task)
         except asyncio.CancelledError:  # its neighbour is silent, or nobody waits for it
@@ -277,10 +298,10 @@ class Live:
         """Ask a neighbour that says nothing."""
         while True:
             neighbour = self.node.neighbours[name]
-            wait_s = GOSSIP_S if neighbour.away else neighbour.heard_at + GOSSIP_S - self._clock()
+            wait_s = neighbour.heard_at + GOSSIP_S - self._clock()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
-                if not neighbour.away and self._clock() - neighbour.heard_at < GOSSIP_S:
+                if self._clock() - neighbour.heard_at < GOSSIP_S:
                     continue
             with suppress(UpstreamFailure, TimeoutError):
                 report = await self.ways[name].ask()
@@ -311,6 +332,10 @@ def _told(job: asyncio.Task[None]) -> None:
     """A job that ends by itself is a fault of ours: it is logged, not lost."""
     if not job.cancelled() and (error := job.exception()) is not None:
         log.error("node_failed", exc_info=error)
+
+
+def _not_held(task: Task, further: str = "") -> NotHeld:
+    return NotHeld(f"segment {task.segment + 1}: no node that this text can go to holds it{further}")
 
 
 def _fail(future: asyncio.Future[Answer], error: BaseException) -> None:

@@ -7,6 +7,8 @@ Ours, where the reconstruction leaves a choice open:
     - a node whose input queue is empty runs the head of its output queue: it never waits beside work
     - one text at a time is on its way to a neighbour; what was sent there counts as waiting there until it reports
     - a text whose holder was lost goes to the front of the input queue and is run again from its last segment
+    - a node may hold a range of the segments alone. What it does not hold leaves first, to the nearest neighbour that
+      holds it, and waits in the output queue while none of these is in the set
 """
 
 from __future__ import annotations
@@ -41,11 +43,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Report:
-    """What a node tells its neighbours: I, O, and the seconds of work that wait in I (I Gamma, segment by segment)."""
+    """What a node tells its neighbours: I, O, the seconds of work that wait in I (I Gamma, segment by segment), and the
+    segments that it holds (from 0; null: not told yet, taken for all)."""
 
     waiting: int = 0
     leaving: int = 0
     work_s: float = 0.0
+    held: range | None = None
 
 
 @dataclass
@@ -61,6 +65,10 @@ class Neighbour:
     free_at: float = 0.0  # when the last text will have left
     away: bool = False  # silent for too long, or dead
 
+    def holds(self, task: Task) -> bool:
+        """Whether it can run what a task needs next."""
+        return self.report.held is None or task.segment in self.report.held
+
     def takes_s(self, size: int) -> float:
         """What so many bytes need at the link's rate."""
         rate = self.profile.rate_up_bps
@@ -73,19 +81,21 @@ class Neighbour:
 
 
 class Node:
-    """The queues and decisions of node `name`, whose network has so many segments."""
+    """The queues and decisions of node `name`, whose network has so many segments; `held`: those here, null: all."""
 
     def __init__(
         self,
         name: str,
         *,
         segments: int,
+        held: range | None = None,
         neighbours: Mapping[str, Profile] | None = None,
         constants: Constants = USUAL,
         draw: Callable[[], float] | None = None,
         now: float = 0.0,
     ) -> None:
         self.name, self.segments, self.constants = name, segments, constants
+        self.held = range(segments) if held is None else held
         self.waiting: deque[Task] = deque()  # I
         self.leaving: deque[Task] = deque()  # O
         self.service_s: list[float | None] = [None] * segments  # Gamma
@@ -111,7 +121,7 @@ class Node:
     def report(self) -> Report:
         """What its neighbours may know."""
         work_s = sum(count * self.expects_s(segment) for segment, count in enumerate(self._waiting) if count)
-        return Report(len(self.waiting), len(self.leaving), work_s)
+        return Report(len(self.waiting), len(self.leaving), work_s, self.held)
 
     # -- its own work -----------------------------------------------------------------------------------------------
 
@@ -121,11 +131,14 @@ class Node:
         self._waiting[task.segment] += 1
 
     def next(self) -> Task | None:
-        """The task to run now: the head of the input queue, else of the output queue."""
+        """The task to run now: the head of the input queue, else the first of the output queue that can run here."""
         if self.waiting:
             self._waiting[self.waiting[0].segment] -= 1
             return self.waiting.popleft()
-        return self.leaving.popleft() if self.leaving else None
+        task = next((task for task in self.leaving if task.segment in self.held), None)
+        if task is not None:
+            self.leaving.remove(task)
+        return task
 
     def ran(self, task: Task, confidence: float, seconds: float) -> Next:
         """Algorithm 1, after a task's segment took so long, with its exit's confidence. One that goes on is queued.
@@ -142,6 +155,7 @@ class Node:
             waiting=len(self.waiting),
             leaving=len(self.leaving),
             most_leaving=self.constants.most_leaving,
+            held=task.segment in self.held,
         )
         if goes is Next.STAY:
             self.put(task)
@@ -162,23 +176,24 @@ class Node:
     def offload(self, now: float) -> tuple[Task, str] | None:
         """Algorithm 2: the head of the output queue and who gets it now; null where it stays.
 
+        The head is the first text that a free neighbour holds the segment of, those before others that cannot run here.
+
         To be asked whenever the output queue or a neighbour's report has changed, and at `busy_until`.
         """
-        if not self.leaving:
+        free = {name: each for name, each in self.neighbours.items() if not each.away and each.free_at <= now}
+        if not self.leaving or not free:
             return None
-        head = self.leaving[0]
-        free = [
-            neighbour.seen(name, head.size)
-            for name, neighbour in self.neighbours.items()
-            if not neighbour.away and neighbour.free_at <= now
-        ]
-        to = nearest(free)
-        if to is None:
+        able = (task for task in (*self._stuck(), *self.leaving) if any(each.holds(task) for each in free.values()))
+        head = next(able, None)
+        if head is None:
             return None
+        to = nearest(each.seen(name, head.size) for name, each in free.items() if each.holds(head))
+        assert to is not None
         own = self.report()
-        if self._draw() >= send_chance(Own(own.waiting, own.leaving, own.work_s), to):
+        chance = send_chance(Own(own.waiting, own.leaving, own.work_s), to, held=head.segment in self.held)
+        if self._draw() >= chance:
             return None
-        self.leaving.popleft()
+        self.leaving.remove(head)
         chosen = self.neighbours[to.name]
         chosen.sent += 1
         chosen.sent_s += self.expects_s(head.segment)
@@ -186,9 +201,26 @@ class Node:
         return head, to.name
 
     def busy_until(self, now: float) -> float | None:
-        """When the first link is free again, where texts wait to leave and no link is free now; else null."""
+        """When the first busy link is free, where texts wait to leave and no link is free, or one cannot run here."""
         ends = [neighbour.free_at for neighbour in self.neighbours.values() if not neighbour.away]
-        return min(ends) if self.leaving and ends and min(ends) > now else None
+        busy = [end for end in ends if end > now]
+        waits = self.leaving and busy and (len(busy) == len(ends) or self._stuck())
+        return min(busy) if waits else None
+
+    def _stuck(self) -> list[Task]:
+        """Texts in the output queue that cannot run here, in order."""
+        if len(self.held) == self.segments:
+            return []
+        return [task for task in self.leaving if task.segment not in self.held]
+
+    def stranded(self) -> list[Task]:
+        """Texts that neither this node nor a neighbour, away or not, can run: the driver refuses and drops them."""
+        return [task for task in self._stuck() if not any(each.holds(task) for each in self.neighbours.values())]
+
+    def refused(self, name: str, now: float) -> None:
+        """A neighbour that is well took no text: it is sent none for `GOSSIP_S`."""
+        neighbour = self.neighbours[name]
+        neighbour.free_at = max(neighbour.free_at, now + GOSSIP_S)
 
     def heard(self, name: str, report: Report, now: float, delay_s: float | None = None) -> None:
         """A neighbour's report, and the one-way time of the text that it answers, if it answers one."""
@@ -218,6 +250,9 @@ class Node:
         neighbour.away, neighbour.sent, neighbour.sent_s, neighbour.delay_s = True, 0, 0.0, None
 
     def again(self, task: Task) -> None:
-        """A task whose holder was lost, or did not take it: run again here, before all others."""
+        """A task whose holder was lost, or did not take it: run again here before all others, or first to leave."""
+        if task.segment not in self.held:
+            self.leaving.appendleft(task)
+            return
         self.waiting.appendleft(task)
         self._waiting[task.segment] += 1

@@ -111,7 +111,7 @@ class _Packs:
 
 
 class Computed(_Packs):
-    """The layers of a classifier, all of them held here."""
+    """The layers of a classifier, all of them held here or some segments of them."""
 
     kind = "computed"
 

@@ -61,6 +61,44 @@ def topology(name: str) -> Topology:
     return Topology(name, {node: tuple(other for other in nodes if other != node) for node in nodes})
 
 
+def held_of(text: str, segments: int) -> range:
+    """The segments, from 0, that FIRST-LAST names from 1.
+
+    Raises:
+        BadSetting: it is not written so, or there are no such segments.
+
+    >>> held_of("2-4", 4)
+    range(1, 4)
+    """
+    first, dash, last = text.partition("-")
+    if not (dash and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last) <= segments):
+        raise BadSetting(f"segments {text!r}: expected FIRST-LAST, from 1-1 to {segments}-{segments}")
+    return range(int(first) - 1, int(last))
+
+
+def written(held: range) -> str:
+    """What `held_of` reads."""
+    return f"{held.start + 1}-{held.stop}"
+
+
+def check_held(mesh: Topology, held: Mapping[str, range], segments: int) -> None:
+    """Whether a text gets through all segments wherever it goes; a node that `held` does not name holds all.
+
+    Raises:
+        BadSetting: a source without segment 1, or a node that texts come to with a next segment that neither it nor
+            one of its neighbours holds.
+    """
+    whole = range(segments)
+    if wrong := [node for node in mesh.sources if 0 not in held.get(node, whole)]:
+        raise BadSetting(f"{wrong[0]} is a source in {mesh.name} and does not hold segment 1")
+    at = set(mesh.sources)
+    for segment in whole[1:]:
+        on = {node: {to for to in (node, *mesh.edges[node]) if segment in held.get(to, whole)} for node in at}
+        if ends := sorted(node for node, to in on.items() if not to):
+            raise BadSetting(f"segment {segment + 1}: held neither by {ends[0]} nor by a neighbour in {mesh.name}")
+        at = set().union(*on.values())
+
+
 def _named(count: int) -> list[str]:
     return [f"n{at + 1}" for at in range(count)]
 

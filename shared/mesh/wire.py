@@ -51,16 +51,26 @@ class Step(Message):
 
 
 class Reported(Message):
-    """A node's report: I, O, and the seconds of work in I."""
+    """A node's report: I, O, the seconds of work in I, and the first and last segment that it holds, from 1."""
 
     call: Name
     waiting: Count
     leaving: Count
     work_s: Seconds
+    first: Annotated[int, Field(ge=1, le=1000)]
+    last: Annotated[int, Field(ge=1, le=1000)]
 
     @property
     def report(self) -> Report:
-        return Report(self.waiting, self.leaving, self.work_s)
+        return Report(self.waiting, self.leaving, self.work_s, range(self.first - 1, self.last))
+
+    @classmethod
+    def of(cls, call: str, report: Report) -> Reported:
+        """A node's own report as it is told."""
+        assert report.held is not None
+        told = {**vars(report), "first": report.held.start + 1, "last": report.held.stop}
+        del told["held"]
+        return cls(call=call, **told)
 
 
 class Answered(Message):

@@ -13,8 +13,9 @@ import pytest
 
 from services.node.app import create_app
 from services.node.settings import NodeSettings
+from shared.errors import BadSetting
 from shared.mesh.runs import Computed
-from shared.mesh.topology import topology
+from shared.mesh.topology import held_of, topology
 from shared.mesh.wire import BINARY, Going, framed
 from shared.model.bundle import load_bundle
 from shared.model.classifier import load_classifier
@@ -81,13 +82,19 @@ def load(tiny_bundle):
     """The deepest tier's network with its temperatures, by who uses it: an engine serves one thread."""
 
     @cache
-    def loaded(_user):
+    def loaded(_user, held="1-4"):
+        part = held_of(held, 4)
         bundle = load_bundle(str(tiny_bundle))
         model = bundle.tiers["cloud"]
         read = load_classifier(
-            bundle.folder / model.network, layers=4, max_tokens=model.max_tokens, engine="openvino", precision="fp32"
+            bundle.folder / model.network,
+            first=part.start,
+            layers=part.stop,
+            max_tokens=model.max_tokens,
+            engine="openvino",
+            precision="fp32",
         )
-        return read.at(bundle.card.temperatures["cloud"])
+        return read.at(bundle.card.temperatures["cloud"][: part.stop])
 
     return loaded
 
@@ -103,7 +110,7 @@ def start(tiny_bundle, load):
     """A builder of a mesh, as a context: `async with start("ring3") as mesh`."""
 
     @asynccontextmanager
-    async def build(name, *, threshold=NO_EXIT, link="ideal", form=Form.FP32, **settings):
+    async def build(name, *, threshold=NO_EXIT, link="ideal", form=Form.FP32, held=(), **settings):
         joined = Joined()
         for node, others in topology(name).edges.items():
             own = NodeSettings(
@@ -114,9 +121,11 @@ def start(tiny_bundle, load):
                 segments=4,
                 exit_threshold=threshold,
                 **settings,
+                held_segments=dict(held).get(node),
             )
             joined.dead[node] = asyncio.Event()
-            runs = Computed(slowed(load(node), LAYER_S), ENDS, form)
+            ran = load(node, dict(held).get(node, "1-4"))
+            runs = Computed(slowed(ran, LAYER_S), ENDS, form)
             joined.apps[node] = create_app(own, runs=runs, transport=joined)
         running = [app.router.lifespan_context(app) for app in joined.apps.values()]
         for context in running:
@@ -202,6 +211,112 @@ def test_a_killed_node_loses_no_text(start, network, texts, name):
     assert source.node.neighbours["n2"].away
 
 
+HALVES = {"n1": "1-2", "n2": "3-4"}
+THIRD = {"n1": "1-2", "n2": "3-4", "n3": "3-4"}
+
+
+def test_nodes_that_hold_a_part_each_answer_as_the_whole_network(start, network, texts):
+    async def ask():
+        async with start("pair", held=HALVES) as mesh, mesh.client("n2") as client:
+            wrong = [
+                await mesh.ask(texts[0], node="n2"),
+                await client.post("/v1/continue", content=body_of(network, 1, 1), headers={"content-type": BINARY}),
+            ]
+            answers = await mesh.all(texts)
+            return (
+                answers,
+                wrong,
+                ((await client.get("/info")).json(), (await mesh.client("n1").get("/v1/mesh")).json()),
+            )
+
+    answers, wrong, (info, now) = run(ask())
+    np.testing.assert_allclose(told(answers), expected(network, texts), atol=1e-5)
+    assert {tuple(step["node"] for step in answer["path"]) for answer in answers} == {("n1", "n1", "n2", "n2")}
+    assert [answer.status_code for answer in wrong] == [421, 422]
+    assert "ask a node that holds segment 1" in wrong[0].json()["detail"]
+    assert (info["held"], now["held"], now["neighbours"]["n2"]["held"]) == ("3-4", "1-2", "3-4")
+
+
+def test_what_a_lost_node_held_goes_to_another_that_holds_it(start, network, texts):
+    async def ask():
+        async with start("mesh3", held=THIRD) as mesh:
+            asked = asyncio.ensure_future(mesh.all(texts))
+            while not mesh.live("n1")._calls["n2"]:
+                await asyncio.sleep(0.001)
+            mesh.joined.dead["n2"].set()
+            return await asked, mesh.live("n1").counts
+
+    answers, counts = run(ask())
+    np.testing.assert_allclose(told(answers), expected(network, texts), atol=1e-5)
+    assert counts.again > 0
+    assert all(answer["path"][-1]["node"] in {"n2", "n3"} for answer in answers)
+
+
+def test_a_text_waits_for_its_one_holder_until_it_is_back_or_the_caller_leaves(start, texts):
+    async def ask():
+        async with start("pair", held=HALVES) as mesh:
+            await mesh.ask(texts[0])  # n2 has told what it holds
+            mesh.joined.dead["n2"].set()
+            stays, leaves = (asyncio.ensure_future(mesh.ask(text)) for text in texts[1:3])
+            node = mesh.live("n1").node
+            while len(node.leaving) < 2:
+                await asyncio.sleep(0.001)
+            leaves.cancel()
+            await asyncio.gather(leaves, return_exceptions=True)
+            waits = len(node.leaving)
+            assert not stays.done()
+            mesh.joined.dead["n2"].clear()
+            return waits, await stays
+
+    waits, answer = run(ask())
+    assert waits == 1
+    assert [step["node"] for step in answer.json()["path"]] == ["n1", "n1", "n2", "n2"]
+
+
+def test_a_full_holder_is_asked_again(start, texts):
+    async def ask():
+        async with start("pair", held=HALVES) as mesh:
+            mesh.live("n2")._most = 0
+            asked = asyncio.ensure_future(mesh.ask(texts[0]))
+            while not mesh.live("n1").counts.again:
+                await asyncio.sleep(0.001)
+            mesh.live("n2")._most = 10
+            return await asked, mesh.live("n1").counts
+
+    answer, counts = run(ask())
+    assert answer.status_code == 200
+    assert (counts.sent, counts.silences) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "held"),
+    [
+        ("pair", {"n1": "1-2", "n2": "1-3"}),
+        ("ring3", {"n1": "1-1", "n2": "2-3", "n3": "1-3"}),
+    ],  # there n2 finds it
+)
+def test_where_nobody_holds_the_next_segment_a_text_is_refused(start, texts, name, held):
+    async def ask():
+        async with start(name, held=held) as mesh:
+            return await mesh.ask(texts[0]), [mesh.live(each).node.queued for each in mesh.apps]
+
+    refused, queued = run(ask())
+    assert (refused.status_code, refused.json()["type"]) == (421, "urn:tierwise:not-held")
+    assert "no node that this text can go to holds it" in refused.json()["detail"]
+    assert set(queued) == {0}
+
+
+def test_a_node_that_holds_all_runs_itself_what_gets_no_further_elsewhere(start, network, texts):
+    async def ask():
+        async with start("ring3", held={"n2": "1-3", "n3": "1-3"}) as mesh:
+            return await mesh.all(texts), mesh.live("n1").counts
+
+    answers, counts = run(ask())
+    np.testing.assert_allclose(told(answers), expected(network, texts), atol=1e-5)
+    assert {answer["path"][-1]["node"] for answer in answers} == {"n1"}
+    assert (counts.again > 0, counts.silences) == (True, 0)
+
+
 def test_a_node_that_comes_back_joins_again(start, texts):
     async def ask():
         async with start("pair") as mesh:
@@ -269,7 +384,7 @@ def going(**change):
     return Going(**(known | change))
 
 
-def body_of(network, *, segment=2, layers=2, **change):
+def body_of(network, segment=2, layers=2, **change):
     runs = Computed(network, ENDS, Form.FP32)
     item = runs.begin("a fine film about a ferry", None, "0" * 64)
     for at in range(layers):
@@ -410,3 +525,22 @@ def test_temperatures_are_the_cards(tiny_bundle, start, network):
     said, _ = runs.run(runs.begin("a fine film", None, "0" * 64), 0)
     trace = network.run([network.encode("a fine film")], None, until=2)[0]
     np.testing.assert_allclose(said, network.calibrate(trace.logits[-1:], last=2)[0], atol=1e-6)
+
+
+def test_a_node_loads_the_layers_of_its_segments_alone(tiny_bundle, network):
+    def app(**settings):
+        own = {"tier": "n1", "bundle": str(tiny_bundle), "segments": 2, "engine": "openvino", "precision": "fp32"}
+        return create_app(NodeSettings(**own, **settings))
+
+    joined = {"upstreams": {"n2": "http://n2"}, "link_profiles": {"n2": "ideal"}}
+    first, last = app(held_segments="1-1", **joined), app(held_segments="2-2", **joined)
+    runs = [each.state.live.runs for each in (first, last)]
+    assert [(run._classifier.segment.first, run._classifier.segment.last) for run in runs] == [(0, 2), (2, 4)]
+    _, item = runs[0].run(runs[0].begin("a fine film", None, "0" * 64), 0)
+    there = runs[1].unpacked(memoryview(runs[0].packed(item)), "0" * 64, 1)
+    said, _ = runs[1].run(there, 1)
+    np.testing.assert_allclose(said, expected(network, ["a fine film"])[0], atol=0.02)  # int8 on its way
+    with pytest.raises(BadSetting, match="segment 2: not held here, and there is no neighbour"):
+        app(held_segments="1-1")
+    with pytest.raises(BadSetting, match="expected FIRST-LAST"):
+        app(held_segments="2-3")

@@ -34,13 +34,16 @@ def test_a_node_that_is_killed_in_mid_run_loses_no_text(command, tiny_bundle, da
     assert (tmp_path / "mesh.png").is_file()
 
 
-def test_nodes_that_compute_say_so(command, tiny_bundle, data, tmp_path):
+def test_nodes_that_compute_their_own_segments_alone_say_so(command, tiny_bundle, data, tmp_path):
     asked = ["--topology", "pair", "--rate", "10", "--seconds", "2", "--segments", "2", "--link", "ideal"]
+    asked += ["--hold", "n1=1-1", "--hold", "n2=2-2", "--threshold", "1.0"]
     done, said = command("mesh", *asked, "--bundle", tiny_bundle, "--data", data, "--split", "all")
     assert done.exit_code == 0, said
     (cell,) = report_of(tmp_path)["cells"]
     assert cell["kind"] == "live, computed on shared processors"
     assert cell["answered"] == cell["offered"] > 5
+    assert cell["held"] == {"n1": "1-1", "n2": "2-2"}
+    assert cell["facts"]["segments"] == {"n1": cell["answered"], "n2": cell["answered"]}
 
 
 def test_a_sweep_in_simulated_time(command, tiny_bundle, data, tmp_path):
@@ -67,6 +70,12 @@ def test_a_sweep_in_simulated_time(command, tiny_bundle, data, tmp_path):
         (["--link", "wire"], "link profile"),
         (["--segments", "9", "--simulated"], "9 segments of 4 layers"),
         (["--rate", "nan"], "--rate"),
+        (["--hold", "n2"], "NODE=FIRST-LAST"),
+        (["--hold", "n2=1-2", "--hold", "n2=3-4"], "once for each node"),
+        (["--hold", "n2=3-9"], "expected FIRST-LAST"),
+        (["--hold", "n9=1-2"], "no such node"),
+        (["--hold", "n1=2-2"], "does not hold segment 1"),
+        (["--topology", "pair", "--segments", "4", "--hold", "n1=1-1", "--hold", "n2=3-4"], "segment 2: held neither"),
         (["--check", "--simulated"], "--check"),
     ],
 )

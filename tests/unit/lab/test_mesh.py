@@ -200,3 +200,29 @@ def test_the_simulator_is_held_to_ten_percent_of_live():
 
     rows = compared(pair(10.0, 10.9) + pair(10.0, 11.1) + pair(0.0, 1.0), Console(quiet=True))
     assert [row["within"] for row in rows] == [True, False, False]
+
+
+def test_nodes_that_hold_a_part_share_the_segments(cell, exits):
+    parts = {"n1": range(1), "n2": range(1, 3), "n3": range(3, 4)}
+    mesh = replace(cell, topology=topology("ring3"), link="wifi", held=parts)
+    outcome = simulate(mesh, exits)
+    assert {answer.nodes for answer in outcome.answered} == {("n1", "n2", "n2", "n3")}
+    assert (outcome.lost, outcome.unfinished, len(outcome.answered)) == (0, 0, outcome.admitted)
+    assert figures(mesh, outcome, exits, "simulated")["held"] == {"n1": "1-1", "n2": "2-3", "n3": "4-4"}
+
+
+def test_what_a_killed_node_held_goes_to_the_other_that_holds_it_or_waits(cell, exits):
+    parts = {"n1": range(2), "n2": range(2, 4), "n3": range(2, 4)}
+    mesh = replace(cell, topology=topology("mesh3"), rate=20.0, link="wifi", held=parts, kill=("n2", 10.0))
+    outcome = simulate(mesh, exits)
+    assert (outcome.lost, outcome.unfinished) == (0, 0)
+    assert outcome.again > 0
+    assert {answer.nodes[-1] for answer in outcome.answered if answer.asked_at > 10.5} == {"n3"}
+    alone = simulate(replace(mesh, topology=topology("pair"), held={"n1": range(2)}), exits)
+    assert (alone.lost, len(alone.answered) + alone.unfinished) == (0, alone.admitted)
+    assert alone.unfinished > 100  # nobody else holds segment 3
+
+
+def test_a_plan_that_holds_at_no_node_is_refused():
+    with pytest.raises(BadSetting, match="--hold n9: no such node in mesh3"):
+        plan(held={"n9": range(2)}).cells()
