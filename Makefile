@@ -31,7 +31,8 @@ serve: $(TIERS)  ## keep three tiers up until Ctrl-C (ports 8080 to 8082)
 
 # in two processes: what hundreds of apps leave behind would slow the second half down
 test: $(STAMP)  ## run the unit, service, system and load tests
-	$(BIN)/python -m pytest tests/unit tests/service
+	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest tests/service
 	$(BIN)/python -m pytest tests/system tests/load
 
 # tests/conftest.py, which loads torch, stays out: these need none, and a slow kernel takes a minute for it

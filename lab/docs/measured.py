@@ -81,6 +81,14 @@ def beside(word: str) -> Rows:
     return Rows([{"other": name, **row} for name, rows in others.items() for row in _named(rows)], report)
 
 
+def trace(name: str) -> Rows:
+    """`tierwise bench --trace`: every policy, and beside the last of them."""
+    report = read(RESULTS / f"trace-{name}.json")
+    *_, last = report["policies"]
+    rows = [row | {"beside": report["beside"][last].get(row["name"], {})} for row in _named(report["policies"])]
+    return Rows(rows, report)
+
+
 def cells() -> Rows:
     """The bench over netem links: three columns per pair of links."""
     reports = {path.stem.removeprefix("netem-"): read(path) for path in sorted(RESULTS.glob("netem-*.json"))}

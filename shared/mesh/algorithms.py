@@ -8,7 +8,7 @@ Colocrese, Koyuncu, Seferoglu: *Early-Exit meets Model-Distributed Inference at 
                     fixed rate
     reconstructed   The four rules below: the paper's own equations were not at hand
     from memory     T_O = 50, Q1 = 10, Q2 = 30, .2, .1, .2: not from the paper's text
-    ours            The period, the floors, the step of the threshold, which neighbour is asked first, what a node
+    ours            The period, the bounds, the step of the threshold, which neighbour is asked first, what a node
                     does whose input queue is empty while texts wait in its output queue (`node.py`), and that a
                     text whose next segment is not held here leaves always
 
@@ -44,6 +44,7 @@ class Constants:
     step: float = 0.02  # ours: of the threshold
     period_s: float = 0.5  # ours: between two adaptations
     least_gap_s: float = 0.001  # ours
+    most_gap_s: float = 1.0  # ours: a queue that takes a minute to drain would else close the source for minutes
     least_threshold: float = 0.6  # ours: 1/C + 0.1 for C = 2 classes
 
     @classmethod
@@ -144,7 +145,7 @@ def adapted_gap(gap_s: float, queued: int, constants: Constants = USUAL) -> floa
         factor = 1 - constants.little_faster
     else:
         factor = 1 + constants.slower
-    return max(constants.least_gap_s, gap_s * factor)
+    return min(constants.most_gap_s, max(constants.least_gap_s, gap_s * factor))
 
 
 def adapted_threshold(threshold: float, queued: int, constants: Constants = USUAL) -> float:

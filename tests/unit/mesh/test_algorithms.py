@@ -62,6 +62,7 @@ def test_the_rate_follows_the_queues(queued, gap_ms):
 
 def test_the_gap_has_a_floor():
     assert adapted_gap(0.0011, 0) == 0.001
+    assert adapted_gap(0.9, 30) == 1.0
 
 
 @pytest.mark.parametrize(("queued", "threshold"), [(9, 0.92), (10, 0.9), (30, 0.9), (31, 0.88)])
