@@ -29,7 +29,7 @@ demo: $(TIERS)  ## classify a dozen reviews through three live tiers (the first 
 serve: $(TIERS)  ## keep three tiers up until Ctrl-C (ports 8080 to 8082)
 	@$(BIN)/tierwise serve
 
-# in two processes: what hundreds of apps leave behind would slow the second half down
+# in three processes: what hundreds of apps leave behind slows what follows down
 test: $(STAMP)  ## run the unit, service, system and load tests
 	$(BIN)/python -m pytest tests/unit
 	$(BIN)/python -m pytest tests/service

@@ -14,6 +14,7 @@ import yaml
 
 from lab.docs.measured import RESULTS, read
 from lab.live import bench_report
+from lab.mesh import report as mesh_report
 from lab.papers import figures
 from lab.picture import BLUE, GREEN, GREY, ORANGE, intervals, note, picture
 from lab.replay import plan_report
@@ -30,6 +31,8 @@ def draw(out: Path) -> None:
     replay_report.draw(replay, "collaborative", out / "replay-collaborative.png", CLAIMS["replay"])
     figures.draw(read(RESULTS / "report.json")["tables"], out, CLAIMS)
     cells(out / "netem.png", CLAIMS["netem"])
+    for name in ("mesh-rate-simulated", "mesh-kill"):
+        mesh_report.draw(read(RESULTS / f"{name}.json"), out / f"{name}.png", CLAIMS[name])
 
 
 def cells(path: Path, title: str) -> None:

@@ -119,14 +119,15 @@ def _accuracy(cell: Mapping[str, Any]) -> str:
 # -- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def draw(report: Mapping[str, Any], path: Path) -> None:
-    """What the cells have in common decides: rates, accuracies, or one run over time."""
+def draw(report: Mapping[str, Any], path: Path, title: str | None = None) -> None:
+    """What the cells have in common decides: rates, accuracies, one run over time. No title: the report's."""
     cells = report["cells"]
     kinds = ", ".join(dict.fromkeys(cell["kind"] for cell in cells))
     below = note(kinds, f"links {cells[0]['link']}", f"n {sum(cell['n'] for cell in cells)}", report["note"])
     panels = [panel for panel in (_throughputs, _accuracies) if panel(None, cells)]
-    panels += [] if len(panels) == 2 else [_over_time]
-    with picture(path, report["title"], below, panels=len(panels)) as axes:
+    if len(panels) < 2 and (len(cells) <= 2 or not panels):  # it draws one cell alone
+        panels.append(_over_time)
+    with picture(path, title or report["title"], below, panels=len(panels)) as axes:
         for panel, own in zip(panels, axes, strict=True):
             panel(own, cells)
 
