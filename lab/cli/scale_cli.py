@@ -45,14 +45,12 @@ def step(
     out: Out = None,
 ) -> None:
     """Simulate the autoscaler after a step of load: by the work that waits, and by CPU."""
-    import yaml
-
     from lab.scale.demand import measured as demand_of
     from lab.scale.hpa import Spec
     from lab.scale.step import READS, react, show, summary
 
     demand = demand_of(measured, policy).alone(tier)
-    spec = Spec.of(yaml.safe_load(autoscaler.read_text())).within(1, most)
+    spec = Spec.read(autoscaler).within(1, most)
     rate = load / demand.stops[0].mean_s
     limits = {"start_s": start_s, "wait_s": queue_wait_ms / 1e3}
     rows = [summary(read, react(demand, spec, read, rate, times, runs=runs, **limits)) for read in READS]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,18 +72,40 @@ def _seconds_a_layer(policies: dict[str, Any], tier: str) -> tuple[float, float]
     return alone["stages_ms"]["infer"] / depth / 1e3, alone["stages_ms"]["tokenize"] / 1e3
 
 
+@contextmanager
+def _read(path: Path) -> Iterator[Any]:
+    """What a file of `tierwise bench` holds; what is missing from it, or of another kind, is the file's fault.
+
+    Raises:
+        BadSetting: it is no such file.
+    """
+    try:
+        yield json.loads(path.read_text())
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise BadSetting(f"{path}: expected what `tierwise bench` wrote ({error!r})") from error
+
+
 def policies(path: Path) -> list[str]:
-    """The policies of a file of `tierwise bench` that ran on tiers."""
-    return [name for name in json.loads(path.read_text())["policies"] if not name.startswith("whole ")]
+    """The policies of a file of `tierwise bench` that ran on tiers.
+
+    Raises:
+        BadSetting: it is no such file.
+    """
+    with _read(path) as found:
+        return [name for name in found["policies"] if not name.startswith("whole ")]
 
 
 def measured(path: Path, policy: str) -> Demand:
     """The demand of a policy in a file of `tierwise bench`.
 
     Raises:
-        BadSetting: the file has no such policy, or not what tiers alone take.
+        BadSetting: it is no such file, or has no such policy, or not what tiers alone take.
     """
-    found = json.loads(path.read_text())
+    with _read(path) as found:
+        return _demand(path, found, policy)
+
+
+def _demand(path: Path, found: dict[str, Any], policy: str) -> Demand:
     policies = found["policies"]
     if policy not in policies:
         raise BadSetting(f"policy {policy!r} is not in {path}{did_you_mean(policy, policies)}")

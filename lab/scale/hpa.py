@@ -13,8 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import yaml
+
+from shared.errors import BadSetting
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,20 @@ class Spec:
     up: Way
     down: Way
     tolerance: float = 0.1
+
+    @classmethod
+    def read(cls, path: Path) -> Spec:
+        """Of a manifest's file.
+
+        Raises:
+            BadSetting: it is no such manifest.
+        """
+        try:
+            return cls.of(yaml.safe_load(path.read_text()))
+        except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
+            why = " ".join(str(error).split()) if isinstance(error, yaml.YAMLError) else repr(error)
+            expected = "a HorizontalPodAutoscaler with one metric of type Pods and its behavior"
+            raise BadSetting(f"{path}: expected {expected} ({why})") from error
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> Spec:

@@ -5,7 +5,6 @@ import random
 from pathlib import Path
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from lab.cli.main import app
@@ -85,7 +84,7 @@ def test_of_several_rules_the_one_that_lets_most_through_counts():
 
 
 def test_what_the_manifest_says():
-    found = Spec.of(yaml.safe_load(AUTOSCALER.read_text()))
+    found = Spec.read(AUTOSCALER)
     assert (found.target, found.least, found.most) == (0.05, 2, 10)
     assert found.up == Way(0, (Rule(True, 100, 15),))
     assert found.down == Way(300, (Rule(True, 50, 60),))
@@ -206,7 +205,7 @@ def test_reversals_and_the_goal_by_hand():
 
 def test_an_autoscaler_follows_a_step_of_load():
     some = demand(Stop("cloud", 1.0, 1.0, (0.04,), (1,)))
-    scaler = Spec.of(yaml.safe_load(AUTOSCALER.read_text())).within(1, 4)
+    scaler = Spec.read(AUTOSCALER).within(1, 4)
     found = react(some, scaler, READS[0], 15.0, 4.0, runs=1, start_s=5.0)[0]
     assert found.reached_s is not None
     assert all(1 <= wanted <= 4 for _, wanted, _ in found.replicas)
@@ -251,3 +250,21 @@ def test_the_commands_print_and_write_what_they_simulated(tmp_path):
 def test_a_bad_word_is_told(words):
     done = CliRunner().invoke(app, ["scale", "size", str(BENCH), *words])
     assert done.exit_code != 0
+
+
+@pytest.mark.parametrize("written", ["{}", "[]", "no JSON", '{"policies": {"collaborative": {}}}'])
+@pytest.mark.parametrize("command", ["step", "size"])
+def test_a_file_that_no_bench_wrote_is_refused_by_its_name(tmp_path, command, written):
+    path = tmp_path / "card.json"
+    path.write_text(written)
+    with pytest.raises(BadSetting, match=r"card\.json: expected what `tierwise bench` wrote"):
+        CliRunner().invoke(app, ["scale", command, str(path)], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("written", ["", "kind: Deployment", "a: [", "spec: {metrics: []}"])
+def test_a_manifest_of_another_kind_is_refused_by_its_name(tmp_path, written):
+    path = tmp_path / "other.yaml"
+    path.write_text(written)
+    with pytest.raises(BadSetting, match=r"other\.yaml: expected a HorizontalPodAutoscaler") as refused:
+        Spec.read(path)
+    assert "\n" not in str(refused.value)
