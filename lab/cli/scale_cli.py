@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from pathlib import Path
 from typing import Annotated
 
@@ -83,11 +84,11 @@ def size(
     from lab.scale.demand import policies
     from lab.scale.size import hours, show, show_hours, sized
 
-    wanted, prices = _numbers("--rates", rates), _prices(price)
-    demand = demand_of(measured, policy)
+    wanted, demand = _numbers("--rates", rates), demand_of(measured, policy)
+    costs = {name: hours(demand_of(measured, name)) for name in policies(measured)}
+    prices = _prices(price, {tier for spent in costs.values() for tier in spent})
     rows = [sized(demand, rate, load=load, texts=texts, wait_s=queue_wait_ms / 1e3) for rate in wanted]
     show(rows, console)
-    costs = {name: hours(demand_of(measured, name)) for name in policies(measured)}
     show_hours(costs, prices, console)
     _write(
         out,
@@ -112,7 +113,11 @@ def _numbers(option: str, given: str) -> list[float]:
     return numbers
 
 
-def _prices(given: str) -> dict[str, float]:
+def _prices(given: str, tiers: Set[str]) -> dict[str, float]:
     pairs = [part.partition("=") for part in given.split(",") if part]
+    for tier, _, _ in pairs:
+        if tier not in tiers:
+            there = ", ".join(sorted(tiers))
+            raise typer.BadParameter(f"no tier {tier!r}; the measurement has {there}", param_hint="--price")
     numbers = _numbers("--price", ",".join(price for _, _, price in pairs)) if pairs else []
     return {tier: number for (tier, _, _), number in zip(pairs, numbers, strict=True)}

@@ -73,11 +73,15 @@ def show(rows: Sequence[dict[str, Any]], console: PlainConsole) -> None:
 
 
 def show_hours(costs: dict[str, dict[str, float]], prices: dict[str, float], console: PlainConsole) -> None:
-    """Print the hours of a processor that a million texts take, by policy and tier, and what those cost."""
+    """Print the hours of a processor that a million texts take, by policy and tier, and what those cost.
+
+    Without the price of a tier that a policy uses, its cost is not known: `-`.
+    """
     tiers = list(dict.fromkeys(tier for spent in costs.values() for tier in spent))
     table = sheet("Hours of a processor for a million texts", "policy", *tiers, "all", *(["price"] if prices else []))
     for policy, spent in costs.items():
         cells = [f"{spent[tier]:.2f}" if tier in spent else "-" for tier in tiers]
-        priced = [f"{sum(hours * prices.get(tier, 0.0) for tier, hours in spent.items()):.2f}"] if prices else []
-        table.add_row(policy, *cells, f"{sum(spent.values()):.2f}", *priced)
+        known = spent.keys() <= prices.keys()
+        price = f"{sum(hours * prices[tier] for tier, hours in spent.items()):.2f}" if known else "-"
+        table.add_row(policy, *cells, f"{sum(spent.values()):.2f}", *([price] if prices else []))
     console.print(table)

@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from lab.cli.main import app
@@ -12,7 +13,7 @@ from lab.events import Events
 from lab.scale.demand import Demand, Stop, measured, policies
 from lab.scale.hpa import Autoscaler, Rule, Spec, Way, desired
 from lab.scale.simulate import Cell, Outcome, Replica, simulate
-from lab.scale.size import hours, sized, used
+from lab.scale.size import hours, show_hours, sized, used
 from lab.scale.step import READS, react, reaction, reversals
 from shared.errors import BadSetting
 
@@ -246,7 +247,24 @@ def test_the_commands_print_and_write_what_they_simulated(tmp_path):
     assert f"{2 * written['hours_a_million']['cloud-only']['cloud']:.2f}" in done.output
 
 
-@pytest.mark.parametrize("words", [["--rates", "ten"], ["--rates", "0"], ["--price", "cloud=much"], ["--policy", "no"]])
+def test_what_has_no_price_costs_nobody_knows_what():
+    console = Console(width=100, record=True)
+    show_hours({"near": {"end": 2.0}, "far": {"end": 1.0, "cloud": 3.0}}, {"end": 0.5}, console)
+    near, far = (line.split() for line in console.export_text().splitlines() if "ar " in line)
+    assert (near[-1], far[-1]) == ("1.00", "-")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--rates", "ten"],
+        ["--rates", "0"],
+        ["--price", "cloud=much"],
+        ["--price", "cloud=1,nope=1"],
+        ["--price", "1"],
+        ["--policy", "no"],
+    ],
+)
 def test_a_bad_word_is_told(words):
     done = CliRunner().invoke(app, ["scale", "size", str(BENCH), *words])
     assert done.exit_code != 0
