@@ -15,6 +15,7 @@ from lab.outputs import REPLACED, write_json
 
 app = typer.Typer(no_args_is_help=True)
 console = screen()
+AUTOSCALER = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes" / "tier" / "autoscaler.yaml"
 
 Measured = Annotated[
     Path, Argument(exists=True, dir_okay=False, help="What `tierwise bench` wrote, with TIER-only of every tier.")
@@ -35,14 +36,19 @@ def step(
     tier: Annotated[str, Option(help="The tier that is scaled, alone.")] = "cloud",
     autoscaler: Annotated[
         Path,
-        Option(exists=True, dir_okay=False, help="Manifest of a HorizontalPodAutoscaler: target and behaviour."),
-    ] = Path("deploy/kubernetes/tier/autoscaler.yaml"),
-    most: Annotated[int, Option(min=1, help="Most replicas; the least is 1.")] = 4,
+        Option(
+            exists=True,
+            dir_okay=False,
+            help="Manifest of a HorizontalPodAutoscaler: target and behaviour.",
+            show_default="deploy/kubernetes/tier/autoscaler.yaml",
+        ),
+    ] = AUTOSCALER,
+    most: Annotated[int, Option(min=1, max=1000, help="Most replicas; the least is 1.")] = 4,
     load: Annotated[float, Option(min=0.01, max=1, help="Load at rest, of one replica's capacity.")] = 0.7,
-    times: Annotated[float, Option(min=1, help="The step: times the load at rest.")] = 3.0,
+    times: Annotated[float, Option(min=1, max=100, help="The step: times the load at rest.")] = 3.0,
     start_s: Annotated[float, Option(min=0, help="Seconds until a new replica is ready.")] = 20.0,
     queue_wait_ms: Wait = 100.0,
-    runs: Annotated[int, Option(min=1, help="Runs with other draws.")] = 20,
+    runs: Annotated[int, Option(min=1, max=1000, help="Runs with other draws.")] = 20,
     out: Out = None,
 ) -> None:
     """Simulate the autoscaler after a step of load: by the work that waits, and by CPU."""

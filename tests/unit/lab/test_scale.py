@@ -216,10 +216,11 @@ def test_an_autoscaler_follows_a_step_of_load():
     assert fixed.refused > 0.3 > found.refused
 
 
-def test_the_commands_print_and_write_what_they_simulated(tmp_path):
+def test_the_commands_print_and_write_what_they_simulated(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the manifest is found from anywhere
     run = CliRunner().invoke
     out = tmp_path / "step.json"
-    done = run(app, ["scale", "step", str(BENCH), "--autoscaler", str(AUTOSCALER), "--runs", "1", "--out", str(out)])
+    done = run(app, ["scale", "step", str(BENCH), "--runs", "1", "--out", str(out)])
     assert done.exit_code == 0, done.output
     assert "Simulated" in done.output
     written = json.loads(out.read_text())
@@ -286,3 +287,8 @@ def test_a_manifest_of_another_kind_is_refused_by_its_name(tmp_path, written):
     with pytest.raises(BadSetting, match=r"other\.yaml: expected a HorizontalPodAutoscaler") as refused:
         Spec.read(path)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("words", [["--times", "101"], ["--runs", "1001"], ["--most", "1001"]])
+def test_a_step_that_would_take_for_ever_is_refused(words):
+    assert CliRunner().invoke(app, ["scale", "step", str(BENCH), *words]).exit_code == 2
