@@ -30,7 +30,13 @@ def mesh(
     ] = None,
     rate: Annotated[
         list[float] | None,
-        Option(min=0.01, max=100_000, help="Texts a second that come; repeat for a sweep.", callback=_finite_all),
+        Option(
+            min=0.01,
+            max=100_000,
+            help="Texts a second that come; repeat for a sweep; not with --adapt rate.",
+            callback=_finite_all,
+            show_default="20",
+        ),
     ] = None,
     adapt: Annotated[
         Adapt, Option(help="What the source adapts to its queues; rate: it admits as many as they allow.")
@@ -84,6 +90,8 @@ def mesh(
 
     if check and simulated:
         raise typer.BadParameter("--check runs live and simulated: leave out --simulated")
+    if adapt is Adapt.RATE and rate:
+        raise typer.BadParameter("--rate and --adapt rate: the source finds its rate itself; leave out one of them")
     if (check or simulated) and service_ms is None:
         service_ms = 20.0
     loaded = load_bundle(bundle)

@@ -77,6 +77,7 @@ def test_a_sweep_in_simulated_time(command, tiny_bundle, data, tmp_path):
         (["--hold", "n1=2-2"], "does not hold segment 1"),
         (["--topology", "pair", "--segments", "4", "--hold", "n1=1-1", "--hold", "n2=3-4"], "segment 2: held neither"),
         (["--check", "--simulated"], "--check"),
+        (["--adapt", "rate", "--rate", "5"], "the source finds its rate itself"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_starts(command, tiny_bundle, data, words, why):
