@@ -36,7 +36,7 @@ def fit(
         int | None, Option(min=8, help="Tokens to read of a text.", show_default="nearly all, at most 256")
     ] = None,
     within: Annotated[
-        float, Option(min=0, max=1, help="Accuracy that may be lost against cloud-only.", callback=options.finite)
+        options.Finite, Option(min=0, max=1, help="Accuracy that may be lost against cloud-only.")
     ] = 0.005,
     threads: Annotated[int | None, Option(min=1, max=256, help="Compute threads.", show_default="one a core")] = None,
     seed: options.Seed = 0,

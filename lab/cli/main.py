@@ -157,7 +157,7 @@ def bench(
         list[Runtime] | None,
         Option(help="Also whole models instead of tiers, int8 on this runtime, over the same links; repeat."),
     ] = None,
-    rate: Annotated[float, Option(min=0, help="Open loop: Poisson arrivals per second.", callback=options.finite)] = 0,
+    rate: Annotated[options.Finite, Option(min=0, help="Open loop: Poisson arrivals per second.")] = 0,
     concurrency: Annotated[int, Option(min=1, help="Closed loop: requests under way at once.")] = 1,
     trace: Annotated[
         str | None,
@@ -311,11 +311,11 @@ def calibrate(
     hold_out: HoldOut = 2500,
     n: Annotated[int | None, Option(min=50, help="Use only the first validation rows.")] = None,
     offload_share: Annotated[
-        float | None,
-        Option(min=0, max=1, help="Choose the first threshold for this share sent on.", callback=options.finite),
+        options.Finite | None,
+        Option(min=0, max=1, help="Choose the first threshold for this share sent on."),
     ] = None,
     within: Annotated[
-        float, Option(min=0, max=1, help="Accuracy that may be lost against cloud-only.", callback=options.finite)
+        options.Finite, Option(min=0, max=1, help="Accuracy that may be lost against cloud-only.")
     ] = 0.005,
     pruning: Annotated[bool, Option(help="Choose a pruning coefficient (slow); without it, pruning is off.")] = True,
     only_others: Annotated[

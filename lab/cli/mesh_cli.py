@@ -18,10 +18,6 @@ console = screen()
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample" / "reviews.csv"
 
 
-def _finite_all(values: list[float] | None) -> list[float] | None:
-    return values and [value for value in values if options.finite(value) is not None]
-
-
 @app.command()
 def mesh(
     topology: Annotated[
@@ -29,12 +25,11 @@ def mesh(
         Option(help="local, pair, mesh3, ring3, mesh5; torusN with --simulated; repeat.", show_default="mesh3"),
     ] = None,
     rate: Annotated[
-        list[float] | None,
+        list[options.Finite] | None,
         Option(
             min=0.01,
             max=100_000,
             help="Texts a second that come; repeat for a sweep; not with --adapt rate.",
-            callback=_finite_all,
             show_default="20",
         ),
     ] = None,
@@ -42,7 +37,7 @@ def mesh(
         Adapt, Option(help="What the source adapts to its queues; rate: it admits as many as they allow.")
     ] = Adapt.FIXED,
     threshold: Annotated[
-        float, Option(min=0.01, max=1, help="Confidence from which an exit answers (T_e).", callback=options.finite)
+        options.Finite, Option(min=0.01, max=1, help="Confidence from which an exit answers (T_e).")
     ] = 0.9,
     no_exit: Annotated[bool, Option("--no-exit", help="Also without early exits.")] = False,
     segments: Annotated[
@@ -50,7 +45,7 @@ def mesh(
         Option(min=1, max=1000, help="Segments of the network, each with an exit.", show_default="the bundle's"),
     ] = None,
     service_ms: Annotated[
-        float | None,
+        options.Finite | None,
         Option(
             min=0.1,
             max=60_000,
@@ -58,7 +53,9 @@ def mesh(
             show_default="computed, on shared processors; simulated: 20",
         ),
     ] = None,
-    seconds: Annotated[float, Option(min=1, max=3600, help="Of each run; the first third is left out.")] = 30.0,
+    seconds: Annotated[
+        options.Finite, Option(min=1, max=3600, help="Of each run; the first third is left out.")
+    ] = 30.0,
     link: Annotated[str, Option(help="Profile of every link.")] = "wifi",
     kill: Annotated[str | None, Option(metavar="NODE@SECONDS", help="Kill a node in mid-run.")] = None,
     hold: Annotated[

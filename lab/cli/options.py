@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
@@ -25,15 +24,20 @@ def address(value: str | None) -> str | None:
     return value
 
 
-def finite(value: float | None) -> float | None:
-    """A number that is one.
+if TYPE_CHECKING:
+    Finite = float
+else:
 
-    Raises:
-        typer.BadParameter: NaN or infinite, which no range refuses.
-    """
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is no number to work with")
-    return value
+    class Finite(float):
+        """The annotation of a number that is one: NaN and infinite are refused before a range is looked at."""
+
+        @classmethod
+        def __get_pydantic_core_schema__(cls, source: object, handler: object) -> Any:
+            from pydantic_core import core_schema
+
+            return core_schema.float_schema(allow_inf_nan=False)
+
+    Finite.__name__ = "float"  # what `--help` shows
 
 
 def output(path: Path) -> Path:

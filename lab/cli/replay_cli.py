@@ -143,10 +143,10 @@ def plan(
         float | None, Option(min=0, max=1, help="Most accuracy below the deepest tier alone, as an upper bound.")
     ] = None,
     p95_ms: Annotated[
-        float | None, Option(min=0, help="Greatest 95th percentile of time, as a bound.", callback=options.finite)
+        options.Finite | None, Option(min=0, help="Greatest 95th percentile of time, as a bound.")
     ] = None,
     max_bytes: Annotated[
-        float | None, Option("--bytes", min=0, help="Most bytes of bodies, as a bound.", callback=options.finite)
+        options.Finite | None, Option("--bytes", min=0, help="Most bytes of bodies, as a bound.")
     ] = None,
     objective: Annotated[Literal["mean", "p95"], Option(help="With --accuracy: the time that is least.")] = "mean",
     bundle: options.BundleName = "collaborative",

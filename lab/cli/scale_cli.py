@@ -20,7 +20,7 @@ AUTOSCALER = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes" / "ti
 Measured = Annotated[
     Path, Argument(exists=True, dir_okay=False, help="What `tierwise bench` wrote, with TIER-only of every tier.")
 ]
-Wait = Annotated[float, Option("--queue-wait-ms", min=0.001, help="`TIERWISE_QUEUE_WAIT_MS` of every tier.")]
+Wait = Annotated[options.Finite, Option("--queue-wait-ms", min=0.001, help="`TIERWISE_QUEUE_WAIT_MS` of every tier.")]
 Out = Annotated[Path | None, Option(help="JSON file.", show_default="none")]
 
 
@@ -44,9 +44,9 @@ def step(
         ),
     ] = AUTOSCALER,
     most: Annotated[int, Option(min=1, max=1000, help="Most replicas; the least is 1.")] = 4,
-    load: Annotated[float, Option(min=0.01, max=1, help="Load at rest, of one replica's capacity.")] = 0.7,
-    times: Annotated[float, Option(min=1, max=100, help="The step: times the load at rest.")] = 3.0,
-    start_s: Annotated[float, Option(min=0, help="Seconds until a new replica is ready.")] = 20.0,
+    load: Annotated[options.Finite, Option(min=0.01, max=1, help="Load at rest, of one replica's capacity.")] = 0.7,
+    times: Annotated[options.Finite, Option(min=1, max=100, help="The step: times the load at rest.")] = 3.0,
+    start_s: Annotated[options.Finite, Option(min=0, help="Seconds until a new replica is ready.")] = 20.0,
     queue_wait_ms: Wait = 100.0,
     runs: Annotated[int, Option(min=1, max=1000, help="Runs with other draws.")] = 20,
     out: Out = None,
@@ -79,7 +79,7 @@ def size(
     measured: Measured,
     policy: Annotated[str, Option(help="A policy of that file.")] = "collaborative",
     rates: Annotated[str, Option(help="Texts a second: A,B,...")] = "10,100,1000,10000",
-    load: Annotated[float, Option(min=0.01, max=0.99, help="Load of every replica, of its capacity.")] = 0.6,
+    load: Annotated[options.Finite, Option(min=0.01, max=0.99, help="Load of every replica, of its capacity.")] = 0.6,
     texts: Annotated[int, Option(min=100, help="Texts that are simulated at each rate.")] = 100_000,
     price: Annotated[str, Option(help="Price of an hour of a processor: TIER=PRICE,...", show_default="none")] = "",
     queue_wait_ms: Wait = 100.0,

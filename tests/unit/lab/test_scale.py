@@ -289,6 +289,14 @@ def test_a_manifest_of_another_kind_is_refused_by_its_name(tmp_path, written):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("option", ["--load", "--times", "--start-s", "--queue-wait-ms"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_no_option_takes_what_is_no_number(option, value):
+    done = CliRunner().invoke(app, ["scale", "step", str(BENCH), option, value])
+    assert done.exit_code == 2
+    assert "finite" in done.output
+
+
 @pytest.mark.parametrize("words", [["--times", "101"], ["--runs", "1001"], ["--most", "1001"]])
 def test_a_step_that_would_take_for_ever_is_refused(words):
     assert CliRunner().invoke(app, ["scale", "step", str(BENCH), *words]).exit_code == 2
