@@ -88,7 +88,7 @@ def write(cells: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], out: Pat
 def table(cells: Sequence[Mapping[str, Any]]) -> Any:
     """A row for each cell."""
     columns = ("answered/s [95 %]", "accuracy [95 %]", "segments", "T_e", "p50 ms", "queue", "lost", "again", "open")
-    shown = sheet(None, "mesh", "runs", "texts/s come", *columns, words=("mesh", "runs"))
+    shown = sheet(None, "mesh", "runs", "nominal texts/s", *columns, words=("mesh", "runs"))
     for cell in cells:
         low, high = cell["throughput_ci95"]
         rate = "as many as fit" if cell["rate"] is None else f"{cell['rate']:g}"

@@ -214,7 +214,7 @@ class Live:
             seconds = self._clock() - began
             self.counts.segments += 1
             self.counts.busy_s += seconds
-            work.path.append(Step(node=self.node.name, segment=segment, ms=round(seconds * 1e3, 3)))
+            work.path.append(Step(node=self.node.name, segment=segment + 1, ms=round(seconds * 1e3, 3)))
             if work.future.done():
                 continue
             task.size = self.runs.size(work.item)

@@ -43,10 +43,10 @@ class Going(Message):
 
 
 class Step(Message):
-    """A segment that ran: on which node, and how long it took."""
+    """A segment that ran: on which node, which one, counted from 1, and how long it took."""
 
     node: Name
-    segment: int
+    segment: int = Field(ge=1)
     ms: float
 
 

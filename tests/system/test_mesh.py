@@ -167,7 +167,7 @@ def test_spread_over_nodes_a_text_gets_the_answer_of_the_whole_network(start, ne
 
     answers = run(ask())
     np.testing.assert_allclose(told(answers), expected(network, texts), atol=1e-5)
-    assert all([step["segment"] for step in answer["path"]] == [0, 1, 2, 3] for answer in answers)
+    assert all([step["segment"] for step in answer["path"]] == [1, 2, 3, 4] for answer in answers)
     assert nodes_of(answers) == set(topology(name).nodes)  # all of them worked
     assert {answer["path"][0]["node"] for answer in answers} == {"n1"}  # the source runs the first segment itself
 
