@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.errors import BadState
+from shared.errors import BadState, in_words
 from shared.mesh.node import Report
 from shared.model.state import frame, unframe
 
@@ -110,7 +110,8 @@ def unframed(body: bytes) -> tuple[Going, memoryview]:
         going = Going.model_validate_json(head)
     except ValidationError as error:
         first: Any = error.errors(include_url=False, include_input=False)[0]
-        raise BadState(f"the head of the state: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        place = ": ".join(("the head of the state", *map(str, first["loc"])))
+        raise BadState(f"{place}: {in_words(first['type'], first['msg'])}") from None
     if going.version != VERSION:
         raise BadState(f"a state of mesh version {going.version}; this node speaks {VERSION}")
     if len(states) != 1:
