@@ -213,7 +213,9 @@ def _colour(asked: str | dict[str, Any] | None) -> str:
     if asked is None:
         return ORANGE
     name = asked if isinstance(asked, str) else str(asked["name"])
-    return BLUE if name in ("collaborative", "path-gates", "network-aware") else GREEN if name.endswith("-only") else GREY
+    if name in ("collaborative", "path-gates", "network-aware"):
+        return BLUE
+    return GREEN if name.endswith("-only") else GREY
 
 
 def draw(report: dict[str, Any], path: Path, title: str | None = None) -> None:
