@@ -325,3 +325,14 @@ def test_a_policy_that_lacks_its_gates_is_refused(cloud_tier, sentences):
     refused = cloud_tier.post(body, path="/v1/continue", headers=HEADERS)
     assert refused.status_code == 422
     assert "needs gates" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize("value", [3e38, -3e38, 1e20])
+def test_huge_values_are_refused(cloud_tier, sentences, value):
+    head, [packed] = unframe(message(cloud_tier, sentences[:1]))
+    segment = cloud_tier.app.state.tier.worker._classifier.segment
+    state = unpack(packed, segment)
+    state.hidden[:] = value
+    body = frame(head, [pack(state, segment, Form.FP32)])
+    refused = cloud_tier.post(body, path="/v1/continue", headers=HEADERS)
+    assert (refused.status_code, refused.json()["type"]) == (422, "urn:tierwise:bad-state")
