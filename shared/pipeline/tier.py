@@ -244,8 +244,8 @@ class Tier:
         for text in texts:
             if text.answer is not None:
                 stays, explains = call.final or text.degraded is not None, call.request.explain
-                sends = call.policy.offload_rule(call.where) if explains and not stays else None
                 where = self.where(call, text)
+                sends = call.policy.offload_rule(where) if explains and not stays else None
                 able = replace(where, reachable=()) if stays else where
                 scores = call.policy.scores(able) if explains and rule is not None else []
                 text.hop = new_hop(
