@@ -143,7 +143,7 @@ class NetworkAware(Reading):
         parameters: dict[str, int | float | str] = {"value_ms": self.value_ms, "ms_per_joule": self.ms_per_joule}
         if where.visits:  # of a text, and not of a place alone
             for to, gain, taken_ms in self._ways(where, where.visits[-1].confidence):
-                parameters |= {f"{to}_gain": round(gain, 4), f"{to}_ms": round(taken_ms, 3)}
+                parameters |= {f"{to}_gain": round(gain, 4) + 0.0, f"{to}_ms": round(taken_ms, 3)}
         return Rule(name=self.name, parameters=parameters)
 
 
