@@ -32,6 +32,7 @@ class Why(StrEnum):
     UNSURE_DEEPEST = "A tier was unsure and sent the text on, and the deepest tier that may answer decided."
     DRAWN_NEXT = "A tier was sure, but its draw sent the text on, and the next tier answered."
     DRAWN_DEEPEST = "A tier was sure, but its draw sent the text on, and the deepest tier that may answer decided."
+    NOT_WORTH = "Going on was not worth its time, so the tier that was asked answered."
     GATED = "The gates let the tier that was asked answer."
     GATED_NEXT = "A gate sent the text on, and the next tier answered."
     GATED_DEEPEST = "A gate sent the text on, and the deepest tier that may answer decided."

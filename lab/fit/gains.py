@@ -70,7 +70,7 @@ def by_confidence(confidence: Array, differences: list[Array]) -> tuple[list[flo
     for difference in differences:
         mean = np.bincount(place, difference, minlength=len(counts))[kept] / counts[kept]
         fitted.append(IsotonicRegression(increasing=False).fit_transform(kept, mean, sample_weight=counts[kept]))
-    columns = np.round(fitted, 4).T  # [bins, differences]
+    columns = np.round(fitted, 4).T + 0.0  # [bins, differences]; -0.0 becomes 0.0
     starts = [at for at in range(len(columns)) if at == 0 or (columns[at] != columns[at - 1]).any()]
     sums = np.bincount(place, confidence, minlength=len(counts))[kept]
     means = np.add.reduceat(sums, starts) / np.add.reduceat(counts[kept], starts)

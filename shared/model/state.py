@@ -31,6 +31,7 @@ _FIXED = struct.Struct("<4sBBBBIIII32s")
 _CRC = _LENGTH = struct.Struct("<I")
 HEADER = _FIXED.size + _CRC.size  # bytes
 _INT8 = 127
+LARGEST = 1e6  # of a hidden value or a logit: those of MPNet and MiniLM stay below 11, and a pass from 1e20 gives NaN
 
 
 class Form(StrEnum):
@@ -116,7 +117,7 @@ def unpack(packed: bytes | memoryview, segment: Segment) -> State:
 
     Raises:
         BadState: it is cut off, too long, altered, of another network, of a layer that the segment does not go on
-            from, too many tokens, or not finite.
+            from, too many tokens, not finite, or a hidden value or a logit is beyond `LARGEST`.
     """
     if len(packed) < HEADER:
         raise BadState(f"a state of {len(packed)} bytes: its header has {HEADER}")
@@ -181,9 +182,12 @@ def _values(body: memoryview, form: Form, told: bool, shape: tuple[int, int, int
     values = np.frombuffer(body, _TYPES[form], tokens * hidden, floats.nbytes).reshape(tokens, hidden)
     values = values.astype(np.float32)
     if form is Form.INT8:
-        values *= rest[tokens * told :][:, None]
+        with np.errstate(over="ignore", invalid="ignore"):
+            values *= rest[tokens * told :][:, None]
     if not (np.isfinite(floats).all() and np.isfinite(values).all()):
         raise BadState("the state has values that are not finite")
+    if max(np.abs(values).max(), np.abs(exits).max(initial=0)) > LARGEST:
+        raise BadState(f"the state has values beyond {LARGEST:g}, which no network computes")
     if rest.size and rest.min() < 0:
         raise BadState("the state has negative scales, or attention below zero")
     return State(values, exits.astype(np.float32), None if received is None else received.astype(np.float32))

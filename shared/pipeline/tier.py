@@ -72,6 +72,8 @@ class Tier:
         )
         self.upstreams, self.route = self.sender.upstreams, self.sender.route
         self.sizes = {tier: model.layers for tier, model in bundle.tiers.items()}
+        # Where a policy that was sent on is checked: only the tier that was asked may have to hold all layers.
+        self._whole = Where(max(self.sizes, key=self.sizes.__getitem__), (), self.sizes)
         self._clock = worker.clock
         self.budget = budget  # of speculative sending
         self.steady = Steady()  # what policies compare with what they saw before
@@ -242,8 +244,8 @@ class Tier:
         for text in texts:
             if text.answer is not None:
                 stays, explains = call.final or text.degraded is not None, call.request.explain
-                sends = call.policy.offload_rule(call.where) if explains and not stays else None
                 where = self.where(call, text)
+                sends = call.policy.offload_rule(where) if explains and not stays else None
                 able = replace(where, reachable=()) if stays else where
                 scores = call.policy.scores(able) if explains and rule is not None else []
                 text.hop = new_hop(
@@ -269,12 +271,14 @@ class Tier:
         With `begun`, one state for each text, all after the same layer, the model goes on from these.
 
         Raises:
-            BadInput: an unknown policy or tier, or a target that cannot be reached from here.
+            BadInput: an unknown policy or tier, a policy that lacks what this bundle's tiers need, or a target that
+                cannot be reached from here.
             BadState: a state that does not belong to its text, or states after different layers.
             QueueFull, DeadlinePassed: this tier could not start in time.
         """
         try:
             policy = self.policy(request.policy)
+            policy.check(self._whole)
         except UnknownPolicy as error:  # the tiers differ: their operator must know, and the caller is a tier
             log.warning("policy_refused", tier=self.name, detail=str(error))
             raise

@@ -26,7 +26,7 @@ def why(hops: Sequence[Hop], degraded: DegradedReason | None, policy: Policy, wh
             return Why.DEEPEST
         if not policy.may_offload_after(where):
             return Why.POLICY
-        return Why.GATED if policy.gated else Why.SURE
+        return Why.GATED if policy.gated else Why.NOT_WORTH if policy.weighs_time else Why.SURE
     last = hops[-1]
     there = replace(where, tier=last.tier, reachable=where.reachable[where.reachable.index(last.tier) + 1 :])
     drew = bool(there.reachable) and not final and (last.offload_probability > 0 or policy.may_offload_after(there))

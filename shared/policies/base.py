@@ -184,6 +184,7 @@ class Policy(BaseModel):
     like: ClassVar[str | None] = None  # the policy whose parameters on a card hold here too, where both have them
     carries_visits: ClassVar[bool] = False  # whether what each tier said travels on with a text, for `Where.visits`
     gated: ClassVar[bool] = False  # whether `after` decides by gates, whatever the confidence
+    weighs_time: ClassVar[bool] = False  # whether `after` weighs what going on gains against the time it takes
 
     def settled(self, where: Where) -> Policy:
         """What the tier that is asked decides by and sends on: choose here what depends on the links from there."""

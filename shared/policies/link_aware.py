@@ -28,7 +28,7 @@ mdi-exit: Colocrese et al. 2024 (arXiv 2408.05247), algorithms 1 and 2 [R: recon
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -63,6 +63,7 @@ class NetworkAware(Reading):
 
     name = "network-aware"
     like = Collaborative.name
+    weighs_time = True
 
     value_ms: Annotated[float, Field(ge=0, le=1e9)] = Field(
         2000.0, description="milliseconds that one more right answer is worth: 2000 pays 20 ms for a point of accuracy"
@@ -104,17 +105,21 @@ class NetworkAware(Reading):
 
     def after(self, where: Where, confidence: float, draw: float) -> Decision:
         best, most = None, 0.0
-        for to, gains in self.gains.get(where.tier, {}).items():
-            link = where.sight.link(to) if to in where.reachable else None
-            if to not in where.reachable or (link is not None and link.is_down):
-                continue
-            taken_ms = self.cost_ms(where, to, link)
-            net = self.value_ms * gain_at(self.confidences[where.tier], gains, confidence) - taken_ms
+        for to, gain, taken_ms in self._ways(where, confidence):
+            net = self.value_ms * gain - taken_ms
             if net > most and (where.remaining_s is None or taken_ms < where.remaining_s * 1e3):
                 best, most = to, net
         if best is None:
             return Decision(None, 0.0, "confidence" if where.reachable else "no_link")
         return Decision(best, 1.0, "confidence")
+
+    def _ways(self, where: Where, confidence: float) -> Iterator[tuple[str, float, float]]:
+        """Each tier that a text can be sent to now, the gain there, and what that costs in milliseconds."""
+        for to, gains in self.gains.get(where.tier, {}).items():
+            link = where.sight.link(to) if to in where.reachable else None
+            if to in where.reachable and not (link is not None and link.is_down):
+                gain = gain_at(self.confidences[where.tier], gains, confidence)
+                yield to, gain, self.cost_ms(where, to, link)
 
     def cost_ms(self, where: Where, to: str, link: Link | None) -> float:
         """What sending a text to a tier costs, in milliseconds; a link that nobody knows costs nothing."""
@@ -136,6 +141,9 @@ class NetworkAware(Reading):
         if not where.reachable:
             return None
         parameters: dict[str, int | float | str] = {"value_ms": self.value_ms, "ms_per_joule": self.ms_per_joule}
+        if where.visits:  # of a text, and not of a place alone
+            for to, gain, taken_ms in self._ways(where, where.visits[-1].confidence):
+                parameters |= {f"{to}_gain": round(gain, 4) + 0.0, f"{to}_ms": round(taken_ms, 3)}
         return Rule(name=self.name, parameters=parameters)
 
 
@@ -186,11 +194,18 @@ class MdiExit(Reading):
         return Decision(where.reachable[0] if draw < probability else None, probability, "policy")
 
     def after(self, where: Where, confidence: float, draw: float) -> Decision:
-        threshold = self.exit_threshold
-        least = threshold.get(where.tier, 0.0) if isinstance(threshold, Mapping) else threshold
+        least = self._least(where)
         if not where.reachable or confidence >= least:
             return Decision(None, 0.0, "confidence" if where.reachable else "no_link")
         return Decision(where.reachable[0], 1.0, "confidence")
 
     def may_offload_after(self, where: Where) -> bool:
         return bool(where.reachable)
+
+    def offload_rule(self, where: Where) -> Rule | None:
+        return Rule(name=self.name, parameters={"exit_threshold": self._least(where)}) if where.reachable else None
+
+    def _least(self, where: Where) -> float:
+        """The confidence from which on a tier answers; one that is not named always does."""
+        threshold = self.exit_threshold
+        return threshold.get(where.tier, 0.0) if isinstance(threshold, Mapping) else threshold

@@ -318,3 +318,21 @@ def test_any_bytes_are_refused_and_never_fail_inside(cloud_tier, sentences):
             altered[place] = random.integers(256)
         answer = cloud_tier.post(bytes(altered), path="/v1/continue", headers=HEADERS)
         assert answer.status_code in (200, 400, 422), answer.text  # 200: the text's own bytes, or none, changed
+
+
+def test_a_policy_that_lacks_its_gates_is_refused(cloud_tier, sentences):
+    body = message(cloud_tier, sentences[:1], policy={"name": "path-gates", "profiles": []})
+    refused = cloud_tier.post(body, path="/v1/continue", headers=HEADERS)
+    assert refused.status_code == 422
+    assert "needs gates" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize("value", [3e38, -3e38, 1e20])
+def test_huge_values_are_refused(cloud_tier, sentences, value):
+    head, [packed] = unframe(message(cloud_tier, sentences[:1]))
+    segment = cloud_tier.app.state.tier.worker._classifier.segment
+    state = unpack(packed, segment)
+    state.hidden[:] = value
+    body = frame(head, [pack(state, segment, Form.FP32)])
+    refused = cloud_tier.post(body, path="/v1/continue", headers=HEADERS)
+    assert (refused.status_code, refused.json()["type"]) == (422, "urn:tierwise:bad-state")

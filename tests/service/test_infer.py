@@ -166,3 +166,28 @@ def test_a_tier_with_other_gates_refuses_those_that_were_sent_by_their_digest(la
     detail = refused.json()["detail"]
     assert "sent on with the gates ideal/ideal@0123456789ab; this tier's card has others" in detail
     assert [line["detail"] for line in lines if line["event"] == "policy_refused"] == [detail]
+
+
+@pytest.mark.parametrize(
+    ("policy", "detail"),
+    [
+        ({"name": "path-gates", "profiles": []}, "needs gates"),
+        ({"name": "path-gates", "profiles": [{"links": "ideal/ideal", "tiers": {}}]}, "end has gates at 0 exits"),
+        ({"name": "jei-dnn", "gates": {}}, "needs a gate for each"),
+        ({"name": "network-aware", "gains": {}}, "needs each tier's gains"),
+        ({"name": "oracle"}, "knows the labels"),
+    ],
+)
+@pytest.mark.parametrize("target", [None, "edge", "cloud"])
+def test_a_policy_that_lacks_what_the_tiers_need_is_refused(serve, cloud, policy, detail, target):
+    refused = ask(serve(tier="edge", cloud=cloud), ["a fine film"], policy=policy, target=target)
+    assert refused.status_code == 422
+    assert detail in refused.json()["detail"]
+    assert cloud.requests == []
+
+
+def test_a_tier_with_few_layers_passes_on_a_text_of_a_method_that_runs_all(serve, cloud):
+    (row,) = ask(
+        serve(tier="edge", cloud=cloud), ["a fine film"], policy={"name": "splitee", "arm": 3}, target="cloud"
+    ).json()["rows"]
+    assert [hop["tier"] for hop in row["hops"]] == ["cloud"]

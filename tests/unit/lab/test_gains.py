@@ -34,6 +34,11 @@ def test_a_gain_never_rises_with_the_confidence_and_keeps_its_mean():
     assert np.interp(sure, points, found).mean() == pytest.approx(gain.mean(), abs=0.01)
 
 
+def test_no_gain_is_a_negative_zero():
+    _, (found,) = by_confidence(np.full(100_000, 0.75), [np.eye(1, 100_000)[0] * -1])
+    assert list(map(str, found)) == ["0.0"]
+
+
 def test_texts_that_are_all_as_sure_are_one_bin():
     assert by_confidence(np.full(100, 0.75), [np.ones(100)]) == ([0.75], [[1.0]])
 

@@ -1,5 +1,7 @@
 """States: going on from one gives what a whole run gives, and bytes that are no state are refused."""
 
+import warnings
+import zlib
 from dataclasses import replace
 from functools import cache
 
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from shared.errors import BadState
 from shared.model.exits import Confidence, Patience, Similarity
-from shared.model.state import HEADER, Form, Segment, State, pack, packed_bytes, unpack
+from shared.model.state import HEADER, LARGEST, Form, Segment, State, pack, packed_bytes, unpack
 
 SEGMENT = Segment(digest="ab" * 32, first=0, last=4, hidden=8, classes=3, max_tokens=16)
 
@@ -230,3 +232,29 @@ def test_attention_below_zero_is_refused():
     state.received[0] = -1
     with pytest.raises(BadState, match="below zero"):
         unpack(pack(state, SEGMENT, Form.FP16), SEGMENT)
+
+
+@pytest.mark.parametrize(
+    ("part", "form", "value"),
+    [
+        ("hidden", Form.FP32, 3e38),
+        ("hidden", Form.FP32, -3e38),
+        ("hidden", Form.FP32, 1.01 * LARGEST),
+        ("hidden", Form.INT8, 1e36),
+        ("exits", Form.FP16, -3e38),
+    ],
+)
+def test_values_that_no_network_computes_are_refused(part, form, value):
+    state = a_state()
+    getattr(state, part)[0, 0] = value
+    with pytest.raises(BadState, match="beyond 1e"):
+        unpack(pack(state, SEGMENT, form), SEGMENT)
+
+
+def test_a_scale_that_overflows_is_refused_without_a_warning():
+    packed = bytearray(pack(a_state(received=False), SEGMENT, Form.INT8))
+    at = HEADER + 4 * 2 * SEGMENT.classes
+    packed[at : at + 4] = np.float32(3e38).tobytes()
+    packed[HEADER - 4 : HEADER] = zlib.crc32(packed[HEADER:], zlib.crc32(packed[: HEADER - 4])).to_bytes(4, "little")
+    with warnings.catch_warnings(action="error"), pytest.raises(BadState, match="not finite"):
+        unpack(bytes(packed), SEGMENT)

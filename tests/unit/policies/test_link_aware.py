@@ -6,7 +6,7 @@ import pytest
 
 from shared.errors import UnknownPolicy
 from shared.pipeline.sight import Steady
-from shared.policies import STAY, Clues, Decision, Link, Sight, Where, build, spec_of
+from shared.policies import STAY, Clues, Decision, Link, Sight, Visit, Where, build, spec_of
 from shared.policies.link_aware import FRAME, WORD
 
 TIERS = ("end", "edge", "cloud")
@@ -26,12 +26,16 @@ GAINS = {
 class Seen(Sight):
     """Links by tier, this tier's queue, the time left, and values that do not flap."""
 
-    def __init__(self, waiting_s=0.0, remaining_s=None, words=0, **links):
+    def __init__(self, waiting_s=0.0, remaining_s=None, words=0, visits=(), **links):
         self._links, self._waiting, self._remaining, self._words = links, waiting_s, remaining_s, words
+        self._visits = visits
         self.held = Steady()
 
     def clues(self):
         return Clues(self._words)
+
+    def visits(self):
+        return self._visits
 
     def link(self, to):
         return self._links.get(to)
@@ -66,6 +70,17 @@ def test_a_text_goes_where_the_gain_is_worth_most_more_than_the_time():
     assert aware(value_ms=1500.0).after(where, 0.6, 0.0).to == "edge"
     assert aware(value_ms=1e6).after(where, 0.95, 0.0).to == "cloud"  # the only gain there is
     assert aware(value_ms=0.0).after(where, 0.1, 0.0).to is None
+
+
+def test_the_rule_tells_the_gain_and_the_time_of_every_tier_that_can_be_asked():
+    value = {"value_ms": 1000.0, "ms_per_joule": 0.0}
+    seen = Seen(edge=NEAR, cloud=FAR, visits=(Visit("end", 3, 0.6, (0.6,)),))
+    both = {"edge_gain": 0.06, "edge_ms": 80.0, "cloud_gain": 0.07, "cloud_ms": 180.0}
+    assert aware().offload_rule(at("end", seen)).parameters == {**value, **both}
+    far_down = Seen(edge=NEAR, cloud=replace(FAR, is_down=True), visits=seen.visits())
+    assert aware().offload_rule(at("end", far_down)).parameters == {**value, "edge_gain": 0.06, "edge_ms": 80.0}
+    assert aware().offload_rule(at("end", Seen(edge=NEAR))).parameters == value  # of no text
+    assert aware().offload_rule(at("cloud", seen)) is None
 
 
 def test_bytes_waiting_and_compute_all_count():
@@ -234,3 +249,9 @@ def test_an_exit_below_the_threshold_goes_on_at_the_next_tier():
     assert policy.after(at("end", Sight()), 0.9, 0.0).to is None
     assert policy.after(at("edge", Sight()), 0.1, 0.0).to is None  # not named: it answers
     assert policy.after(at("cloud", Sight()), 0.1, 0.0) == Decision(None, 0.0, "no_link")
+
+
+def test_the_rule_of_mdi_exit_tells_its_threshold():
+    policy = build({"name": "mdi-exit", "exit_threshold": {"end": 0.9}}, TIERS, {})
+    rules = [policy.offload_rule(at(tier, Sight())) for tier in TIERS]
+    assert [rule and rule.parameters for rule in rules] == [{"exit_threshold": 0.9}, {"exit_threshold": 0.0}, None]
