@@ -393,6 +393,12 @@ class LinkState(Message):
     url: str = says("that tier's address", "http://127.0.0.1:8081")
     backend: Literal["netem", "simulated", "none"] = says("what enforces the profile now", "simulated")
     profile: str = says("the profile in force", "lte")
+    trace: str | None = Field(  # left out where null
+        None,
+        description="the trace that it follows over its profile",
+        examples=["driving"],
+        exclude_if=lambda value: value is None,
+    )
     cut: bool = says("whether an operator has cut it", False)
     breaker: Literal["open", "closed"] = says("open: that tier failed again and again, and is only probed", "closed")
 

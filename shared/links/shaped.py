@@ -22,6 +22,7 @@ from shared.links.profile import SHAPER_SOCKET, Profile, radio_of
 log = logging.getLogger(__name__)
 _MOST = 1_000_000  # bytes of the shaper's file
 _MODES = ("profile", "trace", "cut", "waiting")
+_Found = tuple[Profile, bool, str | None]  # of a link: what is in force, whether it is cut, its trace
 _ANSWER_S = 5.0  # the kernel answers in milliseconds
 
 
@@ -36,7 +37,7 @@ class ShapedLinks:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._path = folder, folder / self.FILE
-        self._stamp, self._links = (0, 0, 0), dict[str, tuple[Profile, bool]]()
+        self._stamp, self._links = (0, 0, 0), dict[str, _Found]()
         self._look()
 
     def in_force(self, link: str) -> Profile | None:
@@ -49,7 +50,12 @@ class ShapedLinks:
         found = self._of(link)
         return found is not None and found[1]
 
-    def _of(self, link: str) -> tuple[Profile, bool] | None:
+    def trace(self, link: str) -> str | None:
+        """The trace that it follows, also while it is cut; null: none."""
+        found = self._of(link)
+        return found and found[2]
+
+    def _of(self, link: str) -> _Found | None:
         try:
             self._look()
         except BadSetting as error:
@@ -96,12 +102,19 @@ async def ask_shaper(folder: Path, **command: str) -> None:
         raise BadSetting(f"the shaper refused: {answer['error']}")
 
 
-def _read(path: Path) -> dict[str, tuple[Profile, bool]]:
+def _read(path: Path) -> dict[str, _Found]:
     found = path.stat()
     if not stat.S_ISREG(found.st_mode) or found.st_size > _MOST:
         raise ValueError("not a file of the shaper's")
     links = json.loads(path.read_text("utf-8"))["links"]
-    return {name: (_shaped(raw), raw["mode"] == "cut") for name, raw in links.items() if raw["mode"] != "waiting"}
+    return {name: _found(raw) for name, raw in links.items() if raw["mode"] != "waiting"}
+
+
+def _found(raw: dict[str, Any]) -> _Found:
+    trace = raw.get("trace")
+    if not isinstance(trace, str | None):
+        raise ValueError(f"trace {trace!r}")
+    return _shaped(raw), raw["mode"] == "cut", trace
 
 
 def _shaped(raw: dict[str, Any]) -> Profile:

@@ -43,6 +43,11 @@ class SimulatedLink:
         return self._trace.at(asyncio.get_running_loop().time() - self._began).on(self._profile)
 
     @property
+    def trace(self) -> str | None:
+        """The name of the trace that it follows; null: none."""
+        return None if self._trace is None else self._trace.name
+
+    @property
     def is_cut(self) -> bool:
         return not self._healed.is_set()
 

@@ -101,6 +101,13 @@ class Upstream:
             return self._shaped.is_cut(self._name)
         return self._simulated is not None and self._simulated.is_cut
 
+    @property
+    def trace(self) -> str | None:
+        """The trace that the link follows; null: none."""
+        if self._shaped is not None:
+            return self._shaped.trace(self._name)
+        return None if self._simulated is None else self._simulated.trace
+
     async def set_profile(self, name: str) -> None:
         """Make it another link from now on; it ends a cut.
 

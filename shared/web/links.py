@@ -138,6 +138,7 @@ def _state(upstream: Upstream) -> LinkState:
         url=upstream.url,
         backend=backend.value,
         profile=profile.name,
+        trace=upstream.trace,
         cut=upstream.is_cut,
         breaker="open" if upstream.breaker.open else "closed",
     )

@@ -74,13 +74,16 @@ def test_a_simulated_link_follows_a_trace_until_it_is_set_again(serve, edge, mon
     caller = serve(edge=edge, **ON)
 
     async def story():
+        assert "trace" not in await link(caller)
         told = (await change(caller, {"trace": "moving"})).json()
+        assert told == await link(caller)
         slow = (await asked(caller))["hops"][0]["link"]
-        await change(caller, {"profile": "ideal"})
+        assert "trace" not in (await change(caller, {"profile": "ideal"})).json()
         return told, slow, (await asked(caller))["hops"][0]["link"]
 
     told, slow, fast = asyncio.run(story())
-    assert (told["profile"], slow["profile"], slow["backend"]) == ("ideal", "ideal", "simulated")
+    assert (told["profile"], told["trace"]) == ("ideal", "moving")
+    assert (slow["profile"], slow["backend"]) == ("ideal", "simulated")
     assert slow["ms"] > 150
     assert fast["ms"] < 150
 

@@ -267,6 +267,15 @@ def test_a_change_of_the_links_is_seen_at_the_next_look(tmp_path):
     assert links.in_force("end-cloud") is None
 
 
+def test_the_trace_that_the_shaper_plays_is_told(tmp_path):
+    links = ShapedLinks(tmp_path)
+    assert links.trace("end-edge") is None
+    say(tmp_path, mode="trace", trace="driving")
+    assert links.trace("end-edge") == "driving"
+    say(tmp_path, trace=None)
+    assert links.trace("end-edge") is None
+
+
 def test_a_link_that_waits_for_its_shape_is_not_in_force(tmp_path):
     say(tmp_path, mode="waiting")
     assert ShapedLinks(tmp_path).in_force("end-edge") is None
