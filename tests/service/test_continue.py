@@ -112,7 +112,7 @@ def test_by_default_texts_go_as_texts(serve, cloud_tier, sentences):
 
 
 def test_the_cheaper_way_is_taken(serve, cloud_tier, sentences):
-    edge, link = an_edge(serve, cloud_tier, carry="auto", link_profiles={"cloud": "3g"}, links="none")
+    edge, link = an_edge(serve, cloud_tier, carry="auto", link_profiles={"cloud": "nbiot"}, links="none")
     [result] = edge.results(sentences[0], policy="onward")
     way = result["hops"][0]["onward"]
     assert way["by"] == "text"

@@ -24,6 +24,7 @@ from lab.outputs import sole_writer
 from services.end import ROLE
 from shared.contracts import Why
 from shared.web import service
+from shared.web.settings import Settings
 from tests.commands import CLEAN, tierwise
 
 TIERWISE = [sys.executable, "-m", "lab.cli.main"]
@@ -395,7 +396,8 @@ def test_a_bad_setting_stops_the_tier_with_one_line(tiny_bundle, monkeypatch, en
     monkeypatch.setattr(service, "take_over", lambda *_: None)  # this process keeps its own log
     monkeypatch.setattr(os, "environ", {**CLEAN, "TIERWISE_BUNDLE": str(tiny_bundle), **environment})
     try:
-        assert service._serve(ROLE, SimpleNamespace(write=said.append)) == 2
+        lines = SimpleNamespace(write=said.append)
+        assert service._serve(ROLE, Settings, "shared.web.app", lines) == 2
     finally:
         gc.enable()
     (line,) = "".join(said).splitlines()
