@@ -217,7 +217,7 @@ def test_ordinary_clients_read_past_the_interim_answer(tier, held, client, monke
     out = []
     asking = threading.Thread(target=lambda: out.append(ask()))
     asking.start()
-    until(lambda: tier._app.state.tier.worker.queue.busy)
+    until(lambda: shut and tier._app.state.tier.worker.queue.busy)
     shut[-1].shutdown(socket.SHUT_WR)
     time.sleep(0.3)
     held.go.set()
