@@ -20,7 +20,7 @@ from typing import Any
 
 import structlog
 
-from shared.contracts import HOP_STAGES, HopTiming, InferredRow, InferRequest
+from shared.contracts import HOP_STAGES, HopTiming, InferredRow, InferRequest, Rule
 from shared.errors import BadInput, BadState, DeadlinePassed, UnknownPolicy
 from shared.links.upstream import Upstream
 from shared.model.bundle import Bundle
@@ -243,11 +243,7 @@ class Tier:
             self.telemetry.stage(stage, times_s[stage])
         for text in texts:
             if text.answer is not None:
-                stays, explains = call.final or text.degraded is not None, call.request.explain
-                where = self.where(call, text)
-                sends = call.policy.offload_rule(where) if explains and not stays else None
-                able = replace(where, reachable=()) if stays else where
-                scores = call.policy.scores(able) if explains and rule is not None else []
+                sends, scores = self._rules(call, text, rule) if call.request.explain else (None, [])
                 text.hop = new_hop(
                     self.bundle,
                     self.name,
@@ -260,6 +256,15 @@ class Tier:
                 self._count(call, text)
                 if call.watch is not None:
                     call.watch.hop(text.index, text.hop)
+
+    def _rules(
+        self, call: Call, text: Text, rule: ExitRule | None
+    ) -> tuple[Rule | None, Sequence[Mapping[str, float]]]:
+        """For an explanation: the rule by which a text may leave, and what gates gave each action it could take."""
+        where, stays = self.where(call, text), call.final or text.degraded is not None
+        able = replace(where, reachable=()) if stays else where
+        scores = [] if rule is None else call.policy.scores(able)
+        return None if stays else call.policy.offload_rule(where), scores
 
     # -- from a request to a call, and to its rows -------------------------------------------------------------------
 
