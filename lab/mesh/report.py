@@ -19,6 +19,7 @@ from shared.mesh.topology import written
 
 WINDOWS = 5  # parts of a run, whose throughputs give its interval
 _COLOURS = (GREY, ORANGE, GREEN, BLUE, "#CC79A7")
+MOST_SAMPLES = 120  # of a run over time are about as many as a picture can show
 RECONSTRUCTED = "MDI-Exit's algorithms are reconstructed, its constants from memory (docs/mesh.md)"
 
 
@@ -59,7 +60,7 @@ def figures(cell: Cell, outcome: Outcome, exits: Exits, kind: str) -> dict[str, 
         "facts": outcome.facts,
         "over_time": [
             [round(s.at, 2), round(s.gap_s, 5), round(s.threshold, 3), {name: list(q) for name, q in s.queues.items()}]
-            for s in outcome.samples
+            for s in outcome.samples[:: max(1, len(outcome.samples) // MOST_SAMPLES)]
         ],
     }
     if late:
