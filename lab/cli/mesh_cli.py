@@ -17,58 +17,63 @@ app = typer.Typer()
 console = screen()
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample" / "reviews.csv"
 
+Topologies = Annotated[
+    list[str] | None,
+    Option(help="local, pair, mesh3, ring3, mesh5; torusN with --simulated; repeat.", show_default="mesh3"),
+]
+Rates = Annotated[
+    list[options.Finite] | None,
+    Option(
+        min=0.01,
+        max=100_000,
+        help="Texts a second that come; repeat for a sweep; not with --adapt rate.",
+        show_default="20",
+    ),
+]
+Segments = Annotated[
+    int | None,
+    Option(min=1, max=1000, help="Segments of the network, each with an exit.", show_default="the bundle's"),
+]
+ServiceMs = Annotated[
+    options.Finite | None,
+    Option(
+        min=0.1,
+        max=60_000,
+        help="A segment sleeps so long on recorded exits, as on a processor of its own.",
+        show_default="computed, on shared processors; simulated: 20",
+    ),
+]
+Holds = Annotated[
+    list[str] | None,
+    Option(metavar="NODE=FIRST-LAST", help="A node holds these segments alone; repeat.", show_default="all"),
+]
+Adapting = Annotated[Adapt, Option(help="What the source adapts to its queues; rate: it admits as many as they allow.")]
+Checking = Annotated[bool, Option("--check", help="Live and simulated. Status 1: a throughput differs by over 10 %.")]
+Texts = Annotated[
+    str | None, Option(help=f"{options.TEXTS}; or hub:NAME.", show_default="the 48 reviews of the demo's sample")
+]
+
 
 @app.command()
 def mesh(
-    topology: Annotated[
-        list[str] | None,
-        Option(help="local, pair, mesh3, ring3, mesh5; torusN with --simulated; repeat.", show_default="mesh3"),
-    ] = None,
-    rate: Annotated[
-        list[options.Finite] | None,
-        Option(
-            min=0.01,
-            max=100_000,
-            help="Texts a second that come; repeat for a sweep; not with --adapt rate.",
-            show_default="20",
-        ),
-    ] = None,
-    adapt: Annotated[
-        Adapt, Option(help="What the source adapts to its queues; rate: it admits as many as they allow.")
-    ] = Adapt.FIXED,
+    topology: Topologies = None,
+    rate: Rates = None,
+    adapt: Adapting = Adapt.FIXED,
     threshold: Annotated[
         options.Finite, Option(min=0.01, max=1, help="Confidence from which an exit answers (T_e).")
     ] = 0.9,
     no_exit: Annotated[bool, Option("--no-exit", help="Also without early exits.")] = False,
-    segments: Annotated[
-        int | None,
-        Option(min=1, max=1000, help="Segments of the network, each with an exit.", show_default="the bundle's"),
-    ] = None,
-    service_ms: Annotated[
-        options.Finite | None,
-        Option(
-            min=0.1,
-            max=60_000,
-            help="A segment sleeps so long on recorded exits, as on a processor of its own.",
-            show_default="computed, on shared processors; simulated: 20",
-        ),
-    ] = None,
+    segments: Segments = None,
+    service_ms: ServiceMs = None,
     seconds: Annotated[
         options.Finite, Option(min=1, max=3600, help="Of each run; the first third is left out.")
     ] = 30.0,
     link: Annotated[str, Option(help="Profile of every link.")] = "wifi",
     kill: Annotated[str | None, Option(metavar="NODE@SECONDS", help="Kill a node in mid-run.")] = None,
-    hold: Annotated[
-        list[str] | None,
-        Option(metavar="NODE=FIRST-LAST", help="A node holds these segments alone; repeat.", show_default="all"),
-    ] = None,
+    hold: Holds = None,
     simulated: Annotated[bool, Option("--simulated", help="In simulated time, no live nodes.")] = False,
-    check: Annotated[
-        bool, Option("--check", help="Live and simulated. Status 1: a throughput differs by over 10 %.")
-    ] = False,
-    data: Annotated[
-        str | None, Option(help=f"{options.TEXTS}; or hub:NAME.", show_default="the 48 reviews of the demo's sample")
-    ] = None,
+    check: Checking = False,
+    data: Texts = None,
     n: options.FirstTexts = 500,
     split: Annotated[str | None, Option(help="As in `bench`.", show_default="test; all of the sample")] = None,
     bundle: options.BundleName = "split-imdb",
