@@ -2,10 +2,11 @@
 
 import pytest
 
-from shared.contracts import Hop, InferredRow, LinkUse
+from shared.contracts import InferredRow, LinkUse
 from shared.links.measured import Line, Measured, by_profile
 from shared.links.profile import Profile
 from tests.clocks import Clock
+from tests.hops import a_hop
 
 LINK = Profile("plain", rate_up_bps=8e4, rate_down_bps=8e5, rtt_s=0.1, jitter_s=0.0, loss_ratio=0.0)
 
@@ -16,17 +17,8 @@ def hop(tier, infer_ms, link_ms=None):
         link = LinkUse(
             source="edge", target=tier, backend="none", profile="x", request_bytes=1, response_bytes=1, ms=link_ms
         )
-    return Hop(
+    return a_hop(
         tier=tier,
-        card="tiny@0",
-        exit_layer=2,
-        layers=2,
-        label="positive",
-        probabilities={"negative": 0.25, "positive": 0.75},
-        confidence=0.75,
-        offload_probability=0.0,
-        words_in=3,
-        truncated=False,
         link=link,
         timings_ms={"tokenize": 1.0, "queue": 500.0, "infer": infer_ms, "prune": 0.0, "total": 501.0 + infer_ms},
     )

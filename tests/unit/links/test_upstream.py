@@ -7,29 +7,18 @@ import json
 import httpx
 import pytest
 
-from shared.contracts import Hop, InferredRow, InferRequest, InferResponse, TextPair
+from shared.contracts import InferredRow, InferRequest, InferResponse, TextPair
 from shared.errors import UpstreamFailure
 from shared.links.profile import Backend
 from shared.links.upstream import Upstream
 from tests.clocks import now, run
+from tests.hops import a_hop
 
 TEXTS = [TextPair(text="a fine film"), TextPair(text="a claim", text_pair="its ground")]
 REQUEST = InferRequest(
     request_id="r1", call="c0", seed="s", indices=[0, 1], texts=TEXTS, policy={"name": "collaborative"}
 )
-HOP = Hop(
-    tier="edge",
-    card="tiny@0",
-    exit_layer=2,
-    layers=2,
-    label="positive",
-    probabilities={"negative": 0.25, "positive": 0.75},
-    confidence=0.75,
-    offload_probability=0.0,
-    words_in=3,
-    truncated=False,
-    timings_ms={"total": 1.5},
-)
+HOP = a_hop()
 GOOD = InferResponse(call="c0", rows=[InferredRow(index=at, hops=[HOP]) for at in (0, 1)], total_ms=0.0)
 
 

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 
 import pytest
 
-from shared.contracts import Hop, InferredRow, TextPair
+from shared.contracts import InferredRow, TextPair
 from shared.links.profile import FRAME, HTTP
 from shared.model.bundle import load_bundle
 from shared.model.state import Form
 from shared.pipeline.carry import Carry, Costs, Load, States
 from shared.pipeline.text import Answer, Text
 from shared.policies import Clues, Decision
+from tests.hops import a_hop
 
 LOAD = Load(1_000, 1_200, 98_000, sent_tokens=60, tokens=100, done=3, layers=6)
 
@@ -56,19 +57,7 @@ def a_text(edge_model, sentences):
 @pytest.fixture
 def rows(a_text):
     def build(*, exit_layer, infer_ms):
-        hop = Hop(
-            tier="cloud",
-            card="tiny@0",
-            exit_layer=exit_layer,
-            layers=4,
-            label="positive",
-            probabilities={"negative": 0.25, "positive": 0.75},
-            confidence=0.75,
-            offload_probability=0.0,
-            words_in=12,
-            truncated=False,
-            timings_ms={"infer": infer_ms},
-        )
+        hop = a_hop(tier="cloud", exit_layer=exit_layer, layers=4, words_in=12, timings_ms={"infer": infer_ms})
         return [InferredRow(index=0, hops=[hop])]
 
     return build

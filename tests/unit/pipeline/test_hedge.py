@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from shared.contracts import Hop, InferredRow
+from shared.contracts import InferredRow
 from shared.errors import UpstreamFailure
 from shared.links.carried import Carried
 from shared.links.profile import Backend, profile
@@ -15,6 +15,7 @@ from shared.pipeline.speculation import Budget
 from shared.policies import Decision
 from shared.telemetry import Telemetry
 from tests.clocks import now, run
+from tests.hops import a_hop
 
 ORDER = ("end", "edge", "cloud")
 TO_EDGE = Decision("edge", 1.0, "confidence")
@@ -22,19 +23,7 @@ KIND = ("edge", False, 1)
 
 
 def hop(tier):
-    return Hop(
-        tier=tier,
-        card="tiny@0",
-        exit_layer=2,
-        layers=2,
-        label="positive",
-        probabilities={"negative": 0.25, "positive": 0.75},
-        confidence=0.75,
-        offload_probability=0.0,
-        words_in=3,
-        truncated=False,
-        timings_ms={"total": 1.5},
-    )
+    return a_hop(tier=tier)
 
 
 class Sender:
