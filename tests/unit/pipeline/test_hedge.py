@@ -35,7 +35,7 @@ class Sender:
         self.takes, self.asked, self.cancelled = takes, [], []
         shown = (Backend.NONE, profile(link))
         self.upstreams = {
-            to: SimpleNamespace(target=to, link=shown, breaker=SimpleNamespace(open=to in down))
+            to: SimpleNamespace(target=to, link=shown, is_down=to in down)
             for to in ORDER[1:]
             if to in takes
         }
