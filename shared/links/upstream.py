@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from shared.contracts import CONTRACT_VERSION, DegradedReason, InferredRow, InferRequest, InferResponse, LinkUse
 from shared.errors import BadSetting, DeadlinePassed, UpstreamFailure
+from shared.links import connections
 from shared.links.breaker import Breaker
 from shared.links.carried import Carried, with_link
 from shared.links.estimates import Smoothed
@@ -39,7 +40,6 @@ _FORGET_USUAL_S = 60.0  # nor is what a call usually takes held in the upstream'
 _IMPATIENT_S = 1.0  # before anything is measured: a deadline shorter than this is no failure of the upstream
 _NEUTRAL = {400, 413, 422, 429, 504}  # this request's fault, or an upstream that works and is busy
 _LONGEST_PROBE = 65_536  # bytes
-_LARGE = 16_384  # bytes of a body that tells a link's rate
 _NOT_TAKEN = {404, 405, 413, 415, 422}  # an upstream that cannot go on from states, or not from this one
 _ASK_AGAIN_S = 60.0  # pause before a state is sent there again
 
@@ -164,7 +164,6 @@ class Upstream:
         """
         self._link_time, self._usual = Smoothed(forget_s=_FORGET_S), Smoothed(forget_s=_FORGET_USUAL_S)
         self.measured.forget_link()
-        self._upload = Smoothed(forget_s=_FORGET_USUAL_S, clock=self._clock)  # seconds a megabyte
 
     @property
     def link_s(self) -> float:
@@ -185,9 +184,8 @@ class Upstream:
 
     @property
     def byte_s(self) -> float:
-        """Seconds that a byte takes on its way there: measured on large bodies of late, else by the link's profile."""
-        measured, rate = self._upload.mean, self.link[1].rate_up_bps
-        return measured / 1e6 if measured is not None else 8 / rate if rate else 0.0
+        """Seconds that a byte takes on its way there: measured of late, else by the link's profile."""
+        return self.line.up_s
 
     @property
     def takes_states(self) -> bool:
@@ -231,7 +229,7 @@ class Upstream:
         request = request.model_copy(update={"call": secrets.token_hex(8)})
         head, started = request.model_dump_json().encode(), self._clock()
         body = frame(head, states) if states else head
-        link_time, usual, upload, round_trip_s = self._link_time, self._usual, self._upload, self.round_trip_s
+        link_time, usual = self._link_time, self._usual
         self._sizes.append(len(head))
         sends(len(body))
         self.measured.begin(request.call)
@@ -249,11 +247,9 @@ class Upstream:
         self._count(failed=False)
         link_s = max(0.0, seconds - response.total_ms / 1e3)
         usual.add(seconds)
-        if len(body) >= _LARGE:
-            upload.add(max(0.0, link_s - round_trip_s) / on_the_wire(len(body)) * 1e6)
         if not states:  # a state's time says nothing about the short messages that this is asked for
             link_time.add(link_s)
-        self.measured.add(len(body) + len(answer), link_s)
+        self.measured.add(len(body), len(answer), link_s, self.link[1], cold=connections.connected())
         self.measured.answered(response.rows)
         self.bytes_up += len(body)
         self.bytes_down += len(answer)
