@@ -24,18 +24,18 @@ import structlog
 from pydantic import ValidationError
 
 from shared.contracts import CONTRACT_VERSION, DegradedReason, InferredRow, InferRequest, InferResponse, LinkUse
-from shared.errors import BadSetting, DeadlinePassed, Draining, QueueFull, UpstreamFailure
+from shared.errors import DeadlinePassed, Draining, QueueFull, UpstreamFailure
+from shared.links import connections
 from shared.links.address import SEPARATOR
 from shared.links.carried import Carried, with_link
+from shared.links.enforced import EnforcedLink
 from shared.links.estimates import Smoothed
 from shared.links.http import UpstreamHttp
 from shared.links.measured import Line, Measured
-from shared.links.profile import UNSHAPED, Backend, Profile, on_the_wire, profile
+from shared.links.profile import Backend, on_the_wire
 from shared.links.replica import Replica
 from shared.links.replicas import Lookup, Replicas, addresses
-from shared.links.shaped import ShapedLinks, ask_shaper
-from shared.links.simulated import SimulatedLink
-from shared.links.trace import known_trace
+from shared.links.shaped import ShapedLinks
 from shared.model.state import STATES_TYPE, frame
 
 log = structlog.get_logger()
@@ -44,7 +44,6 @@ _FORGET_USUAL_S = 60.0  # nor is what a call usually takes held in the upstream'
 _IMPATIENT_S = 1.0  # before anything is measured: a deadline shorter than this is no failure of the upstream
 _NEUTRAL = {400, 413, 422, 429, 504}  # this request's fault, or an upstream that works and is busy
 _LONGEST_PROBE = 65_536  # bytes
-_LARGE = 16_384  # bytes of a body that tells a link's rate
 _NOT_TAKEN = {404, 405, 413, 415, 422}  # an upstream that cannot go on from states, or not from this one
 _ASK_AGAIN_S = 60.0  # pause before a state is sent there again
 MOVES = 2  # of a call, to another replica
@@ -52,7 +51,7 @@ _MOVES_ON = {QueueFull.status, Draining.status}  # busy, or shutting down: anoth
 _CALL_S = 0.05  # what a call takes there, before any was measured
 
 
-class Upstream:
+class Upstream(EnforcedLink):
     """One directed link to a further tier."""
 
     def __init__(
@@ -72,11 +71,8 @@ class Upstream:
         clock: Callable[[], float] = time.perf_counter,
         lookup: Lookup | None = None,
     ) -> None:
-        self._clock, self._count_retry = clock, count_retry
-        self.source, self.target, self.url, self._name = source, target, url, f"{source}-{target}"
-        self._backend, self._profile, self._shaped = backend, profile(profile_name), shaped
-        self._timeout_s = timeout_s
-        self._simulated = SimulatedLink(self._profile) if backend is Backend.SIMULATED else None
+        super().__init__(source, target, backend, profile_name, shaped)
+        self.url, self._timeout_s, self._clock, self._count_retry = url, timeout_s, clock, count_retry
         self.measured = Measured(clock)
 
         def new(url: str, at: str | None) -> Replica:
@@ -128,78 +124,6 @@ class Upstream:
         """
         return min(one.under_way_s for one in self.replicas.all)
 
-    @property
-    def link(self) -> tuple[Backend, Profile]:
-        """Who enforces what on this link now; a link that should be shaped and is not says `none`, `unshaped`."""
-        if self._backend is not Backend.NETEM or self._shaped is None:
-            return self._backend, self._profile
-        shaped = self._shaped.in_force(self._name)
-        return (Backend.NETEM, shaped) if shaped else (Backend.NONE, UNSHAPED)
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether an operator has cut this link."""
-        if self._shaped is not None:
-            return self._shaped.is_cut(self._name)
-        return self._simulated is not None and self._simulated.is_cut
-
-    @property
-    def trace(self) -> str | None:
-        """The trace that the link follows; null: none."""
-        if self._shaped is not None:
-            return self._shaped.trace(self._name)
-        return None if self._simulated is None else self._simulated.trace
-
-    async def set_profile(self, name: str) -> None:
-        """Make it another link from now on; it ends a cut.
-
-        Raises:
-            BadSetting: no such profile, or nobody enforces this link.
-            UpstreamFailure: the way out is changed, and the tier at the other end did not change the way back.
-        """
-        wanted = profile(name)
-        try:
-            if self._simulated is not None:
-                self._profile = wanted
-                self._simulated.set(wanted)
-            else:
-                await self._ask_shaper(do="set", profile=name)
-                if wanted.loss_ratio < 1:  # else nothing would come back that says so; a way out that is lost is enough
-                    for one in self.replicas.all:
-                        await one.http.set_way_back(self.source, name)
-        finally:
-            self._forget()
-
-    def play(self, name: str) -> None:
-        """Follow a trace of `deploy/netem/traces` over the link's profile, from its start; it ends a cut.
-
-        Raises:
-            BadSetting: no such trace, or this tier does not simulate the link.
-        """
-        trace = known_trace(name)
-        if self._simulated is None:
-            raise BadSetting("only a simulated link plays a trace here; for a shaped one: tierwise link trace")
-        self._simulated.play(trace)
-        self._forget()
-
-    async def cut(self, *, cut: bool) -> None:
-        """Cut the link, or heal it. Raises BadSetting where nobody enforces it.
-
-        The shaper cuts the way out alone: then no call arrives, and none is answered.
-        """
-        if self._simulated is None:
-            await self._ask_shaper(do="cut" if cut else "heal")
-        elif cut:
-            self._simulated.cut()
-        else:
-            self._simulated.heal()
-        self._forget()
-
-    async def _ask_shaper(self, **command: str) -> None:
-        if self._shaped is None:
-            raise BadSetting(f"TIERWISE_LINKS={self._backend}: nobody enforces this link, so nobody can change it")
-        await ask_shaper(self._shaped.folder, link=self._name, **command)
-
     def _forget(self) -> None:
         """What was measured says nothing about the link from now on.
 
@@ -207,7 +131,6 @@ class Upstream:
         """
         self._link_time, self._usual = Smoothed(forget_s=_FORGET_S), Smoothed(forget_s=_FORGET_USUAL_S)
         self.measured.forget_link()
-        self._upload = Smoothed(forget_s=_FORGET_USUAL_S, clock=self._clock)  # seconds a megabyte
 
     @property
     def link_s(self) -> float:
@@ -228,9 +151,8 @@ class Upstream:
 
     @property
     def byte_s(self) -> float:
-        """Seconds that a byte takes on its way there: measured on large bodies of late, else by the link's profile."""
-        measured, rate = self._upload.mean, self.link[1].rate_up_bps
-        return measured / 1e6 if measured is not None else 8 / rate if rate else 0.0
+        """Seconds that a byte takes on its way there: measured of late, else by the link's profile."""
+        return self.line.up_s
 
     @property
     def takes_states(self) -> bool:
@@ -274,41 +196,20 @@ class Upstream:
                 raise UpstreamFailure("deadline", f"{self.target}: {within_s * 1e3:.0f} ms remain, the link takes more")
             request = request.model_copy(update={"deadline_ms": (within_s - self.link_s - upload_s) * 1e3})
         request = request.model_copy(update={"call": secrets.token_hex(8)})
-        head, started = request.model_dump_json().encode(), self._clock()
+        head = request.model_dump_json().encode()
         body = frame(head, states) if states else head
-        link_time, usual, upload, round_trip_s = self._link_time, self._usual, self._upload, self.round_trip_s
+        link_time, usual = self._link_time, self._usual
         self._sizes.append(len(head))
         sends(len(body))
-        tried: list[Replica] = []
-        while True:
-            began, replica = self._clock(), self._next(tried)
-            left_s = None if within_s is None else within_s - (began - started)
-            replica.begin(request.call)
-            try:
-                answer = await self._post(replica, body, headers, request.call, left_s, limit_bytes, bool(states))
-                response = self._read(answer, request)
-                check(response.rows)
-                break
-            except UpstreamFailure as failure:
-                tried.append(replica)
-                if self._blames(failure, left_s):
-                    leaves = _unanswered(failure) or failure.answered == Draining.status
-                    replica.count(failed=True, eject=leaves and self.replicas.others(replica))
-                if len(tried) > MOVES or not self._may_move(failure, tried):
-                    raise
-            finally:
-                replica.end(request.call)
-            self._count_retry()
-        seconds = self._clock() - began
-        replica.count(failed=False)
+        answer, response, seconds = await self._exchange(
+            request, body, headers, within_s, limit_bytes, check, of_states=bool(states)
+        )
         self._service.add(response.total_ms / 1e3)
         link_s = max(0.0, seconds - response.total_ms / 1e3)
         usual.add(seconds)
-        if len(body) >= _LARGE:
-            upload.add(max(0.0, link_s - round_trip_s) / on_the_wire(len(body)) * 1e6)
         if not states:  # a state's time says nothing about the short messages that this is asked for
             link_time.add(link_s)
-        self.measured.add(len(body) + len(answer), link_s)
+        self.measured.add(len(body), len(answer), link_s, self.link[1], cold=connections.connected())
         self.measured.answered(response.rows)
         self.bytes_up += len(body)
         self.bytes_down += len(answer)
@@ -326,6 +227,41 @@ class Upstream:
         )
         rows = with_link(response.rows, request.texts, use)
         return Carried(rows, len(body), len(answer), link_s, joules, self.target)
+
+    async def _exchange(
+        self,
+        request: InferRequest,
+        body: bytes,
+        headers: dict[str, str],
+        within_s: float | None,
+        limit_bytes: int,
+        check: Callable[[Sequence[InferredRow]], None],
+        *,
+        of_states: bool,
+    ) -> tuple[bytes, InferResponse, float]:
+        """The answer of one replica after the other, as bytes and as read, and the seconds that the one took."""
+        started, tried = self._clock(), list[Replica]()
+        while True:
+            began, replica = self._clock(), self._next(tried)
+            left_s = None if within_s is None else within_s - (began - started)
+            replica.begin(request.call)
+            try:
+                answer = await self._post(replica, body, headers, request.call, left_s, limit_bytes, of_states)
+                response = self._read(answer, request)
+                check(response.rows)
+            except UpstreamFailure as failure:
+                tried.append(replica)
+                if self._blames(failure, left_s):
+                    leaves = _unanswered(failure) or failure.answered == Draining.status
+                    replica.count(failed=True, eject=leaves and self.replicas.others(replica))
+                if len(tried) > MOVES or not self._may_move(failure, tried):
+                    raise
+                self._count_retry()
+            else:
+                replica.count(failed=False)
+                return answer, response, self._clock() - began
+            finally:
+                replica.end(request.call)
 
     def _next(self, tried: Sequence[Replica]) -> Replica:
         """The replica to ask, of those that were not tried."""
@@ -406,6 +342,10 @@ class Upstream:
         request = InferRequest(request_id="probe", call=call, seed="probe", indices=[], texts=[], policy=policy)
         longest = min(max(self._sizes, default=0), _LONGEST_PROBE)
         return request, request.model_dump_json().encode().ljust(longest)
+
+    async def _set_way_back(self, name: str) -> None:
+        for one in self.replicas.all:
+            await one.http.set_way_back(self.source, name)
 
     async def close(self) -> None:
         await self.replicas.close()

@@ -3,7 +3,7 @@
     text    (bytes of the text) * s + r * tokens that are sent on * layers
     state   (bytes of the text and of the state) * s + r * tokens * (layers - done)
 
-    s   seconds a byte on the link's way up: measured on large bodies of late, else by the link's profile
+    s   seconds a byte on the link's way up: measured of late, else by its profile
     r   seconds of a token's layer at the receiver: measured by its answers of late, else as this tier just took
 
 What both take alike is left out: the round trip, the queue, the answer; and that the text may leave before the last

@@ -59,7 +59,7 @@ class Link:
     bytes_up: int = 0  # of bodies, since the tier started; in a replay 0
     bytes_down: int = 0
     is_down: bool = False  # calls failed again and again, and none is made now; in a replay never
-    fixed_s: float = 0.0  # of a call without bodies, as measured over the last 5 s; else as the profile says
+    fixed_s: float = 0.0  # of a call without bodies, as measured of late; after 5 s without a call as the profile says
     byte_s: float = 0.0  # of each byte of its bodies, both ways together; the same
     waiting_s: float | None = None  # of work at the tier `to`, as it said in the last 2 s; null: it said nothing
     compute_s: float | None = None  # of a text at the tier that is asked, as measured; null, and in a replay: unknown

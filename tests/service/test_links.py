@@ -3,6 +3,7 @@
 import asyncio
 import json
 
+import httpx
 import pytest
 from structlog.testing import capture_logs
 
@@ -70,7 +71,7 @@ def test_a_changed_profile_is_in_force_at_the_next_call_and_told(serve, edge):
 
 def test_a_simulated_link_follows_a_trace_until_it_is_set_again(serve, edge, monkeypatch):
     moving = parse("moving", "0,1e9,200\n60,0\n61,1e9,0\n")
-    monkeypatch.setattr("shared.links.upstream.known_trace", lambda name: moving)
+    monkeypatch.setattr("shared.links.enforced.known_trace", lambda name: moving)
     caller = serve(edge=edge, **ON)
 
     async def story():
@@ -213,3 +214,25 @@ def test_the_openapi_document_describes_a_change_with_examples(serve, edge):
     assert put["parameters"][0]["name"] == "to"
     assert {"200", "401", "404", "422"} <= set(put["responses"])
     assert document["components"]["schemas"]["LinkChange"]["examples"] == [{"profile": "lte"}, {"cut": True}]
+
+
+def test_replicas_are_listed_and_counted_and_one_that_fails_is_told(serve, edge):
+    """Both stand for one neighbour; the double of the second one's address fails."""
+
+    def second_is_down(request):
+        if request.url.port == 8082:
+            raise httpx.ConnectError("down", request=request)
+        return edge(request)
+
+    settings = {"upstreams": {"edge": "http://edge:8081|http://edge:8082"}, "probe_ms": 600_000}
+    caller = serve(edge=second_is_down, **settings)
+    for _ in range(4):
+        assert caller.results("a fine film", policy="edge-only")[0]["degraded"] is None
+    link = next(link for link in caller.get("/info").json()["links"] if link["to"] == "edge")
+    assert [(one["address"], one["breaker"]) for one in link["replicas"]] == [
+        ("http://edge:8081", "closed"),
+        ("http://edge:8082", "open"),
+    ]
+    assert link["breaker"] == "closed"
+    samples = caller.samples()
+    assert samples["tierwise_replicas", "end-edge", "in"] == samples["tierwise_replicas", "end-edge", "out"] == 1

@@ -1,10 +1,11 @@
 """What calls of late say about a link and the tier behind it, in time that the test moves."""
 
+import numpy as np
 import pytest
 
 from shared.contracts import InferredRow, LinkUse
-from shared.links.measured import Line, Measured, Waiting, by_profile
-from shared.links.profile import Profile
+from shared.links.measured import PRIOR, Line, Measured, Waiting, by_profile
+from shared.links.profile import Profile, on_the_wire
 from tests.clocks import Clock
 from tests.hops import a_hop
 
@@ -30,13 +31,14 @@ def test_before_any_call_a_link_is_as_its_profile_says():
     # 100 ms, and headers of 316 bytes: 31.6 ms up at 10 kB/s, 3.16 ms down at 100 kB/s
     assert line.fixed_s == pytest.approx(0.1 + 0.0316 + 0.00316)
     assert line.byte_s == pytest.approx((1e-4 + 1e-5) / 2)  # half of the bytes each way
-    assert by_profile(Profile("ideal", 0, 0, 0, 0, 0)) == Line(0, 0)
+    assert line.up_s == 1e-4
+    assert by_profile(Profile("ideal", 0, 0, 0, 0, 0)) == Line(0, 0, 0)
 
 
 def test_calls_of_one_length_move_the_fixed_part_alone():
     measured = Measured(Clock())
     for _ in range(5):
-        measured.add(2000, 0.5)
+        measured.add(2000, 0, 0.5, LINK)
     line = measured.line(LINK)
     assert line.byte_s == pytest.approx(5.5e-5)  # the profile's
     assert line.takes_s(2000) == pytest.approx(0.5)
@@ -44,36 +46,90 @@ def test_calls_of_one_length_move_the_fixed_part_alone():
 
 def test_calls_of_many_lengths_tell_the_rate():
     measured = Measured(Clock())
-    for size in (0, 50_000, 100_000):  # 0.2 s and 20 microseconds a byte
-        measured.add(size, 0.2 + 2e-5 * size)
+    for size in (0, 6000, 12_000):  # 0.2 s and 20 microseconds a byte
+        measured.add(size, 0, 0.2 + 2e-5 * size, LINK)
     line = measured.line(LINK)
-    assert line.byte_s == pytest.approx(2e-5, rel=0.01)
-    assert line.fixed_s == pytest.approx(0.2, rel=0.01)
+    assert line.byte_s == pytest.approx(2e-5, rel=0.1)
+    assert line.fixed_s == pytest.approx(0.2, rel=0.1)
 
 
 def test_the_latest_calls_weigh_most_and_old_ones_are_forgotten():
     clock = Clock()
     measured = Measured(clock)
-    measured.add(2000, 0.1)
+    measured.add(2000, 0, 0.1, LINK)
     clock.sleep(1)
-    measured.add(2000, 0.4)  # weighs twice as much
+    measured.add(2000, 0, 0.4, LINK)  # weighs twice as much
     assert measured.line(LINK).takes_s(2000) == pytest.approx(0.3)
-    clock.sleep(4.5)  # the first is 5.5 s old
-    assert measured.line(LINK).takes_s(2000) == pytest.approx(0.4)
-    clock.sleep(1)
+    clock.sleep(5)
+    assert measured.line(LINK).takes_s(2000) == pytest.approx(0.3)
+    clock.sleep(0.1)
     assert measured.line(LINK) == by_profile(LINK)
+
+
+def test_the_line_is_the_weighted_least_squares_one():
+    clock = Clock()
+    measured = Measured(clock)
+    sizes, seconds = [500, 9000, 3000, 12_000], [1.15, 1.9, 1.2, 2.4]
+    for size, took in zip(sizes, seconds, strict=True):
+        measured.add(size, 0, took, LINK)
+        clock.sleep(0.5)
+    weights = [0.5 ** (0.5 * (4 - at)) for at in range(4)]
+    x, y = (np.average(values, weights=weights) for values in (sizes, seconds))
+    along = sum(w * (a - x) * (b - y) for w, a, b in zip(weights, sizes, seconds, strict=True))
+    around = sum(w * (a - x) ** 2 for w, a in zip(weights, sizes, strict=True))
+    slope = (along + PRIOR * 5.5e-5) / (around + PRIOR)
+    assert measured.line(LINK).byte_s == pytest.approx(slope)
+    assert measured.line(LINK).fixed_s == pytest.approx(y - slope * x)
+
+
+def large(measured, byte_s, *, cold=False):
+    """A state that goes up at so many seconds a byte on the wire, after the profile's time without a body."""
+    seconds = by_profile(LINK).fixed_s + byte_s * on_the_wire(100_000)
+    measured.add(100_000, 0, seconds, LINK, cold=cold)
+
+
+def test_two_large_bodies_tell_the_rate_for_a_minute_and_one_that_was_slow_does_not():
+    clock = Clock()
+    measured = Measured(clock)
+    large(measured, 9e-4)
+    assert measured.line(LINK).up_s == pytest.approx(1e-4)  # the profile's
+    large(measured, 8e-4)
+    assert measured.line(LINK).up_s == pytest.approx(8e-4)
+    assert measured.line(LINK).fixed_s == by_profile(LINK).fixed_s  # they say nothing about short calls
+    clock.sleep(61)
+    assert measured.line(LINK) == by_profile(LINK)
+
+
+def test_one_large_body_that_was_faster_than_the_profile_tells_the_rate():
+    measured = Measured(Clock())
+    large(measured, 2e-5)
+    assert measured.line(LINK).up_s == pytest.approx(2e-5)
+    assert measured.line(LINK).byte_s == pytest.approx((2e-5 + 2e-6) / 2)  # the way back as many times faster
+
+
+def test_a_call_that_began_its_connection_tells_no_rate():
+    measured = Measured(Clock())
+    for _ in range(3):
+        large(measured, 9e-4, cold=True)
+    assert measured.line(LINK) == by_profile(LINK)
+    measured.add(2000, 0, 0.5, LINK, cold=True)  # the only short one: it counts
+    measured.add(9000, 0, 0.9, LINK, cold=True)
+    assert measured.line(LINK).byte_s == by_profile(LINK).byte_s
+    assert measured.line(LINK).fixed_s == pytest.approx((0.5 + 0.9) / 2 - 5500 * 5.5e-5)
+    measured.add(2000, 0, 0.3, LINK)
+    assert measured.line(LINK).takes_s(2000) == pytest.approx(0.3)  # a warm one counts alone
 
 
 def test_a_changed_link_begins_with_its_profile():
     measured = Measured(Clock())
-    measured.add(2000, 9.0)
+    measured.add(2000, 0, 9.0, LINK)
     measured.forget_link()
     assert measured.line(LINK) == by_profile(LINK)
 
 
 def test_no_message_takes_less_than_no_time():
     measured = Measured(Clock())
-    measured.add(10_000, 0.01)  # far faster than the profile's 55 microseconds a byte
+    measured.add(10_000, 0, 0.01, LINK)  # far faster than the profile's 55 microseconds a byte
     line = measured.line(LINK)
     assert (line.fixed_s, line.byte_s) == (0.0, pytest.approx(1e-6))
 

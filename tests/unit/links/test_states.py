@@ -63,7 +63,9 @@ def test_a_state_tells_the_rate_and_leaves_the_round_trip_of_short_calls_alone()
         assert upstream.byte_s == 8 / 14e6  # a short call tells no rate
         carried = await upstream.infer(REQUEST, {}, states=[STATE])
         assert carried.request_bytes > len(STATE)
-        assert upstream.byte_s == pytest.approx(1e-6)
+        assert upstream.byte_s == pytest.approx(8 / 14e6)  # one that was slow may be a mishap
+        await upstream.infer(REQUEST, {}, states=[STATE])
+        assert upstream.byte_s == pytest.approx(1e-6, rel=0.01)
         assert upstream.round_trip_s == pytest.approx(0.05)
         await asyncio.sleep(61)
         assert upstream.byte_s == 8 / 14e6  # too old to be held against it

@@ -35,9 +35,7 @@ class Sender:
         self.takes, self.asked, self.cancelled = takes, [], []
         shown = (Backend.NONE, profile(link))
         self.upstreams = {
-            to: SimpleNamespace(target=to, link=shown, is_down=to in down)
-            for to in ORDER[1:]
-            if to in takes
+            to: SimpleNamespace(target=to, link=shown, is_down=to in down) for to in ORDER[1:] if to in takes
         }
         self.route = Route(ORDER, "end", tuple(self.upstreams))
         self.telemetry = Telemetry(
