@@ -111,6 +111,11 @@ class Upstream(EnforcedLink):
         return self.replicas.down
 
     @property
+    def has_another(self) -> bool:
+        """Whether a second call, made now, would be another replica's."""
+        return sum(not one.breaker.open for one in self.replicas.all) > 1
+
+    @property
     def waiting_s(self) -> float | None:
         """Seconds of work that wait where the least do; null where nothing was said of it of late."""
         said = [one.waiting.seconds for one in self.replicas.all if not one.breaker.open]

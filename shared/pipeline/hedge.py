@@ -1,8 +1,9 @@
 """Hedged sending: a call that takes longer than nearly all like it is made a second time, another way.
 
     late        longer than the 95th percentile of the last 100 calls of its kind: to the same tier, with as many texts
-    other way   past the tier to a deeper one that this tier has a link to, unless that very tier must answer; else
-                through a tier between, which passes it on, where no tier but the one that was chosen could answer
+    other way   another replica of the tier; where it has none, past the tier to a deeper one that this tier has a link
+                to, unless that very tier must answer; else through a tier between, which passes it on, where no tier
+                but the one that was chosen could answer
     budget      at most a share of any 100 calls that could be hedged; 0: none is
 
 The first answer counts, and the other call is cancelled: no text is answered twice. If one call fails, the other is
@@ -117,6 +118,8 @@ class Hedger:
         """Another way to an answer, and its link; null where there is none."""
         sender, to = self._sender, str(way.to)
         taken, order = sender.upstream(to), sender.route.order
+        if taken.has_another:
+            return way, taken
         links = [link for link in sender.upstreams.values() if link is not taken and not link.is_down]
         past = [link for link in links if order.index(link.target) > order.index(to)]
         past = [] if way.final else [link for link in past if link.target in call.where.reachable]

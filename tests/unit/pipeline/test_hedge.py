@@ -31,11 +31,13 @@ class Sender:
 
     name = "end"
 
-    def __init__(self, takes, link="lte", down=()):
+    def __init__(self, takes, link="lte", down=(), has_another=False):
         self.takes, self.asked, self.cancelled = takes, [], []
         shown = (Backend.NONE, profile(link))
         self.upstreams = {
-            to: SimpleNamespace(target=to, link=shown, is_down=to in down) for to in ORDER[1:] if to in takes
+            to: SimpleNamespace(target=to, link=shown, is_down=to in down, has_another=has_another)
+            for to in ORDER[1:]
+            if to in takes
         }
         self.route = Route(ORDER, "end", tuple(self.upstreams))
         self.telemetry = Telemetry(
@@ -50,6 +52,7 @@ class Sender:
         self.asked.append((link, way.to, way.final, within_s))
         sends(500)
         took = self.takes[link]
+        took = took.pop(0) if isinstance(took, list) else took
         try:
             await asyncio.sleep(abs(took))
         except asyncio.CancelledError:
@@ -95,6 +98,15 @@ def test_a_call_that_is_late_is_made_past_the_tier_too_and_the_first_answer_coun
     assert (hedge.first, hedge.second, hedge.won, hedge.after_ms) == ("edge", "cloud", True, pytest.approx(100, abs=1))
     assert hedge.request_bytes == 500
     assert hedge.modelled_joules == pytest.approx(1.28804 * 0.3 + 0.43839 * 500 * 8e-6, abs=1e-5)
+
+
+def test_another_replica_of_the_tier_comes_before_any_other_way():
+    sender = Sender({"edge": [5.0, 0.2], "cloud": 0.2}, has_another=True)
+    answer, at, _ = carried(sender)
+    assert at == pytest.approx(0.3)
+    assert [asked[:3] for asked in sender.asked] == [("edge", "edge", False)] * 2
+    assert [(row.hops[0].hedge.second, row.hops[0].hedge.won) for row in answer.rows] == [("edge", True)]
+    assert counted(sender, "hedges") == {("end", "edge", "edge", "won"): 1}
 
 
 def test_what_both_calls_cost_is_counted():
