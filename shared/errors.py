@@ -24,6 +24,7 @@ by the rejection. A class inherits what it does not say.
       CallerLeft              499  caller-left         The caller left           abandoned
       Draining                503  draining            Shutting down             draining
       ConnectionsFull         503  connections-full    Too many connections
+      ModelStopped            503  model-stopped       The model stopped
       DeadlinePassed          504  deadline-passed     Deadline passed           deadline
       BadSetting              500  internal            Failed inside
         WrongWeights          500  internal            Failed inside
@@ -225,6 +226,12 @@ class ConnectionsFull(TierwiseError):
 
     status, kind, title = 503, "connections-full", "Too many connections"
     hangs_up, retry_after_s = True, 1.0
+
+
+class ModelStopped(TierwiseError):
+    """The model's thread has ended: only a new start of the tier helps."""
+
+    status, kind, title = 503, "model-stopped", "The model stopped"
 
 
 class DeadlinePassed(TierwiseError):

@@ -57,6 +57,11 @@ class Worker:
         self._thread = threading.Thread(target=self._serve, name="model", daemon=True)
         self._thread.start()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the model's thread runs: without it nothing is answered any more."""
+        return self._thread.is_alive()
+
     async def run(self, work: Work) -> Batch:
         """Tokenize a call's texts and run them through the model.
 

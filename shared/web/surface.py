@@ -39,6 +39,7 @@ from shared.errors import (
     Failed,
     HeadersTooLarge,
     MethodNotAllowed,
+    ModelStopped,
     NoSuchPath,
     Refused,
     TierwiseError,
@@ -146,8 +147,14 @@ class Surface:
                 openapi_extra=extra,
             )
         head = problems(Refused, HeadersTooLarge)
-        add("/livez", self.livez, methods=["GET"], operation_id="livez", responses=head)
-        add("/readyz", self.readyz, methods=["GET"], operation_id="readyz", responses=head | problems(Draining))
+        add("/livez", self.livez, methods=["GET"], operation_id="livez", responses=head | problems(ModelStopped))
+        add(
+            "/readyz",
+            self.readyz,
+            methods=["GET"],
+            operation_id="readyz",
+            responses=head | problems(Draining, ModelStopped),
+        )
         add("/v1/policies", self.policies, methods=["GET"], operation_id="policies", responses=head)
         add("/info", self.info, methods=["GET"], operation_id="info", responses=head)
         add(
@@ -202,13 +209,19 @@ class Surface:
         then.response.headers[WAITING] = f"{self.tier.worker.queue.ahead_s:.3f}"
         return then
 
-    async def livez(self) -> dict[str, str]:
-        return {"status": "alive"}
+    async def livez(self, request: Request) -> Response:
+        return self._stopped(request) or Response('{"status":"alive"}', media_type="application/json")
 
     async def readyz(self, request: Request) -> Response:
         if self.app.state.draining:
             return self._problem(Draining("this tier is shutting down"), _request_id(request))
-        return Response('{"status":"ready"}', media_type="application/json")
+        return self._stopped(request) or Response('{"status":"ready"}', media_type="application/json")
+
+    def _stopped(self, request: Request) -> Response | None:
+        """A problem where nothing can be answered any more."""
+        if self.tier.worker.is_alive:
+            return None
+        return self._problem(ModelStopped("the model's thread has ended: start this tier again"), _request_id(request))
 
     async def info(self) -> dict[str, Any]:
         described = about(self.front, self.classifier, self.settings, self.keys)

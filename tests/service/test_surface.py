@@ -123,6 +123,20 @@ def test_the_form_at_docs_loads_everything_from_the_tier_itself(alone):
     assert alone.get("/redoc").status_code == 404
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_tier_whose_model_thread_has_died_is_neither_alive_nor_ready(serve, edge, monkeypatch):
+    caller = serve(edge=edge)
+    worker = caller.app.state.tier.worker
+
+    def dies(_):
+        raise SystemExit  # ends the thread, and says nothing
+
+    monkeypatch.setattr(worker.queue, "take", dies)
+    caller.results("a fine film", policy="end-only")  # wakes it
+    worker._thread.join(10)
+    assert (caller.get("/livez").status_code, caller.get("/readyz").status_code) == (503, 503)
+
+
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/info", "/v1/policies", "/metrics", "/docs"])
 def test_head_is_get_without_its_body(alone, path):
     head = asyncio.run(alone.send("HEAD", path))
