@@ -38,7 +38,9 @@ from shared.telemetry import Telemetry
 from shared.web.adapters.base import DEGRADED
 from shared.web.adapters.routes import Adapters
 from shared.web.guard import Keys, read_keys
+from shared.web.health import Health
 from shared.web.ledger import Ledger
+from shared.web.links import LinkControl
 from shared.web.reload import load_policy
 from shared.web.settings import Settings
 from shared.web.surface import Surface
@@ -126,7 +128,11 @@ def create_app(
     app.state.reload = partial(load_policy, front, settings.policy)
     surface = Surface(app, settings, keys, model, front, ledger, traces)
     surface.add_routes()
-    Adapters(surface).add_routes()
+    links = LinkControl(settings, keys, tier.upstreams, bundle.order)
+    health = Health(surface, links)
+    health.add_routes()
+    links.add_route(app)
+    Adapters(surface, health).add_routes()
     add_form(app)
     return app
 

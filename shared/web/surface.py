@@ -14,7 +14,6 @@ from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import PlainTextResponse
 from starlette.exceptions import HTTPException
 from structlog.contextvars import bound_contextvars
 
@@ -37,9 +36,7 @@ from shared.errors import (
     CallerLeft,
     Draining,
     Failed,
-    HeadersTooLarge,
     MethodNotAllowed,
-    ModelStopped,
     NoSuchPath,
     Refused,
     TierwiseError,
@@ -52,14 +49,11 @@ from shared.model.state import STATES_TYPE, State, unframe, unpack
 from shared.pipeline.front import Front
 from shared.policies import name_of, spec_of
 from shared.telemetry import NO_POLICY
-from shared.web.about import about
 from shared.web.adapters.base import OURS, Adapter
 from shared.web.assets import add_page
 from shared.web.body import Shelf, parse, read, validate
 from shared.web.guard import Keys, authorize, while_waited_for
 from shared.web.ledger import Ledger
-from shared.web.links import LinkControl
-from shared.web.offers import Offers, offers
 from shared.web.openapi import KEYED, STREAMED, Described, body_of, complete, problems, states_of
 from shared.web.problems import document
 from shared.web.problems import request_id as _request_id
@@ -125,11 +119,10 @@ class Surface:
         self.ledger, self.traces = ledger, traces
         self.tier, self.bundle, self.telemetry = front.tier, front.tier.bundle, front.tier.telemetry
         self.model = f"{self.bundle.card_name} {classifier.runs_on}"  # what answers
-        self.links = LinkControl(settings, keys, self.tier.upstreams, self.bundle.order)
         self.shelf = Shelf(_BODIES * settings.max_body_bytes)
 
     def add_routes(self) -> None:
-        add, add_plain = self.app.add_api_route, partial(self.app.router.add_api_route, route_class_override=Described)
+        add_plain = partial(self.app.router.add_api_route, route_class_override=Described)
         for path, endpoint, takes, gives, key, more in (
             ("/v1/classify", self.classify, body_of(ClassifyRequest), ClassifyResponse, self.keys.door, STREAMED),
             ("/v1/infer", self.infer, body_of(InferRequest), InferResponse, self.keys.tier, {}),
@@ -146,35 +139,6 @@ class Surface:
                 responses=responses,
                 openapi_extra=extra,
             )
-        head = problems(Refused, HeadersTooLarge)
-        add("/livez", self.livez, methods=["GET"], operation_id="livez", responses=head | problems(ModelStopped))
-        add(
-            "/readyz",
-            self.readyz,
-            methods=["GET"],
-            operation_id="readyz",
-            responses=head | problems(Draining, ModelStopped),
-        )
-        add("/v1/policies", self.policies, methods=["GET"], operation_id="policies", responses=head)
-        add("/info", self.info, methods=["GET"], operation_id="info", responses=head)
-        add(
-            "/metrics",
-            self.metrics,
-            methods=["GET"],
-            operation_id="metrics",
-            responses=head,
-            response_class=PlainTextResponse,
-        )
-        for path, plain in (
-            ("/livez", self.livez),
-            ("/readyz", self.readyz),
-            ("/health", self.readyz),
-            ("/info", self.info),
-            ("/v1/policies", self.policies),
-            ("/metrics", self.metrics),
-        ):  # the head of the same answer, for probes
-            add(path, plain, methods=["HEAD"], include_in_schema=False)
-        self.links.add_route(self.app)
         complete(self.app)
         add_page(self.app)
         for error in (HTTPException, TierwiseError, Exception):
@@ -194,8 +158,8 @@ class Surface:
         work = partial(self._classify, adapter=adapter)
         return await self._answer(request, self.keys.door, work, self.tier.worker.queue.admit, adapter)
 
-    def refused(self, request: Request, error: TierwiseError, adapter: Adapter) -> Response:
-        """An error that was found before any work, in another API's words."""
+    def refused(self, request: Request, error: TierwiseError, adapter: Adapter = OURS) -> Response:
+        """An error that was found before any work, in an API's words."""
         return self._problem(error, _request_id(request), {}, adapter)
 
     async def infer(self, request: Request) -> Response:
@@ -208,42 +172,6 @@ class Surface:
     def _says_waiting(self, then: Then) -> Then:
         then.response.headers[WAITING] = f"{self.tier.worker.queue.ahead_s:.3f}"
         return then
-
-    async def livez(self, request: Request) -> Response:
-        return self._stopped(request) or Response('{"status":"alive"}', media_type="application/json")
-
-    async def readyz(self, request: Request) -> Response:
-        if self.app.state.draining:
-            return self._problem(Draining("this tier is shutting down"), _request_id(request))
-        return self._stopped(request) or Response('{"status":"ready"}', media_type="application/json")
-
-    def _stopped(self, request: Request) -> Response | None:
-        """A problem where nothing can be answered any more."""
-        if self.tier.worker.is_alive:
-            return None
-        return self._problem(ModelStopped("the model's thread has ended: start this tier again"), _request_id(request))
-
-    async def info(self) -> dict[str, Any]:
-        described = about(self.front, self.classifier, self.settings, self.keys)
-        return {**described, **self.links.described()}
-
-    async def policies(self) -> Offers:
-        """The policies that this tier offers, with their parameters."""
-        return offers(self.front)
-
-    async def metrics(self, request: Request) -> Response:
-        name, telemetry, queue = self.tier.name, self.telemetry, self.tier.worker.queue
-        telemetry.queue_depth.labels(name).set(queue.waiting)
-        telemetry.wait_seconds.labels(name).set(queue.ahead_s)
-        for upstream in self.tier.upstreams.values():
-            link = f"{name}-{upstream.target}"
-            telemetry.breaker_open.labels(link).set(upstream.is_down)
-            ejected = [one.breaker.open for one in upstream.replicas.all]
-            for state, is_out in (("in", False), ("out", True)):
-                telemetry.replicas.labels(link, state).set(ejected.count(is_out))
-            telemetry.upstream_wait_seconds.labels(link).set(upstream.waiting_s or 0.0)
-        content, media = self.telemetry.exposed(request.headers.get("accept", ""))
-        return Response(content, media_type=media)
 
     # -- one request -----------------------------------------------------------------------------------------------
 

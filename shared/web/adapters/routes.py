@@ -9,7 +9,7 @@ from fastapi import Request, Response
 from pydantic import BaseModel
 
 from shared import __version__
-from shared.errors import Draining, Failed, HeadersTooLarge, NoSuchPath, Refused
+from shared.errors import Draining, Failed, HeadersTooLarge, ModelStopped, NoSuchPath, Refused
 from shared.web.adapters.base import JSON
 from shared.web.adapters.huggingface import (
     Predict,
@@ -30,6 +30,7 @@ from shared.web.adapters.v2 import (
     check_model,
     described,
 )
+from shared.web.health import Health
 from shared.web.openapi import KEYED, body_of, problems, refusals
 from shared.web.surface import ERRORS, Surface
 
@@ -48,8 +49,8 @@ def _named(path: str) -> dict[str, Any]:
 class Adapters:
     """The endpoints of other APIs over a surface."""
 
-    def __init__(self, surface: Surface) -> None:
-        self._surface, bundle = surface, surface.bundle
+    def __init__(self, surface: Surface, health: Health) -> None:
+        self._surface, self._health, bundle = surface, health, surface.bundle
         self._model = described(
             name=bundle.name,
             version=bundle.digest[:12],
@@ -64,11 +65,11 @@ class Adapters:
         self._surface.app.add_api_route(
             f"{_VERSION}/infer", self.v2_infer, methods=["POST"], response_model=None, include_in_schema=False
         )
-        self._get("/health", self._surface.readyz, problems(Draining))
+        self._get("/health", self._health.readyz, problems(Draining, ModelStopped))
         self._get("/v2", self.server)
         self._get("/v2/health/live", self.live)
-        self._get("/v2/health/ready", self.ready, refusals(V2Error, Draining), gives=V2Ready)
-        lost, down = refusals(V2Error, NoSuchPath), refusals(V2Error, Draining)
+        self._get("/v2/health/ready", self.ready, refusals(V2Error, Draining, ModelStopped), gives=V2Ready)
+        lost, down = refusals(V2Error, NoSuchPath), refusals(V2Error, Draining, ModelStopped)
         for path, told in ((_MODEL, True), (_VERSION, False)):
             self._get(path, self.model, lost, gives=V2Model, described=told)
             self._get(f"{path}/ready", self.model_ready, lost | down, gives=V2Ready, described=told)
@@ -151,11 +152,11 @@ class Adapters:
         return Infer(self._model, request, self._surface.settings.max_inputs)
 
     def _told(self, request: Request, content: BaseModel, *, ready: bool = False) -> Response:
-        """What a GET asks for; `ready`: unless this tier is shutting down."""
+        """What a GET asks for; `ready`: unless this tier takes no requests."""
         try:
             check_model(self._model, request.path_params)
-            if ready and self._surface.app.state.draining:
-                raise Draining("this tier is shutting down")
-        except (NoSuchPath, Draining) as error:
+            if ready:
+                self._health.check()
+        except (NoSuchPath, Draining, ModelStopped) as error:
             return self._surface.refused(request, error, self._infer(request))
         return Response(content.model_dump_json(exclude_none=True), media_type=JSON)
