@@ -20,6 +20,7 @@ STACK = {
     "COMPOSE_FILE": "docker-compose.yml:deploy/compose.replicas.yml",
     "TIERWISE_BIND": f"127.0.0.1:{API}",
     "TIERWISE_QUEUE_WAIT_MS": "20000",
+    "TIERWISE_HEALTH_INTERVAL": "2s",
 }
 
 
