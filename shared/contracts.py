@@ -386,6 +386,15 @@ class LinkChange(Message):
         return self
 
 
+class ReplicaState(Message):
+    """One replica of the tier that a link leads to."""
+
+    address: str = says("where it is", "10.0.0.7")
+    breaker: Literal["open", "closed"] = says("open: it is not asked, and only probed", "closed")
+    waiting_s: float | None = says("seconds of work that wait there; null: it said nothing of late", 0.08)
+    under_way: int = says("calls of this tier that it has not answered", 1)
+
+
 class LinkState(Message):
     """A link of a tier, as `/info` lists it."""
 
@@ -401,6 +410,12 @@ class LinkState(Message):
     )
     cut: bool = says("whether an operator has cut it", False)
     breaker: Literal["open", "closed"] = says("open: that tier failed again and again, and is only probed", "closed")
+    replicas: list[ReplicaState] | None = Field(  # left out where null
+        None,
+        description="the replicas of that tier, where it has several",
+        examples=[None],
+        exclude_if=lambda value: value is None,
+    )
 
 
 class Problem(Message):

@@ -94,6 +94,8 @@ class Telemetry:
         self.ledger_lines = counter("ledger_lines", text, "tier", outcome=("kept", "lost"))
         self.retries = counter("retries", "Calls to an upstream that were made a second time.", "link")
         self.breaker_open = gauge("breaker_open", "1 while an upstream is not asked.", "link")
+        text = "Replicas of the tier that a link leads to: asked, or ejected and only probed."
+        self.replicas = gauge("replicas", text, "link", state=("in", "out"))
         self.confidence = ratio("confidence", "Calibrated confidence of this tier's own answers.", "tier")
         self.offload_probability = ratio("offload_probability", "Chance of sending a text on, once inferred.", "tier")
         self.queue_depth = gauge("queue_depth", "Requests waiting for the model.", "tier")

@@ -13,6 +13,7 @@ from shared.errors import plain
 
 _URL = TypeAdapter(AnyHttpUrl)
 _FORM = re.compile(r"https?://[^/\\\s]+(/[^\\\s]*)?", re.IGNORECASE)  # what parsers of URLs agree about
+SEPARATOR = "|"  # of the addresses of a tier's replicas
 _SECRET = re.compile(r"[@?#]")
 
 

@@ -1,7 +1,7 @@
 """When to stop asking an upstream, and how often it may be asked twice.
 
     open     5 failures in a row, or over half of at least 20 calls within 10 s
-    closed   once a probe in the background succeeded (`shared/links/upstream.py`); no user's request is the probe
+    closed   once a probe in the background succeeded (`shared/links/replica.py`); no user's request is the probe
 
 A retry is paid from a budget that every call adds a tenth to, so that an upstream that is down sees at most 1.1 times
 its load. Anchors: Envoy's outlier detection, gRPC's retry throttling. Left out: a half-open state that lets some users
@@ -39,6 +39,10 @@ class Breaker:
         self._in_a_row = self._in_a_row + 1 if failed else 0
         mostly = len(self._calls) >= LEAST_CALLS and self._failures > SHARE * len(self._calls)
         self.open = mostly or self._in_a_row >= IN_A_ROW
+
+    def trip(self) -> None:
+        """Open it, whatever was counted."""
+        self.open = True
 
     def close(self) -> None:
         """The upstream is well again: start afresh."""

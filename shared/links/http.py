@@ -4,7 +4,7 @@ A request is sent a second time, on a connection of its own, only where no byte 
     - a warm connection turned out to be dead: the upstream closed it while the request was on its way. That costs no
       budget, but the next `WARY` calls get connections of their own, so an upstream that breaks every warm connection
       sees at most 1 / `WARY` more calls
-    - the upstream could not be connected to, or hung up: where the retry budget allows it
+    - the upstream could not be connected to, or hung up: where the caller and the retry budget allow it
 
 An answer is believed only if it names the call: a connection may carry what belongs to nobody (a proxy that sends
 twice). Such a connection is dropped, and so is one with bytes behind its answer.
@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -36,6 +37,8 @@ WARY = 20  # calls
 class UpstreamHttp:
     """Requests to the tier `target` at `url`; `count_retry` is told of each retry.
 
+    `at` is the address to connect to; null: what the URL's name stands for. Certificates must hold for the name.
+
     `most`: connections, of which each carries one request at a time. `hear` is told what waits at the target.
     """
 
@@ -51,6 +54,7 @@ class UpstreamHttp:
         count_retry: Callable[[], None] = lambda: None,
         hear: Callable[[str | None], None] = lambda said: None,
         most: int = 64,
+        at: str | None = None,
     ) -> None:
         self._target, self._link, self._budget, self._count_retry = target, link, RetryBudget(), count_retry
         self._hear = hear
@@ -59,17 +63,29 @@ class UpstreamHttp:
         single = httpx.Limits(max_connections=most, max_keepalive_connections=0)
         self._warm, self._fresh = (transport or connections.transport(url, limits) for limits in (warm, single))
         base = address(url)
+        self._headers = {"user-agent": "tierwise", "content-type": "application/json"}  # as few bytes as do
+        self._extensions: dict[str, Any] = {"timeout": httpx.Timeout(timeout_s).as_dict()}
+        if at is not None:
+            self._headers["host"], self._extensions["sni_hostname"] = base.netloc.decode(), base.host
+            base = base.copy_with(host=at)
         self._base = base.copy_with(raw_path=base.raw_path.rstrip(b"/") + b"/v1/")
         self._url = self._under("infer")
-        self._headers = {"user-agent": "tierwise", "content-type": "application/json"}  # as few bytes as do
         if key is not None:
             self._headers["authorization"] = f"Bearer {key}"
-        self._extensions = {"timeout": httpx.Timeout(timeout_s).as_dict()}
 
     async def post(
-        self, body: bytes, headers: dict[str, str], *, call: str, limit_bytes: int, path: str | None = None
+        self,
+        body: bytes,
+        headers: dict[str, str],
+        *,
+        call: str,
+        limit_bytes: int,
+        path: str | None = None,
+        again: bool = True,
     ) -> bytes:
         """The body of the answer to `call`, at most `limit_bytes`; `path` is another than the usual one.
+
+        Without `again`, an upstream that could not be connected to or hung up is not asked a second time.
 
         Raises:
             UpstreamFailure: with the reason.
@@ -82,7 +98,7 @@ class UpstreamHttp:
         except _Hungup as error:
             connected = connections.connected() or isinstance(error.__cause__, httpx.ConnectError)
             reused = first is self._warm and not connected
-            if not (reused or self._budget.take()):
+            if not (reused or (again and self._budget.take())):
                 raise
         self._wary = WARY if reused else self._wary
         self._count_retry()

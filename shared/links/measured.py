@@ -4,14 +4,14 @@
               each second. The slope is drawn to the profile's, as if `PRIOR` calls had shown that one: texts of one
               length tell no rate. Before any call, all of it is the profile's
     compute   what a tier takes for a text once it runs, by the hops of the answers; with the links behind the upstream
-    waiting   the seconds of work before the upstream's model, which every answer of its names; forgotten after 2 s
-    under way how long the oldest call without an answer is out: a link that hangs shows at once, not after a timeout
+    waiting   the seconds of work before a replica's model, which every answer of its names; forgotten after 2 s
 
 Left out: that the ways there and back differ. Bytes count both ways together.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -59,20 +59,10 @@ class Measured:
         self._clock = clock
         self._calls: deque[tuple[float, int, float]] = deque(maxlen=MOST_CALLS)  # when, bytes, seconds
         self._compute: dict[str, Smoothed] = {}
-        self._waiting, self._heard = 0.0, -FORGET_WAITING_S - 1
-        self._under_way: dict[object, float] = {}
 
     def forget_link(self) -> None:
         """The link is another one from now on."""
         self._calls.clear()
-
-    def begin(self, call: object) -> None:
-        """A call leaves."""
-        self._under_way[call] = self._clock()
-
-    def end(self, call: object) -> None:
-        """A call was answered, has failed or was given up."""
-        self._under_way.pop(call, None)
 
     def add(self, size: int, seconds: float) -> None:
         """A call with bodies of `size` bytes in all was this long on the link."""
@@ -115,21 +105,29 @@ class Measured:
         """Seconds of a text at a tier behind the link; null where none was measured of late."""
         return self._compute[tier].mean if tier in self._compute else None
 
+
+class Waiting:
+    """What waits at one replica, as it says. `clock` gives seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seconds, self._heard = 0.0, -math.inf
+
     def hear(self, said: str | None) -> None:
-        """Take in how many seconds of work wait at the upstream, as its answer's header says; nonsense is left out."""
+        """Take in how many seconds of work wait there, as an answer's header says; nonsense is left out."""
         try:
             seconds = float(said or "")
         except ValueError:
             return
         if 0 <= seconds <= MOST_WAITING_S:  # not so for NaN
-            self._waiting, self._heard = seconds, self._clock()
+            self._seconds, self._heard = seconds, self._clock()
 
     @property
-    def waiting_s(self) -> float | None:
-        """Seconds of work that wait at the upstream; null where it said nothing of late."""
-        return self._waiting if self._clock() - self._heard <= FORGET_WAITING_S else None
+    def seconds(self) -> float | None:
+        """What it said; null where it said nothing of late."""
+        return self._seconds if self._clock() - self._heard <= FORGET_WAITING_S else None
 
     @property
-    def under_way_s(self) -> float:
-        """Seconds since the oldest call left that has no answer; 0: none is under way."""
-        return self._clock() - min(self._under_way.values()) if self._under_way else 0.0
+    def left_s(self) -> float:
+        """What is left of it by now, if nothing came since."""
+        return max(0.0, self._seconds - (self._clock() - self._heard))

@@ -2,6 +2,8 @@
 
 deadline   the callee gets the remaining time less what the link is measured to take; a late answer is dropped
 answer     it names the call and the index of each text, in order, or it is not believed
+replicas   the least loaded of the tier's replicas is asked (`shared/links/replicas.py`); a call that got no answer
+           there, or a 429 or a 503, goes to another, at most `MOVES` times. They share one link
 breaker    `shared/links/breaker.py` says when to stop; a probe in the background says when to go on: an `/v1/infer`
            without texts, which passes the key, the contract and the model's queue, and costs no inference. Both ways it
            is as long as the longest of the last requests: there are paths that lose just the long packets
@@ -15,19 +17,22 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import httpx
 import structlog
 from pydantic import ValidationError
 
 from shared.contracts import CONTRACT_VERSION, DegradedReason, InferredRow, InferRequest, InferResponse, LinkUse
-from shared.errors import BadSetting, DeadlinePassed, UpstreamFailure
-from shared.links.breaker import Breaker
+from shared.errors import BadSetting, DeadlinePassed, Draining, QueueFull, UpstreamFailure
+from shared.links.address import SEPARATOR
 from shared.links.carried import Carried, with_link
 from shared.links.estimates import Smoothed
 from shared.links.http import UpstreamHttp
 from shared.links.measured import Line, Measured
 from shared.links.profile import UNSHAPED, Backend, Profile, on_the_wire, profile
+from shared.links.replica import Replica
+from shared.links.replicas import Lookup, Replicas, addresses
 from shared.links.shaped import ShapedLinks, ask_shaper
 from shared.links.simulated import SimulatedLink
 from shared.links.trace import known_trace
@@ -42,6 +47,9 @@ _LONGEST_PROBE = 65_536  # bytes
 _LARGE = 16_384  # bytes of a body that tells a link's rate
 _NOT_TAKEN = {404, 405, 413, 415, 422}  # an upstream that cannot go on from states, or not from this one
 _ASK_AGAIN_S = 60.0  # pause before a state is sent there again
+MOVES = 2  # of a call, to another replica
+_MOVES_ON = {QueueFull.status, Draining.status}  # busy, or shutting down: another replica may take it
+_CALL_S = 0.05  # what a call takes there, before any was measured
 
 
 class Upstream:
@@ -62,29 +70,63 @@ class Upstream:
         probe_s: float = 2.0,
         count_retry: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
+        lookup: Lookup | None = None,
     ) -> None:
-        self._clock = clock
+        self._clock, self._count_retry = clock, count_retry
         self.source, self.target, self.url, self._name = source, target, url, f"{source}-{target}"
         self._backend, self._profile, self._shaped = backend, profile(profile_name), shaped
-        self._timeout_s, self._probe_s = timeout_s, probe_s
+        self._timeout_s = timeout_s
         self._simulated = SimulatedLink(self._profile) if backend is Backend.SIMULATED else None
         self.measured = Measured(clock)
-        self._http = UpstreamHttp(
-            target=target,
-            url=url,
-            link=self._simulated,
-            timeout_s=timeout_s,
-            key=key,
-            transport=transport,
-            count_retry=count_retry,
-            hear=self.measured.hear,
-        )
-        self.breaker = Breaker()
+
+        def new(url: str, at: str | None) -> Replica:
+            http = partial(
+                UpstreamHttp,
+                target=target,
+                url=url,
+                at=at,
+                link=self._simulated,
+                timeout_s=timeout_s,
+                key=key,
+                transport=transport,
+                count_retry=count_retry,
+            )
+            return Replica(
+                source=source,
+                target=target,
+                address=at or url,
+                http=lambda hear: http(hear=hear),
+                probe=self._probe,
+                probe_s=probe_s,
+                clock=clock,
+            )
+
+        lookup = lookup or (addresses if transport is None else None)
+        self.replicas = Replicas(url.split(SEPARATOR), new, lookup, clock)
+        self._service = Smoothed(forget_s=_FORGET_USUAL_S, clock=clock)
         self._forget()
         self._states_from = -math.inf  # the time from which on it is sent states
         self.bytes_up = self.bytes_down = 0  # of bodies, in calls that were answered
         self._sizes: deque[int] = deque(maxlen=20)  # bytes of the last requests
-        self._probing: asyncio.Task[None] | None = None
+
+    @property
+    def is_down(self) -> bool:
+        """Whether it is not asked, and only probed."""
+        return self.replicas.down
+
+    @property
+    def waiting_s(self) -> float | None:
+        """Seconds of work that wait where the least do; null where nothing was said of it of late."""
+        said = [one.waiting.seconds for one in self.replicas.all if not one.breaker.open]
+        return min((seconds for seconds in said if seconds is not None), default=None)
+
+    @property
+    def under_way_s(self) -> float:
+        """Seconds since the oldest call left that has no answer, where the least have passed; 0: none is under way.
+
+        A link that hangs shows at once, not after a timeout.
+        """
+        return min(one.under_way_s for one in self.replicas.all)
 
     @property
     def link(self) -> tuple[Backend, Profile]:
@@ -123,7 +165,8 @@ class Upstream:
             else:
                 await self._ask_shaper(do="set", profile=name)
                 if wanted.loss_ratio < 1:  # else nothing would come back that says so; a way out that is lost is enough
-                    await self._http.set_way_back(self.source, name)
+                    for one in self.replicas.all:
+                        await one.http.set_way_back(self.source, name)
         finally:
             self._forget()
 
@@ -220,8 +263,10 @@ class Upstream:
         Raises:
             UpstreamFailure: with the reason; a late answer is dropped with its connection.
         """
-        if self.breaker.open:
-            self._watch()
+        self.replicas.look()
+        if self.is_down:
+            for one in self.replicas.all:
+                one.watch()
             raise UpstreamFailure("breaker_open", f"{self.target} failed again and again; it is being probed")
         upload_s = on_the_wire(sum(map(len, states))) * self.byte_s if states else 0.0
         if within_s is not None:
@@ -234,19 +279,29 @@ class Upstream:
         link_time, usual, upload, round_trip_s = self._link_time, self._usual, self._upload, self.round_trip_s
         self._sizes.append(len(head))
         sends(len(body))
-        self.measured.begin(request.call)
-        try:
-            answer = await self._post(body, headers, request.call, within_s, limit_bytes, of_states=bool(states))
-            response = self._read(answer, request)
-            check(response.rows)
-        except UpstreamFailure as failure:
-            if self._blames(failure, within_s):
-                self._count(failed=True)
-            raise
-        finally:
-            self.measured.end(request.call)
-        seconds = self._clock() - started
-        self._count(failed=False)
+        tried: list[Replica] = []
+        while True:
+            began, replica = self._clock(), self._next(tried)
+            left_s = None if within_s is None else within_s - (began - started)
+            replica.begin(request.call)
+            try:
+                answer = await self._post(replica, body, headers, request.call, left_s, limit_bytes, bool(states))
+                response = self._read(answer, request)
+                check(response.rows)
+                break
+            except UpstreamFailure as failure:
+                tried.append(replica)
+                if self._blames(failure, left_s):
+                    leaves = _unanswered(failure) or failure.answered == Draining.status
+                    replica.count(failed=True, eject=leaves and self.replicas.others(replica))
+                if len(tried) > MOVES or not self._may_move(failure, tried):
+                    raise
+            finally:
+                replica.end(request.call)
+            self._count_retry()
+        seconds = self._clock() - began
+        replica.count(failed=False)
+        self._service.add(response.total_ms / 1e3)
         link_s = max(0.0, seconds - response.total_ms / 1e3)
         usual.add(seconds)
         if len(body) >= _LARGE:
@@ -272,14 +327,26 @@ class Upstream:
         rows = with_link(response.rows, request.texts, use)
         return Carried(rows, len(body), len(answer), link_s, joules, self.target)
 
+    def _next(self, tried: Sequence[Replica]) -> Replica:
+        """The replica to ask, of those that were not tried."""
+        found = self.replicas.next(self._service.mean or _CALL_S, but=tried)
+        if found is None:
+            raise UpstreamFailure("breaker_open", f"{self.target} failed again and again; it is being probed")
+        return found
+
+    def _may_move(self, failure: UpstreamFailure, tried: Sequence[Replica]) -> bool:
+        """Whether a call that failed so may be made again at a replica that was not tried."""
+        may = _unanswered(failure) or failure.answered in _MOVES_ON
+        return may and any(one not in tried and not one.breaker.open for one in self.replicas.all)
+
     async def _post(
         self,
+        replica: Replica,
         body: bytes,
         headers: dict[str, str],
         call: str,
         within_s: float | None,
         limit_bytes: int,
-        *,
         of_states: bool,
     ) -> bytes:
         """The answer's bytes, within the deadline and the timeout of an upstream."""
@@ -289,7 +356,10 @@ class Upstream:
                 path = None
                 if of_states:
                     headers, path = {**headers, "content-type": STATES_TYPE}, "continue"
-                return await self._http.post(body, headers, call=call, limit_bytes=limit_bytes, path=path)
+                again = not self.replicas.others(replica)
+                return await replica.http.post(
+                    body, headers, call=call, limit_bytes=limit_bytes, path=path, again=again
+                )
         except TimeoutError as error:
             late: DegradedReason = "deadline" if limit_s < self._timeout_s else "upstream_timeout"
             raise UpstreamFailure(late, f"{self.target} took over {limit_s * 1e3:.0f} ms") from error
@@ -317,33 +387,12 @@ class Upstream:
         usual_s = _IMPATIENT_S if self._usual.high is None else self._usual.high
         return failure.answered is None and within_s is not None and within_s > usual_s
 
-    def _count(self, *, failed: bool) -> None:
-        was_open = self.breaker.open
-        self.breaker.count(failed=failed)
-        if self.breaker.open and not was_open:
-            log.warning("breaker_open", tier=self.source, to=self.target)
-            self._watch()
-
-    def _watch(self) -> None:
-        """Probe in the background until the upstream is well."""
-        if self._probing is None or self._probing.done():
-            self._probing = asyncio.get_running_loop().create_task(self._probe_until_well())
-
-    async def _probe_until_well(self) -> None:
-        pause, probe, body = self._probe_s, *self._probe()
-        began = time.monotonic()
-        while self.breaker.open:
-            await asyncio.sleep(max(0.0, began + pause - time.monotonic()))
-            began = time.monotonic()
-            try:
-                async with asyncio.timeout(self._probe_limit_s(len(body))):
-                    answer = await self._http.probe(body, call=probe.call, limit_bytes=2 * _LONGEST_PROBE)
-                    self._read(answer, probe)
-            except (UpstreamFailure, TimeoutError):
-                pause = min(2 * pause, 4 * self._probe_s)  # from one probe's start to the next one's
-            else:
-                self.breaker.close()
-                log.info("breaker_closed", tier=self.source, to=self.target)
+    async def _probe(self, http: UpstreamHttp) -> None:
+        """Ask a replica once, without texts. Raises where it is not well."""
+        probe, body = self._without_texts()
+        async with asyncio.timeout(self._probe_limit_s(len(body))):
+            answer = await http.probe(body, call=probe.call, limit_bytes=2 * _LONGEST_PROBE)
+        self._read(answer, probe)
 
     def _probe_limit_s(self, size: int) -> float:
         """What a probe of so many bytes may take on the link as it is now."""
@@ -351,7 +400,7 @@ class Upstream:
         sending_s = sum(8 * size / rate for rate in (link.rate_up_bps, link.rate_down_bps) if rate)
         return min(self._timeout_s, max(2.0, 3 * (link.rtt_s + sending_s)))
 
-    def _probe(self) -> tuple[InferRequest, bytes]:
+    def _without_texts(self) -> tuple[InferRequest, bytes]:
         """A request without texts, and its body with white space behind it."""
         call, policy = secrets.token_hex(8), {"name": "collaborative"}
         request = InferRequest(request_id="probe", call=call, seed="probe", indices=[], texts=[], policy=policy)
@@ -359,6 +408,9 @@ class Upstream:
         return request, request.model_dump_json().encode().ljust(longest)
 
     async def close(self) -> None:
-        if self._probing is not None:
-            self._probing.cancel()
-        await self._http.close()
+        await self.replicas.close()
+
+
+def _unanswered(failure: UpstreamFailure) -> bool:
+    """Whether nothing came back: no connection, or one that broke."""
+    return failure.reason == "upstream_unavailable"

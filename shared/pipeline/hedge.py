@@ -117,7 +117,7 @@ class Hedger:
         """Another way to an answer, and its link; null where there is none."""
         sender, to = self._sender, str(way.to)
         taken, order = sender.upstream(to), sender.route.order
-        links = [link for link in sender.upstreams.values() if link is not taken and not link.breaker.open]
+        links = [link for link in sender.upstreams.values() if link is not taken and not link.is_down]
         past = [link for link in links if order.index(link.target) > order.index(to)]
         past = [] if way.final else [link for link in past if link.target in call.where.reachable]
         if past:

@@ -54,12 +54,12 @@ class LiveSight(Sight):
             round_trip_s=upstream.round_trip_s,
             bytes_up=upstream.bytes_up,
             bytes_down=upstream.bytes_down,
-            is_down=upstream.breaker.open,
+            is_down=upstream.is_down,
             fixed_s=line.fixed_s,
             byte_s=line.byte_s,
-            waiting_s=measured.waiting_s,
+            waiting_s=upstream.waiting_s,
             compute_s=measured.compute_s(to),
-            under_way_s=measured.under_way_s,
+            under_way_s=upstream.under_way_s,
             joules=None if profile.radio is None else profile.radio.joules,
         )
 

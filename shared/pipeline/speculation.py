@@ -99,7 +99,7 @@ class Ahead:
     def _begin(self, told: Decision, encoded: Encoded, layer: int) -> None:
         """Send the text to the tier that the policy has told."""
         tier, text, sender = self._tier, self._text, self._tier.sender
-        if self._closed or sender.upstream(str(told.to)).breaker.open or not tier.budget.begin():
+        if self._closed or sender.upstream(str(told.to)).is_down or not tier.budget.begin():
             return
         self._decision, self._layer = told, layer
         text.keep = text.unread = tier.unread(self._call, text, encoded)

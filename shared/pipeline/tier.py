@@ -347,7 +347,7 @@ class Tier:
 
     def _next_is_down(self, where: Where) -> bool:
         """Whether the nearest tier that a text could go to is known to be down."""
-        return bool(where.reachable) and self.sender.upstream(where.reachable[0]).breaker.open
+        return bool(where.reachable) and self.sender.upstream(where.reachable[0]).is_down
 
     def _reserve_s(self, call: Call) -> float:
         """Seconds of a deadline kept back while texts are away before any layer ran here.

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request, Response
 
-from shared.contracts import LinkChange, LinkState
+from shared.contracts import LinkChange, LinkState, ReplicaState
 from shared.errors import (
     BadInput,
     BadJson,
@@ -32,6 +32,7 @@ from shared.errors import (
     UpstreamFailure,
 )
 from shared.links.profile import Backend, profile_names
+from shared.links.replica import Replica
 from shared.links.shaped import ask_shaper
 from shared.links.upstream import Upstream
 from shared.web.adapters.base import OURS
@@ -140,5 +141,15 @@ def _state(upstream: Upstream) -> LinkState:
         profile=profile.name,
         trace=upstream.trace,
         cut=upstream.is_cut,
-        breaker="open" if upstream.breaker.open else "closed",
+        breaker="open" if upstream.is_down else "closed",
+        replicas=[_replica(one) for one in upstream.replicas.all] if len(upstream.replicas.all) > 1 else None,
+    )
+
+
+def _replica(replica: Replica) -> ReplicaState:
+    return ReplicaState(
+        address=replica.address,
+        breaker="open" if replica.breaker.open else "closed",
+        waiting_s=replica.waiting.seconds,
+        under_way=replica.under_way,
     )

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.errors import BadSetting, did_you_mean, in_words
-from shared.links.address import fault_of, may_hold_secret
+from shared.links.address import SEPARATOR, fault_of, may_hold_secret
 from shared.links.profile import Backend, profile
 from shared.model.encoder import EngineName, PrecisionName
 from shared.model.state import Form
@@ -83,7 +83,7 @@ class Settings(BaseSettings):
         False, description="start without a key where other machines reach the port: anybody there may ask"
     )
     upstreams: Annotated[dict[str, str], NoDecode] = Field(
-        {}, description="tiers to offload to, nearest first: TIER=URL,..."
+        {}, description="tiers to offload to, nearest first: TIER=URL,...; of several replicas: TIER=URL|URL,..."
     )
     links: Backend = Field(Backend.SIMULATED, description="who enforces the link profiles")
     link_profiles: Annotated[dict[str, str], NoDecode] = Field(
@@ -187,8 +187,9 @@ class Settings(BaseSettings):
     @field_validator("upstreams", "otlp_endpoint")
     @classmethod
     def _urls(cls, value: dict[str, str] | str | None) -> dict[str, str] | str | None:
-        for tier, url in value.items() if isinstance(value, dict) else [("", value)]:
-            if url is not None and (fault := fault_of(url)):
+        named = value.items() if isinstance(value, dict) else [("", value)]
+        for tier, url in [(tier, url) for tier, urls in named if urls is not None for url in urls.split(SEPARATOR)]:
+            if fault := fault_of(url):
                 raise ValueError(f"{tier}: {fault}" if tier else fault)
         return value
 

@@ -224,8 +224,11 @@ class Surface:
         telemetry.wait_seconds.labels(name).set(queue.ahead_s)
         for upstream in self.tier.upstreams.values():
             link = f"{name}-{upstream.target}"
-            telemetry.breaker_open.labels(link).set(upstream.breaker.open)
-            telemetry.upstream_wait_seconds.labels(link).set(upstream.measured.waiting_s or 0.0)
+            telemetry.breaker_open.labels(link).set(upstream.is_down)
+            ejected = [one.breaker.open for one in upstream.replicas.all]
+            for state, is_out in (("in", False), ("out", True)):
+                telemetry.replicas.labels(link, state).set(ejected.count(is_out))
+            telemetry.upstream_wait_seconds.labels(link).set(upstream.waiting_s or 0.0)
         content, media = self.telemetry.exposed(request.headers.get("accept", ""))
         return Response(content, media_type=media)
 

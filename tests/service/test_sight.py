@@ -72,7 +72,7 @@ def test_a_link_is_seen_as_measured_once_it_was_used_and_as_down_once_it_failed(
     assert link.bytes_down == len(edge.answers[0].content)
     assert 0 < link.round_trip_s < profile("lte").rtt_s  # nothing shapes it here
     for _ in range(5):
-        upstream.breaker.count(failed=True)
+        upstream.replicas.all[0].breaker.count(failed=True)
     caller.results("a fine film", policy="sees")
     assert seen[-1][3]["edge"].is_down
 

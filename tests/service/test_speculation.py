@@ -178,7 +178,7 @@ def test_an_upstream_that_fails_fails_as_it_would_have_later(serve, cloud, held,
 def test_nothing_is_sent_ahead_to_a_tier_that_is_known_to_be_down(serve, edge):
     caller = serve(edge=edge, probe_ms=600_000)
     for _ in range(5):
-        caller.app.state.tier.upstreams["edge"].breaker.count(failed=True)
+        caller.app.state.tier.upstreams["edge"].replicas.all[0].breaker.count(failed=True)
     (result,) = caller.results("a fine film", policy=guesses("edge", None))
     assert (outcomes(caller), edge.bodies, result["degraded"]) == ({}, [], None)
 

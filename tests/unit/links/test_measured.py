@@ -3,7 +3,7 @@
 import pytest
 
 from shared.contracts import InferredRow, LinkUse
-from shared.links.measured import Line, Measured, by_profile
+from shared.links.measured import Line, Measured, Waiting, by_profile
 from shared.links.profile import Profile
 from tests.clocks import Clock
 from tests.hops import a_hop
@@ -93,35 +93,31 @@ def test_texts_of_one_call_share_its_time():
     assert measured.compute_s("edge") == pytest.approx(0.020)
 
 
-def test_what_an_upstream_says_of_its_queue_is_forgotten_after_two_seconds():
+def test_what_a_replica_says_of_its_queue_is_forgotten_after_two_seconds():
     clock = Clock()
-    measured = Measured(clock)
-    assert measured.waiting_s is None
-    measured.hear("0.250")
+    waiting = Waiting(clock)
+    assert waiting.seconds is None
+    waiting.hear("0.250")
     clock.sleep(2)
-    assert measured.waiting_s == 0.25
+    assert waiting.seconds == 0.25
     clock.sleep(0.1)
-    assert measured.waiting_s is None
+    assert waiting.seconds is None
 
 
 @pytest.mark.parametrize("said", [None, "", "soon", "-1", "nan", "inf", "1e9"])
 def test_nonsense_about_a_queue_is_left_out(said):
-    measured = Measured(Clock())
-    measured.hear("0.5")
-    measured.hear(said)
-    assert measured.waiting_s == 0.5
+    waiting = Waiting(Clock())
+    waiting.hear("0.5")
+    waiting.hear(said)
+    assert waiting.seconds == 0.5
 
 
-def test_a_call_that_hangs_shows_before_it_times_out():
+def test_what_waits_is_worked_off():
     clock = Clock()
-    measured = Measured(clock)
-    assert measured.under_way_s == 0
-    measured.begin("a")
-    clock.sleep(3)
-    measured.begin("b")
-    clock.sleep(1)
-    assert measured.under_way_s == 4
-    measured.end("a")
-    assert measured.under_way_s == 1
-    measured.end("b")
-    assert measured.under_way_s == 0
+    waiting = Waiting(clock)
+    assert waiting.left_s == 0
+    waiting.hear("0.5")
+    clock.sleep(0.2)
+    assert waiting.left_s == pytest.approx(0.3)
+    clock.sleep(9)
+    assert waiting.left_s == 0

@@ -188,7 +188,7 @@ def calls(handlers, count):
             transport=httpx.MockTransport(handler),
             count_retry=lambda: retries.append(1),
         )
-        upstream.breaker.count = lambda *, failed: None  # the breaker would end the story early
+        upstream.replicas.all[0].breaker.count = lambda *, failed: None  # the breaker would end the story early
         for _ in range(count):
             try:
                 await upstream.infer(REQUEST, {})
