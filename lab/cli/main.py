@@ -14,6 +14,7 @@ from typer import Argument, Option
 from lab.cli import options
 from lab.cli.data_cli import app as data_app
 from lab.cli.link_cli import app as links
+from lab.cli.merge_cli import app as merge
 from lab.cli.mesh_cli import app as mesh_app
 from lab.cli.policy_cli import app as policies
 from lab.cli.replay_cli import app as recorded
@@ -33,7 +34,8 @@ app = typer.Typer(
 )
 app.add_typer(links, name="link", help="The links of running containers: show, set, cut, heal, replay a trace, verify.")
 app.add_typer(policies, name="policy", help="Policies of your own.")
-app.add_typer(replicas, name="scale", help="How many replicas: an autoscaler, and sizes, in simulated time.")
+app.add_typer(replicas, name="scale", help="How many replicas: an autoscaler, sizes, throughput; simulated or slept.")
+app.add_typer(merge, name="merge", help="What replicas of a tier kept apart, put together: states, ledgers.")
 app.add_typer(data_app)
 app.add_typer(recorded)
 app.add_typer(mesh_app)

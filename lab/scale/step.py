@@ -7,7 +7,7 @@ goal   three replicas wanted within 60 s of the step, fewer than two reversals i
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -70,21 +70,21 @@ def reversals(counts: Sequence[int]) -> int:
     return sum(way != before for before, way in itertools.pairwise(ways))
 
 
-def reaction(out: Outcome) -> Reaction:
-    """What a run says."""
-    ends_at = REST_S + STEP_S
-    at_rest = [one for one in out.replicas if one[0] < REST_S][-1]
+def reaction(out: Outcome, rest_s: float = REST_S, step_s: float = STEP_S) -> Reaction:
+    """What a run says that rested for `rest_s`, and then had more load for `step_s`."""
+    ends_at = rest_s + step_s
+    at_rest = [one for one in out.replicas if one[0] < rest_s][-1]
     seen = [(0.0, at_rest[1], at_rest[2])]
-    seen += [(at - REST_S, wanted, ready) for at, wanted, ready in out.replicas if REST_S <= at < ends_at]
+    seen += [(at - rest_s, wanted, ready) for at, wanted, ready in out.replicas if rest_s <= at < ends_at]
     came, latency_s = np.array(out.answered).T
-    step = (came >= REST_S) & (came < ends_at)
-    refused = sum(REST_S <= at < ends_at for at in out.refused)
+    step = (came >= rest_s) & (came < ends_at)
+    refused = sum(rest_s <= at < ends_at for at in out.refused)
     until = [*(one[0] for one in out.replicas[1:]), ends_at]
     held_s = sum(
         count * (min(after, ends_at) - min(at, ends_at))
         for (at, count, _), after in zip(out.replicas, until, strict=True)
     )
-    parts = latency_s[came < REST_S], latency_s[step & (came >= REST_S + SETTLED_S)]
+    parts = latency_s[came < rest_s], latency_s[step & (came >= rest_s + SETTLED_S)]
     return Reaction(
         replicas=seen,
         reached_s=next((at for at, wanted, _ in seen if wanted >= WANTED), None),
@@ -133,8 +133,8 @@ def summary(read: Read, reactions: Sequence[Reaction]) -> dict[str, Any]:
     }
 
 
-def show(rows: Sequence[dict[str, Any]], console: PlainConsole) -> None:
-    """Print what is counted, and the first run's replicas over time."""
+def show(rows: Sequence[Mapping[str, Any]], console: PlainConsole, kind: str = "Simulated") -> None:
+    """Print what is counted, and the first run's replicas over time; `kind` says what the runs are."""
 
     def cell(values: list[float] | None, form: str) -> str:
         return "-" if values is None else "{} [{}, {}]".format(*(format(value, form) for value in values))
@@ -148,7 +148,7 @@ def show(rows: Sequence[dict[str, Any]], console: PlainConsole) -> None:
         "refused",
         "replica h",
     )
-    table = sheet("Simulated; median [least, most] of the runs", "signal", *columns)
+    table = sheet(f"{kind}; median [least, most] of the runs", "signal", *columns)
     for row in rows:
         table.add_row(
             row["signal"],

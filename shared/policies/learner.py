@@ -7,9 +7,11 @@ it. A batch is bound once and learned from text by text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shared.errors import BadSetting
 from shared.model.pools import Pools
 from shared.policies.base import Clues, Policy, Visit, Where
 
@@ -49,6 +51,16 @@ class Learner(Policy):
 
     def check_state(self, state: State, fresh: State) -> None:
         """Raise ValueError where `state`, read from a file and shaped like `fresh`, cannot have come from it."""
+
+    def merge(self, states: Sequence[State], start: State) -> State:
+        """One state for what replicas learned apart, all from `start` on: what they began with counts once.
+
+        Raise ValueError where they cannot have begun with it.
+
+        Raises:
+            BadSetting: the policy does not say how.
+        """
+        raise BadSetting(f"policy {self.name!r} does not say how its states are merged: give it a method `merge`")
 
     def described(self, state: State) -> State:
         """The state in short, for `/info`."""

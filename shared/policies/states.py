@@ -3,7 +3,7 @@
 A state belongs to a policy with its parameters, on the tier that was asked. It changes on the event loop alone, in one
 step between two awaits, so no update is lost; the file (`TIER-DIGEST.json`, one per model card) is replaced as a whole,
 by a thread, at most once a second. What could not be written is tried again, and once more when the tier stops. A kill
-loses at most what was learned since the last write began. Left out: sharing a state between replicas.
+loses at most what was learned since the last write began. Replicas learn apart; `merge` puts together what they have.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class States:
         self._writer = Background("states", limit=2)  # one that writes, one that looks for later changes
         self._latest = self._saved = self._states  # the states after the last change, and those on disk
         if path is not None:
-            self._latest = self._saved = self._states = self._read(path)
+            self._latest = self._saved = self._states = self.read(path)
             self._write(self._states)  # a folder that cannot be written to is an error now, not after the first answer
             _clear(path.parent)
 
@@ -144,7 +144,12 @@ class States:
         self._encoded = encoded
         return "{" + ", ".join(f"{json.dumps(key)}: {text}" for key, (_, text) in encoded.items()) + "}"
 
-    def _read(self, path: Path) -> dict[str, State]:
+    def read(self, path: Path) -> dict[str, State]:
+        """The states of a file, by policy, each of which this tier could go on from; none where there is no file.
+
+        Raises:
+            BadSetting: a file that holds anything else.
+        """
         try:
             if path.exists() and not path.is_file():
                 raise OSError("not a regular file")
@@ -159,6 +164,25 @@ class States:
         except (*_DAMAGED, TierwiseError) as error:
             raise BadSetting(f"{path}: no state that this tier can go on from ({error}); move it away") from error
         return states
+
+    def merge(self, files: Sequence[dict[str, State]], start: dict[str, State]) -> dict[str, State]:
+        """One state for each policy that a replica has one of; all replicas began with those of `start`, or afresh.
+
+        Raises:
+            BadSetting: a policy whose states cannot be merged.
+        """
+        merged = {}
+        for key in dict.fromkeys(key for file in files for key in file):
+            policy = self._policy(key)
+            assert isinstance(policy, Learner)  # `read` has seen to it
+            first = start.get(key) or self._fresh(policy)
+            assert first is not None
+            try:
+                merged[key] = policy.merge([file.get(key, first) for file in files], first)
+                self._check(key, json.loads(json.dumps(merged[key])))
+            except ValueError as error:
+                raise BadSetting(f"policy {policy.name!r}: its states cannot be merged: {error}") from error
+        return merged
 
     def _policy(self, key: str) -> Policy | None:
         """The policy of a state; null for one of a file that has changed since, or is gone."""

@@ -126,13 +126,13 @@ class AppendOnly:
             return b""
         end = os.pread(self._file, _LONGEST, max(0, size - _LONGEST))
         last = end.rpartition(b"\n")[2]
-        if not last.strip(b"\0") or (last.startswith(b"{") and _entry(last) is None):
+        if not last.strip(b"\0") or (last.startswith(b"{") and entry_of(last) is None):
             os.ftruncate(self._file, size - len(last))
             return b""
         return b"\n"  # whole but for its end, or nothing of ours
 
 
-def _entry(line: bytes | str) -> dict[str, Any] | None:
+def entry_of(line: bytes | str) -> dict[str, Any] | None:
     """A whole line's entry; null where it is not one."""
     try:
         entry = json.loads(line)
@@ -212,5 +212,5 @@ def entries(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a ledger, in order; one that a kill cut short is passed over."""
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
-            if (entry := _entry(line)) is not None:
+            if (entry := entry_of(line)) is not None:
                 yield entry

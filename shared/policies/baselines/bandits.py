@@ -18,6 +18,7 @@ raw text travels, not hidden states. A text that should have been offloaded and 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -109,6 +110,22 @@ class Bandit(Learner):
             "counts": [n + (arm in rewards) for arm, n in zip(arms, state["counts"], strict=True)],
             "totals": [q + rewards.get(arm, 0.0) for arm, q in zip(arms, state["totals"], strict=True)],
         }
+
+    def merge(self, states: Sequence[State], start: State) -> State:
+        """Rounds, counts and totals add up."""
+
+        def added(before: float, after: Sequence[float]) -> float:
+            return before + sum(one - before for one in after)
+
+        for state in states:
+            if any(n < before for n, before in zip(state["counts"], start["counts"], strict=True)):
+                raise ValueError(f"counts {state['counts']} cannot have begun with {start['counts']}")
+        each = {
+            key: [added(*pair) for pair in zip(start[key], zip(*(s[key] for s in states), strict=True), strict=True)]
+            for key in ("counts", "totals")
+        }
+        rounds = added(start["rounds"], [state["rounds"] for state in states])
+        return {"arms": start["arms"], "rounds": rounds, **each}
 
 
 class AdaEE(Bandit):

@@ -12,6 +12,7 @@ public repository does not implement the method. alpha and the pools come from v
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field, PrivateAttr
@@ -87,6 +88,24 @@ class Dimee(Pooled, Learner):
         rate = 1 / (sizes[pool] + 1) if self.half_life is None else 1 - 2 ** (-1 / self.half_life)
         sizes[pool] += 1
         means[pool] = tuple(m + rate * (e - m) for m, e in zip(means[pool], signature, strict=True))
+        return {"sizes": sizes, "means": means}
+
+    def merge(self, states: Sequence[State], start: State) -> State:
+        """Sizes add up, and each mean is that of all texts of its pool. Means that forget cannot be put together."""
+        if self.half_life is not None:
+            raise ValueError("with half_life its means forget, and do not say which texts they still hold")
+        sizes, means = [], []
+        for pool, (first, mean) in enumerate(zip(start["sizes"], start["means"], strict=True)):
+            news = [state["sizes"][pool] - first for state in states]
+            if min(news) < 0:
+                raise ValueError(f"a pool of {first + min(news)} texts cannot have begun with {first}")
+            sums = [first * m for m in mean]
+            for state, new in zip(states, news, strict=True):
+                pairs = zip(state["means"][pool], mean, strict=True)
+                sums = [s + (first + new) * m - first * m0 for s, (m, m0) in zip(sums, pairs, strict=True)]
+            size = first + sum(news)
+            sizes.append(size)
+            means.append([s / size for s in sums] if size else list(mean))
         return {"sizes": sizes, "means": means}
 
     def described(self, state: State) -> State:

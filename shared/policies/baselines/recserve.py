@@ -35,6 +35,19 @@ def cut(before: Sequence[float], beta: float) -> float | None:
     return float(np.partition(before, rank - 1)[rank - 1]) if rank else None
 
 
+def newer(seen: Sequence[float], start: Sequence[float], *, full: bool) -> Sequence[float]:
+    """What a history holds beyond the one that it began with; `full`: it may have lost its oldest values since.
+
+    >>> newer([0.2, 0.3, 0.5], [0.1, 0.2, 0.3], full=True)
+    [0.5]
+    """
+    least = 0 if full else len(start)
+    for kept in range(min(len(seen), len(start)), least - 1, -1):
+        if list(seen[:kept]) == list(start[len(start) - kept :]):
+            return seen[kept:]
+    raise ValueError(f"a history of {len(seen)} confidences did not begin with the {len(start)} of the start")
+
+
 class RecServe(Learner):
     """The least sure texts of each tier go on. State: each tier's latest confidences, oldest first."""
 
@@ -78,6 +91,15 @@ class RecServe(Learner):
     def learn(self, state: State, bound: Policy, outcome: Outcome) -> State:
         new = {visit.tier: visit.confidence for visit in outcome.visits}
         return {tier: [*seen, new[tier]][-self.window + 1 :] if tier in new else seen for tier, seen in state.items()}
+
+    def merge(self, states: Sequence[State], start: State) -> State:
+        """What each history added, as if they had grown at the same time, evenly; the oldest beyond the window go."""
+        most, merged = self.window - 1, {}
+        for tier, before in start.items():
+            new = [newer(state[tier], before, full=len(state[tier]) >= most) for state in states]
+            placed = sorted(((at + 0.5) / len(some), c) for some in new for at, c in enumerate(some))
+            merged[tier] = [*before, *(c for _, c in placed)][-most:]
+        return merged
 
     def described(self, state: State) -> State:
         return {tier: {"texts": len(seen), "threshold": cut(seen, self.beta)} for tier, seen in state.items()}

@@ -186,6 +186,22 @@ def test_every_tier_would_start_with_its_settings_and_has_upstreams_that_exist(o
             monkeypatch.delenv(key)
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_name_of_a_tier_that_tiers_ask_stands_for_every_replica(overlay):
+    """Not where something else must stand between: a site's load balancer, EdgeMesh (kubeedge/edgemesh#277)."""
+    objects = rendered(overlay)
+    pods, proxied = dict(workloads(objects)), "three-sites" in overlay or overlay == "overlays/kubeedge"
+    for service in of_kind(flat(objects), "Service"):
+        tier, spec = service["spec"]["selector"]["app.kubernetes.io/component"], service["spec"]
+        headless = tier in ("edge", "cloud") and not proxied
+        assert spec.get("clusterIP") == ("None" if headless else None), tier
+        assert spec.get("type", "ClusterIP") == ("LoadBalancer" if "three-sites" in overlay else "ClusterIP")
+        (port,) = spec["ports"]
+        pod = pods.get(f"tierwise-{tier}") or pods["tierwise-predictor"]
+        (listens,) = container(pod)["ports"]  # nothing maps a port for who asks a pod itself
+        assert (port["port"], port["targetPort"]) == (listens["containerPort"], listens["name"])
+
+
 def test_the_variables_that_kubernetes_sets_for_services_would_stop_a_tier(monkeypatch):
     """Which is why the pods take none: `enableServiceLinks`."""
     monkeypatch.setenv("TIERWISE_EDGE_PORT_8080_TCP_ADDR", "10.96.0.7")
