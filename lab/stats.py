@@ -134,18 +134,23 @@ def difference_of_medians(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     return resampled(lambda a, b, axis=-1: np.median(a, axis) - np.median(b, axis), a, b)
 
 
-def paired_p95(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
-    """95th percentile of `a` less that of `b` over the same texts, with its 95 % percentile bootstrap interval.
+def paired_percentile(a: np.ndarray, b: np.ndarray, q: float) -> tuple[float, float, float]:
+    """The `q`th percentile of `a` less that of `b` over the same texts, with its 95 % percentile bootstrap interval.
 
-    >>> paired_p95(np.arange(100.0) + 7, np.arange(100.0))[0]
+    >>> paired_percentile(np.arange(100.0) + 7, np.arange(100.0), 95)[0]
     7.0
     """
     assert a.shape == b.shape
 
     def difference(a: np.ndarray, b: np.ndarray, axis: int = -1) -> Any:
-        return np.percentile(a, 95, axis) - np.percentile(b, 95, axis)
+        return np.percentile(a, q, axis) - np.percentile(b, q, axis)
 
     return float(difference(a, b)), *resampled(difference, a, b, paired=True)
+
+
+def paired_p95(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
+    """The same of the 95th percentile."""
+    return paired_percentile(a, b, 95)
 
 
 def paired_saving(a: np.ndarray, b: np.ndarray, *, draws: int = 2000) -> tuple[float, float, float]:

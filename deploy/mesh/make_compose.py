@@ -111,6 +111,7 @@ def _node(mesh: Topology, node: str) -> dict[str, Any]:
             "TIERWISE_TIER": node,
             **SETTINGS,
             "TIERWISE_PUBLISHED": "${TIERWISE_BIND:-127.0.0.1:8080}" if first else "",
+            "TIERWISE_HELD_SEGMENTS": f"${{TIERWISE_MESH_HOLD_{node.upper()}:-}}",
             "TIERWISE_ADAPT": "${TIERWISE_MESH_ADAPT:-threshold}" if first else "fixed",
             "TIERWISE_UPSTREAMS": ",".join(f"{other}=http://{other}:{PORT}" for other in others),
             "TIERWISE_LINK_PROFILES": ",".join(f"{other}={LINK}" for other in others),

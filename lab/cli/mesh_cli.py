@@ -43,12 +43,22 @@ ServiceMs = Annotated[
         show_default="computed, on shared processors; simulated: 20",
     ),
 ]
+ReportMs = Annotated[
+    options.Finite,
+    Option(min=1, max=60_000, help="A neighbour silent for so long is asked; ten times that, and it is lost."),
+]
 Holds = Annotated[
     list[str] | None,
     Option(metavar="NODE=FIRST-LAST", help="A node holds these segments alone; repeat.", show_default="all"),
 ]
 Adapting = Annotated[Adapt, Option(help="What the source adapts to its queues; rate: it admits as many as they allow.")]
 Checking = Annotated[bool, Option("--check", help="Live and simulated. Status 1: a throughput differs by over 10 %.")]
+Cutting = Annotated[
+    str | None, Option(metavar="LINK@FROM-TO", help="With --compose: cut a link, as n1-n2, between these seconds.")
+]
+Composed = Annotated[
+    bool, Option("--compose", help="Nodes are containers of deploy/mesh, links shaped by netem; needs Docker.")
+]
 Texts = Annotated[
     str | None, Option(help=f"{options.TEXTS}; or hub:NAME.", show_default="the 48 reviews of the demo's sample")
 ]
@@ -65,13 +75,16 @@ def mesh(
     no_exit: Annotated[bool, Option("--no-exit", help="Also without early exits.")] = False,
     segments: Segments = None,
     service_ms: ServiceMs = None,
+    report_ms: ReportMs = 100.0,
     seconds: Annotated[
         options.Finite, Option(min=1, max=3600, help="Of each run; the first third is left out.")
     ] = 30.0,
     link: Annotated[str, Option(help="Profile of every link.")] = "wifi",
     kill: Annotated[str | None, Option(metavar="NODE@SECONDS", help="Kill a node in mid-run.")] = None,
+    cut: Cutting = None,
     hold: Holds = None,
     simulated: Annotated[bool, Option("--simulated", help="In simulated time, no live nodes.")] = False,
+    compose: Composed = False,
     check: Checking = False,
     data: Texts = None,
     n: options.FirstTexts = 500,
@@ -92,6 +105,10 @@ def mesh(
 
     if check and simulated:
         raise typer.BadParameter("--check runs live and simulated: leave out --simulated")
+    if compose and simulated:
+        raise typer.BadParameter("--compose starts containers, --simulated nothing: leave out one of them")
+    if cut and not compose:
+        raise typer.BadParameter("--cut: only links of containers can be cut: add --compose")
     if adapt is Adapt.RATE and rate:
         raise typer.BadParameter("--rate and --adapt rate: the source finds its rate itself; leave out one of them")
     if (check or simulated) and service_ms is None:
@@ -114,6 +131,9 @@ def mesh(
         check=check,
         seed=seed,
         held=_held(hold or [], count),
+        cut=_cut(cut, seconds),
+        compose=compose,
+        report_s=report_ms / 1e3,
     )
     for cell in plan.cells():
         check_held(cell.topology, cell.held, count)
@@ -155,3 +175,21 @@ def _killed(asked: str | None, seconds: float) -> tuple[str, float] | None:
     if not name or not 0 < when < seconds:
         raise typer.BadParameter(f"--kill {asked}: expected NODE@SECONDS, within the {seconds:g} s of a run")
     return name, when
+
+
+def _cut(asked: str | None, seconds: float) -> tuple[str, float, float] | None:
+    """A link, when it is cut and when it is healed.
+
+    Raises:
+        typer.BadParameter: it is not written so, or not within this run.
+    """
+    if asked is None:
+        return None
+    link, _, times = asked.rpartition("@")
+    try:
+        begins, ends = map(float, times.split("-"))
+    except ValueError:
+        begins = ends = -1.0
+    if not link or not 0 < begins < ends < seconds:
+        raise typer.BadParameter(f"--cut {asked}: expected LINK@FROM-TO, within the {seconds:g} s of a run")
+    return link, begins, ends

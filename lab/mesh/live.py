@@ -1,4 +1,4 @@
-"""A mesh of node processes on this machine over simulated links, and the texts that come to its source.
+"""A mesh of node processes on this machine over simulated links, and the texts that come to a mesh's source.
 
 Texts come open-loop: at a rate, however slow the answers are (Poisson); where the source adapts its rate, some always
 wait outside. On one machine the nodes share its processors: either they sleep for a given time on recorded exits
@@ -12,9 +12,8 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,31 +22,23 @@ import httpx
 from lab.data.examples import Example
 from lab.live.client import LIMITS, key_of
 from lab.live.stack import Process, free_ports, started, stop, wait_ready
+from lab.mesh import containers
+from lab.mesh.nodes import Mesh, Nodes, settings_of
 from lab.mesh.outcome import DRAIN_S, Answered, Cell, Outcome, Sample
+from lab.mesh.report import MOST_SAMPLES
 from shared.errors import BadSetting
 from shared.links.clients import AsyncClient
 from shared.links.profile import Backend
 from shared.mesh.source import Adapt
-from shared.mesh.topology import written
 from shared.model.bundle import Bundle
 from shared.web.parent import FLAG
 
-SAMPLE_S, OUTSIDE_S, OUTSIDE = 0.5, 0.05, 30
-
-
-@dataclass(frozen=True)
-class Mesh:
-    """What every node of a mesh gets. `recorded`: the file of exits, where nodes sleep."""
-
-    bundle: Bundle
-    segments: int | None
-    recorded: Path | None
-    threads: int = 1
+SAMPLE_S, OUTSIDE_S, OUTSIDE = 0.5, 0.2, 30  # a source admits fewer than 150 texts a second
 
 
 @contextmanager
-def running(cell: Cell, mesh: Mesh) -> Iterator[dict[str, Process]]:
-    """The nodes of a cell by name, ready; stopped on the way out.
+def running(cell: Cell, mesh: Mesh) -> Iterator[Processes]:
+    """The nodes of a cell as processes, ready; stopped on the way out.
 
     Raises:
         BadSetting: a node does not start.
@@ -55,6 +46,7 @@ def running(cell: Cell, mesh: Mesh) -> Iterator[dict[str, Process]]:
     nodes = cell.topology.nodes
     first = free_ports(len(nodes))
     urls = {name: f"http://127.0.0.1:{first + at}" for at, name in enumerate(nodes)}
+    recorded = mesh.recorded.absolute() if mesh.recorded else ""
     with tempfile.TemporaryDirectory(prefix="tierwise-mesh-") as scratch:
         processes: dict[str, Process] = {}
         try:
@@ -67,21 +59,13 @@ def running(cell: Cell, mesh: Mesh) -> Iterator[dict[str, Process]]:
                     "TIERWISE_UPSTREAMS": ",".join(f"{other}={urls[other]}" for other in others),
                     "TIERWISE_LINK_PROFILES": ",".join(f"{other}={cell.link}" for other in others),
                     "TIERWISE_LINKS": Backend.SIMULATED.value,
-                    "TIERWISE_SEGMENTS": str(mesh.segments or ""),
-                    "TIERWISE_HELD_SEGMENTS": written(cell.held[name]) if name in cell.held else "",
-                    "TIERWISE_EXIT_THRESHOLD": str(cell.threshold),
-                    "TIERWISE_ADAPT": cell.adapt.value if name in cell.topology.sources else Adapt.FIXED.value,
-                    "TIERWISE_GAP_MS": str(1e3 / cell.rate),
-                    "TIERWISE_THREADS": str(mesh.threads),
-                    "TIERWISE_LOG_LEVEL": "warning",
-                    "TIERWISE_QUEUE_LIMIT": "10000",
-                    "TIERWISE_DRAIN_S": "0.5",
-                    **_slept(cell, mesh),
+                    "TIERWISE_RECORDED": str(recorded),
+                    **settings_of(cell, mesh, name),
                 }
                 command = ["services.node", FLAG]
                 processes[name] = started(name, urls[name], command, settings, Path(scratch) / f"{name}.log")
             wait_ready(list(processes.values()))
-            yield processes
+            yield Processes(processes)
         finally:
             for process in processes.values():
                 if process.child.poll() is not None and process.child.stdin:  # it was killed
@@ -89,10 +73,22 @@ def running(cell: Cell, mesh: Mesh) -> Iterator[dict[str, Process]]:
             stop([process for process in processes.values() if process.child.poll() is None])
 
 
-def _slept(cell: Cell, mesh: Mesh) -> dict[str, str]:
-    if cell.service_s is None or mesh.recorded is None:
-        return {}
-    return {"TIERWISE_SERVICE_MS": str(cell.service_s * 1e3), "TIERWISE_RECORDED": str(mesh.recorded.absolute())}
+class Processes:
+    """Node processes on this machine, by name."""
+
+    def __init__(self, processes: Mapping[str, Process]) -> None:
+        self._processes = processes
+        self.urls: Mapping[str, str] = {name: process.url for name, process in processes.items()}
+
+    def kill(self, name: str) -> None:
+        with suppress(ProcessLookupError):
+            self._processes[name].child.kill()
+
+    def cut(self, link: str, *, cut: bool) -> None:
+        raise BadSetting(f"link {link}: only links of containers can be cut: add --compose")
+
+    def check(self, name: str) -> None:
+        self._processes[name].check()
 
 
 def run(cell: Cell, mesh: Mesh, texts: Sequence[Example]) -> Outcome:
@@ -101,15 +97,20 @@ def run(cell: Cell, mesh: Mesh, texts: Sequence[Example]) -> Outcome:
     Raises:
         BadSetting: a node does not start, or stops.
     """
-    with running(cell, mesh) as processes:
-        return asyncio.run(_Load(cell, mesh.bundle, texts, processes).run())
+    if not mesh.compose:
+        with running(cell, mesh) as processes:
+            return asyncio.run(_Load(cell, mesh.bundle, texts, processes).run())
+    with containers.running(cell, mesh) as stack:
+        outcome = asyncio.run(_Load(cell, mesh.bundle, texts, stack).run())
+    outcome.facts["verified"] = stack.verified
+    return outcome
 
 
 class _Load:
     """The texts that come to the source of one run, and what came of them."""
 
-    def __init__(self, cell: Cell, bundle: Bundle, texts: Sequence[Example], processes: dict[str, Process]) -> None:
-        self.cell, self.bundle, self.texts, self.processes = cell, bundle, texts, processes
+    def __init__(self, cell: Cell, bundle: Bundle, texts: Sequence[Example], nodes: Nodes) -> None:
+        self.cell, self.bundle, self.texts, self.nodes = cell, bundle, texts, nodes
         self.out, self._asks = Outcome(), set[asyncio.Task[None]]()
         self._clients: dict[str, AsyncClient] = {}
         self._admitted, self._killed = 0, False
@@ -120,11 +121,10 @@ class _Load:
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
         limits = httpx.Limits(max_connections=10_000, max_keepalive_connections=LIMITS.max_keepalive_connections)
         self._clients = {
-            name: AsyncClient(process.url, headers=headers, timeout=600, limits=limits)
-            for name, process in self.processes.items()
+            name: AsyncClient(url, headers=headers, timeout=600, limits=limits) for name, url in self.nodes.urls.items()
         }
         self._began = time.perf_counter()
-        jobs = [asyncio.create_task(job) for job in (self._sample(), self._kill())]
+        jobs = [asyncio.create_task(job) for job in (self._sample(), self._kill(), self._cut())]
         try:
             await (self._fill() if self.cell.adapt is Adapt.RATE else self._offer())
             if self._asks:
@@ -137,9 +137,9 @@ class _Load:
                 job.cancel()
             await asyncio.gather(*jobs, *self._asks, return_exceptions=True)
             await asyncio.gather(*(client.aclose() for client in self._clients.values()))
-        for process in self.processes.values():
-            if not (self.cell.kill and process.tier == self.cell.kill[0]):
-                process.check()
+        for name in self.nodes.urls:
+            if name != self._victim:
+                self.nodes.check(name)
         return self.out
 
     @property
@@ -200,7 +200,7 @@ class _Load:
 
     async def _all(self) -> dict[str, dict[str, Any]]:
         """Every node that is alive. One that is killed while it is asked is not."""
-        names = [name for name in self.processes if not (self._killed and name == self._victim)]
+        names = [name for name in self.nodes.urls if not (self._killed and name == self._victim)]
         found = await asyncio.gather(*map(self._mesh, names), return_exceptions=True)
         for name, mesh in zip(names, found, strict=True):
             if isinstance(mesh, BaseException) and not (self._killed and name == self._victim):
@@ -208,9 +208,10 @@ class _Load:
         return {name: mesh for name, mesh in zip(names, found, strict=True) if not isinstance(mesh, BaseException)}
 
     async def _sample(self) -> None:
-        """Queues, gap and threshold, twice a second."""
-        for tick in range(int(self.cell.seconds / SAMPLE_S) + 1):
-            await asyncio.sleep(max(0.0, tick * SAMPLE_S - self._now))
+        """Queues, gap and threshold, twice a second or as often as a picture can show."""
+        every_s = max(SAMPLE_S, self.cell.seconds / MOST_SAMPLES)
+        for tick in range(int(self.cell.seconds / every_s) + 1):
+            await asyncio.sleep(max(0.0, tick * every_s - self._now))
             found = await self._all()
             first = found[self._source]
             queues = {name: (mesh["waiting"], mesh["leaving"]) for name, mesh in found.items()}
@@ -225,6 +226,11 @@ class _Load:
         ran, busy_s = (sum(count[what] for count in counts.values()) for what in ("segments", "busy_s"))
         self.out.facts["service_ms"] = round(1e3 * busy_s / max(1, ran), 3)  # measured, mean
         self.out.facts["segments"] = {name: count["segments"] for name, count in counts.items()}
+        self.out.facts["delay_ms"] = {  # of a state to a neighbour, smoothed, as each node measured it
+            f"{name} to {to}": neighbour["delay_ms"]
+            for name, mesh in found.items()
+            for to, neighbour in mesh["neighbours"].items()
+        }
         self.out.facts["sent"] = {name: count["sent"] for name, count in counts.items()}
 
     @property
@@ -237,8 +243,16 @@ class _Load:
         name, at = self.cell.kill
         await asyncio.sleep(max(0.0, at - self._now))
         self._killed = True
-        with suppress(ProcessLookupError):
-            self.processes[name].child.kill()
+        await asyncio.to_thread(self.nodes.kill, name)
+
+    async def _cut(self) -> None:
+        if self.cell.cut is None:
+            return
+        link, *times = self.cell.cut
+        for at, cut in zip(times, (True, False), strict=True):
+            await asyncio.sleep(max(0.0, at - self._now))
+            await asyncio.to_thread(self.nodes.cut, link, cut=cut)
+            self.out.facts.setdefault("cut_s", []).append(round(self._now, 1))  # when it was done
 
 
 def set_of(path: Sequence[dict[str, Any]]) -> set[int]:

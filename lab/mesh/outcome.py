@@ -42,6 +42,8 @@ class Cell:
     kill: tuple[str, float] | None = None
     seed: int = 0
     held: Mapping[str, range] = field(default_factory=dict)  # segments of nodes that do not hold all
+    cut: tuple[str, float, float] | None = None  # a link, when it is cut and when it is healed
+    report_s: float = 0.1  # after which a silent neighbour is asked
 
     @property
     def warm_s(self) -> float:

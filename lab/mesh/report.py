@@ -19,7 +19,7 @@ from shared.mesh.topology import written
 
 WINDOWS = 5  # parts of a run, whose throughputs give its interval
 _COLOURS = (GREY, ORANGE, GREEN, BLUE, "#CC79A7")
-MOST_SAMPLES = 120  # of a run over time are about as many as a picture can show
+MOST_SAMPLES = 60  # of a run over time are about as many as a picture can show
 RECONSTRUCTED = "MDI-Exit's algorithms are reconstructed, its constants from memory (docs/mesh.md)"
 
 
@@ -49,6 +49,8 @@ def figures(cell: Cell, outcome: Outcome, exits: Exits, kind: str) -> dict[str, 
         "link": cell.link,
         "service_ms": None if cell.service_s is None else cell.service_s * 1e3,
         "kill": cell.kill and list(cell.kill),
+        "cut": cell.cut and list(cell.cut),
+        "report_ms": cell.report_s * 1e3,
         "held": {node: written(held) for node, held in cell.held.items()},
         "seed": cell.seed,
         "throughput_per_s": per_s,
@@ -189,6 +191,10 @@ def _over_time(axes: Any, cells: Sequence[Mapping[str, Any]]) -> bool:
     if cell["kill"]:
         axes.axvline(cell["kill"][1], color=GREY, linestyle=":")
         label(axes, f"{cell['kill'][0]} is killed", cell["kill"][1], axes.get_ylim()[1] * 0.9, GREY)
+    if cell.get("cut"):
+        link, *times = cell["cut"]
+        axes.axvspan(*times, color=GREY, alpha=0.15)
+        label(axes, f"{link} is cut", times[0], axes.get_ylim()[1] * 0.9, GREY)
     axes.set_xlabel("seconds")
     axes.set_ylabel(f"texts in both queues: {cell['name']}")
     return True

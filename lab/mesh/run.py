@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from rich.console import Console
 from lab.console import sheet
 from lab.data.examples import Example, digest
 from lab.live.bench_report import cpu
-from lab.mesh import live
+from lab.mesh import containers, live
+from lab.mesh.nodes import Mesh
 from lab.mesh.outcome import Cell
 from lab.mesh.report import figures, name_of, write
 from lab.mesh.simulate import simulate
@@ -21,7 +23,7 @@ from lab.mesh.texts import record
 from lab.replay.recorder import Recorders, runs_on
 from shared.errors import BadSetting
 from shared.mesh.source import Adapt
-from shared.mesh.topology import LIVE, topology
+from shared.mesh.topology import LIVE, Topology, topology
 from shared.model.bundle import Bundle
 
 NO_EXIT = 2.0  # a threshold that no confidence reaches
@@ -46,6 +48,9 @@ class Plan:
     check: bool
     seed: int
     held: Mapping[str, range] = field(default_factory=dict)  # by node; others hold all
+    cut: tuple[str, float, float] | None = None
+    compose: bool = False
+    report_s: float = 0.1
 
     def cells(self) -> list[Cell]:
         """In order.
@@ -60,12 +65,7 @@ class Plan:
         out = []
         for name in self.topologies:
             nodes = topology(name)
-            if not self.simulated and name not in LIVE:
-                raise BadSetting(f"topology {name} is for the simulator alone: add --simulated")
-            if self.kill and self.kill[0] not in nodes.nodes[1:]:
-                raise BadSetting(f"--kill {self.kill[0]}: choose from {', '.join(nodes.nodes[1:]) or 'none'} in {name}")
-            if wrong := sorted(self.held.keys() - set(nodes.nodes)):
-                raise BadSetting(f"--hold {wrong[0]}: no such node in {name}")
+            self._check(nodes)
             for threshold, adapt in thresholds:
                 for rate in rates:
                     out.append(
@@ -80,9 +80,23 @@ class Plan:
                             self.kill,
                             self.seed,
                             self.held,
+                            self.cut,
+                            self.report_s,
                         )
                     )
         return out
+
+    def _check(self, mesh: Topology) -> None:
+        if not self.simulated and mesh.name not in LIVE:
+            raise BadSetting(f"topology {mesh.name} is for the simulator alone: add --simulated")
+        if self.kill and self.kill[0] not in mesh.nodes[1:]:
+            raise BadSetting(f"--kill {self.kill[0]}: choose from {', '.join(mesh.nodes[1:]) or 'none'} in {mesh.name}")
+        if wrong := sorted(self.held.keys() - set(mesh.nodes)):
+            raise BadSetting(f"--hold {wrong[0]}: no such node in {mesh.name}")
+        edges = mesh.edges
+        links = [f"{a}-{b}" for a, b in combinations(mesh.nodes, 2) if b in edges[a] or a in edges[b]]
+        if self.cut and self.cut[0] not in links:
+            raise BadSetting(f"--cut {self.cut[0]}: choose from {', '.join(links) or 'none'} in {mesh.name}")
 
 
 def run(plan: Plan, bundle: Bundle, examples: Sequence[Example], recorders: Recorders, out: Path) -> bool:
@@ -91,7 +105,7 @@ def run(plan: Plan, bundle: Bundle, examples: Sequence[Example], recorders: Reco
     with tempfile.TemporaryDirectory(prefix="tierwise-exits-") as scratch:
         file = Path(scratch) / "exits.safetensors" if plan.service_s is not None else None
         texts, exits = record(bundle, examples, plan.segments, recorders, file)
-        mesh = live.Mesh(bundle, plan.segments, file)
+        mesh = Mesh(bundle, plan.segments, file, compose=plan.compose)
         found = []
         for at, cell in enumerate(cells):
             with console.status(f"{at + 1}/{len(cells)} {name_of(cell)}, {cell.rate:g}/s, {cell.seconds:g} s"):
@@ -136,14 +150,18 @@ def compared(found: Sequence[dict[str, Any]], console: Console) -> list[dict[str
 
 
 def _kind(plan: Plan) -> str:
+    where = f"containers over {containers.backend()} links" if plan.compose else "live"
     if plan.service_s is None:
-        return "live, computed on shared processors"
-    return f"live, slept {plan.service_s * 1e3:g} ms a segment on recorded exits"
+        return f"{where}, computed on shared processors"
+    return f"{where}, slept {plan.service_s * 1e3:g} ms a segment on recorded exits"
 
 
 def _title(plan: Plan) -> str:
     if plan.kill:
         return f"{plan.kill[0]} is killed after {plan.kill[1]:g} s: what it held runs again"
+    if plan.cut:
+        link, at, until = plan.cut
+        return f"Link {link} is cut from {at:g} to {until:g} s: what was sent over it runs again"
     if plan.adapt is Adapt.RATE:
         return "Answered texts a second, where the source admits as many as its queues allow"
     if plan.adapt is Adapt.THRESHOLD:

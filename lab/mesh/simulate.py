@@ -2,7 +2,7 @@
 
 Every figure is simulated. Service times are given, exits are those of real texts, links take what their profiles say:
 size over rate, one text after the other, half the round trip, and jitter. Where the live mesh differs: a report that
-is older than `GOSSIP_S` is read anew when a decision needs it (live: asked for, and under way for a round trip), and
+is older than `report_s` is read anew when a decision needs it (live: asked for, and under way for a round trip), and
 neither HTTP nor a busy processor costs time.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 from lab.mesh.outcome import DRAIN_S, Answered, Cell, Exits, Outcome, Sample
 from shared.links.profile import profile
 from shared.mesh.algorithms import Constants, Next
-from shared.mesh.node import GOSSIP_S, Node, Task
+from shared.mesh.node import Node, Task
 from shared.mesh.source import Adapt, Source
 
 SAMPLE_S = 0.5
@@ -61,7 +61,7 @@ class Simulation:
         self.cell, self.exits, self.out = cell, exits, Outcome()
         self._service_s, self._random = cell.service_s, random.Random(cell.seed)
         link = profile(cell.link)
-        self._link, constants = link, Constants.of(exits.probabilities.shape[2])
+        self._link, constants = link, Constants.of(exits.probabilities.shape[2], cell.report_s)
         self.hosts: dict[str, Host] = {}
         for name, others in cell.topology.edges.items():
             draw = random.Random(f"{cell.seed} {name}").random
@@ -180,12 +180,12 @@ class Simulation:
         self._start(host)
 
     def _offload(self, host: Host) -> None:
-        """Send what algorithm 2 lets go; ask again in `GOSSIP_S` where something stays."""
+        """Send what algorithm 2 lets go; ask again in `report_s` where something stays."""
         node = host.node
         if host.dead or not node.leaving:
             return
         for name, neighbour in node.neighbours.items():
-            if self.now - neighbour.heard_at > GOSSIP_S and not self.hosts[name].dead:
+            if self.now - neighbour.heard_at > node.constants.report_s and not self.hosts[name].dead:
                 node.heard(name, self.hosts[name].node.report(), self.now)
         while (sent := node.offload(self.now)) is not None:
             task, to = sent
@@ -193,7 +193,7 @@ class Simulation:
             task.load.holder = to
             arrives_at = node.neighbours[to].free_at + self._delay_s()
             self._at(arrives_at, self._arrive, self.hosts[to], host, task, arrives_at - self.now)
-        again = node.busy_until(self.now) or self.now + GOSSIP_S
+        again = node.busy_until(self.now) or self.now + node.constants.report_s
         if node.leaving and again < host.asks_at:
             host.asks_at = again
             self._at(again, self._wake, host, again)

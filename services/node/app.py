@@ -49,6 +49,7 @@ def create_app(
     keys = read_keys(settings.door_key_file, settings.key_file)
     links = {name: profile(settings.link_profiles[name]) for name in settings.upstreams}
     _check_shaped(settings)
+    constants = Constants.of(len(bundle.labels), settings.report_ms / 1e3)
     ways = {
         name: Way(
             source=settings.tier,
@@ -58,6 +59,7 @@ def create_app(
             backend=settings.links,
             key=keys.tier,
             transport=transport,
+            silent_s=constants.silent_s,
         )
         for name, url in settings.upstreams.items()
     }
@@ -67,7 +69,7 @@ def create_app(
         segments=len(ends),
         held=held,
         neighbours=links,
-        constants=Constants.of(len(bundle.labels)),
+        constants=constants,
         now=now,
     )
     source = Source(node, settings.adapt, threshold=settings.exit_threshold, gap_s=settings.gap_ms / 1e3, now=now)

@@ -32,6 +32,13 @@ class NodeSettings(Settings):
     gap_ms: float = Field(
         50.0, gt=0, le=600_000, description="with adapt=rate: time between two texts at the start (ms)"
     )
+    report_ms: float = Field(
+        100.0,
+        ge=1,
+        le=60_000,
+        description="a neighbour that says nothing for so long (ms) is asked for its report; after ten times that, it "
+        "leaves the set",
+    )
     state_form: Form = Field(Form.INT8, description="what hidden values travel as: fp32, fp16 or int8")
     service_ms: float | None = Field(
         None, gt=0, le=600_000, description="a segment sleeps so long (ms) on recorded exits; none: it is computed"

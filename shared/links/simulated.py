@@ -17,7 +17,7 @@ from shared.links.profile import FRAME, HTTP, PAYLOAD, Profile, packets
 from shared.links.trace import Trace
 
 _BURST_S = 0.1  # seconds of a link's rate that one message may book ahead
-_LOOK_S = 0.5  # how often an outage is looked at
+_LOOK_S, _LEAST_S = 0.5, 0.001  # how often an outage is looked at, at least and at most
 _LATEST = 0.005  # seconds: a machine that wakes sleepers later than this is busy, not coarse
 
 
@@ -107,7 +107,9 @@ class SimulatedLink:
         await self._healed.wait()
         loop = asyncio.get_running_loop()
         while self._trace is not None and (out_s := self._trace.out_for_s(loop.time() - self._began)):
-            await asyncio.sleep(min(out_s, _LOOK_S))  # another trace or profile may be put in force meanwhile
+            await asyncio.sleep(
+                min(max(out_s, _LEAST_S), _LOOK_S)
+            )  # another trace or profile may be put in force meanwhile
             self._free = {direction: max(free, loop.time()) for direction, free in self._free.items()}
             await self._healed.wait()
 

@@ -46,15 +46,21 @@ class Constants:
     least_gap_s: float = 0.001  # ours
     most_gap_s: float = 1.0  # ours: a queue that takes a minute to drain would else close the source for minutes
     least_threshold: float = 0.6  # ours: 1/C + 0.1 for C = 2 classes
+    report_s: float = 0.1  # ours: a neighbour that says nothing for so long is asked for its report
+
+    @property
+    def silent_s(self) -> float:
+        """Ours: a neighbour that says nothing for so long leaves the set."""
+        return 10 * self.report_s
 
     @classmethod
-    def of(cls, classes: int) -> Constants:
+    def of(cls, classes: int, report_s: float = 0.1) -> Constants:
         """With the least threshold for so many classes.
 
         >>> round(Constants.of(4).least_threshold, 2)
         0.35
         """
-        return cls(least_threshold=1 / classes + 0.1)
+        return cls(least_threshold=1 / classes + 0.1, report_s=report_s)
 
 
 USUAL = Constants()

@@ -27,7 +27,7 @@ import structlog
 
 from shared.errors import BadState, NotHeld, QueueFull, UpstreamFailure
 from shared.mesh.algorithms import Next
-from shared.mesh.node import GOSSIP_S, Node, Report, Task
+from shared.mesh.node import Node, Report, Task
 from shared.mesh.runs import Item, Runs, key_of
 from shared.mesh.source import Source
 from shared.mesh.topology import written
@@ -296,27 +296,28 @@ class Live:
 
     async def _listen(self, name: str) -> None:
         """Ask a neighbour that says nothing."""
+        report_s = self.node.constants.report_s
         while True:
             neighbour = self.node.neighbours[name]
-            wait_s = neighbour.heard_at + GOSSIP_S - self._clock()
+            wait_s = neighbour.heard_at + report_s - self._clock()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
-                if self._clock() - neighbour.heard_at < GOSSIP_S:
+                if self._clock() - neighbour.heard_at < report_s:
                     continue
             with suppress(UpstreamFailure, TimeoutError):
                 report = await self.ways[name].ask()
                 self.node.heard(name, report, self._clock())
                 self._offload()
                 continue
-            await asyncio.sleep(GOSSIP_S)
+            await asyncio.sleep(report_s)
 
     async def _watch(self) -> None:
         """Find silent neighbours. Time in which this process itself stood still is not held against them."""
-        last = self._clock()
+        last, report_s = self._clock(), self.node.constants.report_s
         while True:
-            await asyncio.sleep(GOSSIP_S)
-            stood_s, last = self._clock() - last - GOSSIP_S, self._clock()
-            if stood_s > GOSSIP_S:
+            await asyncio.sleep(report_s)
+            stood_s, last = self._clock() - last - report_s, self._clock()
+            if stood_s > report_s:
                 for neighbour in self.node.neighbours.values():
                     neighbour.heard_at += stood_s
             for name in self.node.silent(self._clock()):

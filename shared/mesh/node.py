@@ -23,8 +23,6 @@ from shared.links.profile import Profile, on_the_wire
 from shared.mesh.algorithms import USUAL, Constants, Next, Own, Seen, after_segment, nearest, send_chance
 
 EWMA = 0.2  # the weight of a new service time or delay
-SILENT_S = 1.0  # a neighbour that says nothing for so long leaves the set
-GOSSIP_S = 0.1  # one that says nothing for so long is asked
 
 
 @dataclass(eq=False)
@@ -218,9 +216,9 @@ class Node:
         return [task for task in self._stuck() if not any(each.holds(task) for each in self.neighbours.values())]
 
     def refused(self, name: str, now: float) -> None:
-        """A neighbour that is well took no text: it is sent none for `GOSSIP_S`."""
+        """A neighbour that is well took no text: it is sent none for `report_s`."""
         neighbour = self.neighbours[name]
-        neighbour.free_at = max(neighbour.free_at, now + GOSSIP_S)
+        neighbour.free_at = max(neighbour.free_at, now + self.constants.report_s)
 
     def heard(self, name: str, report: Report, now: float, delay_s: float | None = None) -> None:
         """A neighbour's report, and the one-way time of the text that it answers, if it answers one."""
@@ -238,7 +236,7 @@ class Node:
         gone = [
             name
             for name, neighbour in self.neighbours.items()
-            if not neighbour.away and now - neighbour.heard_at > SILENT_S
+            if not neighbour.away and now - neighbour.heard_at > self.constants.silent_s
         ]
         for name in gone:
             self.lose(name)

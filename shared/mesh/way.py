@@ -18,11 +18,11 @@ from shared.errors import UpstreamFailure
 from shared.links.http import UpstreamHttp
 from shared.links.profile import Backend, Profile
 from shared.links.simulated import SimulatedLink
-from shared.mesh.node import SILENT_S, Report
+from shared.mesh.node import Report
 from shared.mesh.wire import BINARY, Answered, Asking, Going, Reported, framed
 
 M = TypeVar("M", Answered, Reported)
-_HELD_S = 600.0  # a text that is held for longer is lost; a holder that is gone is found within `SILENT_S`
+_HELD_S = 600.0  # a text that is held for longer is lost; a holder that is gone is found by its silence
 _STATE = {"content-type": BINARY}
 _MOST, _ANSWER = 512, 65_536  # texts that a neighbour may hold at a time; bytes of an answer
 
@@ -40,7 +40,9 @@ class Way:
         backend: Backend,
         key: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
+        silent_s: float = 1.0,
     ) -> None:
+        self._silent_s = silent_s
         self.source, self.target, self.profile, self.backend = source, target, profile, backend
         self.simulated = SimulatedLink(profile) if backend is Backend.SIMULATED else None
         self.bytes_up = 0  # of bodies that were answered
@@ -75,11 +77,11 @@ class Way:
 
         Raises:
             UpstreamFailure: it gave none.
-            TimeoutError: within `SILENT_S`.
+            TimeoutError: within `silent_s`.
         """
         asking = Asking(call=secrets.token_hex(8), sender=self.source)
         body = asking.model_dump_json().encode()
-        async with asyncio.timeout(SILENT_S):
+        async with asyncio.timeout(self._silent_s):
             answer = await self._http.post(body, {}, call=asking.call, limit_bytes=_ANSWER, path="report")
         return self._read(Reported, answer, asking.call).report
 

@@ -38,6 +38,7 @@ ELSEWHERE = {
             "GPU_MEMORY",
         ),
         *(f"MESH_{what}" for what in ("LINK", "TIER", "SEGMENTS", "EXIT_THRESHOLD", "ADAPT")),
+        *(f"MESH_HOLD_N{at}" for at in range(1, 6)),
         *("END_EDGE", "END_CLOUD", "EDGE_CLOUD", "EDGE_BIND", "CLOUD_BIND", "END_UPSTREAMS", "EDGE_UPSTREAMS"),
         *(f"{tier}_{what}" for tier in ("END", "EDGE", "CLOUD") for what in ("CPUS", "CPUSET", "MEMORY", "THREADS")),
     )

@@ -77,6 +77,10 @@ def test_a_sweep_in_simulated_time(command, tiny_bundle, data, tmp_path):
         (["--hold", "n1=2-2"], "does not hold segment 1"),
         (["--topology", "pair", "--segments", "4", "--hold", "n1=1-1", "--hold", "n2=3-4"], "segment 2: held neither"),
         (["--check", "--simulated"], "--check"),
+        (["--compose", "--simulated"], "--compose"),
+        (["--cut", "n1-n2@1-2"], "--compose"),
+        (["--compose", "--cut", "n1-n2@2-1"], "LINK@FROM-TO"),
+        (["--compose", "--topology", "ring3", "--cut", "n1-n9@1-2"], "choose from n1-n2, n1-n3, n2-n3"),
         (["--adapt", "rate", "--rate", "5"], "the source finds its rate itself"),
     ],
 )
