@@ -16,6 +16,7 @@ from lab.cli.data_cli import app as data_app
 from lab.cli.link_cli import app as links
 from lab.cli.mesh_cli import app as mesh_app
 from lab.cli.policy_cli import app as policies
+from lab.cli.pruning_cli import app as pruning_app
 from lab.cli.replay_cli import app as recorded
 from lab.cli.scale_cli import app as replicas
 from lab.console import aside, screen
@@ -37,6 +38,7 @@ app.add_typer(replicas, name="scale", help="How many replicas: an autoscaler, an
 app.add_typer(data_app)
 app.add_typer(recorded)
 app.add_typer(mesh_app)
+app.add_typer(pruning_app)
 console = screen()
 _OTHERS_DECIDE = ("classify", "demo", "serve", "policy")  # the tiers, or the one file that is named
 
