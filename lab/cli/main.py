@@ -17,6 +17,7 @@ from lab.cli.link_cli import app as links
 from lab.cli.merge_cli import app as merge
 from lab.cli.mesh_cli import app as mesh_app
 from lab.cli.policy_cli import app as policies
+from lab.cli.pruning_cli import app as pruning_app
 from lab.cli.replay_cli import app as recorded
 from lab.cli.scale_cli import app as replicas
 from lab.console import aside, screen
@@ -39,6 +40,7 @@ app.add_typer(merge, name="merge", help="What replicas of a tier kept apart, put
 app.add_typer(data_app)
 app.add_typer(recorded)
 app.add_typer(mesh_app)
+app.add_typer(pruning_app)
 console = screen()
 _OTHERS_DECIDE = ("classify", "demo", "serve", "policy")  # the tiers, or the one file that is named
 
@@ -230,6 +232,7 @@ def train(
     batch: Annotated[int, Option(min=1, help="Texts in a step.")] = 16,
     rank: Annotated[int, Option(min=1, help="Rank of the adapters.")] = 16,
     adapter_lr: Annotated[float, Option(help="Peak learning rate of the adapters.")] = 3e-4,
+    head_lr: Annotated[float, Option(help="Peak learning rate of the exit heads.")] = 2e-3,
     tier_end: Annotated[list[int] | None, Option(help="A layer at which a tier ends: weighs 3 times.")] = None,
     distill: Annotated[float, Option(min=0, help="Weight of learning from --teacher, or the deepest exit.")] = 0.0,
     teacher: Annotated[Path | None, Option(help="Folder of a classifier to learn from (--distill).")] = None,
@@ -238,6 +241,13 @@ def train(
         float, Option(min=0, max=1, help="Teach exits to be sure only where right: how much right weighs; 0: off.")
     ] = 0.0,
     pruned_share: Annotated[float, Option(min=0, max=1, help="Share of texts pruned first (upper tiers).")] = 0.0,
+    prune_with: Annotated[
+        str, Option(help="What prunes: a base, or the folder of a trained classifier.")
+    ] = "sentence-transformers/all-MiniLM-L6-v2",
+    unsure: Annotated[
+        float, Option(min=0, max=1, help="Only texts of which --prune-with is less sure than this; 0: all.")
+    ] = 0.0,
+    skip: Annotated[int, Option(min=0, help="Leave out the first rows, before --n.")] = 0,
     bf16: Annotated[bool, Option(help="Matrix products in bf16.")] = True,
     threads: Threads = 2,
     seed: options.Seed = 0,
@@ -253,6 +263,7 @@ def train(
     from lab.fit.train import train as job
 
     examples, validation = divide(_training_rows(data, split), hold_out)
+    examples = examples[skip:]
     if missing := sorted(set(range(classes)) - {example.label for example in examples[:n]}):
         labels = ", ".join(map(str, missing))
         aside().print(f"--classes {classes}, but no training text has label {labels}", style="yellow")
@@ -265,12 +276,15 @@ def train(
         epochs=epochs,
         batch=batch,
         adapter_lr=adapter_lr,
+        head_lr=head_lr,
         tier_ends=tuple(tier_end or ()),
         distill=distill,
         teacher=str(teacher or ""),
         start=str(start or ""),
         gatekeeper=gatekeeper,
         pruned_share=pruned_share,
+        prune_with=prune_with,
+        unsure=unsure,
         bf16=bf16,
         seed=seed,
     )

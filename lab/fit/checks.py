@@ -27,8 +27,10 @@ FEWEST = 30  # distinct validation texts: fewer say nothing of a temperature
 def check_recipe(recipe: Recipe) -> None:
     """A recipe against its base."""
     config = read_config(recipe.base)
-    if recipe.pruned_share:
-        read_config(recipe.prune_with)
+    if recipe.prunes:
+        read_config(base_of(recipe.prune_with))
+    if recipe.unsure and not is_trained(recipe.prune_with):
+        raise BadSetting(f"--unsure {recipe.unsure:g}: --prune-with {recipe.prune_with} is no trained classifier")
     _reads(recipe.base, recipe.max_tokens, config.positions)
     if recipe.layers > config.layers:
         raise BadSetting(f"--layers {recipe.layers}: {recipe.base} has {config.layers}")
@@ -36,7 +38,8 @@ def check_recipe(recipe: Recipe) -> None:
         raise BadSetting(f"--tier-end {beyond[0]}: the classifier has layers 1 to {recipe.layers}")
     if recipe.rank > config.hidden:
         raise BadSetting(f"--rank {recipe.rank}: {recipe.base} is only {config.hidden} wide")
-    for option, value in (("--adapter-lr", recipe.adapter_lr), ("--epochs", recipe.epochs)):
+    rates = (("--adapter-lr", recipe.adapter_lr), ("--head-lr", recipe.head_lr), ("--epochs", recipe.epochs))
+    for option, value in rates:
         if not (math.isfinite(value) and value > 0):
             raise BadSetting(f"{option} {value}: must be a number above 0")
     for option, value in (("--distill", recipe.distill), ("--pruned-share", recipe.pruned_share)):
@@ -49,6 +52,16 @@ def check_recipe(recipe: Recipe) -> None:
             raise BadSetting(f"{option} {folder}: has {found} labels, not {recipe.classes}")
     if recipe.epochs > MOST_EPOCHS:
         raise BadSetting(f"--epochs {recipe.epochs}: at most {MOST_EPOCHS}")
+
+
+def is_trained(name: str) -> bool:
+    """Whether a name is the folder of a trained classifier, and not a base."""
+    return (Path(name) / "network.json").is_file()
+
+
+def base_of(name: str) -> str:
+    """The base of a trained classifier's folder; a base's own name."""
+    return read_trained(Path(name)).base if is_trained(name) else name
 
 
 def check_texts(recipe: Recipe, examples: Sequence[Example], validation: Sequence[Example]) -> None:

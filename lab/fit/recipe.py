@@ -41,10 +41,16 @@ class Recipe:
     start: str = ""  # folder of the classifier to go on from
     gatekeeper: float = 0.0  # how much being right weighs against not being sure; 0: plain CE
     pruned_share: float = 0.0
-    prune_with: str = "sentence-transformers/all-MiniLM-L6-v2"
+    prune_with: str = "sentence-transformers/all-MiniLM-L6-v2"  # a base, or the folder of a trained classifier
+    unsure: float = 0.0  # only texts of which `prune_with` is less sure than this, before any temperature; 0: all
     prune_coefficients: tuple[float, ...] = (0.75, 0.9, 1.0, 1.1)
     bf16: bool = True  # autocast; heads, losses and trained factors stay fp32
     seed: int = 0
+
+    @property
+    def prunes(self) -> bool:
+        """Whether `prune_with` reads any text."""
+        return self.pruned_share > 0 or self.unsure > 0
 
 
 def joint_loss(logits: Tensor, labels: Tensor, recipe: Recipe, taught: Tensor | None = None) -> Tensor:

@@ -1,7 +1,7 @@
 """Train every exit of one classifier jointly: low-rank adapters on each linear map, a head after each layer.
 
-The loss is in `recipe.py`. Upper tiers see pruned text in service, so a share of their training texts is pruned first,
-by the importance that an end encoder gives. Reading is head + tail. A killed run resumes from its last checkpoint to
+The loss is in `recipe.py`. Upper tiers see pruned text in service, so a share of their training texts is pruned first
+(`augment.py`); a teacher reads them whole. Reading is head + tail. A killed run resumes from its last checkpoint to
 the same batches in the same order. Left out: full fine-tuning (adapters reached the same accuracy in our trials at a
 fraction of the bytes).
 """
@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
@@ -27,7 +26,8 @@ from torch import Tensor
 from lab.console import aside, progress
 from lab.data.examples import Example, digest
 from lab.data.readable import LeftOut, Reader, readable
-from lab.fit.checks import check_out, check_recipe, check_texts
+from lab.fit.augment import TOKENS, augment, unsure
+from lab.fit.checks import base_of, check_out, check_recipe, check_texts, is_trained
 from lab.fit.recipe import Recipe, joint_loss
 from lab.fit.teacher import Teacher
 from lab.stops import deferred
@@ -35,10 +35,8 @@ from shared.errors import BadSetting
 from shared.model.base import load_tokenizer
 from shared.model.built import files_of
 from shared.model.classifier import Trained, read_trained
-from shared.model.encoder import Encoder
-from shared.model.pruning import Pruning, keep_words
 from shared.model.tokens import SpecialTokens
-from shared.model.torch_engine import MultiExitEncoder, TorchEngine, batch, load_base, load_heads, save_classifier
+from shared.model.torch_engine import MultiExitEncoder, batch, load_base, load_heads, save_classifier
 from shared.model.weights import PINNED, as_path, sha256
 from shared.model.words import Encoded
 
@@ -47,7 +45,6 @@ _TARGETS = {
     "mpnet": ("q", "k", "v", "o", "intermediate.dense", "output.dense"),
 }
 _TARGETS["roberta"] = _TARGETS["bert"]
-PRUNED_TOKENS = 256  # that the encoder reads which prunes
 
 
 @dataclass
@@ -105,19 +102,21 @@ def train(
     check_recipe(recipe)
     examples, validation, left_out = _readable(recipe, examples, validation)
     left_out.tell(aside())
+    examples = unsure(recipe, examples, console, threads=threads)
     check_texts(recipe, examples, validation)
     torch.set_num_threads(threads)
     torch.manual_seed(recipe.seed)
     teacher = Teacher(Path(recipe.teacher), recipe.max_tokens, console, threads=threads) if recipe.teacher else None
     run, tokens = _start(recipe)  # first: it refuses a start that cannot be read
     by, begun = teacher.digest if teacher else "", _digest_of(recipe.start)
-    made_of = hashlib.sha256(f"{recipe} {by} {begun} {digest(examples)}".encode()).hexdigest()[:12]
+    pruner = _digest_of(recipe.prune_with) if recipe.prunes and is_trained(recipe.prune_with) else ""
+    made_of = hashlib.sha256(f"{recipe} {by} {begun} {pruner} {digest(examples)}".encode()).hexdigest()[:12]
     scratch = out.parent / f".train-{out.name}-{made_of}"  # another recipe or data set starts afresh
     scratch.mkdir(parents=True, exist_ok=True)
-    texts = _augment(recipe, examples, scratch, console)
+    texts = augment(recipe, examples, scratch, console, threads=threads)
     encoded = [tokens.encode(text, pair, recipe.max_tokens) for text, pair in texts]
     labels = [example.label for example in examples]
-    taught = teacher.says(texts) if teacher else None
+    taught = teacher.says([(e.text, e.pair) for e in examples]) if teacher else None  # of whole texts
     batches = _batches(recipe, [len(item.ids) for item in encoded])
     schedule = torch.optim.lr_scheduler.LambdaLR(run.optimizer, _triangle(len(batches), recipe.warmup))
     checkpoint = scratch / "checkpoint.pt"
@@ -164,6 +163,7 @@ def train(
             "data_sha256": digest(examples),
             **({"teacher": by} if by else {}),
             **({"start": begun} if begun else {}),
+            **({"prune_with": pruner} if pruner else {}),
             "steps": len(batches),
             "seconds_since_last_resume": round(time.monotonic() - started),
             "threads": threads,
@@ -191,7 +191,7 @@ def _told_of(base: str, out: Path) -> dict[str, Any]:
 def _readable(
     recipe: Recipe, examples: list[Example], validation: list[Example]
 ) -> tuple[list[Example], list[Example], LeftOut]:
-    bases = [(recipe.base, recipe.max_tokens), *([(recipe.prune_with, PRUNED_TOKENS)] if recipe.pruned_share else [])]
+    bases = [(recipe.base, recipe.max_tokens), *([(base_of(recipe.prune_with), TOKENS)] if recipe.prunes else [])]
     readers = [Reader(SpecialTokens(load_tokenizer(base)), most) for base, most in bases]
     (own, unread), (held, unheld) = readable(examples, readers), readable(validation, readers)
     return own, held, LeftOut([*unread.texts, *unheld.texts])
@@ -236,9 +236,9 @@ def _start(recipe: Recipe) -> tuple[_Run, SpecialTokens]:
     return _Run(encoder.train(), factors, optimizer), SpecialTokens(tokenizer)
 
 
-def _digest_of(start: str) -> str:
-    """The sha256 of the classifier to go on from; empty where training starts afresh."""
-    return sha256(Path(start) / "adapters.safetensors") if start else ""
+def _digest_of(folder: str) -> str:
+    """The sha256 of a trained classifier; empty where none is named."""
+    return sha256(Path(folder) / "adapters.safetensors") if folder else ""
 
 
 def _go_on_from(trained: Trained, recipe: Recipe, factors: dict[str, Tensor], encoder: MultiExitEncoder) -> None:
@@ -284,38 +284,6 @@ def exit_accuracy(
             logits = encoder(*batch([item for item, _ in chunk], tokens.pad_id, encoder.device))
             right += (logits.argmax(-1).cpu() == torch.tensor([label for _, label in chunk])).float().sum(1)
     return [round(float(value) / len(texts), 4) for value in right]
-
-
-def _augment(recipe: Recipe, examples: list[Example], scratch: Path, console: Console) -> list[tuple[str, str | None]]:
-    """The texts to train on: a seeded share of them pruned as an end tier would."""
-    texts = [(example.text, example.pair) for example in examples]
-    if not recipe.pruned_share:
-        return texts
-    cache = scratch / "pruned.pt"
-    if not cache.exists():
-        torch.save(_pruned(recipe, texts, console), cache)
-    for row, pruned in torch.load(cache, weights_only=True).items():
-        texts[row] = tuple(pruned)
-    return texts
-
-
-def _pruned(recipe: Recipe, texts: list[tuple[str, str | None]], console: Console) -> dict[int, list[str | None]]:
-    chooser = random.Random(recipe.seed)
-    rows = chooser.sample(range(len(texts)), round(recipe.pruned_share * len(texts)))
-    base, tokenizer = load_base(recipe.prune_with)
-    encoder = MultiExitEncoder(base, layers=base.config.num_hidden_layers, classes=2).eval()
-    tokens = SpecialTokens(tokenizer)
-    run = Encoder(engine=TorchEngine(encoder, tokens.pad_id), temperatures=np.ones(len(encoder.layers))).run
-    out: dict[int, list[str | None]] = {}
-    with progress(console) as bar:
-        for row in bar.track(rows, description="pruning a share"):
-            text, pair = texts[row]
-            item = tokens.encode(text, pair, PRUNED_TOKENS)
-            trace = run([item], None, importance=True)[0]
-            assert trace.importance is not None
-            keep = Pruning(chooser.choice(recipe.prune_coefficients)).mask(item, trace.importance.tolist())
-            out[row] = list(keep_words(text, pair, item, keep))
-    return out
 
 
 def _batches(recipe: Recipe, lengths: list[int]) -> list[list[int]]:

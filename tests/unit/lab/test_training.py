@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from lab.data.examples import Example
 from lab.fit import train as module
+from lab.fit.augment import augment
 from lab.fit.recipe import Recipe, joint_loss
 from lab.fit.train import train
 from shared.errors import TierwiseError
@@ -246,7 +247,7 @@ def test_a_share_of_the_texts_is_pruned_once_and_read_again_on_resuming(base_on_
     base = str(base_on_disk("bert", 3))
     recipe = Recipe(base=base, layers=1, classes=2, pruned_share=0.5, prune_with=base, prune_coefficients=(1.0,))
     examples, console = [Example(LONG, LONG if i < 2 else None, 0) for i in range(4)], Console(file=io.StringIO())
-    texts = module._augment(recipe, examples, tmp_path, console)
+    texts = augment(recipe, examples, tmp_path, console)
     changed = [i for i, (text, _) in enumerate(texts) if text != LONG]
     assert len(changed) == 2
     for i in changed:
@@ -254,7 +255,7 @@ def test_a_share_of_the_texts_is_pruned_once_and_read_again_on_resuming(base_on_
         assert all(word in words for word in texts[i][0].split())
         assert len(texts[i][0].split()) < 44
         assert (texts[i][1] is None) == (examples[i].pair is None)
-    assert module._augment(replace(recipe, prune_with="not needed again"), examples, tmp_path, console) == texts
+    assert augment(replace(recipe, prune_with="not needed again"), examples, tmp_path, console) == texts
 
 
 def test_every_epoch_reads_every_text_once_in_batches_of_like_length():
@@ -274,3 +275,33 @@ def test_the_learning_rate_rises_then_falls_to_zero():
     assert [factor(step) for step in (0, 1, 2)] == [0.5, 1.0, 1.0]
     assert [factor(step) for step in (6, 9, 10)] == [0.5, 0.125, 0.0]
     assert module._triangle(steps=1, warmup=0.06)(0) == 1
+
+
+def test_a_teacher_reads_whole_what_its_pupil_reads_pruned(base_on_disk, tmp_path, monkeypatch):
+    read = []
+
+    class Told:
+        digest = "told"
+
+        def __init__(self, *_, **__):
+            pass
+
+        def says(self, texts):
+            read.extend(texts)
+            return torch.full((len(texts), 2), 0.5)
+
+    monkeypatch.setattr(module, "Teacher", Told)
+    monkeypatch.setattr(module, "check_recipe", lambda _: None)
+    base = str(base_on_disk("bert", 3))
+    recipe = Recipe(base=base, layers=1, classes=2, rank=2, pruned_share=1.0, prune_with=base, teacher="T", distill=1.0)
+    examples = [Example(LONG, None, label) for label in (0, 1)]
+    seen, encode = [], module.SpecialTokens.encode
+
+    def encoding(self, text, pair, most):
+        seen.append(text)
+        return encode(self, text, pair, most)
+
+    monkeypatch.setattr(module.SpecialTokens, "encode", encoding)
+    train(replace(recipe, bf16=False), examples, examples, tmp_path / "net", threads=1, console=Console(quiet=True))
+    assert read == [(LONG, None)] * 2
+    assert min(len(text.split()) for text in seen) < len(LONG.split())  # what the pupil read
