@@ -257,8 +257,7 @@ class Upstream(EnforcedLink):
             except UpstreamFailure as failure:
                 tried.append(replica)
                 if self._blames(failure, left_s):
-                    leaves = _unanswered(failure) or failure.answered == Draining.status
-                    replica.count(failed=True, eject=leaves and self.replicas.others(replica))
+                    replica.count(failed=True, eject=_is_away(failure) and self.replicas.others(replica))
                 if len(tried) > MOVES or not self._may_move(failure, tried):
                     raise
                 self._count_retry()
@@ -354,6 +353,11 @@ class Upstream(EnforcedLink):
 
     async def close(self) -> None:
         await self.replicas.close()
+
+
+def _is_away(failure: UpstreamFailure) -> bool:
+    """Whether one failure says that other replicas had better be asked: it is gone, hangs, or shuts down."""
+    return _unanswered(failure) or failure.reason == "upstream_timeout" or failure.answered == Draining.status
 
 
 def _unanswered(failure: UpstreamFailure) -> bool:

@@ -127,6 +127,15 @@ def test_a_call_that_gets_no_answer_goes_to_another_replica_and_the_first_one_is
     assert tier.retries == there
 
 
+def test_a_replica_that_hangs_costs_one_call():
+    async def story(tier):
+        tier.takes_s = {"cloud0": 60.0}
+        assert await tier.failure() == "upstream_timeout"
+        await times(tier, 5)
+
+    assert Counter(told(story, URLS[:2]).asked) == {"cloud0": 1, "cloud1": 5}
+
+
 @pytest.mark.parametrize(("status", "left_out"), [(429, False), (503, True)])
 def test_a_call_that_is_refused_for_now_goes_to_another_replica(status, left_out):
     async def story(tier):
