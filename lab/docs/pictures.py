@@ -19,6 +19,7 @@ from lab.papers import figures
 from lab.picture import BLUE, GREEN, GREY, ORANGE, intervals, note, picture
 from lab.replay import plan_report
 from lab.replay import report as replay_report
+from lab.scale import report as scale_report
 
 CLAIMS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
 
@@ -31,6 +32,7 @@ def draw(out: Path) -> None:
     replay_report.draw(replay, "collaborative", out / "replay-collaborative.png", CLAIMS["replay"])
     figures.draw(read(RESULTS / "report.json")["tables"], out, CLAIMS)
     cells(out / "netem.png", CLAIMS["netem"])
+    scale_report.draw(read(RESULTS / "scale-live.json"), out / "scale-live.png", CLAIMS["scale-live"])
     for name in ("mesh-rate-simulated", "mesh-kill"):
         mesh_report.draw(read(RESULTS / f"{name}.json"), out / f"{name}.png", CLAIMS[name])
 

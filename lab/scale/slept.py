@@ -24,6 +24,7 @@ from shared.model.bundle import load_bundle
 from shared.web.parent import FLAG, LAST_S
 
 LIMIT_S = 60.0  # for an answer
+IDLE_S = 30.0  # of a connection; a tier closes it after 75
 KEPT = "TIERWISE_CACHE_DIR"  # the one setting of the caller's environment that reaches these tiers
 OK, REFUSED, LOST = "ok", "refused", "lost"  # what becomes of a text; anything else is why an answer is degraded
 
@@ -148,7 +149,7 @@ class Caller:
     def __init__(self, url: str) -> None:
         where = urlsplit(url)
         self._host, self._port = str(where.hostname), where.port
-        self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._free: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []  # since when; the latest last
 
     async def ask(self, number: int) -> str:
         """What became of text `number`: ok, refused (by the tier or the one behind it), lost, or why it is degraded."""
@@ -167,10 +168,12 @@ class Caller:
         return OK if degraded is None else REFUSED if degraded == "upstream_refused" else str(degraded)
 
     async def _post(self, body: bytes) -> tuple[int, bytes]:
-        """Status and body of an answer; a connection that the tier has closed is not used."""
-        while self._free and self._free[-1][0].at_eof():
-            self._free.pop()[1].close()
-        reader, writer = self._free.pop() if self._free else await asyncio.open_connection(self._host, self._port)
+        """Status and body of an answer; a connection that the tier has closed, or soon will, is not used."""
+        while self._free and self._free[0][0] < time.monotonic() - IDLE_S:
+            self._free.pop(0)[2].close()
+        while self._free and self._free[-1][1].at_eof():
+            self._free.pop()[2].close()
+        _, reader, writer = self._free.pop() if self._free else (0.0, *await self._open())
         try:
             head = f"POST /v1/classify HTTP/1.1\r\nhost: {self._host}\r\ncontent-type: application/json\r\n"
             writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
@@ -183,12 +186,15 @@ class Caller:
         if fields.get(b"connection") == b"close":
             writer.close()
         else:
-            self._free.append((reader, writer))
+            self._free.append((time.monotonic(), reader, writer))
         return int(lines[0].split()[1]), content
+
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(self._host, self._port)
 
     async def aclose(self) -> None:
         """Close what is open."""
-        for _, writer in self._free:
+        for _, _, writer in self._free:
             writer.close()
             with suppress(OSError):
                 await writer.wait_closed()

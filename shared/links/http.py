@@ -32,6 +32,7 @@ from shared.links.simulated import SimulatedLink
 _REFUSALS = {400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 503, 504}
 _NO_ANSWER = (httpx.ConnectError, httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
 WARY = 20  # calls
+MOST = 64  # connections to one upstream, each with one call at a time
 
 
 class UpstreamHttp:
@@ -53,7 +54,7 @@ class UpstreamHttp:
         transport: httpx.AsyncBaseTransport | None = None,
         count_retry: Callable[[], None] = lambda: None,
         hear: Callable[[str | None], None] = lambda said: None,
-        most: int = 64,
+        most: int = MOST,
         at: str | None = None,
     ) -> None:
         self._target, self._link, self._budget, self._count_retry = target, link, RetryBudget(), count_retry

@@ -2,6 +2,7 @@
 
 ejected    its breaker is open (`shared/links/breaker.py`); where the tier has others, one call without an answer does
 probed     in the background, from then on, until it is well: no caller's request is the probe
+full       with as many calls under way as there are connections: a further one would wait here, where nobody sees it
 load       the seconds of work that its last answer said were waiting, less the time since, and the calls under way
 """
 
@@ -15,7 +16,7 @@ import structlog
 
 from shared.errors import UpstreamFailure
 from shared.links.breaker import Breaker
-from shared.links.http import UpstreamHttp
+from shared.links.http import MOST, UpstreamHttp
 from shared.links.measured import Waiting
 
 log = structlog.get_logger()
@@ -51,6 +52,11 @@ class Replica:
     def end(self, call: object) -> None:
         """A call was answered, has failed or was given up."""
         self._under_way.pop(call, None)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it may be asked now: it is not ejected, and a connection to it is left."""
+        return not self.breaker.open and len(self._under_way) < MOST
 
     @property
     def under_way(self) -> int:

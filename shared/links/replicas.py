@@ -5,7 +5,8 @@
                         several, and for addresses and `localhost`, connections are made by name, as any client would
     looked up again     in the background when a call is made, at most every `LOOK_S`. One that is gone gets no new
                         call; a lookup that fails changes nothing
-    asked next          the one with the least load of those that are not ejected; of equals, the longest not asked
+    asked next          the one with the least load of those that are neither ejected nor full; of equals, the longest
+                        not asked
 
 No replica need see the same caller twice: what policies learn stays with the tier that a client asks
 (`shared/policies/states.py`), and everything that a call needs travels with it.
@@ -75,7 +76,7 @@ class Replicas:
 
     def next(self, call_s: float, but: Collection[Replica] = ()) -> Replica | None:
         """The one to ask now; null where none is left. `call_s` is what a call takes."""
-        ready = [one for one in self.all if not one.breaker.open and one not in but]
+        ready = [one for one in self.all if one.is_free and one not in but]
         if not ready:
             return None
         self._turn += 1

@@ -30,7 +30,7 @@ from shared.links.address import SEPARATOR
 from shared.links.carried import Carried, with_link
 from shared.links.enforced import EnforcedLink
 from shared.links.estimates import Smoothed
-from shared.links.http import UpstreamHttp
+from shared.links.http import MOST, UpstreamHttp
 from shared.links.measured import Line, Measured
 from shared.links.profile import Backend, on_the_wire
 from shared.links.replica import Replica
@@ -271,13 +271,13 @@ class Upstream(EnforcedLink):
         """The replica to ask, of those that were not tried."""
         found = self.replicas.next(self._service.mean or _CALL_S, but=tried)
         if found is None:
-            raise UpstreamFailure("breaker_open", f"{self.target} failed again and again; it is being probed")
+            raise UpstreamFailure("upstream_refused", f"{self.target}: {MOST} calls are under way to each replica")
         return found
 
     def _may_move(self, failure: UpstreamFailure, tried: Sequence[Replica]) -> bool:
         """Whether a call that failed so may be made again at a replica that was not tried."""
         may = _unanswered(failure) or failure.answered in _MOVES_ON
-        return may and any(one not in tried and not one.breaker.open for one in self.replicas.all)
+        return may and any(one.is_free and one not in tried for one in self.replicas.all)
 
     async def _post(
         self,

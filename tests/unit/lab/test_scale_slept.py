@@ -141,6 +141,19 @@ def test_what_becomes_of_a_text(status, told, said):
     assert says(status, told)(twice) == [said, said, 1]  # over one connection
 
 
+def test_a_connection_that_was_idle_for_long_is_not_used_again(monkeypatch):
+    async def twice(url):
+        async with contextlib.aclosing(Caller(url)) as caller:
+            await caller.ask(0)
+            (first,) = caller._free
+            monkeypatch.setattr(slept, "IDLE_S", -1.0)
+            assert await caller.ask(1) == "ok"
+            (second,) = caller._free
+            return first[2] is second[2], first[2].is_closing()
+
+    assert says(200, {"results": [{"degraded": None}]})(twice) == (False, True)
+
+
 def test_a_text_that_gets_no_answer_is_lost():
     async def breaks(reader, writer):
         await reader.readuntil(b"\r\n\r\n")

@@ -10,7 +10,7 @@ import pytest
 
 from shared.contracts import WAITING, InferRequest
 from shared.errors import UpstreamFailure
-from shared.links.http import UpstreamHttp
+from shared.links.http import MOST, UpstreamHttp
 from shared.links.profile import Backend
 from shared.links.upstream import MOVES, Upstream
 from tests.clocks import now, run
@@ -125,6 +125,20 @@ def test_a_call_that_gets_no_answer_goes_to_another_replica_and_the_first_one_is
     tier = told(story, URLS[:3])
     assert Counter(tier.asked) == {"cloud0": there, "cloud1": 3, "cloud2": 3}
     assert tier.retries == there
+
+
+def test_a_call_that_would_wait_for_a_connection_is_refused_at_once_and_blames_nobody():
+    async def story(tier):
+        tier.takes_s = dict.fromkeys(["cloud0", "cloud1"], 1.0)
+        calls = [asyncio.ensure_future(tier.call()) for _ in range(2 * MOST)]
+        await asyncio.sleep(0.1)
+        assert await tier.failure() == "upstream_refused"
+        assert now() == pytest.approx(0.1)
+        await asyncio.gather(*calls)
+        await tier.call()
+        assert not any(one.breaker.open for one in tier.upstream.replicas.all)
+
+    told(story, URLS[:2])
 
 
 def test_a_replica_that_hangs_costs_one_call():
