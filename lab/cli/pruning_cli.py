@@ -32,7 +32,6 @@ def train_keep(
     `check-pruning` then judges it."""
     from lab.data.examples import hold_out as divide
     from lab.data.examples import training_rows
-    from lab.data.readable import readable, readers_of
     from lab.engine import check_torch, let_threads_sleep
     from shared.model.bundle import load_bundle
 
@@ -42,10 +41,8 @@ def train_keep(
 
     loaded = load_bundle(bundle)
     rows, _ = divide(training_rows(data, None, loaded.labels)[0], hold_out)
-    examples, left_out = readable(rows[skip:], readers_of(loaded))
-    left_out.tell(aside())
     with sole_writer(loaded.folder / "keep"):
-        found = job(loaded, examples, most=n, unsure=unsure, threads=threads, console=console)
+        found = job(loaded, rows[skip:], most=n, unsure=unsure, threads=threads, console=console)
     console.print(
         f"learned from {found['learned']} texts; of the upper half of the words of {found['judged']} others found:"
     )

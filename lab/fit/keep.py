@@ -27,14 +27,14 @@ from lab.fit.augment import surest
 from lab.fit.keep_head import KeepHead, word_means
 from lab.replay.cache import Shelf
 from lab.replay.recorder import Kernel, Recorder, Recorders, source_of
-from shared.errors import BadSetting
+from shared.errors import BadSetting, UnreadableText
 from shared.model.base import Array
 from shared.model.bundle import Bundle
 from shared.model.classifier import load_classifier
 from shared.model.shares import shares_of
 from shared.model.torch_engine import MultiExitEncoder, TorchEngine, batch
 from shared.model.weights import cache_dir
-from shared.model.words import Encoded
+from shared.model.words import Encoded, words_of
 
 JUDGED = 0.2  # share of the texts that the student does not learn from
 FEWEST = 10  # texts
@@ -60,7 +60,8 @@ def train_keep(
 ) -> dict[str, Any]:
     """Write the bundle's keep-head; how often each score finds a word of the upper half, on texts not learned from.
 
-    It learns from the first `most` texts of which the first tier's last exit is less sure than `unsure`.
+    It learns from the first `most` texts of which the first tier's last exit is less sure than `unsure`. Texts that a
+    tier cannot read are left out.
 
     Raises:
         BadSetting: there are too few such texts, or none has two words that both tiers read.
@@ -148,17 +149,25 @@ def _needs(last: Recorder, numbers: list[int], console: Console, *, threads: int
     shelf = Shelf[Array](cache_dir() / "keep" / digest, _packed, _unpacked)
     keys = last.corpus.keys
     missing = shelf.fetch([keys[number] for number in numbers])
-    source, encoder = last.source, None
+    encoder = None
     todo = [number for number in numbers if keys[number] in set(missing)]
     with progress(console) as bar:
         for number in bar.track(todo, description="what a deeper tier needs"):
             encoder = encoder or _reference(last, threads)
-            encoded = last.tokens.encode(*last.corpus.texts[number], source.max_tokens)
-            found = need(encoder, encoded)
-            found[np.setdiff1d(np.arange(len(found)), encoded.word_of)] = np.nan
-            shelf.put(keys[number], found)
+            shelf.put(keys[number], _need(last, encoder, number))
     shelf.save()
     return {number: shelf.items[keys[number]] for number in numbers}
+
+
+def _need(last: Recorder, encoder: MultiExitEncoder, number: int) -> Array:
+    text, pair = last.corpus.texts[number]
+    try:
+        encoded = last.tokens.encode(text, pair, last.source.max_tokens)
+    except UnreadableText:
+        return np.full(len(words_of(text)) + len(words_of(pair or "")), np.nan)
+    found = need(encoder, encoded)
+    found[np.setdiff1d(np.arange(len(found)), encoded.word_of)] = np.nan
+    return found
 
 
 def _reference(recorder: Recorder, threads: int) -> MultiExitEncoder:
