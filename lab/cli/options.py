@@ -64,6 +64,8 @@ ExcludeSplit = Annotated[str | None, Option(help="Leave out texts that also occu
 FirstTexts = Annotated[int, Option(min=1, help="Texts, after any are left out.")]
 BundleName = Annotated[str, Option(help=BUNDLE)]
 LinkPair = Annotated[str, Option(help="ACCESS/BACKBONE or ACCESS,BACKBONE: profiles of deploy/netem/profiles.yaml.")]
+Access = Annotated[str | None, Option("--link", help="Profile of the first tier's links.", show_default="5g-nsa")]
+Backbone = Annotated[str | None, Option(help="Profile of the links between deeper tiers.", show_default="metro")]
 Url = Annotated[str, Option(help="The first tier.", callback=address)]
 Seed = Annotated[int, Option(min=0, max=2**63 - 1, help="Seed of every random choice.")]
 
