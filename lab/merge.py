@@ -79,8 +79,8 @@ def merge_ledgers(files: Sequence[Path], target: Path) -> MergedLedger:
         whole = torn = 0
         for number, path in enumerate(files):
             before = whole
-            for offset, line in _lines(path):
-                when = _time(path, offset, line)
+            for at, offset, line in _lines(path):
+                when = _time(f"{path}, line {at}", line)
                 if when is None:
                     torn += 1
                     continue
@@ -94,17 +94,17 @@ def merge_ledgers(files: Sequence[Path], target: Path) -> MergedLedger:
     return MergedLedger(len(places), whole - len(places), torn)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Offset and bytes of every line that is not blank, without its end."""
+def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Number, offset and bytes of every line that is not blank, without its end."""
     offset = 0
     with path.open("rb") as file:
-        for line in file:
+        for at, line in enumerate(file, 1):
             if line.strip(b"\0 \t\r\n"):
-                yield offset, line.rstrip(b"\r\n")
+                yield at, offset, line.rstrip(b"\r\n")
             offset += len(line)
 
 
-def _time(path: Path, offset: int, line: bytes) -> datetime | None:
+def _time(place: str, line: bytes) -> datetime | None:
     """When a line was written; null for a torn one.
 
     Raises:
@@ -117,7 +117,7 @@ def _time(path: Path, offset: int, line: bytes) -> datetime | None:
         if when.tzinfo is None or not {"id", "index", "tier", "hops"} <= entry.keys():
             raise ValueError("time, id, index, tier and hops")
     except (ValueError, KeyError, TypeError) as error:
-        raise BadSetting(f"{path}, byte {offset}: no line of a ledger ({error})") from error
+        raise BadSetting(f"{place}: no line of a ledger ({error})") from error
     return when
 
 
@@ -145,7 +145,7 @@ def _new(out: Path, files: Sequence[Path]) -> Iterator[Path]:
         BadSetting: it is there, or one of them counts twice.
     """
     if len({path.resolve() for path in files}) < len(files):
-        raise BadSetting("a file is given twice: what it holds would count twice")
+        raise BadSetting("a file is given twice: name each once")
     with sole_writer(out):
         if out.exists():
             raise BadSetting(f"{out} is there already: move it away, or choose another --out")

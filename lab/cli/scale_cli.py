@@ -145,13 +145,13 @@ def size(
     )
 
 
-def _numbers(option: str, given: str) -> list[float]:
+def _numbers(option: str, given: str, form: str = "A,B,...") -> list[float]:
     try:
         numbers = [float(part) for part in given.split(",")]
     except ValueError:
         numbers = []
     if not numbers or not all(0 < number < 1e9 for number in numbers):
-        raise typer.BadParameter("expected numbers above 0: A,B,...", param_hint=option)
+        raise typer.BadParameter(f"expected numbers above 0: {form}", param_hint=option)
     return numbers
 
 
@@ -161,5 +161,7 @@ def _prices(given: str, tiers: Set[str]) -> dict[str, float]:
         if tier not in tiers:
             there = ", ".join(sorted(tiers))
             raise typer.BadParameter(f"no tier {tier!r}; the measurement has {there}", param_hint="--price")
-    numbers = _numbers("--price", ",".join(price for _, _, price in pairs)) if pairs else []
+    if len({tier for tier, _, _ in pairs}) < len(pairs):
+        raise typer.BadParameter("a tier is named twice", param_hint="--price")
+    numbers = _numbers("--price", ",".join(price for _, _, price in pairs), "TIER=PRICE,...") if pairs else []
     return {tier: number for (tier, _, _), number in zip(pairs, numbers, strict=True)}

@@ -3,7 +3,8 @@
 deadline   the callee gets the remaining time less what the link is measured to take; a late answer is dropped
 answer     it names the call and the index of each text, in order, or it is not believed
 replicas   the least loaded of the tier's replicas is asked (`shared/links/replicas.py`); a call that got no answer
-           there, or a 429 or a 503, goes to another, at most `MOVES` times. They share one link
+           there, or one that says nothing of the texts (401, 429, 503 and the like), goes to another, at most
+           `MOVES` times. They share one link
 breaker    `shared/links/breaker.py` says when to stop; a probe in the background says when to go on: an `/v1/infer`
            without texts, which passes the key, the contract and the model's queue, and costs no inference. Both ways it
            is as long as the longest of the last requests: there are paths that lose just the long packets
@@ -47,7 +48,8 @@ _LONGEST_PROBE = 65_536  # bytes
 _NOT_TAKEN = {404, 405, 413, 415, 422}  # an upstream that cannot go on from states, or not from this one
 _ASK_AGAIN_S = 60.0  # pause before a state is sent there again
 MOVES = 2  # of a call, to another replica
-_MOVES_ON = {QueueFull.status, Draining.status}  # busy, or shutting down: another replica may take it
+_AWAY = {401, 403, Draining.status}  # it has another key, or shuts down
+_MOVES_ON = {*_AWAY, QueueFull.status}  # another replica may take it
 _CALL_S = 0.05  # what a call takes there, before any was measured
 
 
@@ -256,6 +258,8 @@ class Upstream(EnforcedLink):
                 check(response.rows)
             except UpstreamFailure as failure:
                 tried.append(replica)
+                if len(self.replicas.all) > 1:  # else whoever is told knows which one it was
+                    log.warning("replica_failed", to=self.target, address=replica.address, detail=str(failure))
                 if self._blames(failure, left_s):
                     replica.count(failed=True, eject=_is_away(failure) and self.replicas.others(replica))
                 if len(tried) > MOVES or not self._may_move(failure, tried):
@@ -356,8 +360,8 @@ class Upstream(EnforcedLink):
 
 
 def _is_away(failure: UpstreamFailure) -> bool:
-    """Whether one failure says that other replicas had better be asked: it is gone, hangs, or shuts down."""
-    return _unanswered(failure) or failure.reason == "upstream_timeout" or failure.answered == Draining.status
+    """Whether one failure says that other replicas had better be asked: it is gone, hangs, or takes no call of ours."""
+    return _unanswered(failure) or failure.reason == "upstream_timeout" or failure.answered in _AWAY
 
 
 def _unanswered(failure: UpstreamFailure) -> bool:

@@ -100,6 +100,8 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        for upstream in upstreams:
+            upstream.replicas.look()
         log.info("loaded", tier=settings.tier, bundle=bundle.name, card=bundle.digest[:12], engine=model.runs_on)
         yield
         app.state.draining = True

@@ -192,6 +192,9 @@ class Settings(BaseSettings):
         for tier, url in [(tier, url) for tier, urls in named if urls is not None for url in urls.split(SEPARATOR)]:
             if fault := fault_of(url):
                 raise ValueError(f"{tier}: {fault}" if tier else fault)
+        for tier, urls in value.items() if isinstance(value, dict) else ():
+            if len({url.rstrip("/") for url in urls.split(SEPARATOR)}) <= urls.count(SEPARATOR):
+                raise ValueError(f"{tier}: an address is named twice")
         return value
 
     def check(self, order: Sequence[str]) -> None:

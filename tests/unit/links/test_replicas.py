@@ -150,7 +150,7 @@ def test_a_replica_that_hangs_costs_one_call():
     assert Counter(told(story, URLS[:2]).asked) == {"cloud0": 1, "cloud1": 5}
 
 
-@pytest.mark.parametrize(("status", "left_out"), [(429, False), (503, True)])
+@pytest.mark.parametrize(("status", "left_out"), [(429, False), (503, True), (401, True)])
 def test_a_call_that_is_refused_for_now_goes_to_another_replica(status, left_out):
     async def story(tier):
         tier.does["cloud0"] = status
@@ -161,7 +161,7 @@ def test_a_call_that_is_refused_for_now_goes_to_another_replica(status, left_out
     assert Counter(tier.asked) == {"cloud0": 1 if left_out else 4, "cloud1": 4}
 
 
-@pytest.mark.parametrize(("status", "reason"), [(500, "upstream_invalid"), (401, "upstream_refused")])
+@pytest.mark.parametrize(("status", "reason"), [(500, "upstream_invalid"), (422, "upstream_refused")])
 def test_an_answer_of_another_kind_is_an_answer(status, reason):
     async def story(tier):
         tier.does["cloud0"] = status

@@ -131,6 +131,7 @@ def test_a_typing_error_in_a_variable_of_the_containers_stops_the_start_too(monk
         ("TIERWISE_UPSTREAMS", "edge=http://127.0.0.1:99999", "invalid port"),
         ("TIERWISE_UPSTREAMS", "edge=ftp://a", "'http' or 'https'"),
         ("TIERWISE_UPSTREAMS", "edge=http://a|", "no http(s) URL"),
+        ("TIERWISE_UPSTREAMS", "edge=http://a|http://b|http://a/", "edge: an address is named twice"),
         ("TIERWISE_UPSTREAMS", "edge=http://a|http://b:0", "no http(s) URL"),
         ("TIERWISE_OTLP_ENDPOINT", "collector", "no http(s) URL"),
         ("TIERWISE_BATCH_WAIT_MS", "inf", "less than or equal to 10000"),
