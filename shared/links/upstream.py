@@ -47,7 +47,7 @@ _NEUTRAL = {400, 413, 422, 429, 504}  # this request's fault, or an upstream tha
 _LONGEST_PROBE = 65_536  # bytes
 _NOT_TAKEN = {404, 405, 413, 415, 422}  # an upstream that cannot go on from states, or not from this one
 _ASK_AGAIN_S = 60.0  # pause before a state is sent there again
-MOVES = 2  # of a call, to another replica
+MOVES = 2  # of a call, to another replica; where no connection came about, nothing was asked, and it does not count
 _AWAY = {401, 403, Draining.status}  # it has another key, or shuts down
 _MOVES_ON = {*_AWAY, QueueFull.status}  # another replica may take it
 _CALL_S = 0.05  # what a call takes there, before any was measured
@@ -247,7 +247,7 @@ class Upstream(EnforcedLink):
         of_states: bool,
     ) -> tuple[bytes, InferResponse, float]:
         """The answer of one replica after the other, as bytes and as read, and the seconds that the one took."""
-        started, tried = self._clock(), list[Replica]()
+        started, tried, moves = self._clock(), list[Replica](), 0
         while True:
             began, replica = self._clock(), self._next(tried)
             left_s = None if within_s is None else within_s - (began - started)
@@ -262,7 +262,8 @@ class Upstream(EnforcedLink):
                     log.warning("replica_failed", to=self.target, address=replica.address, detail=str(failure))
                 if self._blames(failure, left_s):
                     replica.count(failed=True, eject=_is_away(failure) and self.replicas.others(replica))
-                if len(tried) > MOVES or not self._may_move(failure, tried):
+                moves += not isinstance(failure.__cause__, httpx.ConnectError)
+                if moves > MOVES or not self._may_move(failure, tried):
                     raise
                 self._count_retry()
             else:

@@ -178,6 +178,14 @@ def test_a_call_moves_a_bounded_number_of_times():
     assert len(told(story).asked) == 1 + MOVES
 
 
+def test_a_call_passes_all_replicas_that_are_not_there():
+    async def story(tier):
+        tier.does = dict.fromkeys(["cloud0", "cloud1", "cloud2"], httpx.ConnectError)
+        await tier.call()
+
+    assert told(story).asked == ["cloud0", "cloud1", "cloud2", "cloud3"]
+
+
 def test_the_last_replica_is_left_out_only_once_it_failed_again_and_again():
     async def story(tier):
         tier.does = dict.fromkeys(["cloud0", "cloud1"], httpx.ConnectError)
