@@ -5,8 +5,9 @@
     openvino bf16        the whole model in one graph, where the processor has bfloat16
     openvino int8        the same graph after nncf.quantize for transformers
 
-Adapters are merged. Kept in CACHE/rivals/DIGEST, which names weights, texts and versions. A rival gets ids and a mask
-that are made already; our encoder embeds its tokens while the clock runs.
+Where the processor has no VNNI, both in int8 have weights of 7 bits: sums of two products of 8 bits saturate there, and
+answers are wrong. Adapters are merged. Kept in CACHE/rivals/DIGEST, which names weights, texts and versions. A rival
+gets ids and a mask that are made already; our encoder embeds its tokens while the clock runs.
 Left out: GPUs, token types (so pairs of texts), ONNX Runtime's transformer fusions (no faster than the plain export on
 our models), torch.compile.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +35,14 @@ FORMAT = 1
 CALIBRATION = 100  # texts that NNCF sees
 PACKAGES = ("onnx", "onnxruntime", "nncf", "openvino", "torch", "transformers")
 TRANSFORMERS = "transformers fp32"
+
+
+def has_vnni() -> bool:
+    """Whether the processor multiplies 8-bit numbers exactly: on Linux as it says of itself; elsewhere on ARM alone."""
+    flags = Path("/proc/cpuinfo")
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return True
+    return flags.is_file() and "vnni" in flags.read_text()
 
 
 def versions() -> dict[str, str]:
@@ -83,7 +93,7 @@ class Maker:
 
     def _digest(self) -> str:
         recipe = Recipe(self._trained, self.layers, quantized=False)
-        digest = hashlib.sha256(json.dumps([FORMAT, recipe.digest, versions()]).encode())
+        digest = hashlib.sha256(json.dumps([FORMAT, recipe.digest, versions(), has_vnni()]).encode())
         for given in self.texts:
             digest.update(given["input_ids"].tobytes())
         return digest.hexdigest()
@@ -96,7 +106,13 @@ class Maker:
 
         plain = folder / "plain.onnx"
         _export(whole_model(self._trained, self.layers, attention="eager"), plain)
-        quantize_dynamic(plain, folder / FILES[ONNXRUNTIME], per_channel=True, weight_type=QuantType.QInt8)
+        quantize_dynamic(
+            plain,
+            folder / FILES[ONNXRUNTIME],
+            per_channel=True,
+            reduce_range=not has_vnni(),
+            weight_type=QuantType.QInt8,
+        )
         plain.unlink()
         graph = _converted(whole_model(self._trained, self.layers))
         openvino.save_model(graph, folder / FILES[BF16], compress_to_fp16=False)
@@ -105,6 +121,9 @@ class Maker:
             nncf.Dataset(self.texts),
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(self.texts),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                overflow_fix=None if has_vnni() else nncf.OverflowFix.ENABLE
+            ),
         )
         openvino.save_model(smaller, folder / FILES[INT8], compress_to_fp16=False)
 

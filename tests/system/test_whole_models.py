@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lab.live.stack import free_ports
+from lab.whole.build import has_vnni
 from lab.whole.runtimes import inputs_of, load, runnable
 from shared.model.classifier import load_classifier
 from shared.model.weights import cache_dir
@@ -68,7 +69,7 @@ def check_built(tiny_bundle, tier, built, sentences):
         for multiple in (1, 32):
             theirs = [rival(inputs_of([text], ours.tokens.pad_id, multiple=multiple))[0] for text in texts]
             agreed = np.corrcoef(last, [np.diff(logits)[0] for logits in theirs])[0, 1]
-            assert agreed > 0.95, (model, tier, multiple)
+            assert agreed > (0.95 if has_vnni() else 0.9), (model, tier, multiple)  # else weights have 7 bits
 
 
 @pytest.mark.parametrize("running", [["--url", "http://127.0.0.1:1"], ["--cell", "lte/metro"]])
