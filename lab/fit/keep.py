@@ -24,7 +24,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from lab.console import progress
 from lab.data.examples import Example
 from lab.fit.augment import surest
-from lab.fit.keep_head import KeepHead, word_means
+from lab.fit.keep_head import KeepHead, word_bests, word_means
 from lab.replay.cache import Shelf
 from lab.replay.recorder import Kernel, Recorder, Recorders, source_of
 from shared.errors import BadSetting, UnreadableText
@@ -195,19 +195,12 @@ def _pupil(first: Recorder, number: int, need: Array) -> Pupil | None:
     logits = trace.logits[-1]
     share = shares_of(encoded, trace.parts, logits, int(logits.argmax())).words
     rivals = {
-        "received attention": _best_tokens(encoded, trace.importance),
+        "received attention": word_bests(encoded, trace.importance),
         "share of the margin": np.abs([one or 0.0 for one in share]),
         "random words": np.random.default_rng(number).random(len(encoded.words)),
     }
     states = word_means(encoded, trace.state.hidden)
     return Pupil(states[words], need[words], {name: score[words] for name, score in rivals.items()})
-
-
-def _best_tokens(encoded: Encoded, values: Array) -> Array:
-    """The greatest value among each word's tokens, [words]: as `Pruning` ranks."""
-    out, owner = np.zeros(len(encoded.words)), np.array(encoded.word_of)
-    np.maximum.at(out, owner[owner >= 0], values[owner >= 0])
-    return out
 
 
 def _packed(items: list[Array]) -> dict[str, Array]:

@@ -62,3 +62,10 @@ def word_means(encoded: Encoded, values: Array) -> Array:
     out = np.zeros((len(encoded.words), *values.shape[1:]))
     np.add.at(out, owner[owner >= 0], own)
     return out / np.maximum(count, 1).reshape(-1, *[1] * (values.ndim - 1))
+
+
+def word_bests(encoded: Encoded, values: Array) -> Array:
+    """The greatest value among each word's tokens, [words], from [S]; 0 of no token. `Pruning` ranks words so."""
+    out, owner = np.zeros(len(encoded.words)), np.array(encoded.word_of)
+    np.maximum.at(out, owner[owner >= 0], values[owner >= 0])
+    return out

@@ -21,7 +21,7 @@ import numpy as np
 
 from lab.console import tracked
 from lab.data.examples import Example, digest
-from lab.fit.keep_head import read_keep_head
+from lab.fit.keep_head import read_keep_head, word_bests
 from lab.live.bench_report import cpu
 from lab.outputs import write_json
 from lab.papers.dropped import after, last_exit, tokens_of
@@ -104,8 +104,7 @@ class Reader:
             row = after(engine, encoded, drop.after, importance=drop.score == OWN)
             if drop.score == OWN:
                 assert row.received is not None
-                worth, owner = np.zeros(len(encoded.words)), np.array(encoded.word_of)
-                np.maximum.at(worth, owner[owner >= 0], row.received[owner >= 0])
+                worth = word_bests(encoded, row.received)
             else:
                 worth = scores[drop.score](read)
             order = own[np.argsort(-worth[own], kind="stable")]

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from lab.console import tracked
-from lab.fit.keep_head import KeepHead, read_keep_head
+from lab.fit.keep_head import KeepHead, read_keep_head, word_bests
 from lab.replay.recorder import Corpus, Kernel
 from lab.replay.run import NONE
 from lab.replay.station import Numbers
@@ -63,10 +63,7 @@ class Read:
 def received(read: Read) -> Array:
     """As `Pruning` ranks: a word is worth its best token."""
     assert read.trace.importance is not None
-    best = np.zeros(len(read.encoded.words))
-    owner = np.array(read.encoded.word_of)
-    np.maximum.at(best, owner[owner >= 0], read.trace.importance[owner >= 0])
-    return best
+    return word_bests(read.encoded, read.trace.importance)
 
 
 def _share(read: Read) -> Array:

@@ -258,9 +258,9 @@ class Upstream(EnforcedLink):
                 check(response.rows)
             except UpstreamFailure as failure:
                 tried.append(replica)
-                if len(self.replicas.all) > 1:  # else whoever is told knows which one it was
-                    log.warning("replica_failed", to=self.target, address=replica.address, detail=str(failure))
                 if self._blames(failure, left_s):
+                    if len(self.replicas.all) > 1:  # else whoever is told knows which one it was
+                        log.warning("replica_failed", to=self.target, address=replica.address, detail=str(failure))
                     replica.count(failed=True, eject=_is_away(failure) and self.replicas.others(replica))
                 moves += not isinstance(failure.__cause__, httpx.ConnectError)
                 if moves > MOVES or not self._may_move(failure, tried):
