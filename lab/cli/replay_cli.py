@@ -63,9 +63,7 @@ def tables(
     data: Annotated[Path, Option(exists=True, file_okay=False, help="Folder with imdb.parquet, cola.parquet, ...")],
     table: Annotated[
         list[str] | None,
-        Argument(
-            help="hu-1, hu-parts, hu-pruned, hu-scores, recserve, gates, dimee-1, dimee-costs, dimee-pools; else all."
-        ),
+        Argument(help="hu-1, hu-parts, hu-pruned, recserve, gates, dimee-1, dimee-costs, dimee-pools; else all."),
     ] = None,
     n: Annotated[int, Option(min=20, help="Texts of each data set, of each split.")] = 600,
     quick: Annotated[bool, Option("--quick", help="30 texts of each: does it run, not what is true.")] = False,

@@ -20,14 +20,14 @@ from typing import Any
 from lab.console import progress
 from lab.live.bench_report import cpu
 from lab.outputs import write_json
-from lab.papers import dimee, gates, hu, pruned, recserve, scores
+from lab.papers import dimee, gates, hu, pruned, recserve
 from lab.papers.figures import draw
 from lab.replay.trial import Conditions, Trial, tuning, unseen, validation
 from shared.errors import BadSetting
 from shared.model.bundle import MODELS, Bundle, load_bundle
 
 Maker = Callable[[Bundle, Path, int, Conditions], Trial]
-NAMES = ("hu-1", "hu-parts", "hu-pruned", "hu-scores", "recserve", "gates", "dimee-1", "dimee-costs", "dimee-pools")
+NAMES = ("hu-1", "hu-parts", "hu-pruned", "recserve", "gates", "dimee-1", "dimee-costs", "dimee-pools")
 
 
 def run(data: Path, tables: list[str], out: Path, n: int, conditions: Conditions) -> int:
@@ -82,7 +82,6 @@ def _parts(bundle: str) -> dict[str, tuple[Callable[..., dict[str, Any]], Maker 
             "hu-1": (lambda chosen_on, t: {"table": hu.table_1(t), "points": hu.points(chosen_on, t)}, tuning),
             "hu-parts": (hu.parts, validation),
             "hu-pruned": (pruned.trained, None),
-            "hu-scores": (scores.table, None),
             "recserve": (recserve.table, validation),
             "gates": (gates.table, validation),
         }

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,21 @@ from lab.fit.keep_head import read_keep_head, word_bests
 from lab.live.bench_report import cpu
 from lab.outputs import write_json
 from lab.papers.dropped import after, last_exit, tokens_of
-from lab.papers.scores import Read, Score, as_left, at_random, best, ends, keeping, learned, nll_of, received
+from lab.papers.scores import (
+    Read,
+    Score,
+    as_left,
+    at_random,
+    best,
+    ends,
+    keeping,
+    learned,
+    needed,
+    nll_of,
+    received,
+    share,
+    shares,
+)
 from lab.replay.cache import Shelf
 from lab.replay.recorder import Kernel, Recorders, runs_on, source_of
 from lab.replay.run import NONE
@@ -43,6 +57,7 @@ DROPS = (2, 3, 4)  # layers on every token
 WORK = 0.8
 LOSS = {"nll": 0.01, "nll_bound": 0.03, "points": 0.003, "points_bound": 0.008}
 OWN = "the reader's own attention"
+NEEDED = "the reader's own share"
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,13 @@ class Reader:
         tokens = np.array([record.tokens for record in records])
         work = self._padded(tokens) * self.recorder.source.layers
         return self._answers([record.logits[-1] for record in records], work)
+
+    def needed(self, number: int) -> Array:
+        """What each word adds to its margin, once it has read the whole text, [words]."""
+        classifier = self.recorder.classifier()
+        classifier.engine.enter()
+        encoded = classifier.encode(*self.recorder.corpus.texts[number])
+        return shares(encoded, classifier.run([encoded], None, parts=True)[0])
 
     def dropping(self, reads: Sequence[Read], drops: Sequence[Drop], scores: dict[str, Score]) -> Iterator[Answers]:
         """Its last exit on whole texts whose states are dropped, for each of `drops`; kept on disk."""
@@ -146,6 +168,10 @@ def check(
     truth = np.array([label_of[read.number] for read in reads])
     temperature = bundle.card.temperatures[bundle.order[-1]][-1]
     readers = [Reader(one.name, one, recorders, temperature) for one in (bundle, *others)]
+    known = [
+        replace(read, needed=readers[0].needed(read.number))
+        for read in tracked(reads, recorders.console, f"{bundle.name}: what its deepest tier needs")
+    ]
     report: dict[str, Any] = {
         "made": {
             "bundle": bundle.name,
@@ -161,7 +187,7 @@ def check(
         "rows": [],
     }
     whole = readers[0].texts([read.number for read in reads])
-    for told, answers in _asked(readers, reads, states, recorders):
+    for told, answers in _asked(readers, known, states, recorders):
         report["rows"].append({**told, **_against(answers, whole, truth)})
         recorders.save()
         write_json(out.with_suffix(".json"), report)
@@ -189,10 +215,10 @@ def _asked(
     readers: Sequence[Reader], reads: Sequence[Read], states: int, recorders: Recorders
 ) -> Iterator[tuple[dict[str, Any], Answers]]:
     """Every row: what it is, and the answers."""
-    scores: dict[str, Score] = {"received attention": received}
+    scores: dict[str, Score] = {"received attention": received, "share of the margin": share}
     if reads[0].learned is not None:
         scores["keep-head"] = learned
-    controls: dict[str, Score] = {"random words": at_random, "head and tail": ends}
+    controls: dict[str, Score] = {NEEDED: needed, "random words": at_random, "head and tail": ends}
     for at, reader in enumerate(readers):
         told = {"reader": reader.name, "after": 0}
         yield told | {"sent": "every word", "score": "", "kept": 1.0}, reader.texts([read.number for read in reads])

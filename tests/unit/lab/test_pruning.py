@@ -213,17 +213,19 @@ def test_check_pruning_asks_every_way_and_again_from_disk(tiny_bundle, tmp_path,
     report = json.loads((tmp_path / "first.json").read_text())
     rows = report["rows"]
     assert report["made"]["sent"] == len(texts)
-    assert [(row["sent"], row["score"], row["n"]) for row in rows[:5]] == [
+    assert [(row["sent"], row["score"], row["n"]) for row in rows[:7]] == [
         ("every word", "", len(texts)),
         ("words", "received attention", len(texts)),
+        ("words", "share of the margin", len(texts)),
         ("words", "keep-head", len(texts)),
+        ("words", "the reader's own share", len(texts)),
         ("words", "random words", len(texts)),
         ("words", "head and tail", len(texts)),
     ]
     assert (rows[0]["work"], rows[0]["points"][0], rows[0]["nll_more"][0]) == (1, 0, 0)
     assert {row["n"] for row in rows if row["sent"] == "states"} == {5}
     assert min(row["work"] for row in rows) < max(row["work"] for row in rows) == 1  # padding hides some
-    assert len({row["nll"] for row in rows[:5]}) == 5  # each score keeps other words
+    assert len({row["nll"] for row in rows[:7]}) == 7  # each score keeps other words
     done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "again")])
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "again.json").read_text()) == report
