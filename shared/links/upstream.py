@@ -197,19 +197,10 @@ class Upstream(EnforcedLink):
             for one in self.replicas.all:
                 one.watch()
             raise UpstreamFailure("breaker_open", f"{self.target} failed again and again; it is being probed")
-        upload_s = on_the_wire(sum(map(len, states))) * self.byte_s if states else 0.0
-        if within_s is not None:
-            if within_s <= self.link_s + upload_s:
-                raise UpstreamFailure("deadline", f"{self.target}: {within_s * 1e3:.0f} ms remain, the link takes more")
-            request = request.model_copy(update={"deadline_ms": (within_s - self.link_s - upload_s) * 1e3})
         request = request.model_copy(update={"call": secrets.token_hex(8)})
-        head = request.model_dump_json().encode()
-        body = frame(head, states) if states else head
         link_time, usual = self._link_time, self._usual
-        self._sizes.append(len(head))
-        sends(len(body))
-        answer, response, seconds = await self._exchange(
-            request, body, headers, within_s, limit_bytes, check, of_states=bool(states)
+        body, answer, response, seconds = await self._exchange(
+            request, states, headers, within_s, limit_bytes, check, sends
         )
         self._service.add(response.total_ms / 1e3)
         link_s = max(0.0, seconds - response.total_ms / 1e3)
@@ -235,25 +226,41 @@ class Upstream(EnforcedLink):
         rows = with_link(response.rows, request.texts, use)
         return Carried(rows, len(body), len(answer), link_s, joules, self.target)
 
+    def _body(self, request: InferRequest, states: Sequence[bytes], within_s: float | None) -> bytes:
+        """A request as it leaves where so much time remains."""
+        upload_s = on_the_wire(sum(map(len, states))) * self.byte_s if states else 0.0
+        if within_s is not None:
+            if within_s <= self.link_s + upload_s:
+                raise UpstreamFailure("deadline", f"{self.target}: {within_s * 1e3:.0f} ms remain, the link takes more")
+            request = request.model_copy(update={"deadline_ms": (within_s - self.link_s - upload_s) * 1e3})
+        head = request.model_dump_json().encode()
+        self._sizes.append(len(head))
+        return frame(head, states) if states else head
+
     async def _exchange(
         self,
         request: InferRequest,
-        body: bytes,
+        states: Sequence[bytes],
         headers: dict[str, str],
         within_s: float | None,
         limit_bytes: int,
         check: Callable[[Sequence[InferredRow]], None],
-        *,
-        of_states: bool,
-    ) -> tuple[bytes, InferResponse, float]:
-        """The answer of one replica after the other, as bytes and as read, and the seconds that the one took."""
+        sends: Callable[[int], None],
+    ) -> tuple[bytes, bytes, InferResponse, float]:
+        """What went to one replica after the other and came back from the last, as bytes; the answer as read, and the
+        seconds that the last took. Each is told the time that is left."""
         started, tried, moves = self._clock(), list[Replica](), 0
         while True:
             began, replica = self._clock(), self._next(tried)
             left_s = None if within_s is None else within_s - (began - started)
+            body = self._body(request, states, left_s)
+            if not tried:
+                sends(len(body))
             replica.begin(request.call)
             try:
-                answer = await self._post(replica, body, headers, request.call, left_s, limit_bytes, of_states)
+                answer = await self._post(
+                    replica, body, headers, request.call, left_s, limit_bytes, of_states=bool(states)
+                )
                 response = self._read(answer, request)
                 check(response.rows)
             except UpstreamFailure as failure:
@@ -268,7 +275,7 @@ class Upstream(EnforcedLink):
                 self._count_retry()
             else:
                 replica.count(failed=False)
-                return answer, response, self._clock() - began
+                return body, answer, response, self._clock() - began
             finally:
                 replica.end(request.call)
 
@@ -292,6 +299,7 @@ class Upstream(EnforcedLink):
         call: str,
         within_s: float | None,
         limit_bytes: int,
+        *,
         of_states: bool,
     ) -> bytes:
         """The answer's bytes, within the deadline and the timeout of an upstream."""

@@ -211,6 +211,17 @@ def test_a_deadline_holds_for_all_of_a_call():
     told(story, URLS[:2])
 
 
+def test_each_replica_is_told_the_time_that_is_left():
+    async def story(tier):
+        tier.does, tier.takes_s = {"cloud0": httpx.ReadError}, {"cloud0": 0.2}
+        await tier.call(within_s=2.0)
+        told_s = [json.loads(request.content)["deadline_ms"] / 1e3 for request in tier.seen]
+        assert now() > 0.1
+        assert told_s[0] - told_s[-1] == pytest.approx(now())
+
+    told(story, URLS[:2])
+
+
 def test_the_time_on_the_link_is_that_of_the_call_that_was_answered():
     async def story(tier):
         tier.does, tier.takes_s = {"cloud0": httpx.ReadError}, {"cloud0": 2.0, "cloud1": 0.25}
