@@ -70,6 +70,7 @@ STEEPNESS = (3.0, 10.0, 30.0, 100.0, 1000.0)
 THETAS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.35, 0.5)
 LEAST = (0.0, 0.8, 0.85, 0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995)  # confidence that leaving early needs
 SURE = (0.0, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)  # confidences below which a text is sent ahead
+VALUES = tuple(round(100 * 1.25**step) for step in range(24))  # milliseconds that a right answer is worth
 ALPHAS = (0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.99)
 
 
@@ -80,13 +81,16 @@ def knobs(bundle: Bundle, coefficients: Sequence[float], tokens: Mapping[str, Se
     """
     order, layers = bundle.order, max(model.layers for model in bundle.tiers.values())
     ahead = range(1, max(2, bundle.tiers[order[0]].layers))
+    reading = [
+        Knob("max_tokens", (), [*sorted(tokens[tier]), None], slice(at, at + 1)) for at, tier in enumerate(order)
+    ]
     sending = [
         Knob("offload_threshold", (0.5, 0.7, 0.8, 0.9, 0.95), THRESHOLDS, SENDERS, apart=True),
         Knob("skip_below", (0.0, 0.7), SKIPS, FIRST),
         Knob("steepness", (30.0,), STEEPNESS),
         Knob("weighting", (), ("fitted", "last", "surest")),
         Knob("pruning_coefficient", (0.0,), sorted(coefficients)),
-        *(Knob("max_tokens", (), [*sorted(tokens[tier]), None], slice(at, at + 1)) for at, tier in enumerate(order)),
+        *reading,
         Knob("speculate_below", (), SURE, FIRST),
         Knob("speculate_from", (), ahead, after="speculate_below"),
     ]
@@ -94,13 +98,13 @@ def knobs(bundle: Bundle, coefficients: Sequence[float], tokens: Mapping[str, Se
         Knob("theta", (0.0, 0.2), THETAS, EVERY),
         Knob("patience", (1,), (1, 2, 3), after="theta"),
         Knob("exit_min_confidence", (0.9, 0.96), LEAST, EVERY, after="theta"),
-        Knob("exit_when_unsure", (False, True), (False, True), after="theta"),
     ]
+    unsure = Knob("exit_when_unsure", (False, True), (False, True), after="theta")
     alpha, tier = Knob("exit_threshold", ALPHAS[1::2], ALPHAS), Knob("tier", order, order)
     return {
-        "collaborative": [*sending, *leaving],
+        "collaborative": [*sending, *leaving, unsure],
         "tabi": sending,
-        "network-aware": [Knob("value_ms", (400.0, 1600.0, 6400.0), [100.0 * 2**n for n in range(10)])],
+        "network-aware": [Knob("value_ms", VALUES[6::3], VALUES), *reading, *leaving],
         "dimee": [alpha],
         "length-quantile": [alpha],
         "early-exit": [alpha],
