@@ -15,6 +15,7 @@ import shutil
 import signal
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,32 +125,15 @@ def train(
         run.resume(checkpoint)
         schedule.last_epoch = run.step
         console.print(f"resumed at step {run.step} of {len(batches)}")
-    started, saved = time.monotonic(), time.monotonic()
-    with progress(console) as bar, deferred() as stop:
-        task = bar.add_task(out.name, total=len(batches), completed=run.step)
-        while run.step < len(batches):
-            rows = batches[run.step]
-            chosen, right = [encoded[i] for i in rows], torch.tensor([labels[i] for i in rows])
-            loss = _step(recipe, run, tokens, chosen, right, None if taught is None else taught[rows])
-            if not math.isfinite(loss):
-                raise BadSetting(f"the loss is {loss} at step {run.step + 1}: choose a smaller --adapter-lr")
-            schedule.step()
-            run.step += 1
-            run.losses.append(loss)
-            recent = run.losses[-50:]
-            mean = sum(recent) / len(recent)
-            bar.update(task, completed=run.step, description=f"{out.name}, loss {mean:.3f}")
-            if time.monotonic() - saved > checkpoint_every_s:
-                run.save(checkpoint)
-                saved = time.monotonic()
-            if number := stop():
-                run.save(checkpoint)
-                aside().print(
-                    f"{out}: stopped and saved after step {run.step} of {len(batches)}; "
-                    "the same command goes on from there"
-                )
-                signal.raise_signal(number)
-    run.save(checkpoint)
+    started = time.monotonic()
+
+    def take(rows: list[int]) -> float:
+        chosen, right = [encoded[i] for i in rows], torch.tensor([labels[i] for i in rows])
+        loss = _step(recipe, run, tokens, chosen, right, None if taught is None else taught[rows])
+        schedule.step()
+        return loss
+
+    _steps(run, batches, take, checkpoint, out, console, every_s=checkpoint_every_s)
     accuracy = exit_accuracy(run.encoder, tokens, validation, recipe.max_tokens)
     meta = {
         **_told_of(recipe.base, out),
@@ -175,6 +159,46 @@ def train(
     console.print(f"{out}: validation accuracy per exit {accuracy} (n={len(validation)}, {recipe.max_tokens} tokens)")
     shutil.rmtree(scratch)
     return run.losses[-200:]
+
+
+def _steps(
+    run: _Run,
+    batches: Sequence[list[int]],
+    take: Callable[[list[int]], float],
+    checkpoint: Path,
+    out: Path,
+    console: Console,
+    *,
+    every_s: float,
+) -> None:
+    """`take` the batches that are left; the run is saved every so many seconds, before it stops, and at the end.
+
+    Raises:
+        BadSetting: the loss is lost.
+    """
+    saved = time.monotonic()
+    with progress(console) as bar, deferred() as stop:
+        task = bar.add_task(out.name, total=len(batches), completed=run.step)
+        while run.step < len(batches):
+            loss = take(batches[run.step])
+            if not math.isfinite(loss):
+                raise BadSetting(f"the loss is {loss} at step {run.step + 1}: choose a smaller --adapter-lr")
+            run.step += 1
+            run.losses.append(loss)
+            recent = run.losses[-50:]
+            mean = sum(recent) / len(recent)
+            bar.update(task, completed=run.step, description=f"{out.name}, loss {mean:.3f}")
+            if time.monotonic() - saved > every_s:
+                run.save(checkpoint)
+                saved = time.monotonic()
+            if number := stop():
+                run.save(checkpoint)
+                aside().print(
+                    f"{out}: stopped and saved after step {run.step} of {len(batches)}; "
+                    "the same command goes on from there"
+                )
+                signal.raise_signal(number)
+    run.save(checkpoint)
 
 
 def _told_of(base: str, out: Path) -> dict[str, Any]:
