@@ -90,15 +90,27 @@ def trace(name: str) -> Rows:
 
 
 def cells() -> Rows:
-    """The bench over netem links: three columns per pair of links."""
+    """The bench over netem links: four columns per pair of links; ratios are against the deepest tier alone."""
     reports = {path.stem.removeprefix("netem-"): read(path) for path in sorted(RESULTS.glob("netem-*.json"))}
     first = next(iter(reports.values()))
     rows = [
-        row | {cell: report["policies"][row["name"]]["latency_ms"] for cell, report in reports.items()}
-        for row in _named(first["policies"])
+        {"name": name} | {cell: _cell(report, name) for cell, report in reports.items()} for name in first["policies"]
     ]
-    times = {f"{cell}: {key}": f"{{{cell}[{key}]:.0f}}" for cell in reports for key in ("p50", "mean", "p95")}
-    return Rows(rows, first, times)
+    shown = {
+        "accuracy": "[accuracy]:.3f",
+        "mean ms": "[mean]:.0f",
+        "times the cloud's": "[time_ratio]:.2f",
+        "p95": "[p95]:.0f",
+    }
+    columns = {f"{cell}: {what}": f"{{{cell}{key}}}" for cell in reports for what, key in shown.items()}
+    return Rows(rows, first, columns)
+
+
+def _cell(report: Row, name: str) -> Row:
+    """A policy over one pair of links."""
+    policy = report["policies"][name]
+    beside = report["beside"]["cloud-only"].get(name, {})
+    return policy["latency_ms"] | {"accuracy": policy["accuracy"], "time_ratio": beside.get("time_ratio")}
 
 
 def ways(here: str) -> Rows:
