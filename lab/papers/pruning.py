@@ -53,7 +53,7 @@ from shared.model.weights import cache_dir
 from shared.policies import Where
 
 WORDS, STATES = 2 / 3, 0.5  # shares that are kept
-DROPS = (2, 3, 4)  # layers on every token
+DROPS = (2, 3, 4, 5)  # layers on every token
 WORK = 0.8
 LOSS = {"nll": 0.01, "nll_bound": 0.03, "points": 0.003, "points_bound": 0.008}
 OWN = "the reader's own attention"
@@ -227,7 +227,7 @@ def _asked(
             yield told | {"sent": "words", "score": name, "kept": WORDS}, reader.texts(numbers)
         by = [*scores, *([OWN, "random words"] if at == 0 else [])]
         layers = [n for n in DROPS if n < reader.recorder.source.layers]
-        middle = layers[len(layers) // 2]
+        middle = layers[(len(layers) - 1) // 2]
         drops = [Drop(middle, name) for name in by]
         drops += [Drop(n, "received attention") for n in layers if n != middle and at == 0]
         found = reader.dropping(reads[:states], drops, scores | controls)
