@@ -226,16 +226,9 @@ class Upstream(EnforcedLink):
         rows = with_link(response.rows, request.texts, use)
         return Carried(rows, len(body), len(answer), link_s, joules, self.target)
 
-    def _body(self, request: InferRequest, states: Sequence[bytes], within_s: float | None) -> bytes:
-        """A request as it leaves where so much time remains."""
-        upload_s = on_the_wire(sum(map(len, states))) * self.byte_s if states else 0.0
-        if within_s is not None:
-            if within_s <= self.link_s + upload_s:
-                raise UpstreamFailure("deadline", f"{self.target}: {within_s * 1e3:.0f} ms remain, the link takes more")
-            request = request.model_copy(update={"deadline_ms": (within_s - self.link_s - upload_s) * 1e3})
-        head = request.model_dump_json().encode()
-        self._sizes.append(len(head))
-        return frame(head, states) if states else head
+    def _way_s(self, states: Sequence[bytes]) -> float:
+        """What the link takes of a call's time, with the upload of its states."""
+        return self.link_s + (on_the_wire(sum(map(len, states))) * self.byte_s if states else 0.0)
 
     async def _exchange(
         self,
@@ -249,13 +242,19 @@ class Upstream(EnforcedLink):
     ) -> tuple[bytes, bytes, InferResponse, float]:
         """What went to one replica after the other and came back from the last, as bytes; the answer as read, and the
         seconds that the last took. Each is told the time that is left."""
-        started, tried, moves = self._clock(), list[Replica](), 0
+        started, tried, moves, left_s = self._clock(), list[Replica](), 0, within_s
         while True:
-            began, replica = self._clock(), self._next(tried)
-            left_s = None if within_s is None else within_s - (began - started)
-            body = self._body(request, states, left_s)
+            if left_s is not None:
+                if left_s <= (way_s := self._way_s(states)):
+                    detail = f"{self.target}: {left_s * 1e3:.0f} ms remain, the link takes more"
+                    raise UpstreamFailure("deadline", detail)
+                request = request.model_copy(update={"deadline_ms": (left_s - way_s) * 1e3})
+            head = request.model_dump_json().encode()
+            body = frame(head, states) if states else head
             if not tried:
+                self._sizes.append(len(head))
                 sends(len(body))
+            replica, began = self._next(tried), self._clock()
             replica.begin(request.call)
             try:
                 answer = await self._post(
@@ -270,7 +269,9 @@ class Upstream(EnforcedLink):
                         log.warning("replica_failed", to=self.target, address=replica.address, detail=str(failure))
                     replica.count(failed=True, eject=_is_away(failure) and self.replicas.others(replica))
                 moves += not isinstance(failure.__cause__, httpx.ConnectError)
-                if moves > MOVES or not self._may_move(failure, tried):
+                left_s = None if within_s is None else within_s - (self._clock() - started)
+                in_time = left_s is None or left_s > self._way_s(states)
+                if moves > MOVES or not in_time or not self._may_move(failure, tried):
                     raise
                 self._count_retry()
             else:

@@ -222,6 +222,27 @@ def test_each_replica_is_told_the_time_that_is_left():
     told(story, URLS[:2])
 
 
+def test_a_call_does_not_move_where_no_time_is_left():
+    async def story(tier):
+        tier.takes_s = {"cloud0": 0.25, "cloud1": 0.2}
+        await tier.call()  # so it is known what the link takes
+        tier.does["cloud1"] = httpx.ConnectError
+        assert await tier.failure(within_s=tier.upstream.link_s + 0.1) == "upstream_unavailable"
+
+    tier = told(story, URLS[:2])
+    assert tier.retries == 0
+    assert Counter(tier.asked)["cloud0"] == 1
+
+
+def test_a_deadline_that_is_too_short_takes_no_turn():
+    async def story(tier):
+        for _ in range(3):
+            await tier.call()
+            assert await tier.failure(within_s=-1.0) == "deadline"
+
+    assert told(story, URLS[:2]).asked == ["cloud0", "cloud1", "cloud0"]
+
+
 def test_the_time_on_the_link_is_that_of_the_call_that_was_answered():
     async def story(tier):
         tier.does, tier.takes_s = {"cloud0": httpx.ReadError}, {"cloud0": 2.0, "cloud1": 0.25}
