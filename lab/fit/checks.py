@@ -47,7 +47,8 @@ def check_recipe(recipe: Recipe) -> None:
             raise BadSetting(f"{option} {value}: must be a number from 0")
     if recipe.teacher and not recipe.distill:
         raise BadSetting("--teacher without --distill: say how much its answers weigh, e.g. --distill 3")
-    for option, folder in (("--teacher", recipe.teacher), ("--start", recipe.start)):
+    pruner = recipe.prune_with if recipe.prunes and is_trained(recipe.prune_with) else ""
+    for option, folder in (("--teacher", recipe.teacher), ("--start", recipe.start), ("--prune-with", pruner)):
         if folder and (found := read_trained(Path(folder)).classes) != recipe.classes:
             raise BadSetting(f"{option} {folder}: has {found} labels, not {recipe.classes}")
     if recipe.epochs > MOST_EPOCHS:

@@ -200,13 +200,14 @@ def test_training_goes_on_from_a_trained_classifier(recipe, tmp_path):
         ({"teacher": "net"}, "--teacher without --distill"),
         ({"teacher": "net", "distill": 1.0, "classes": 3}, "--teacher .*net: has 2 labels, not 3"),
         ({"start": "net", "classes": 3}, "--start .*net: has 2 labels, not 3"),
+        ({"prune_with": "net", "pruned_share": 0.5, "classes": 3}, "--prune-with .*net: has 2 labels, not 3"),
         ({"start": "net", "rank": 2}, "--start .*net: its adapters are of another base, rank or number of layers"),
         ({"start": "nowhere"}, "cannot read the trained classifier"),
     ],
 )
 def test_a_teacher_or_a_start_that_does_not_fit_is_refused(recipe, tmp_path, change, complaint):
     run(replace(recipe, epochs=0.5), tmp_path / "net")
-    change = change | {key: str(tmp_path / change[key]) for key in ("teacher", "start") if key in change}
+    change = change | {key: str(tmp_path / change[key]) for key in ("teacher", "start", "prune_with") if key in change}
     with pytest.raises(TierwiseError, match=complaint):
         run(replace(recipe, **change), tmp_path / "other")
 
