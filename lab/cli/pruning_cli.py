@@ -23,7 +23,7 @@ def train_keep(
     n: Annotated[int, Option(min=10, help="Texts to learn from and to judge on.")] = 1000,
     skip: Annotated[int, Option(min=0, help="Leave out the first rows.")] = 0,
     unsure: Annotated[
-        float, Option(min=0, max=1, help="Only texts of which the first tier is less sure than this.")
+        float, Option(min=0, max=1, help="Only texts of which the first tier is less sure than this; 0: all.")
     ] = 0.9,
     hold_out: Annotated[int, Option(min=1, help="Leave out this many rows, the last of the split train.")] = 2500,
     threads: Annotated[int, Option(min=1, max=256, help="Compute threads.")] = 2,
@@ -38,11 +38,13 @@ def train_keep(
     check_torch("train-keep")
     let_threads_sleep()
     from lab.fit.keep import train_keep as job
+    from lab.fit.keep_head import FILE
 
     loaded = load_bundle(bundle)
     rows, _ = divide(training_rows(data, None, loaded.labels)[0], hold_out)
     with sole_writer(loaded.folder / "keep"):
         found = job(loaded, rows[skip:], most=n, unsure=unsure, threads=threads, console=console)
+    console.print(f"written: {loaded.folder / FILE}", highlight=False)
     console.print(
         f"learned from {found['learned']} texts; of the upper half of the words of {found['judged']} others found:"
     )
@@ -84,6 +86,11 @@ def check_pruning(
         finally:
             recorders.save()
     for row in report["rows"]:
-        points, more = 100 * row["points"][0], row["nll_more"][0]
-        what = f"{row['reader']}, {row['sent']} {row['score']} {row['kept']:.2f} after {row['after']}"
-        console.print(f"{what}: work {row['work']:.2f}, {points:+.1f} points, NLL {more:+.3f}", highlight=False)
+        points, more = [100 * one for one in row["points"]], row["nll_more"]
+        by = f" by {row['score']}, {row['kept']:.2f} kept" if row["score"] else ""
+        after = f" after layer {row['after']}" if row["after"] else ""
+        lost = f"{points[0]:+.1f} [{points[1]:+.1f}, {points[2]:+.1f}] points"
+        nll = f"NLL {more[0]:+.3f} [{more[1]:+.3f}, {more[2]:+.3f}]"
+        told = f"work {row['work']:.2f}, {lost}, {nll}, n = {row['n']}{', accepted' if row['accepted'] else ''}"
+        console.print(f"{row['reader']}, {row['sent']}{by}{after}: {told}", highlight=False, soft_wrap=True)
+    console.print(f"written: {out.with_suffix('.json')}", highlight=False)

@@ -24,7 +24,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from lab.console import progress
 from lab.data.examples import Example
 from lab.fit.augment import surest
-from lab.fit.keep_head import KeepHead, word_bests, word_means
+from lab.fit.keep_head import KeepHead, check_first_tier, word_bests, word_means
 from lab.replay.cache import Shelf
 from lab.replay.recorder import Kernel, Recorder, Recorders, source_of
 from shared.errors import BadSetting, UnreadableText
@@ -60,12 +60,14 @@ def train_keep(
 ) -> dict[str, Any]:
     """Write the bundle's keep-head; how often each score finds a word of the upper half, on texts not learned from.
 
-    It learns from the first `most` texts of which the first tier's last exit is less sure than `unsure`. Texts that a
-    tier cannot read are left out.
+    It learns from the first `most` texts of which the first tier's last exit is less sure than `unsure` (0: any).
+    Texts that a tier cannot read are left out.
 
     Raises:
-        BadSetting: there are too few such texts, or none has two words that both tiers read.
+        BadSetting: the first tier has no network of its own, there are too few such texts, or none has two words that
+            both tiers read.
     """
+    check_first_tier(bundle)
     recorders = Recorders(console, threads=threads)
     numbers = [recorders.corpus.number(e.text, e.pair) for e in examples]
     first, last = (recorders.of(source_of(bundle, bundle.order[at]), len(bundle.labels)) for at in (0, -1))
@@ -135,7 +137,7 @@ def _unsure(first: Recorder, numbers: list[int], most: int, unsure: float) -> li
     for at in range(0, len(numbers), 100):
         some = numbers[at : at + 100]
         for number, record in zip(some, first.records(some, Kernel.COUNTED), strict=True):
-            if record.tokens and surest(record) < unsure:
+            if record.tokens and (not unsure or surest(record) < unsure):
                 chosen.append(number)
         if len(chosen) >= most:
             break

@@ -14,8 +14,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from shared.errors import WrongWeights, one_line
+from shared.errors import BadSetting, WrongWeights, one_line
 from shared.model.base import Array
+from shared.model.bundle import Bundle
 from shared.model.words import Encoded
 
 FILE = "keep.safetensors"
@@ -27,7 +28,14 @@ class KeepHead:
     b: float
 
     def scores(self, encoded: Encoded, hidden: Array) -> Array:
-        """Of each word [words], from the states [S, D] of the tokens; 0 of one that was not read."""
+        """Of each word [words], from the states [S, D] of the tokens; 0 of one that was not read.
+
+        Raises:
+            WrongWeights: it was learned from a network of another width.
+        """
+        if hidden.shape[-1] != len(self.v):
+            width = f"{len(self.v)} values a state, the first tier has {hidden.shape[-1]}"
+            raise WrongWeights(f"{FILE} is of another network ({width}): run `tierwise train-keep` again")
         return word_means(encoded, hidden @ self.v + self.b)
 
     def save(self, folder: Path) -> None:
@@ -49,6 +57,17 @@ def read_keep_head(folder: Path) -> KeepHead | None:
         return KeepHead(tensors["v"], float(tensors["b"][0]))
     except (OSError, KeyError, IndexError, SafetensorError) as error:
         raise WrongWeights(f"{path}: no keep-head: {one_line(error)}") from error
+
+
+def check_first_tier(bundle: Bundle) -> None:
+    """Whether the first tier has states of its own to learn from.
+
+    Raises:
+        BadSetting: it shares its network with a deeper one, so a recording of it is of that tier's layers.
+    """
+    first, *deeper = bundle.tiers.values()
+    if any(model.network == first.network for model in deeper):
+        raise BadSetting(f"bundle {bundle.name}: its first tier needs a network of its own, not {first.network}")
 
 
 def word_means(encoded: Encoded, values: Array) -> Array:

@@ -11,6 +11,7 @@ more than `LOSS` allows. Left out: measured times; temperatures of their own for
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ import numpy as np
 
 from lab.console import tracked
 from lab.data.examples import Example, digest
-from lab.fit.keep_head import read_keep_head, word_bests
+from lab.fit.keep_head import check_first_tier, read_keep_head, word_bests
 from lab.live.bench_report import cpu
 from lab.outputs import write_json
 from lab.papers.dropped import after, last_exit, tokens_of
@@ -102,21 +103,27 @@ class Reader:
         folder = cache_dir() / "dropped" / self.recorder.digest[:24]
         shelf = Shelf[Array](folder, lambda items: {"found": np.stack(items)}, lambda packed: list(packed["found"]))
         classes = self.recorder.classes
+        keys: dict[Drop, list[str]] = {drop: [] for drop in drops}
         for read in tracked(reads, self.recorder.console, f"{self.name} drops states"):
-            missing = shelf.fetch([self._key(read, drop) for drop in drops])
-            todo = [drop for drop in drops if self._key(read, drop) in missing]
-            for key, found in self._drop(read, todo, scores) if todo else ():
-                shelf.put(key, found)
+            own = {drop: self._key(read, drop, scores) for drop in drops}
+            missing = shelf.fetch(list(own.values()))
+            todo = [drop for drop in drops if own[drop] in missing]
+            for drop, found in self._drop(read, todo, scores) if todo else ():
+                shelf.put(own[drop], found)
+            for drop in drops:
+                keys[drop].append(own[drop])
         shelf.save()
         for drop in drops:
-            found = np.stack([shelf.items[self._key(read, drop)] for read in reads])  # logits and work
+            found = np.stack([shelf.items[key] for key in keys[drop]])  # logits and work
             yield self._answers(list(found[:, :classes]), found[:, classes])
 
-    def _key(self, read: Read, drop: Drop) -> str:
-        head = f" {read.learned.sum():.6f}" if read.learned is not None and drop.score == "keep-head" else ""
-        return f"{self.recorder.corpus.keys[read.number]} {read.number} {drop.after} {drop.score} {STATES}{head}"
+    def _key(self, read: Read, drop: Drop, scores: dict[str, Score]) -> str:
+        """With the score itself, which is another tier's."""
+        worth = b"" if drop.score == OWN else scores[drop.score](read).astype(np.float32).tobytes()
+        told = hashlib.sha256(worth).hexdigest()[:16]
+        return f"{self.recorder.corpus.keys[read.number]} {drop.after} {drop.score} {STATES} {told}"
 
-    def _drop(self, read: Read, drops: Sequence[Drop], scores: dict[str, Score]) -> Iterator[tuple[str, Array]]:
+    def _drop(self, read: Read, drops: Sequence[Drop], scores: dict[str, Score]) -> Iterator[tuple[Drop, Array]]:
         classifier = self.recorder.classifier()
         engine, layers = classifier.engine, classifier.engine.layers
         engine.enter()
@@ -133,7 +140,7 @@ class Reader:
             keep = tokens_of(encoded, order[: max(1, round(STATES * len(own)))])
             logits = last_exit(engine, row, drop.after, keep)
             whole, rest = (float(self._padded(np.array([count]))[0]) for count in (len(encoded.ids), len(keep)))
-            yield self._key(read, drop), np.append(logits, whole * drop.after + rest * (layers - drop.after))
+            yield drop, np.append(logits, whole * drop.after + rest * (layers - drop.after))
 
     def _padded(self, tokens: Array) -> Array:
         return self.recorder.source.computed(tokens)
@@ -160,6 +167,7 @@ def check(
         raise BadSetting(f"bundle {bundle.name} is not calibrated: nobody knows what its first tier would send")
     if odd := [other.name for other in others if other.labels != bundle.labels]:
         raise BadSetting(f"bundle {odd[0]} has other labels than {bundle.name}")
+    check_first_tier(bundle)
     if (runs := runs_on(bundle).split()[0]) != "openvino":
         raise BadSetting(f"check-pruning drops states in the openvino engine alone; here runs {runs}")
     replay = Replay(bundle, examples, recorders)
@@ -223,10 +231,14 @@ def _asked(
         told = {"reader": reader.name, "after": 0}
         yield told | {"sent": "every word", "score": "", "kept": 1.0}, reader.texts([read.number for read in reads])
         for name, score in (scores | controls).items():
+            if name == NEEDED and at:
+                continue  # the need is the first reader's
             numbers = [keeping(recorders.corpus, read, best(read, score, WORDS)) for read in reads]
             yield told | {"sent": "words", "score": name, "kept": WORDS}, reader.texts(numbers)
         by = [*scores, *([OWN, "random words"] if at == 0 else [])]
         layers = [n for n in DROPS if n < reader.recorder.source.layers]
+        if not layers:
+            continue
         middle = layers[(len(layers) - 1) // 2]
         drops = [Drop(middle, name) for name in by]
         drops += [Drop(n, "received attention") for n in layers if n != middle and at == 0]

@@ -4,7 +4,7 @@
     share of the margin  |a_j (w . h_j)| at the exit that decided: `shared/model/shares.py`
     keep-head            what `tierwise train-keep` learned, where the bundle has it
     the reader's own share   the share of the margin at the deepest tier's last exit, once it has read all: no tier can
-                             send by this score; it bounds what learning from the reader may bring
+                             send by this score
     head and tail, random words       controls
 
 Left out: floors for short texts.

@@ -18,7 +18,7 @@ from lab.cli.main import app
 from lab.data.examples import Example
 from lab.fit import keep
 from lab.fit.augment import augment, surest, unsure
-from lab.fit.keep_head import FILE, KeepHead, read_keep_head, word_means
+from lab.fit.keep_head import FILE, KeepHead, check_first_tier, read_keep_head, word_means
 from lab.fit.recipe import Recipe
 from lab.fit.teacher import Teacher
 from lab.papers.dropped import after, last_exit, tokens_of
@@ -194,6 +194,17 @@ def test_a_row_is_accepted_where_it_saves_work_and_loses_nothing():
     assert not worse["accepted"]
     few = _against(Answers(whole.probabilities[:50], np.full(50, 5.0)), whole, truth)  # the first texts alone
     assert (few["n"], few["work"], few["points"][0]) == (50, 0.5, 0)
+
+
+def test_a_head_of_another_network_is_refused():
+    with pytest.raises(WrongWeights, match=r"2 values a state, the first tier has 3.*train-keep"):
+        KeepHead(np.ones(2, dtype=np.float32), 0.0).scores(Encoded([0], [0], [0], ["a"], 1, False), np.ones((1, 3)))
+
+
+def test_a_first_tier_without_a_network_of_its_own_is_refused():
+    with pytest.raises(BadSetting, match="split-sst2: its first tier needs a network of its own, not mpnet-12"):
+        check_first_tier(load_bundle("split-sst2"))
+    check_first_tier(load_bundle("collaborative"))
 
 
 def test_check_pruning_asks_every_way_and_again_from_disk(tiny_bundle, tmp_path, sentences, cache):
