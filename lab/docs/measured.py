@@ -90,7 +90,7 @@ def trace(name: str) -> Rows:
 
 
 def cells() -> Rows:
-    """The bench over netem links: four columns per pair of links; ratios are against the deepest tier alone."""
+    """The bench over netem links: four columns per pair of links; ratios are against the cloud alone."""
     reports = {path.stem.removeprefix("netem-"): read(path) for path in sorted(RESULTS.glob("netem-*.json"))}
     first = next(iter(reports.values()))
     rows = [

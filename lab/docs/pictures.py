@@ -47,7 +47,13 @@ def cells(path: Path, title: str) -> None:
         "links shaped by netem",
     )
     with picture(path, title, made, height=3.6) as (axes,):
-        colours = {"network-aware": BLUE, "collaborative": BLUE, "edge-only": GREEN, "cloud-only": ORANGE, "end-only": GREY}
+        colours = {
+            "network-aware": BLUE,
+            "collaborative": BLUE,
+            "edge-only": GREEN,
+            "cloud-only": ORANGE,
+            "end-only": GREY,
+        }
         for policy, colour in colours.items():
             ms = {cell: report["policies"][policy]["latency_ms"]["mean"] for cell, report in reports.items()}
             intervals(axes, {cell: [mean] for cell, mean in ms.items()}, name=policy, colour=colour)

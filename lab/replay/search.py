@@ -104,6 +104,7 @@ def knobs(bundle: Bundle, coefficients: Sequence[float], tokens: Mapping[str, Se
     return {
         "collaborative": [*sending, *leaving, unsure],
         "tabi": sending,
+        # its gains stay those of the card's exits: the replay tells what another reading is worth with them
         "network-aware": [Knob("value_ms", VALUES[6::3], VALUES), *reading, *leaving],
         "dimee": [alpha],
         "length-quantile": [alpha],
