@@ -222,29 +222,41 @@ def sent(replay: Replay) -> list[Read]:
 def _asked(
     readers: Sequence[Reader], reads: Sequence[Read], states: int, recorders: Recorders
 ) -> Iterator[tuple[dict[str, Any], Answers]]:
-    """Every row: what it is, and the answers."""
+    """Every row: what it is, and the answers. The others are asked about words alone."""
     scores: dict[str, Score] = {"received attention": received, "share of the margin": share}
     if reads[0].learned is not None:
         scores["keep-head"] = learned
-    controls: dict[str, Score] = {NEEDED: needed, "random words": at_random, "head and tail": ends}
-    for at, reader in enumerate(readers):
-        told = {"reader": reader.name, "after": 0}
-        yield told | {"sent": "every word", "score": "", "kept": 1.0}, reader.texts([read.number for read in reads])
-        for name, score in (scores | controls).items():
-            if name == NEEDED and at:
-                continue  # the need is the first reader's
-            numbers = [keeping(recorders.corpus, read, best(read, score, WORDS)) for read in reads]
-            yield told | {"sent": "words", "score": name, "kept": WORDS}, reader.texts(numbers)
-        by = [*scores, *([OWN, "random words"] if at == 0 else [])]
-        layers = [n for n in DROPS if n < reader.recorder.source.layers]
-        if not layers:
-            continue
-        middle = layers[(len(layers) - 1) // 2]
-        drops = [Drop(middle, name) for name in by]
-        drops += [Drop(n, "received attention") for n in layers if n != middle and at == 0]
-        found = reader.dropping(reads[:states], drops, scores | controls)
-        for drop, answers in zip(drops, found, strict=True):
-            yield {**told, "sent": "states", "score": drop.score, "kept": STATES, "after": drop.after}, answers
+    controls: dict[str, Score] = {"random words": at_random, "head and tail": ends}
+    first, *others = readers
+    yield from _words(first, reads, scores | {NEEDED: needed} | controls, recorders)
+    yield from _states(first, reads[:states], scores, controls)
+    for reader in others:
+        yield from _words(reader, reads, scores | controls, recorders)
+
+
+def _words(
+    reader: Reader, reads: Sequence[Read], scores: dict[str, Score], recorders: Recorders
+) -> Iterator[tuple[dict[str, Any], Answers]]:
+    told = {"reader": reader.name, "after": 0}
+    yield told | {"sent": "every word", "score": "", "kept": 1.0}, reader.texts([read.number for read in reads])
+    for name, score in scores.items():
+        numbers = [keeping(recorders.corpus, read, best(read, score, WORDS)) for read in reads]
+        yield told | {"sent": "words", "score": name, "kept": WORDS}, reader.texts(numbers)
+
+
+def _states(
+    reader: Reader, reads: Sequence[Read], scores: dict[str, Score], controls: dict[str, Score]
+) -> Iterator[tuple[dict[str, Any], Answers]]:
+    """Every score after one layer, and the tier's own after the others."""
+    layers = [n for n in DROPS if n < reader.recorder.source.layers]
+    if not layers:
+        return
+    middle = layers[(len(layers) - 1) // 2]
+    drops = [Drop(middle, name) for name in (*scores, OWN, "random words")]
+    drops += [Drop(n, "received attention") for n in layers if n != middle]
+    for drop, answers in zip(drops, reader.dropping(reads, drops, scores | controls), strict=True):
+        told = {"reader": reader.name, "sent": "states", "score": drop.score, "kept": STATES, "after": drop.after}
+        yield told, answers
 
 
 def _against(answers: Answers, whole: Answers, truth: Array) -> dict[str, Any]:
