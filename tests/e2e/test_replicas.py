@@ -103,7 +103,7 @@ def test_a_replica_that_is_killed_and_one_that_is_updated_lose_nothing(client):
         old.stop(timeout=60)
         old.reload()
         assert old.attrs["State"]["ExitCode"] == 0
-        wait_for(client, load, lambda found: len(found) == 2)
+        wait_for(client, load, lambda found: list(found.values()) == ["closed"] * 2)
         load.more(12)
     assert set(load.answers) == {(200, "cloud", None)}
     assert len(clouds()) == 2
