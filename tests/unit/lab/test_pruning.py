@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,8 @@ from lab.fit.keep_head import FILE, KeepHead, check_first_tier, read_keep_head, 
 from lab.fit.recipe import Recipe
 from lab.fit.teacher import Teacher
 from lab.papers.dropped import after, last_exit, tokens_of
-from lab.papers.pruning import Answers, _against
+from lab.papers.pruning import Answers, Drop, Reader, _against
+from lab.papers.scores import Read, learned
 from lab.replay.recorder import Kernel
 from shared.errors import BadSetting, WrongWeights
 from shared.model.bundle import load_bundle
@@ -194,6 +196,17 @@ def test_a_row_is_accepted_where_it_saves_work_and_loses_nothing():
     assert not worse["accepted"]
     few = _against(Answers(whole.probabilities[:50], np.full(50, 5.0)), whole, truth)  # the first texts alone
     assert (few["n"], few["work"], few["points"][0]) == (50, 0.5, 0)
+
+
+def test_dropped_states_are_kept_by_the_score_that_chose_them():
+    reader = SimpleNamespace(recorder=SimpleNamespace(corpus=SimpleNamespace(keys=["text"])))
+
+    def key(*worth):
+        read = Read(0, None, None, learned=np.array(worth))
+        return Reader._key(reader, read, Drop(3, "keep-head"), {"keep-head": learned})
+
+    assert key(1.0, 2.0) == key(1.0, 2.0)
+    assert key(1.0, 2.0) != key(2.0, 1.0)  # as another first tier may say of the same text
 
 
 def test_a_head_of_another_network_is_refused():
